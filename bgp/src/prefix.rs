@@ -1,0 +1,289 @@
+//! Address families and prefixes in the packed form that the codec and the RIB use.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// An address family that this speaker carries (AFI and SAFI of RFC 4760).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Family {
+    /// AFI 1, SAFI 1.
+    #[serde(rename = "IPv4Unicast")]
+    Ipv4Unicast,
+    /// AFI 2, SAFI 1.
+    #[serde(rename = "IPv6Unicast")]
+    Ipv6Unicast,
+}
+
+impl Family {
+    /// Every family, in the order of their AFI.
+    pub const ALL: [Family; 2] = [Family::Ipv4Unicast, Family::Ipv6Unicast];
+
+    /// The Address Family Identifier (RFC 4760 section 3).
+    pub const fn afi(self) -> u16 {
+        match self {
+            Family::Ipv4Unicast => 1,
+            Family::Ipv6Unicast => 2,
+        }
+    }
+
+    /// The Subsequent Address Family Identifier (RFC 4760 section 6).
+    pub const fn safi(self) -> u8 {
+        1
+    }
+
+    /// The family of an AFI and SAFI pair, if it is one that this speaker carries.
+    pub const fn from_afi_safi(afi: u16, safi: u8) -> Option<Family> {
+        match (afi, safi) {
+            (1, 1) => Some(Family::Ipv4Unicast),
+            (2, 1) => Some(Family::Ipv6Unicast),
+            _ => None,
+        }
+    }
+
+    /// Bits in an address of this family.
+    pub const fn bits(self) -> u8 {
+        match self {
+            Family::Ipv4Unicast => 32,
+            Family::Ipv6Unicast => 128,
+        }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Family::Ipv4Unicast => "IPv4Unicast",
+            Family::Ipv6Unicast => "IPv6Unicast",
+        })
+    }
+}
+
+/// A set of families, one bit each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Families(u8);
+
+impl Families {
+    /// No family.
+    pub const NONE: Families = Families(0);
+
+    /// This set with `family` in it.
+    #[must_use]
+    pub const fn with(self, family: Family) -> Families {
+        Families(self.0 | 1 << family as u8)
+    }
+
+    /// Whether `family` is in the set.
+    pub const fn contains(self, family: Family) -> bool {
+        self.0 & (1 << family as u8) != 0
+    }
+
+    /// The families in both sets.
+    #[must_use]
+    pub const fn intersection(self, other: Families) -> Families {
+        Families(self.0 & other.0)
+    }
+
+    /// Whether no family is in the set.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// The families in the set, in the order of their AFI.
+    pub fn iter(self) -> impl Iterator<Item = Family> {
+        Family::ALL.into_iter().filter(move |family| self.contains(*family))
+    }
+}
+
+impl FromIterator<Family> for Families {
+    fn from_iter<T: IntoIterator<Item = Family>>(families: T) -> Self {
+        families.into_iter().fold(Families::NONE, Families::with)
+    }
+}
+
+/// An IPv4 prefix: host bits are always zero and `len` is at most 32.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ipv4Prefix {
+    addr: u32,
+    len: u8,
+}
+
+/// An IPv6 prefix: host bits are always zero and `len` is at most 128.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Ipv6Prefix {
+    // Two words keep the alignment at 8 octets, which makes a key 24 octets and not 32.
+    addr: [u64; 2],
+    len: u8,
+}
+
+impl Ipv4Prefix {
+    /// The prefix of `len` bits that holds `addr`; `None` when `len` is above 32.
+    pub const fn new(addr: u32, len: u8) -> Option<Ipv4Prefix> {
+        if len > 32 {
+            return None;
+        }
+        let mask = if len == 0 { 0 } else { u32::MAX << (32 - len) };
+        Some(Ipv4Prefix { addr: addr & mask, len })
+    }
+
+    /// The network address in host byte order.
+    pub const fn addr(self) -> u32 {
+        self.addr
+    }
+
+    /// The prefix length in bits.
+    #[expect(clippy::len_without_is_empty, reason = "a prefix length is not a container's size")]
+    pub const fn len(self) -> u8 {
+        self.len
+    }
+}
+
+impl Ipv6Prefix {
+    /// The prefix of `len` bits that holds `addr`; `None` when `len` is above 128.
+    pub const fn new(addr: u128, len: u8) -> Option<Ipv6Prefix> {
+        if len > 128 {
+            return None;
+        }
+        let mask = if len == 0 { 0 } else { u128::MAX << (128 - len) };
+        let addr = addr & mask;
+        Some(Ipv6Prefix { addr: [(addr >> 64) as u64, addr as u64], len })
+    }
+
+    /// The network address in host byte order.
+    pub const fn addr(self) -> u128 {
+        (self.addr[0] as u128) << 64 | self.addr[1] as u128
+    }
+
+    /// The prefix length in bits.
+    #[expect(clippy::len_without_is_empty, reason = "a prefix length is not a container's size")]
+    pub const fn len(self) -> u8 {
+        self.len
+    }
+}
+
+/// A prefix of either family.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Prefix {
+    /// An IPv4 prefix.
+    V4(Ipv4Prefix),
+    /// An IPv6 prefix.
+    V6(Ipv6Prefix),
+}
+
+impl Prefix {
+    /// The family that carries this prefix.
+    pub const fn family(self) -> Family {
+        match self {
+            Prefix::V4(_) => Family::Ipv4Unicast,
+            Prefix::V6(_) => Family::Ipv6Unicast,
+        }
+    }
+
+    /// The prefix length in bits.
+    #[expect(clippy::len_without_is_empty, reason = "a prefix length is not a container's size")]
+    pub const fn len(self) -> u8 {
+        match self {
+            Prefix::V4(p) => p.len(),
+            Prefix::V6(p) => p.len(),
+        }
+    }
+
+    /// The network address.
+    pub const fn addr(self) -> IpAddr {
+        match self {
+            Prefix::V4(p) => IpAddr::V4(Ipv4Addr::from_bits(p.addr())),
+            Prefix::V6(p) => IpAddr::V6(Ipv6Addr::from_bits(p.addr())),
+        }
+    }
+
+    /// Whether every address of `other` is in this prefix.
+    pub fn contains(self, other: Prefix) -> bool {
+        match (self, other) {
+            (Prefix::V4(a), Prefix::V4(b)) => {
+                a.len <= b.len && Ipv4Prefix::new(b.addr, a.len) == Some(a)
+            }
+            (Prefix::V6(a), Prefix::V6(b)) => {
+                a.len <= b.len && Ipv6Prefix::new(b.addr(), a.len) == Some(a)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl From<IpNet> for Prefix {
+    /// Host bits of `net` are dropped.
+    fn from(net: IpNet) -> Prefix {
+        match net.trunc() {
+            IpNet::V4(n) => {
+                Prefix::V4(Ipv4Prefix { addr: n.addr().to_bits(), len: n.prefix_len() })
+            }
+            IpNet::V6(n) => {
+                let addr = n.addr().to_bits();
+                Prefix::V6(Ipv6Prefix {
+                    addr: [(addr >> 64) as u64, addr as u64],
+                    len: n.prefix_len(),
+                })
+            }
+        }
+    }
+}
+
+impl From<Prefix> for IpNet {
+    fn from(prefix: Prefix) -> IpNet {
+        match prefix {
+            Prefix::V4(p) => {
+                IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::from_bits(p.addr()), p.len()))
+            }
+            Prefix::V6(p) => {
+                IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_bits(p.addr()), p.len()))
+            }
+        }
+    }
+}
+
+impl FromStr for Prefix {
+    type Err = ipnet::AddrParseError;
+
+    fn from_str(text: &str) -> Result<Prefix, Self::Err> {
+        text.parse::<IpNet>().map(Prefix::from)
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.addr(), self.len())
+    }
+}
+
+impl fmt::Debug for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl fmt::Debug for Ipv4Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Prefix::V4(*self), f)
+    }
+}
+
+impl fmt::Debug for Ipv6Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&Prefix::V6(*self), f)
+    }
+}
+
+impl Serialize for Prefix {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Prefix {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Prefix, D::Error> {
+        IpNet::deserialize(deserializer).map(Prefix::from)
+    }
+}

@@ -1,0 +1,29 @@
+//! The only code of Cairn that talks to the Linux kernel's network stack.
+//!
+//! Everything that is read from or written to rtnetlink, network namespaces and network sysctls goes
+//! through this crate. It decides nothing about the cluster: callers hand in what they want as plain
+//! values and get back what the kernel holds and what failed.
+
+pub mod link;
+pub mod monitor;
+pub mod netns;
+pub mod pod;
+pub mod reconcile;
+pub mod resolve;
+pub mod route;
+pub mod sysctl;
+
+/// Route protocol number (`rtm_protocol`) of routes that come from BGP and of own blocks.
+pub const ROUTE_PROTOCOL: u8 = 198;
+
+/// Route protocol number of host routes to local pods. They are the pods' database and are never
+/// swept together with the routes of [`ROUTE_PROTOCOL`].
+pub const POD_ROUTE_PROTOCOL: u8 = 199;
+
+/// Metric of routes that come from BGP. No other daemon uses it by default, so that neither side
+/// replaces the other's route to the same prefix.
+pub const ROUTE_METRIC: u32 = 198;
+
+/// Metric of the blackhole route that holds an own block: above every pod's host route, so that a
+/// block of one address does not hide its own pod.
+pub const BLACKHOLE_METRIC: u32 = 4198;
