@@ -4,6 +4,8 @@
 //! through this crate. It decides nothing about the cluster: callers hand in what they want as plain
 //! values and get back what the kernel holds and what failed.
 
+pub mod batch;
+pub mod error;
 pub mod link;
 pub mod monitor;
 pub mod netns;
@@ -11,7 +13,14 @@ pub mod pod;
 pub mod reconcile;
 pub mod resolve;
 pub mod route;
+pub mod socket;
 pub mod sysctl;
+
+pub use batch::Batch;
+pub use error::{Error, Refusal};
+pub use netns::NetNs;
+pub use rustix::io::Errno;
+pub use socket::Netlink;
 
 /// Route protocol number (`rtm_protocol`) of routes that come from BGP and of own blocks.
 pub const ROUTE_PROTOCOL: u8 = 198;

@@ -1,0 +1,69 @@
+//! What the tests of this crate share: network namespaces that go away with the test.
+#![allow(dead_code, reason = "each test program uses its own part")]
+
+use std::ops::Deref;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use cairn_kernel::link::{self, Link, Veth, VethEnd};
+use cairn_kernel::{NetNs, Netlink};
+
+/// A network namespace of one test, removed when the value is dropped.
+pub struct TestNetNs {
+    pub name: String,
+    netns: NetNs,
+}
+
+impl TestNetNs {
+    pub fn create() -> TestNetNs {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "the tests of the kernel crate make network namespaces: run them as root"
+        );
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("kernel-{}-{number}", std::process::id());
+        let netns = NetNs::create(&name).unwrap();
+        TestNetNs { name, netns }
+    }
+
+    pub fn netlink(&self) -> Netlink {
+        Netlink::open_in(&self.netns).unwrap()
+    }
+}
+
+impl Deref for TestNetNs {
+    type Target = NetNs;
+
+    fn deref(&self) -> &NetNs {
+        &self.netns
+    }
+}
+
+impl Drop for TestNetNs {
+    fn drop(&mut self) {
+        if let Err(error) = NetNs::delete(&self.name) {
+            eprintln!("the namespace {} stays behind: {error}", self.name);
+        }
+    }
+}
+
+/// A veth pair inside one namespace, both ends up, the first with `addresses`.
+pub fn veth_up(netlink: &mut Netlink, name: &str, addresses: &[&str]) -> Link {
+    let peer = format!("{name}p");
+    let pair = Veth {
+        end: VethEnd::named(name),
+        peer: VethEnd::named(&peer),
+        peer_netns: None,
+        mtu: None,
+    };
+    link::create_veth(netlink, &pair).unwrap();
+    let end = link::find(netlink, name).unwrap().unwrap();
+    let other = link::find(netlink, &peer).unwrap().unwrap();
+    link::set_up(netlink, end.index).unwrap();
+    link::set_up(netlink, other.index).unwrap();
+    for address in addresses {
+        let address = address.parse().unwrap();
+        link::add_address(netlink, end.index, address, link::DuplicateDetection::Skip).unwrap();
+    }
+    end
+}
