@@ -1,1 +1,54 @@
-//! placeholder
+//! The custom resources of Cairn, group `cairn.network`, version `v1alpha1`.
+//!
+//! One file a kind, types and schema rules only. What a single object can say wrong is refused by
+//! the schema with a sentence (CEL rules, enums, ranges); what needs other objects is a condition.
+//! [`crds`] yields the definitions that `manifests/crds` holds.
+
+mod advertisement;
+mod bgpconfiguration;
+mod bgpnode;
+mod bgpnodestatus;
+mod bgppeer;
+mod bgppolicy;
+mod common;
+mod ipblock;
+mod ippool;
+
+pub use advertisement::{BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus};
+pub use bgpconfiguration::{
+    BGPConfiguration, BGPConfigurationSpec, BGPConfigurationStatus, GracefulRestart, Timers,
+    Topology,
+};
+pub use bgpnode::{BGPNode, BGPNodeSpec};
+pub use bgpnodestatus::{
+    BGPNodeStatus, BGPNodeStatusSpec, FailedRoute, RoutesStatus, SessionStatus,
+};
+pub use bgppeer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, NextHop};
+pub use bgppolicy::{
+    Action, BGPPolicy, BGPPolicySpec, BGPPolicyStatus, Match, Origin, PolicyRule, PrefixMatch,
+};
+pub use common::{
+    AddressFamily, Condition, ConditionStatus, GROUP, LABEL_ASN, LabelSelector,
+    LabelSelectorRequirement, ObjectReference, Operator, VERSION, set_condition,
+};
+pub use ipblock::{
+    Allocation, FINALIZER, IPBlock, IPBlockSpec, IPBlockStatus, block_name, block_range,
+};
+pub use ippool::{Encapsulation, IPPool, IPPoolSpec, IPPoolStatus, PoolUse};
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
+use kube::CustomResourceExt;
+
+/// The definitions of every kind, in the order in which they are applied.
+pub fn crds() -> Vec<CustomResourceDefinition> {
+    vec![
+        IPPool::crd(),
+        IPBlock::crd(),
+        BGPConfiguration::crd(),
+        BGPNode::crd(),
+        BGPPeer::crd(),
+        BGPPolicy::crd(),
+        BGPAdvertisement::crd(),
+        BGPNodeStatus::crd(),
+    ]
+}

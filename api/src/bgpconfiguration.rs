@@ -1,0 +1,156 @@
+//! BGPConfiguration: the settings of BGP in the cluster, or of one `cairn speaker`.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::common::Condition;
+
+/// The settings of BGP in the cluster, or of one `cairn speaker`. There is one, named default.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "cairn.network",
+    version = "v1alpha1",
+    kind = "BGPConfiguration",
+    plural = "bgpconfigurations",
+    shortname = "bgpc",
+    category = "cairn",
+    status = "BGPConfigurationStatus",
+    derive = "PartialEq",
+    doc = "The settings of BGP in the cluster. There is one, named default.",
+    printcolumn(name = "ASN", type_ = "integer", json_path = ".spec.asn"),
+    printcolumn(name = "Topology", type_ = "string", json_path = ".spec.topology"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    validation = Rule::new("self.metadata.name == 'default'").message("there is one BGPConfiguration and its name is default")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BGPConfigurationSpec {
+    /// The autonomous system number of nodes without the label `cairn.network/asn`.
+    #[serde(default = "default_asn")]
+    #[schemars(range(min = 1, max = 4294967294i64))]
+    #[x_kube(validation = Rule::new("self != 23456").message("23456 is AS_TRANS (RFC 6793) and cannot be an AS of your own"))]
+    pub asn: u32,
+    /// Which nodes of equal AS peer with each other.
+    #[serde(default)]
+    pub topology: Topology,
+    /// The TCP port on which sessions are accepted and to which nodes of the cluster connect.
+    #[serde(default = "default_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub listen_port: u16,
+    /// Timers of sessions; a BGPPeer may have its own.
+    #[serde(default)]
+    pub timers: Timers,
+    /// Graceful restart (RFC 4724): forwarding goes on while an agent restarts.
+    #[serde(default)]
+    pub graceful_restart: GracefulRestart,
+    /// The BGP identifier. Only in a file for `cairn speaker`.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "routerID")]
+    #[schemars(length(max = 15))]
+    pub router_id: Option<String>,
+    /// Addresses on which sessions are accepted. Only in a file for `cairn speaker`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(max = 45)))]
+    pub listen_addresses: Vec<String>,
+}
+
+fn default_asn() -> u32 {
+    64512
+}
+
+fn default_port() -> u16 {
+    179
+}
+
+impl Default for BGPConfigurationSpec {
+    fn default() -> Self {
+        BGPConfigurationSpec {
+            asn: default_asn(),
+            topology: Topology::default(),
+            listen_port: default_port(),
+            timers: Timers::default(),
+            graceful_restart: GracefulRestart::default(),
+            router_id: None,
+            listen_addresses: Vec::new(),
+        }
+    }
+}
+
+/// Which nodes of equal AS peer with each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Topology {
+    /// What fits the number of nodes.
+    #[default]
+    Auto,
+    /// Every node with every node.
+    FullMesh,
+    /// Nodes with route reflectors.
+    RouteReflectors,
+    /// None: only BGPPeer objects make sessions.
+    Disabled,
+}
+
+/// Timers of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Timers {
+    /// The hold time offered, in seconds: 0 (no keepalives) or at least 3 (RFC 4271 section 4.2).
+    #[serde(default = "default_hold_time")]
+    #[schemars(range(min = 0, max = 65535))]
+    #[x_kube(validation = Rule::new("self == 0 || self >= 3").message("the hold time is 0 or at least 3 seconds (RFC 4271 section 4.2)"))]
+    pub hold_time_secs: u16,
+    /// The wait between attempts to connect, in seconds.
+    #[serde(default = "default_connect_retry")]
+    #[schemars(range(min = 1, max = 3600))]
+    pub connect_retry_secs: u16,
+}
+
+fn default_hold_time() -> u16 {
+    90
+}
+
+fn default_connect_retry() -> u16 {
+    5
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Timers { hold_time_secs: default_hold_time(), connect_retry_secs: default_connect_retry() }
+    }
+}
+
+/// Graceful restart (RFC 4724).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GracefulRestart {
+    /// Whether the capability is offered.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// How long peers keep the routes of a speaker that restarts, in seconds.
+    #[serde(default = "default_restart_time")]
+    #[schemars(range(min = 1, max = 4095))]
+    pub restart_time_secs: u16,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_restart_time() -> u16 {
+    120
+}
+
+impl Default for GracefulRestart {
+    fn default() -> Self {
+        GracefulRestart { enabled: true, restart_time_secs: default_restart_time() }
+    }
+}
+
+/// What the leader reports about the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BGPConfigurationStatus {
+    /// Aspects that are not as they should be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}

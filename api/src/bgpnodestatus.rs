@@ -1,0 +1,95 @@
+//! BGPNodeStatus: what a node's speaker and kernel look like now.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// What a node's speaker and kernel look like now. Its agent writes it, no agent watches it.
+#[derive(CustomResource, Clone, Debug, Default, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "cairn.network",
+    version = "v1alpha1",
+    kind = "BGPNodeStatus",
+    plural = "bgpnodestatuses",
+    shortname = "bgpns",
+    category = "cairn",
+    derive = "PartialEq",
+    doc = "What a node's speaker and kernel look like now. Written by the node's agent.",
+    printcolumn(name = "Peers", type_ = "string", json_path = ".spec.peers"),
+    printcolumn(name = "Routes", type_ = "integer", json_path = ".spec.routes.installed"),
+    printcolumn(name = "Failed", type_ = "integer", json_path = ".spec.routes.failed"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+pub struct BGPNodeStatusSpec {
+    /// Established sessions of configured ones, for example `4/4`.
+    pub peers: String,
+    /// The sessions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub sessions: Vec<SessionStatus>,
+    /// Routes in the kernel.
+    #[serde(default)]
+    pub routes: RoutesStatus,
+    /// What is wrong on this node and what to do, one sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub problems: Vec<String>,
+}
+
+/// One BGP session.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionStatus {
+    /// The peer: `mesh/NODE` or `bgppeer/NAME`.
+    pub peer: String,
+    /// The peer's address.
+    pub address: String,
+    /// The peer's autonomous system number.
+    pub asn: u32,
+    /// The state of the finite state machine (RFC 4271 section 8.2.2).
+    pub state: String,
+    /// Since when the session is in this state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<Time>,
+    /// Why the session was last lost or could not come up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+    /// The negotiated hold time in seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold_time_secs: Option<u16>,
+    /// The negotiated families.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub families: Vec<String>,
+    /// Prefixes received from the peer.
+    pub received: u64,
+    /// Prefixes received and passed by the import policy.
+    pub accepted: u64,
+    /// Prefixes announced to the peer.
+    pub advertised: u64,
+}
+
+/// Routes in a node's kernel.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RoutesStatus {
+    /// Routes of ours that the kernel holds.
+    pub installed: u64,
+    /// Routes that are wanted and are not there.
+    pub failed: u64,
+    /// The first of the failed ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub failures: Vec<FailedRoute>,
+}
+
+/// A route that the kernel does not take.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct FailedRoute {
+    /// The destination.
+    pub prefix: String,
+    /// Why, and what to do.
+    pub reason: String,
+}

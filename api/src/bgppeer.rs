@@ -1,0 +1,124 @@
+//! BGPPeer: a BGP session with a router outside of the mesh.
+
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::bgpconfiguration::{GracefulRestart, Timers};
+use crate::common::{AddressFamily, Condition, LabelSelector};
+
+/// A BGP session with a router outside of the mesh, on every node that the selector selects.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
+#[kube(
+    group = "cairn.network",
+    version = "v1alpha1",
+    kind = "BGPPeer",
+    plural = "bgppeers",
+    shortname = "bgpp",
+    category = "cairn",
+    status = "BGPPeerStatus",
+    derive = "PartialEq",
+    doc = "A BGP session with a router outside of the mesh, on every node that nodeSelector selects.",
+    printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
+    printcolumn(name = "ASN", type_ = "integer", json_path = ".spec.asn"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("!has(self.ttlSecurity) || !self.ttlSecurity || self.multihop == 1").message("ttlSecurity protects a directly connected peer: leave multihop at 1"),
+    validation = Rule::new("!has(self.sourceAddress) || (isIP(self.sourceAddress) && ip(self.sourceAddress).family() == ip(self.address).family())").message("sourceAddress is an IP address of the family of address")
+)]
+pub struct BGPPeerSpec {
+    /// The nodes that peer with it; all when absent. `cairn speaker` ignores it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_selector: Option<LabelSelector>,
+    /// The peer's address.
+    #[schemars(length(min = 2, max = 45))]
+    #[x_kube(validation = Rule::new("isIP(self)").message("address is an IP address such as 192.0.2.1 or 2001:db8::1"))]
+    pub address: String,
+    /// The peer's TCP port.
+    #[serde(default = "default_port")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub port: u16,
+    /// The peer's autonomous system number.
+    #[schemars(range(min = 1, max = 4294967294i64))]
+    #[x_kube(validation = Rule::new("self != 23456").message("23456 is AS_TRANS (RFC 6793) and cannot be the AS of a peer"))]
+    pub asn: u32,
+    /// Timers of this session; those of the BGPConfiguration when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timers: Option<Timers>,
+    /// Graceful restart with this peer; as in the BGPConfiguration when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub graceful_restart: Option<GracefulRestart>,
+    /// Refuse packets from more than one hop away (RFC 5082). The peer must have it on too.
+    #[serde(default)]
+    pub ttl_security: bool,
+    /// Hops to an external peer at most.
+    #[serde(default = "one_hop")]
+    #[schemars(range(min = 1, max = 255))]
+    pub multihop: u8,
+    /// Wait for the peer to connect.
+    #[serde(default)]
+    pub passive: bool,
+    /// Families to offer; both when absent.
+    #[serde(default = "both_families")]
+    #[schemars(length(min = 1, max = 2))]
+    pub families: Vec<AddressFamily>,
+    /// The local address of the session; that of the route to the peer when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 2, max = 45))]
+    pub source_address: Option<String>,
+    /// Prefixes accepted at most a family, counted before policies; above it the session ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub prefixes_max: Option<u32>,
+    /// How the next hop towards the peer is chosen.
+    #[serde(default)]
+    pub next_hop: NextHop,
+    /// Names of BGPPolicy objects asked in order about what comes in. On a node an external peer
+    /// without any takes only prefixes inside the pools; `cairn speaker` takes none (RFC 8212).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    pub import_policies: Vec<String>,
+    /// Names of BGPPolicy objects asked in order about what goes out. On a node an external peer
+    /// without any gets the node's own blocks; `cairn speaker` sends none (RFC 8212).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
+    pub export_policies: Vec<String>,
+}
+
+fn default_port() -> u16 {
+    179
+}
+
+fn one_hop() -> u8 {
+    1
+}
+
+fn both_families() -> Vec<AddressFamily> {
+    vec![AddressFamily::IPv4Unicast, AddressFamily::IPv6Unicast]
+}
+
+/// How the next hop towards a peer is chosen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NextHop {
+    /// To external peers the own address; to internal ones the own address for what originates
+    /// here and as received for the rest (RFC 4271 section 5.1.3).
+    #[default]
+    Auto,
+    /// The own address.
+    #[serde(rename = "Self")]
+    SelfAddress,
+    /// As received.
+    Unchanged,
+}
+
+/// What the leader reports about a peer.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct BGPPeerStatus {
+    /// Aspects that are not as they should be.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+}
