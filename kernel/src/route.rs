@@ -5,12 +5,16 @@
 //! IPv6 routes, a deletion without protocol removes a stranger's. So routes are created exclusively,
 //! replaced only where a dump showed ours, and deleted with their protocol.
 
+use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
 use crate::batch::{Batch, attributes, read_ip, read_u32};
-use crate::error::Error;
+use crate::error::{Error, Refusal};
+use crate::netns::NetNs;
+use crate::socket::{Acknowledge, Netlink};
 
 /// The table of routes that the kernel consults by default (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = 254;
@@ -84,11 +88,351 @@ pub struct RouteKey {
     pub metric: u32,
 }
 
+impl fmt::Display for RouteKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} metric {}", self.prefix, self.metric)?;
+        if self.table == TABLE_MAIN { Ok(()) } else { write!(f, " table {}", self.table) }
+    }
+}
+
 impl Route {
     /// The key of this route.
     pub fn key(&self) -> RouteKey {
         RouteKey { prefix: self.prefix, table: self.table, metric: self.metric }
     }
+}
+
+impl Target {
+    /// The target in the one form in which the kernel reports it, so that equal targets compare
+    /// equal: next hops sorted, none twice, a single one with weight 1.
+    #[must_use]
+    pub fn normalized(self) -> Target {
+        let Target::Unicast(mut hops) = self else { return self };
+        hops.sort_unstable();
+        hops.dedup_by(|later, first| {
+            let same = (later.gateway, later.ifindex) == (first.gateway, first.ifindex);
+            if same {
+                first.weight = first.weight.max(1).saturating_add(later.weight.max(1));
+            }
+            same
+        });
+        match &mut hops[..] {
+            [single] => single.weight = 1,
+            several => several.iter_mut().for_each(|hop| hop.weight = hop.weight.max(1)),
+        }
+        Target::Unicast(hops)
+    }
+}
+
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Family {
+    /// IPv4.
+    V4,
+    /// IPv6.
+    V6,
+}
+
+impl Family {
+    /// Both versions.
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+}
+
+/// Which routes a dump returns; what is `None` does not matter.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct DumpFilter {
+    /// Only routes of this table.
+    pub table: Option<u32>,
+    /// Only routes with this protocol number.
+    pub protocol: Option<u8>,
+}
+
+/// One write to the kernel's routes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Add a route; refused when its key is taken by anybody.
+    Create(Route),
+    /// Replace the route of the same key, which a dump showed to be ours.
+    Replace(Route),
+    /// Remove the route of this key and protocol.
+    Delete {
+        /// The key.
+        key: RouteKey,
+        /// Our protocol number: the kernel keeps a route of any other.
+        protocol: u8,
+    },
+}
+
+impl Change {
+    /// The key of the route that changes.
+    pub fn key(&self) -> RouteKey {
+        match self {
+            Change::Create(route) | Change::Replace(route) => route.key(),
+            Change::Delete { key, .. } => *key,
+        }
+    }
+}
+
+/// What separates the kernel's routes from the wanted ones.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The writes, to be carried out in this order.
+    pub changes: Vec<Change>,
+    /// Wanted routes whose key is held by somebody else's route. They are left alone.
+    pub clashes: Vec<RouteKey>,
+}
+
+/// Compares the wanted routes with all routes of the kernel, ours and others'. Pure.
+///
+/// `protocol` says which routes are ours; every wanted route must carry it. Others' routes appear in
+/// the plan only as clashes. Equal inputs, in whatever order, give equal plans, and a plan that was
+/// carried out leaves nothing for the next one.
+pub fn plan<'a>(
+    wanted: impl IntoIterator<Item = &'a Route>,
+    kernel: impl IntoIterator<Item = &'a Route>,
+    protocol: u8,
+) -> Plan {
+    let mut slots: BTreeMap<RouteKey, Slot<'a>> = BTreeMap::new();
+    for route in wanted {
+        slots.entry(route.key()).or_default().wanted = Some(route);
+    }
+    for route in kernel {
+        let slot = slots.entry(route.key()).or_default();
+        if route.protocol != protocol {
+            slot.foreign = true;
+        } else {
+            slot.present = slot.present.or(Some(route));
+            slot.copies += 1;
+        }
+    }
+    let mut plan = Plan::default();
+    for (key, slot) in slots {
+        if slot.wanted.is_some() && slot.foreign {
+            plan.clashes.push(key);
+        }
+        let same = slot.wanted.is_some_and(|wanted| {
+            slot.present.is_some_and(|present| {
+                present.prefsrc == wanted.prefsrc
+                    && present.target == wanted.target.clone().normalized()
+            })
+        });
+        let state = State { same, copies: slot.copies, foreign: slot.foreign };
+        steps(key, protocol, slot.wanted.cloned(), state, &mut plan.changes);
+    }
+    plan
+}
+
+#[derive(Default)]
+struct Slot<'a> {
+    wanted: Option<&'a Route>,
+    present: Option<&'a Route>,
+    copies: u32,
+    foreign: bool,
+}
+
+/// What the kernel holds under one key.
+#[derive(Clone, Copy)]
+pub(crate) struct State {
+    /// Our first route there is the wanted one.
+    pub(crate) same: bool,
+    /// How many routes of ours are there: IPv4 allows several when somebody appends them.
+    pub(crate) copies: u32,
+    /// Somebody else has a route there.
+    pub(crate) foreign: bool,
+}
+
+/// Appends what leads from `state` to `wanted` under one key. This is the only place that decides
+/// about a write.
+pub(crate) fn steps(
+    key: RouteKey,
+    protocol: u8,
+    wanted: Option<Route>,
+    state: State,
+    changes: &mut Vec<Change>,
+) {
+    let delete = Change::Delete { key, protocol };
+    match (wanted, state) {
+        (None, _) => changes.extend((0..state.copies).map(|_| delete.clone())),
+        // The kernel would create or replace beside or instead of the other's route.
+        (Some(_), State { foreign: true, .. }) => {}
+        (Some(_), State { same: true, copies: 1, .. }) => {}
+        (Some(route), State { copies: 0, .. }) => changes.push(Change::Create(route)),
+        (Some(route), State { copies: 1, .. }) => changes.push(Change::Replace(route)),
+        (Some(route), _) => {
+            changes.extend((0..state.copies).map(|_| delete.clone()));
+            changes.push(Change::Create(route));
+        }
+    }
+}
+
+/// A netlink socket for routes in bulk, bound to one network namespace.
+pub struct RouteSocket {
+    netlink: Netlink,
+    batch: Batch,
+}
+
+impl RouteSocket {
+    /// Opens a socket in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// Those of [`Netlink::open`].
+    pub fn open() -> Result<RouteSocket, Error> {
+        RouteSocket::new(Netlink::open()?)
+    }
+
+    /// Opens a socket in `netns`.
+    ///
+    /// # Errors
+    /// Those of [`Netlink::open_in`].
+    pub fn open_in(netns: &NetNs) -> Result<RouteSocket, Error> {
+        RouteSocket::new(Netlink::open_in(netns)?)
+    }
+
+    fn new(mut netlink: Netlink) -> Result<RouteSocket, Error> {
+        if netlink.set_receive_buffer(RECEIVE_BUFFER_BYTES)? >= RECEIVE_BUFFER_BYTES {
+            netlink.set_requests_max(REQUESTS_MAX);
+        }
+        Ok(RouteSocket { netlink, batch: Batch::new() })
+    }
+
+    /// The socket's port, by which [`crate::monitor::Monitor`] knows this socket's own writes.
+    pub fn port(&self) -> u32 {
+        self.netlink.port()
+    }
+
+    /// The socket below, for requests about other objects in the same namespace.
+    pub fn netlink(&mut self) -> &mut Netlink {
+        &mut self.netlink
+    }
+
+    /// Reads the routes of one family, in the socket's namespace. A table that does not exist has
+    /// no routes. Multicast routes, cached ones and those for a type of service are left out.
+    ///
+    /// # Errors
+    /// Those of [`Netlink::dump`].
+    pub fn dump(&mut self, family: Family, filter: DumpFilter) -> Result<Vec<Route>, Error> {
+        let mut header = [0; HEADER_BYTES];
+        header[0] = match family {
+            Family::V4 => libc::AF_INET as u8,
+            Family::V6 => libc::AF_INET6 as u8,
+        };
+        header[5] = filter.protocol.unwrap_or(0);
+        self.batch.clear();
+        self.batch.begin(libc::RTM_GETROUTE, 0, &header);
+        if let Some(table) = filter.table {
+            self.batch.attr_u32(libc::RTA_TABLE, table);
+        }
+        let routes = self.netlink.dump(&mut self.batch, |kind, body| {
+            if kind != libc::RTM_NEWROUTE {
+                return Ok(None);
+            }
+            // Older kernels ignore the filter in the request.
+            Ok(parse(body)?.filter(|route| {
+                filter.table.is_none_or(|table| route.table == table)
+                    && filter.protocol.is_none_or(|protocol| route.protocol == protocol)
+            }))
+        });
+        match routes {
+            Err(error) if error.is_absent() => Ok(Vec::new()),
+            routes => routes,
+        }
+    }
+
+    /// Carries out `changes` in order, in the socket's namespace, and returns the refused ones with
+    /// their positions. A refusal stops nothing.
+    ///
+    /// # Errors
+    /// When the kernel's answers were lost: then only a dump tells what was carried out.
+    pub fn apply(&mut self, changes: &[Change]) -> Result<Vec<Refusal>, Error> {
+        self.batch.clear();
+        for change in changes {
+            match change {
+                Change::Create(route) => encode_create(&mut self.batch, route),
+                Change::Replace(route) => encode_replace(&mut self.batch, route),
+                Change::Delete { key, protocol } => {
+                    encode_delete(&mut self.batch, *key, *protocol);
+                }
+            }
+        }
+        self.netlink.execute(&mut self.batch, Acknowledge::Last)
+    }
+}
+
+/// Reads the body of an RTM_NEWROUTE or RTM_DELROUTE message; `None` for a route that
+/// [`RouteSocket::dump`] leaves out.
+pub(crate) fn parse(body: &[u8]) -> Result<Option<Route>, Error> {
+    let Some((header, rest)) = body.split_first_chunk::<HEADER_BYTES>() else {
+        return Err(Error::Malformed("a short route"));
+    };
+    let [family, len, _, tos, table, protocol, _, route_type, hop_flags, flags @ ..] = *header;
+    let cloned = u32::from_ne_bytes([hop_flags, flags[0], flags[1], flags[2]]) & RTM_F_CLONED != 0;
+    let v4 = match i32::from(family) {
+        libc::AF_INET => true,
+        libc::AF_INET6 => false,
+        _ => return Ok(None),
+    };
+    if cloned || tos != 0 || route_type == libc::RTN_MULTICAST {
+        return Ok(None);
+    }
+    let any = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+    let (mut address, mut table, mut metric, mut prefsrc) = (any, u32::from(table), 0, None);
+    let mut hop = NextHop { gateway: None, ifindex: 0, onlink: false, weight: 1 };
+    let mut multipath = None;
+    for (kind, value) in attributes(rest) {
+        match kind {
+            libc::RTA_DST => address = read_ip(value).unwrap_or(any),
+            libc::RTA_TABLE => table = read_u32(value).unwrap_or(table),
+            libc::RTA_PRIORITY => metric = read_u32(value).unwrap_or(0),
+            libc::RTA_PREFSRC => prefsrc = read_ip(value),
+            libc::RTA_GATEWAY => hop.gateway = read_ip(value),
+            libc::RTA_VIA => hop.gateway = value.get(2..).and_then(read_ip),
+            libc::RTA_OIF => hop.ifindex = read_u32(value).unwrap_or(0),
+            libc::RTA_MULTIPATH => multipath = Some(value),
+            _ => {}
+        }
+    }
+    let target = match route_type {
+        libc::RTN_BLACKHOLE => Target::Blackhole,
+        libc::RTN_UNICAST => {
+            let hops = match multipath {
+                Some(hops) => parse_hops(hops)?,
+                None => {
+                    hop.onlink = hop_flags & RTNH_F_ONLINK != 0;
+                    vec![hop]
+                }
+            };
+            Target::Unicast(hops).normalized()
+        }
+        other => Target::Other(other),
+    };
+    let prefix = IpNet::new(address, len)
+        .map_err(|_| Error::Malformed("a route with an impossible prefix length"))?;
+    Ok(Some(Route { prefix, table, metric, protocol, target, prefsrc }))
+}
+
+/// Reads the `struct rtnexthop` sequence of RTA_MULTIPATH.
+fn parse_hops(mut bytes: &[u8]) -> Result<Vec<NextHop>, Error> {
+    let mut hops = Vec::new();
+    while let Some(header) = bytes.first_chunk::<8>() {
+        let len = usize::from(u16::from_ne_bytes([header[0], header[1]]));
+        let body = bytes.get(8..len).ok_or(Error::Malformed("a next hop with a wrong length"))?;
+        let mut hop = NextHop {
+            gateway: None,
+            ifindex: u32::from_ne_bytes([header[4], header[5], header[6], header[7]]),
+            onlink: header[2] & RTNH_F_ONLINK != 0,
+            weight: header[3].saturating_add(1),
+        };
+        for (kind, value) in attributes(body) {
+            match kind {
+                libc::RTA_GATEWAY => hop.gateway = read_ip(value),
+                libc::RTA_VIA => hop.gateway = value.get(2..).and_then(read_ip),
+                _ => {}
+            }
+        }
+        hops.push(hop);
+        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(hops)
 }
 
 pub(crate) fn family_of(address: IpAddr) -> u8 {
@@ -98,6 +442,11 @@ pub(crate) fn family_of(address: IpAddr) -> u8 {
 /// Appends a request that creates `route` and is refused when its key is taken.
 pub(crate) fn encode_create(batch: &mut Batch, route: &Route) {
     encode(batch, libc::RTM_NEWROUTE, libc::NLM_F_CREATE as u16 | libc::NLM_F_EXCL as u16, route);
+}
+
+/// Appends a request that replaces the route of the same key and is refused when there is none.
+fn encode_replace(batch: &mut Batch, route: &Route) {
+    encode(batch, libc::RTM_NEWROUTE, libc::NLM_F_REPLACE as u16, route);
 }
 
 /// Appends a request that deletes the route of `key` if its protocol is `protocol`.
@@ -194,4 +543,9 @@ fn encode_hop(batch: &mut Batch, hop: &NextHop, v4: bool) {
     encode_gateway(batch, hop, v4);
 }
 
+const HEADER_BYTES: usize = 12;
 const RTNH_F_ONLINK: u8 = 4;
+const RTM_F_CLONED: u32 = 0x200;
+/// Room for the refusals of a whole `sendmsg` of [`REQUESTS_MAX`], about 1 KiB each, and for dumps.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
+const REQUESTS_MAX: usize = 1000;

@@ -22,6 +22,7 @@ pub struct Netlink {
     port: u32,
     seq: u32,
     timeout: Duration,
+    requests_max: usize,
     buffer: Vec<u8>,
 }
 
@@ -44,7 +45,7 @@ impl Netlink {
         let port = bind(&fd, 0)?;
         set_option(&fd, libc::NETLINK_GET_STRICT_CHK, 1)?;
         let buffer = vec![0; RECEIVE_BYTES];
-        Ok(Netlink { fd, port, seq: 0, timeout: TIMEOUT, buffer })
+        Ok(Netlink { fd, port, seq: 0, timeout: TIMEOUT, requests_max: REQUESTS_MAX, buffer })
     }
 
     /// Opens a socket in `netns`; the calling thread stays where it is.
@@ -65,11 +66,17 @@ impl Netlink {
         self.timeout = timeout;
     }
 
+    /// Sets how many requests go into one `sendmsg`. 200 unless set.
+    pub(crate) fn set_requests_max(&mut self, requests_max: usize) {
+        self.requests_max = requests_max;
+    }
+
     /// Asks for a receive buffer of `bytes`, also above the system's limit where the process may.
+    /// Returns what the kernel granted, in bytes.
     ///
     /// # Errors
     /// [`Error::System`] when not even the limited size is granted.
-    pub fn set_receive_buffer(&self, bytes: usize) -> Result<(), Error> {
+    pub fn set_receive_buffer(&self, bytes: usize) -> Result<usize, Error> {
         force_receive_buffer(&self.fd, bytes)
     }
 
@@ -88,7 +95,7 @@ impl Netlink {
         let mut refusals = Vec::new();
         let mut from = 0;
         while from < total {
-            let end = batch.run_end(from, SEND_BYTES_MAX, SEND_REQUESTS_MAX);
+            let end = batch.run_end(from, SEND_BYTES_MAX, self.requests_max);
             match ack {
                 Acknowledge::Each => {
                     (from..end).for_each(|index| batch.add_flags(index, NLM_F_ACK));
@@ -370,9 +377,10 @@ pub(crate) fn set_option(
 }
 
 /// Forces the receive buffer to `bytes`, or to the most that an unprivileged process may have.
-pub(crate) fn force_receive_buffer(fd: &OwnedFd, bytes: usize) -> Result<(), Error> {
+pub(crate) fn force_receive_buffer(fd: &OwnedFd, bytes: usize) -> Result<usize, Error> {
     sockopt::set_socket_recv_buffer_size_force(fd, bytes)
         .or_else(|_| sockopt::set_socket_recv_buffer_size(fd, bytes))
+        .and_then(|()| sockopt::socket_recv_buffer_size(fd))
         .map_err(|errno| Error::system("enlarge a netlink receive buffer", errno))
 }
 
@@ -422,7 +430,7 @@ const RECEIVE_BYTES: usize = 64 << 10;
 const SEND_BYTES_MAX: usize = 64 << 10;
 /// Bounds the refusals of one `sendmsg` to what fits a default receive buffer of 208 KiB, as each
 /// costs about 1 KiB of it.
-const SEND_REQUESTS_MAX: usize = 200;
+const REQUESTS_MAX: usize = 200;
 const TIMEOUT: Duration = Duration::from_secs(10);
 const DUMP_ATTEMPTS: u32 = 20;
 const ERRNO_END: i32 = 4096;
