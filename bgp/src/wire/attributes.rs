@@ -4,15 +4,28 @@ use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::Ipv4Addr;
 
+use bytes::BufMut;
+
 use super::builder::AttributesBuilder;
+use super::reader::Reader;
 
 /// The path attributes that go with a route from router to router: everything but the next hop and
 /// the prefixes themselves.
 ///
-/// Equality and hash are those of [`PathAttributes::as_bytes`].
+/// They are kept as octets in a canonical form, so that equal attributes of different peers are equal
+/// values, with the few fields beside them that the decision process reads for every path. Equality
+/// and hash are those of [`PathAttributes::as_bytes`].
 #[derive(Clone)]
 pub struct PathAttributes {
     bytes: Box<[u8]>,
+    origin: Origin,
+    local_pref: Option<u32>,
+    med: Option<u32>,
+    originator_id: Option<Ipv4Addr>,
+    neighbour_as: Option<u32>,
+    origin_as: Option<u32>,
+    as_path_len: u32,
+    cluster_list_len: u32,
 }
 
 /// ORIGIN (RFC 4271 section 5.1.1), best first.
@@ -31,7 +44,7 @@ pub enum Origin {
 pub struct Community(pub u32);
 
 /// One LARGE_COMMUNITY value (RFC 8092).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LargeCommunity {
     /// Global Administrator: an AS number.
     pub global: u32,
@@ -48,6 +61,7 @@ pub struct AsPath<'a>(&'a [u8]);
 /// A segment of an [`AsPath`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AsSegment<'a> {
+    segment_type: u8,
     octets: &'a [u8],
 }
 
@@ -62,12 +76,53 @@ pub struct ClusterList<'a>(&'a [u8]);
 impl PathAttributes {
     /// The attributes of a route that this speaker originates: an empty AS_PATH and `origin`.
     pub fn originated(origin: Origin) -> PathAttributes {
-        todo!("{origin:?}")
+        let mut builder = AttributesBuilder::default();
+        builder.origin(origin);
+        builder.build()
     }
 
     /// A builder that begins with these attributes.
     pub fn edit(&self) -> AttributesBuilder<'_> {
-        todo!()
+        AttributesBuilder::new(self.tlvs())
+    }
+
+    /// Attributes of octets that are in canonical form and have been checked.
+    pub(super) fn from_canonical(bytes: Vec<u8>) -> PathAttributes {
+        let mut attributes = PathAttributes {
+            bytes: Box::default(),
+            origin: Origin::Incomplete,
+            local_pref: None,
+            med: None,
+            originator_id: None,
+            neighbour_as: None,
+            origin_as: None,
+            as_path_len: 0,
+            cluster_list_len: 0,
+        };
+        for (_, code, value) in Tlvs(Reader(&bytes)) {
+            let mut reader = Reader(value);
+            match code {
+                attribute_type::ORIGIN => {
+                    attributes.origin =
+                        reader.u8().and_then(Origin::from_code).unwrap_or(Origin::Incomplete);
+                }
+                attribute_type::AS_PATH => {
+                    let path = AsPath(value);
+                    attributes.as_path_len = path.len();
+                    attributes.neighbour_as = path.first();
+                    attributes.origin_as = path.asns().last();
+                }
+                attribute_type::MED => attributes.med = reader.u32(),
+                attribute_type::LOCAL_PREF => attributes.local_pref = reader.u32(),
+                attribute_type::ORIGINATOR_ID => attributes.originator_id = reader.ipv4(),
+                attribute_type::CLUSTER_LIST => {
+                    attributes.cluster_list_len = (value.len() / 4) as u32;
+                }
+                _ => {}
+            }
+        }
+        attributes.bytes = bytes.into_boxed_slice();
+        attributes
     }
 
     /// The attributes in wire form: ascending type codes, 4-octet AS numbers, shortest lengths,
@@ -78,57 +133,57 @@ impl PathAttributes {
 
     /// ORIGIN.
     pub fn origin(&self) -> Origin {
-        todo!()
+        self.origin
     }
 
     /// LOCAL_PREF, if there is one.
     pub fn local_pref(&self) -> Option<u32> {
-        todo!()
+        self.local_pref
     }
 
     /// MULTI_EXIT_DISC, if there is one.
     pub fn med(&self) -> Option<u32> {
-        todo!()
+        self.med
     }
 
     /// ORIGINATOR_ID, if there is one (RFC 4456).
     pub fn originator_id(&self) -> Option<Ipv4Addr> {
-        todo!()
+        self.originator_id
     }
 
     /// AS_PATH; empty on a route that was originated in the own AS.
     pub fn as_path(&self) -> AsPath<'_> {
-        todo!()
+        AsPath(self.value(attribute_type::AS_PATH).unwrap_or_default())
     }
 
     /// Length of AS_PATH for the decision process (RFC 4271 section 9.1.2.2).
     pub fn as_path_len(&self) -> u32 {
-        todo!()
+        self.as_path_len
     }
 
     /// The first AS of AS_PATH: the neighbour that the route came from, which MED is compared within.
     pub fn neighbour_as(&self) -> Option<u32> {
-        todo!()
+        self.neighbour_as
     }
 
     /// The last AS of AS_PATH.
     pub fn origin_as(&self) -> Option<u32> {
-        todo!()
+        self.origin_as
     }
 
     /// CLUSTER_LIST (RFC 4456); empty when there is none.
     pub fn cluster_list(&self) -> ClusterList<'_> {
-        todo!()
+        ClusterList(self.value(attribute_type::CLUSTER_LIST).unwrap_or_default())
     }
 
     /// Entries of CLUSTER_LIST.
     pub fn cluster_list_len(&self) -> u32 {
-        todo!()
+        self.cluster_list_len
     }
 
     /// COMMUNITIES in their order.
     pub fn communities(&self) -> Communities<'_> {
-        todo!()
+        Communities(self.value(attribute_type::COMMUNITIES).unwrap_or_default())
     }
 
     /// Whether `community` is among [`PathAttributes::communities`].
@@ -138,18 +193,60 @@ impl PathAttributes {
 
     /// LARGE_COMMUNITY in their order.
     pub fn large_communities(&self) -> impl Iterator<Item = LargeCommunity> + '_ {
-        std::iter::empty()
+        let octets = self.value(attribute_type::LARGE_COMMUNITY).unwrap_or_default();
+        octets.as_chunks::<12>().0.iter().map(LargeCommunity::from_octets)
     }
 
     /// EXTENDED COMMUNITIES in their order, eight octets each (RFC 4360).
     pub fn extended_communities(&self) -> impl Iterator<Item = u64> + '_ {
-        std::iter::empty()
+        let octets = self.value(attribute_type::EXTENDED_COMMUNITIES).unwrap_or_default();
+        octets.as_chunks::<8>().0.iter().map(|octets| u64::from_be_bytes(*octets))
     }
 
     /// The value of an attribute in its 4-octet AS form, if there is one.
     pub fn value(&self, attribute_type: u8) -> Option<&[u8]> {
-        todo!("{attribute_type}")
+        self.tlvs()
+            .take_while(|(_, code, _)| *code <= attribute_type)
+            .find_map(|(_, code, value)| (code == attribute_type).then_some(value))
     }
+
+    /// Flags, type code and value of each attribute.
+    pub(super) fn tlvs(&self) -> Tlvs<'_> {
+        Tlvs(Reader(&self.bytes))
+    }
+}
+
+/// The attributes in octets, up to the first one that is cut off.
+#[derive(Clone, Debug)]
+pub(super) struct Tlvs<'a>(pub(super) Reader<'a>);
+
+impl<'a> Iterator for Tlvs<'a> {
+    type Item = (u8, u8, &'a [u8]);
+
+    fn next(&mut self) -> Option<(u8, u8, &'a [u8])> {
+        let mut reader = self.0;
+        let [flags, code] = reader.array::<2>()?;
+        let value = match flags & flag::EXTENDED_LENGTH {
+            0 => reader.counted_u8()?,
+            _ => reader.counted_u16()?,
+        };
+        self.0 = reader;
+        Some((flags, code, value))
+    }
+}
+
+/// Appends an attribute in canonical form: no flags but those that mean something, shortest length.
+pub(super) fn put_attribute(out: &mut impl BufMut, flags: u8, code: u8, value: &[u8]) {
+    let flags = flags & (flag::OPTIONAL | flag::TRANSITIVE | flag::PARTIAL);
+    match u8::try_from(value.len()) {
+        Ok(octets) => out.put_slice(&[flags, code, octets]),
+        Err(_) => {
+            debug_assert!(value.len() <= usize::from(u16::MAX));
+            out.put_slice(&[flags | flag::EXTENDED_LENGTH, code]);
+            out.put_u16(value.len() as u16);
+        }
+    }
+    out.put_slice(value);
 }
 
 impl PartialEq for PathAttributes {
@@ -168,24 +265,164 @@ impl Hash for PathAttributes {
 
 impl fmt::Debug for PathAttributes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:02x?}", self.bytes)
+        let mut out = f.debug_struct("PathAttributes");
+        out.field("origin", &self.origin).field("as_path", &self.as_path());
+        if let Some(local_pref) = self.local_pref {
+            out.field("local_pref", &local_pref);
+        }
+        if let Some(med) = self.med {
+            out.field("med", &med);
+        }
+        let others = |code: &u8| *code > attribute_type::LOCAL_PREF;
+        for (_, code, value) in self.tlvs().filter(|(_, code, _)| others(code)) {
+            out.field(&format!("attribute {code}"), &format_args!("{value:02x?}"));
+        }
+        out.finish()
     }
 }
 
 impl<'a> AsPath<'a> {
+    /// A path in wire form with 4-octet AS numbers.
+    pub(super) const fn new(octets: &'a [u8]) -> AsPath<'a> {
+        AsPath(octets)
+    }
+
+    /// Whether there is no AS in the path.
+    pub const fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The segments in the order of the path.
     pub fn segments(self) -> impl Iterator<Item = AsSegment<'a>> {
-        std::iter::empty()
+        let mut reader = Reader(self.0);
+        std::iter::from_fn(move || {
+            let [segment_type, count] = reader.array::<2>()?;
+            let octets = reader.take(usize::from(count) * 4)?;
+            Some(AsSegment { segment_type, octets })
+        })
     }
 
     /// Every AS number in the order of the path, those of sets too.
     pub fn asns(self) -> impl Iterator<Item = u32> + 'a {
-        std::iter::empty()
+        self.segments().flat_map(AsSegment::asns)
     }
 
     /// Whether `asn` is in the path: a loop when it is one's own.
     pub fn contains(self, asn: u32) -> bool {
         self.asns().any(|a| a == asn)
+    }
+
+    /// Length for the decision process: a set counts as one (RFC 4271 section 9.1.2.2).
+    pub fn len(self) -> u32 {
+        self.segments()
+            .map(|segment| match segment.segment_type {
+                segment_type::AS_SEQUENCE => (segment.octets.len() / 4) as u32,
+                segment_type::AS_SET => 1,
+                _ => 0,
+            })
+            .fold(0, u32::saturating_add)
+    }
+
+    /// The first AS, when the path begins with a sequence.
+    fn first(self) -> Option<u32> {
+        let segment = self.segments().next()?;
+        (segment.segment_type == segment_type::AS_SEQUENCE).then(|| segment.asns().next())?
+    }
+}
+
+impl<'a> AsSegment<'a> {
+    /// The AS numbers of the segment.
+    pub fn asns(self) -> impl Iterator<Item = u32> + 'a {
+        self.octets.as_chunks::<4>().0.iter().map(|octets| u32::from_be_bytes(*octets))
+    }
+
+    pub(super) const fn segment_type(self) -> u8 {
+        self.segment_type
+    }
+
+    pub(super) const fn is_sequence(self) -> bool {
+        matches!(self.segment_type, segment_type::AS_SEQUENCE)
+    }
+
+    pub(super) const fn is_confed_sequence(self) -> bool {
+        matches!(self.segment_type, segment_type::AS_CONFED_SEQUENCE)
+    }
+
+    /// Whether the order of the AS numbers means nothing.
+    pub const fn is_set(self) -> bool {
+        matches!(self.segment_type, segment_type::AS_SET)
+    }
+}
+
+impl fmt::Display for AsPath<'_> {
+    /// As operators write it: `65001 65002`, sets in braces.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, segment) in self.segments().enumerate() {
+            if at > 0 {
+                f.write_str(" ")?;
+            }
+            let (open, close) = if segment.is_set() { ("{", "}") } else { ("", "") };
+            f.write_str(open)?;
+            for (at, asn) in segment.asns().enumerate() {
+                write!(f, "{}{asn}", if at > 0 { " " } else { "" })?;
+            }
+            f.write_str(close)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for AsPath<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Origin {
+    pub(super) const fn from_code(code: u8) -> Option<Origin> {
+        match code {
+            0 => Some(Origin::Igp),
+            1 => Some(Origin::Egp),
+            2 => Some(Origin::Incomplete),
+            _ => None,
+        }
+    }
+
+    pub(super) const fn code(self) -> u8 {
+        match self {
+            Origin::Igp => 0,
+            Origin::Egp => 1,
+            Origin::Incomplete => 2,
+        }
+    }
+}
+
+impl LargeCommunity {
+    fn from_octets(octets: &[u8; 12]) -> LargeCommunity {
+        let mut reader = Reader(octets);
+        let mut word = || reader.u32().unwrap_or_default();
+        LargeCommunity { global: word(), local1: word(), local2: word() }
+    }
+
+    pub(super) fn octets(self) -> [u8; 12] {
+        let mut octets = [0; 12];
+        let words = [self.global, self.local1, self.local2];
+        for (chunk, word) in octets.as_chunks_mut::<4>().0.iter_mut().zip(words) {
+            *chunk = word.to_be_bytes();
+        }
+        octets
+    }
+}
+
+impl fmt::Display for LargeCommunity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.global, self.local1, self.local2)
+    }
+}
+
+impl fmt::Debug for LargeCommunity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -200,9 +437,16 @@ impl Community {
     pub const GRACEFUL_SHUTDOWN: Community = Community(0xffff_0000);
 }
 
-impl fmt::Debug for Community {
+impl fmt::Display for Community {
+    /// The two halves in decimal, as operators write it.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.0 >> 16, self.0 & 0xffff)
+    }
+}
+
+impl fmt::Debug for Community {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -210,7 +454,9 @@ impl Iterator for Communities<'_> {
     type Item = Community;
 
     fn next(&mut self) -> Option<Community> {
-        todo!("{:?}", self.0)
+        let (octets, rest) = self.0.split_first_chunk::<4>()?;
+        self.0 = rest;
+        Some(Community(u32::from_be_bytes(*octets)))
     }
 }
 
@@ -218,8 +464,26 @@ impl Iterator for ClusterList<'_> {
     type Item = Ipv4Addr;
 
     fn next(&mut self) -> Option<Ipv4Addr> {
-        todo!("{:?}", self.0)
+        let (octets, rest) = self.0.split_first_chunk::<4>()?;
+        self.0 = rest;
+        Some(Ipv4Addr::from(*octets))
     }
+}
+
+/// Attribute flags (RFC 4271 section 4.3).
+pub(super) mod flag {
+    pub(in crate::wire) const OPTIONAL: u8 = 0x80;
+    pub(in crate::wire) const TRANSITIVE: u8 = 0x40;
+    pub(in crate::wire) const PARTIAL: u8 = 0x20;
+    pub(in crate::wire) const EXTENDED_LENGTH: u8 = 0x10;
+}
+
+/// AS_PATH segment types (RFC 4271 section 4.3, RFC 5065 section 3).
+pub(super) mod segment_type {
+    pub(in crate::wire) const AS_SET: u8 = 1;
+    pub(in crate::wire) const AS_SEQUENCE: u8 = 2;
+    pub(in crate::wire) const AS_CONFED_SEQUENCE: u8 = 3;
+    pub(in crate::wire) const AS_CONFED_SET: u8 = 4;
 }
 
 /// Attribute type codes (IANA, BGP Path Attributes).
@@ -260,4 +524,29 @@ pub mod attribute_type {
     pub const LARGE_COMMUNITY: u8 = 32;
     /// RFC 9234.
     pub const ONLY_TO_CUSTOMER: u8 = 35;
+
+    /// How an RFC calls the attribute; `None` for one that this speaker does not know.
+    pub const fn name(attribute_type: u8) -> Option<&'static str> {
+        Some(match attribute_type {
+            ORIGIN => "ORIGIN",
+            AS_PATH => "AS_PATH",
+            NEXT_HOP => "NEXT_HOP",
+            MED => "MULTI_EXIT_DISC",
+            LOCAL_PREF => "LOCAL_PREF",
+            ATOMIC_AGGREGATE => "ATOMIC_AGGREGATE",
+            AGGREGATOR => "AGGREGATOR",
+            COMMUNITIES => "COMMUNITIES",
+            ORIGINATOR_ID => "ORIGINATOR_ID",
+            CLUSTER_LIST => "CLUSTER_LIST",
+            MP_REACH_NLRI => "MP_REACH_NLRI",
+            MP_UNREACH_NLRI => "MP_UNREACH_NLRI",
+            EXTENDED_COMMUNITIES => "EXTENDED COMMUNITIES",
+            AS4_PATH => "AS4_PATH",
+            AS4_AGGREGATOR => "AS4_AGGREGATOR",
+            IPV6_EXTENDED_COMMUNITIES => "IPv6 EXTENDED COMMUNITIES",
+            LARGE_COMMUNITY => "LARGE_COMMUNITY",
+            ONLY_TO_CUSTOMER => "ONLY_TO_CUSTOMER",
+            _ => return None,
+        })
+    }
 }

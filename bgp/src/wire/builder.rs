@@ -1,67 +1,198 @@
 //! Deriving path attributes from others.
 
-use std::marker::PhantomData;
+use std::borrow::Cow;
 use std::net::Ipv4Addr;
 
-use super::attributes::{Community, LargeCommunity, Origin, PathAttributes};
+use super::attributes::{
+    Community, LargeCommunity, Origin, PathAttributes, Tlvs, attribute_type, flag, put_attribute,
+    segment_type,
+};
 
 /// Path attributes under change; what is not changed is borrowed.
+///
+/// A value never grows beyond what the length field of an attribute can say: what would not fit is
+/// left out.
 #[derive(Clone, Debug)]
-pub struct AttributesBuilder<'a>(PhantomData<&'a u8>);
+pub struct AttributesBuilder<'a> {
+    /// Sorted by type code, each at most once.
+    attributes: Vec<Attribute<'a>>,
+}
 
-impl AttributesBuilder<'_> {
-    /// Sets ORIGIN.
-    pub fn origin(&mut self, origin: Origin) -> &mut Self {
-        todo!("{origin:?}")
+#[derive(Clone, Debug)]
+struct Attribute<'a> {
+    flags: u8,
+    code: u8,
+    value: Cow<'a, [u8]>,
+}
+
+impl Default for AttributesBuilder<'_> {
+    /// ORIGIN IGP and an empty AS_PATH.
+    fn default() -> Self {
+        let mut builder = AttributesBuilder { attributes: Vec::with_capacity(4) };
+        builder.origin(Origin::Igp);
+        builder.set(flag::TRANSITIVE, attribute_type::AS_PATH, Vec::new());
+        builder
+    }
+}
+
+impl<'a> AttributesBuilder<'a> {
+    pub(super) fn new(tlvs: Tlvs<'a>) -> AttributesBuilder<'a> {
+        let attribute =
+            |(flags, code, value)| Attribute { flags, code, value: Cow::Borrowed(value) };
+        AttributesBuilder { attributes: tlvs.map(attribute).collect() }
     }
 
-    /// Puts `asn` in front of AS_PATH, `times` times.
+    /// Sets ORIGIN.
+    pub fn origin(&mut self, origin: Origin) -> &mut Self {
+        self.set(flag::TRANSITIVE, attribute_type::ORIGIN, vec![origin.code()])
+    }
+
+    /// Puts `asn` in front of AS_PATH, `times` times (RFC 4271 section 5.1.2).
     pub fn prepend(&mut self, asn: u32, times: u8) -> &mut Self {
-        todo!("{asn} {times}")
+        if times == 0 {
+            return self;
+        }
+        let old = self.value(attribute_type::AS_PATH);
+        // A segment holds 255 AS numbers; when the first one has no room, a new one stands before it.
+        let (count, rest) = match old.split_first_chunk::<2>() {
+            Some((&[segment_type::AS_SEQUENCE, count], rest)) => match count.checked_add(times) {
+                Some(count) => (count, rest),
+                None => (times, old),
+            },
+            _ => (times, old),
+        };
+        let mut path = Vec::with_capacity(2 + usize::from(times) * 4 + rest.len());
+        path.extend([segment_type::AS_SEQUENCE, count]);
+        for _ in 0..times {
+            path.extend(asn.to_be_bytes());
+        }
+        path.extend(rest);
+        if path.len() > VALUE_OCTETS_MAX {
+            return self;
+        }
+        self.set(flag::TRANSITIVE, attribute_type::AS_PATH, path)
     }
 
     /// Sets or removes LOCAL_PREF.
     pub fn local_pref(&mut self, local_pref: Option<u32>) -> &mut Self {
-        todo!("{local_pref:?}")
+        self.set_u32(flag::TRANSITIVE, attribute_type::LOCAL_PREF, local_pref)
     }
 
     /// Sets or removes MULTI_EXIT_DISC.
     pub fn med(&mut self, med: Option<u32>) -> &mut Self {
-        todo!("{med:?}")
+        self.set_u32(flag::OPTIONAL, attribute_type::MED, med)
     }
 
     /// Adds communities that are not there yet.
     pub fn add_communities(&mut self, communities: &[Community]) -> &mut Self {
-        todo!("{communities:?}")
+        let octets = communities.iter().map(|community| community.0.to_be_bytes());
+        self.add_members(attribute_type::COMMUNITIES, octets)
     }
 
     /// Removes communities.
     pub fn remove_communities(&mut self, communities: &[Community]) -> &mut Self {
-        todo!("{communities:?}")
+        let gone = |octets: &[u8; 4]| communities.contains(&Community(u32::from_be_bytes(*octets)));
+        let (members, _) = self.value(attribute_type::COMMUNITIES).as_chunks::<4>();
+        if !members.iter().any(gone) {
+            return self;
+        }
+        let left = members.iter().filter(|octets| !gone(octets)).copied().collect::<Vec<_>>();
+        self.set_or_remove(OPTIONAL_TRANSITIVE, attribute_type::COMMUNITIES, left.into_flattened())
     }
 
     /// Adds large communities that are not there yet.
     pub fn add_large_communities(&mut self, communities: &[LargeCommunity]) -> &mut Self {
-        todo!("{communities:?}")
+        let octets = communities.iter().map(|community| community.octets());
+        self.add_members(attribute_type::LARGE_COMMUNITY, octets)
     }
 
     /// Sets or removes ORIGINATOR_ID (RFC 4456).
     pub fn originator_id(&mut self, originator_id: Option<Ipv4Addr>) -> &mut Self {
-        todo!("{originator_id:?}")
+        let value = originator_id.map(u32::from);
+        self.set_u32(flag::OPTIONAL, attribute_type::ORIGINATOR_ID, value)
     }
 
     /// Puts `cluster_id` in front of CLUSTER_LIST (RFC 4456).
     pub fn prepend_cluster(&mut self, cluster_id: Ipv4Addr) -> &mut Self {
-        todo!("{cluster_id}")
+        let mut list = cluster_id.octets().to_vec();
+        list.extend(self.value(attribute_type::CLUSTER_LIST));
+        if list.len() > VALUE_OCTETS_MAX {
+            return self;
+        }
+        self.set(flag::OPTIONAL, attribute_type::CLUSTER_LIST, list)
     }
 
     /// Removes ORIGINATOR_ID and CLUSTER_LIST, which may not leave the AS (RFC 4456 section 8).
     pub fn remove_reflection(&mut self) -> &mut Self {
-        todo!()
+        self.remove(attribute_type::ORIGINATOR_ID);
+        self.remove(attribute_type::CLUSTER_LIST)
     }
 
     /// The new attributes.
     pub fn build(&self) -> PathAttributes {
-        todo!()
+        let octets = self.attributes.iter().map(|attribute| 4 + attribute.value.len()).sum();
+        let mut bytes = Vec::with_capacity(octets);
+        for attribute in &self.attributes {
+            put_attribute(&mut bytes, attribute.flags, attribute.code, &attribute.value);
+        }
+        PathAttributes::from_canonical(bytes)
+    }
+
+    fn value(&self, code: u8) -> &[u8] {
+        let found = self.attributes.iter().find(|attribute| attribute.code == code);
+        found.map(|attribute| &*attribute.value).unwrap_or_default()
+    }
+
+    /// Puts an attribute in the place of its type code. The partial bit of an old one stays: once set
+    /// it is never reset (RFC 4271 section 5).
+    pub(super) fn put(&mut self, flags: u8, code: u8, value: Cow<'a, [u8]>) -> &mut Self {
+        let at = self.attributes.partition_point(|attribute| attribute.code < code);
+        match self.attributes.get_mut(at) {
+            Some(attribute) if attribute.code == code => attribute.value = value,
+            _ => self.attributes.insert(at, Attribute { flags, code, value }),
+        }
+        self
+    }
+
+    fn set(&mut self, flags: u8, code: u8, value: Vec<u8>) -> &mut Self {
+        self.put(flags, code, Cow::Owned(value))
+    }
+
+    fn set_u32(&mut self, flags: u8, code: u8, value: Option<u32>) -> &mut Self {
+        match value {
+            Some(value) => self.set(flags, code, value.to_be_bytes().to_vec()),
+            None => self.remove(code),
+        }
+    }
+
+    fn set_or_remove(&mut self, flags: u8, code: u8, value: Vec<u8>) -> &mut Self {
+        if value.is_empty() { self.remove(code) } else { self.set(flags, code, value) }
+    }
+
+    fn remove(&mut self, code: u8) -> &mut Self {
+        self.attributes.retain(|attribute| attribute.code != code);
+        self
+    }
+
+    fn add_members<const N: usize>(
+        &mut self,
+        code: u8,
+        members: impl Iterator<Item = [u8; N]>,
+    ) -> &mut Self {
+        let (old, _) = self.value(code).as_chunks::<N>();
+        let mut all = old.to_vec();
+        for member in members {
+            if !all.contains(&member) && (all.len() + 1) * N <= VALUE_OCTETS_MAX {
+                all.push(member);
+            }
+        }
+        if all.len() == old.len() {
+            return self;
+        }
+        self.set(OPTIONAL_TRANSITIVE, code, all.into_flattened())
     }
 }
+
+const OPTIONAL_TRANSITIVE: u8 = flag::OPTIONAL | flag::TRANSITIVE;
+/// The extended length of an attribute has two octets (RFC 4271 section 4.3).
+const VALUE_OCTETS_MAX: usize = u16::MAX as usize;

@@ -1,11 +1,15 @@
 //! Writing messages.
 
+use std::iter::Peekable;
+use std::net::IpAddr;
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::attributes::PathAttributes;
-use super::frame::{HEADER_OCTETS, MESSAGE_OCTETS_MAX, MessageType};
+use super::AS_TRANS;
+use super::attributes::{AsPath, PathAttributes, attribute_type, flag, put_attribute};
+use super::frame::{HEADER_OCTETS, MessageType};
+use super::nlri::{prefix_octets, prefix_octets_max, put_prefix};
 use super::update::NextHop;
 use crate::prefix::{Family, Prefix};
 
@@ -16,6 +20,8 @@ pub struct MessageFormat {
     pub octets_max: usize,
     /// AS numbers take four octets; else AS_TRANS and AS4_PATH are used (RFC 6793).
     pub as4: bool,
+    /// IPv4 routes may have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
 }
 
 /// An UPDATE that announces.
@@ -32,25 +38,56 @@ pub struct EncodedUpdate {
 /// Why UPDATEs cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
-    /// Even one prefix does not fit beside the attributes.
-    #[error(
-        "the path attributes take {octets} octets, which leaves no room in a message of {octets_max}"
-    )]
+    /// Even one prefix does not fit beside the attributes. The route has to be withdrawn from the
+    /// peer (RFC 8654 section 4).
+    #[error("a message of {octets} octets is needed, the peer takes at most {octets_max}")]
     TooLarge {
         /// Octets of the message with one prefix of the longest length.
         octets: usize,
         /// The largest message.
         octets_max: usize,
     },
+    /// The next hop is of a family that routes of this one cannot have on this session.
+    #[error("{family} routes cannot have the next hop {next_hop} on this session")]
+    NextHopFamily {
+        /// Family of the routes.
+        family: Family,
+        /// Their next hop.
+        next_hop: IpAddr,
+    },
 }
 
 /// UPDATEs that announce prefixes, as many as fit into each message.
 #[derive(Debug)]
-pub struct Announcements<I>(I);
+pub struct Announcements<I: Iterator<Item = Prefix>> {
+    layout: Layout,
+    prefixes: Chunks<I>,
+}
 
 /// UPDATEs that withdraw prefixes, as many as fit into each message.
 #[derive(Debug)]
-pub struct Withdrawals<I>(I);
+pub struct Withdrawals<I: Iterator<Item = Prefix>> {
+    prefixes: Chunks<I>,
+}
+
+/// The octets of an announcement around its prefixes.
+#[derive(Debug)]
+enum Layout {
+    /// Attributes with NEXT_HOP among them, then the prefixes.
+    Nlri { attributes: Vec<u8>, next_hop: Range<usize> },
+    /// MP_REACH_NLRI with the prefixes in it, which comes first (RFC 7606 section 5.1), then the
+    /// attributes.
+    MpReach { family: Family, next_hop: Vec<u8>, attributes: Vec<u8> },
+}
+
+/// Prefixes of one family, in portions that fit into a message.
+#[derive(Debug)]
+struct Chunks<I: Iterator<Item = Prefix>> {
+    family: Family,
+    prefixes: Peekable<I>,
+    /// Octets of a message that are left to prefixes.
+    octets_max: usize,
+}
 
 impl<I: Iterator<Item = Prefix>> Announcements<I> {
     /// Prepares messages about `prefixes`, which have to be of `family`; others are left out.
@@ -58,7 +95,8 @@ impl<I: Iterator<Item = Prefix>> Announcements<I> {
     /// IPv4 prefixes with an IPv4 next hop stand in the NLRI field, all others in MP_REACH_NLRI.
     ///
     /// # Errors
-    /// [`EncodeError::TooLarge`]: such a route has to be withdrawn from the peer (RFC 8654 section 4).
+    /// [`EncodeError`]: these routes cannot be said to the peer, and what it knows of them has to be
+    /// withdrawn.
     pub fn new(
         format: MessageFormat,
         family: Family,
@@ -66,10 +104,29 @@ impl<I: Iterator<Item = Prefix>> Announcements<I> {
         next_hop: NextHop,
         prefixes: impl IntoIterator<Item = Prefix, IntoIter = I>,
     ) -> Result<Announcements<I>, EncodeError> {
-        todo!(
-            "{format:?} {family} {attributes:?} {next_hop:?} {:?}",
-            Announcements(prefixes.into_iter()).0.size_hint()
-        )
+        let layout = match (family, next_hop.address) {
+            (Family::Ipv4Unicast, IpAddr::V4(address)) => {
+                let next_hop =
+                    put_attributes_with_next_hop(attributes, format.as4, address.octets());
+                Layout::Nlri { attributes: next_hop.0, next_hop: next_hop.1 }
+            }
+            (Family::Ipv6Unicast, IpAddr::V6(address)) => {
+                Layout::mp_reach(family, address, next_hop, attributes, format)
+            }
+            (Family::Ipv4Unicast, IpAddr::V6(address)) if format.extended_next_hop => {
+                Layout::mp_reach(family, address, next_hop, attributes, format)
+            }
+            (family, next_hop) => return Err(EncodeError::NextHopFamily { family, next_hop }),
+        };
+        let fixed = UPDATE_OCTETS_MIN + layout.octets();
+        let octets_max = format.octets_max.min(usize::from(u16::MAX));
+        let octets = fixed + prefix_octets_max(family);
+        if octets > octets_max {
+            return Err(EncodeError::TooLarge { octets, octets_max });
+        }
+        let prefixes = prefixes.into_iter().peekable();
+        let prefixes = Chunks { family, prefixes, octets_max: octets_max - fixed };
+        Ok(Announcements { layout, prefixes })
     }
 }
 
@@ -77,7 +134,34 @@ impl<I: Iterator<Item = Prefix>> Iterator for Announcements<I> {
     type Item = EncodedUpdate;
 
     fn next(&mut self) -> Option<EncodedUpdate> {
-        todo!()
+        self.prefixes.skip_others()?;
+        let fixed = UPDATE_OCTETS_MIN + self.layout.octets();
+        let mut out = begin(MessageType::Update, fixed + self.prefixes.octets_hint());
+        out.put_u16(0);
+        let (next_hop, prefixes) = match &self.layout {
+            Layout::Nlri { attributes, next_hop } => {
+                out.put_u16(attributes.len() as u16);
+                let start = out.len();
+                out.put_slice(attributes);
+                (start + next_hop.start..start + next_hop.end, self.prefixes.put(&mut out))
+            }
+            Layout::MpReach { family, next_hop, attributes } => {
+                let length_at = out.len();
+                out.put_u16(0);
+                let mp_reach = begin_mp(&mut out, attribute_type::MP_REACH_NLRI, *family);
+                out.put_u8(next_hop.len() as u8);
+                let start = out.len();
+                out.put_slice(next_hop);
+                let end = out.len();
+                out.put_u8(0);
+                let prefixes = self.prefixes.put(&mut out);
+                end_length(&mut out, mp_reach);
+                out.put_slice(attributes);
+                end_length(&mut out, length_at);
+                (start..end, prefixes)
+            }
+        };
+        Some(EncodedUpdate { bytes: finish(out), next_hop, prefixes })
     }
 }
 
@@ -88,7 +172,15 @@ impl<I: Iterator<Item = Prefix>> Withdrawals<I> {
         family: Family,
         prefixes: impl IntoIterator<Item = Prefix, IntoIter = I>,
     ) -> Withdrawals<I> {
-        todo!("{format:?} {family} {:?}", Withdrawals(prefixes.into_iter()).0.size_hint())
+        let fixed = match family {
+            Family::Ipv4Unicast => UPDATE_OCTETS_MIN,
+            Family::Ipv6Unicast => UPDATE_OCTETS_MIN + MP_UNREACH_OCTETS_MIN,
+        };
+        // Below the smallest limit that exists one prefix per message would still be right.
+        let octets_max = format.octets_max.min(usize::from(u16::MAX)).saturating_sub(fixed);
+        let octets_max = octets_max.max(prefix_octets_max(family));
+        let prefixes = prefixes.into_iter().peekable();
+        Withdrawals { prefixes: Chunks { family, prefixes, octets_max } }
     }
 }
 
@@ -96,13 +188,208 @@ impl<I: Iterator<Item = Prefix>> Iterator for Withdrawals<I> {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        todo!()
+        self.prefixes.skip_others()?;
+        let fixed = UPDATE_OCTETS_MIN + MP_UNREACH_OCTETS_MIN;
+        let mut out = begin(MessageType::Update, fixed + self.prefixes.octets_hint());
+        let length_at = out.len();
+        out.put_u16(0);
+        match self.prefixes.family {
+            Family::Ipv4Unicast => {
+                self.prefixes.put(&mut out);
+                end_length(&mut out, length_at);
+                out.put_u16(0);
+            }
+            family @ Family::Ipv6Unicast => {
+                let length_at = out.len();
+                out.put_u16(0);
+                let unreach = begin_mp(&mut out, attribute_type::MP_UNREACH_NLRI, family);
+                self.prefixes.put(&mut out);
+                end_length(&mut out, unreach);
+                end_length(&mut out, length_at);
+            }
+        }
+        Some(finish(out))
     }
+}
+
+impl Layout {
+    fn mp_reach(
+        family: Family,
+        address: std::net::Ipv6Addr,
+        next_hop: NextHop,
+        attributes: &PathAttributes,
+        format: MessageFormat,
+    ) -> Layout {
+        let link_local = next_hop.link_local.iter().flat_map(|link_local| link_local.octets());
+        let next_hop = address.octets().into_iter().chain(link_local).collect();
+        Layout::MpReach { family, next_hop, attributes: put_attributes(attributes, format.as4) }
+    }
+
+    /// Octets beyond those of an empty UPDATE.
+    fn octets(&self) -> usize {
+        match self {
+            Layout::Nlri { attributes, .. } => attributes.len(),
+            // Flags, type, two octets of length, AFI, SAFI, length of the next hop, reserved octet.
+            Layout::MpReach { next_hop, attributes, .. } => 9 + next_hop.len() + attributes.len(),
+        }
+    }
+}
+
+impl<I: Iterator<Item = Prefix>> Chunks<I> {
+    /// Goes to the next prefix of the family.
+    fn skip_others(&mut self) -> Option<()> {
+        let family = self.family;
+        while self.prefixes.next_if(|prefix| prefix.family() != family).is_some() {}
+        self.prefixes.peek().map(|_| ())
+    }
+
+    /// Octets that the next portion takes at most.
+    fn octets_hint(&self) -> usize {
+        let (at_least, at_most) = self.prefixes.size_hint();
+        let prefixes = at_most.unwrap_or(at_least.saturating_mul(2)).max(1);
+        prefixes.saturating_mul(prefix_octets_max(self.family)).min(self.octets_max)
+    }
+
+    /// Appends as many prefixes as there is room for; says how many.
+    fn put(&mut self, out: &mut BytesMut) -> usize {
+        let end = out.len() + self.octets_max;
+        let mut count = 0;
+        while self.skip_others().is_some() {
+            let fits = |prefix: &Prefix| out.len() + prefix_octets(*prefix) <= end;
+            let Some(prefix) = self.prefixes.next_if(fits) else { break };
+            put_prefix(out, prefix);
+            count += 1;
+        }
+        count
+    }
+}
+
+/// The attributes in the form for a peer, in ascending order of their types.
+fn put_attributes(attributes: &PathAttributes, as4: bool) -> Vec<u8> {
+    if as4 {
+        return attributes.as_bytes().to_vec();
+    }
+    let mut out = Vec::with_capacity(attributes.as_bytes().len());
+    put_narrow(&mut out, attributes, |_| {});
+    out
+}
+
+/// As [`put_attributes`], with NEXT_HOP at its place; also says where its value stands.
+fn put_attributes_with_next_hop(
+    attributes: &PathAttributes,
+    as4: bool,
+    next_hop: [u8; 4],
+) -> (Vec<u8>, Range<usize>) {
+    let mut out = Vec::with_capacity(attributes.as_bytes().len() + 7);
+    let mut at = 0;
+    let mut put_next_hop = |out: &mut Vec<u8>| {
+        put_attribute(out, flag::TRANSITIVE, attribute_type::NEXT_HOP, &next_hop);
+        at = out.len() - next_hop.len();
+    };
+    if as4 {
+        let bytes = attributes.as_bytes();
+        let mut tlvs = attributes.tlvs();
+        let mut head = 0;
+        while tlvs.next().is_some_and(|(_, code, _)| code < attribute_type::NEXT_HOP) {
+            head = bytes.len() - tlvs.0.0.len();
+        }
+        let (head, tail) = bytes.split_at_checked(head).unwrap_or((bytes, &[]));
+        out.extend(head);
+        put_next_hop(&mut out);
+        out.extend(tail);
+    } else {
+        put_narrow(&mut out, attributes, put_next_hop);
+    }
+    (out, at..at + next_hop.len())
+}
+
+/// Attributes with 2-octet AS numbers, and AS4_PATH and AS4_AGGREGATOR where these lose something
+/// (RFC 6793 section 4.2.2). `next_hop` is called where NEXT_HOP belongs.
+fn put_narrow(out: &mut Vec<u8>, attributes: &PathAttributes, next_hop: impl FnOnce(&mut Vec<u8>)) {
+    let mut next_hop = Some(next_hop);
+    let mut as4 = As4::default();
+    for (flags, code, value) in attributes.tlvs() {
+        if code > attribute_type::NEXT_HOP
+            && let Some(next_hop) = next_hop.take()
+        {
+            next_hop(out);
+        }
+        if code > attribute_type::AS4_AGGREGATOR {
+            as4.put(out);
+        }
+        match code {
+            attribute_type::AS_PATH => {
+                let path = AsPath::new(value);
+                put_attribute(out, flags, code, &narrow_path(path));
+                if path.asns().any(|asn| asn > u32::from(u16::MAX)) {
+                    as4.path = Some(value);
+                }
+            }
+            attribute_type::AGGREGATOR => {
+                let (asn, address) = value.split_at_checked(4).unwrap_or_default();
+                let asn = asn.as_array().map_or(0, |asn| u32::from_be_bytes(*asn));
+                let narrow = u16::try_from(asn).unwrap_or_else(|_| {
+                    as4.aggregator = Some(value);
+                    AS_TRANS
+                });
+                put_attribute(out, flags, code, &[&narrow.to_be_bytes(), address].concat());
+            }
+            _ => put_attribute(out, flags, code, value),
+        }
+    }
+    if let Some(next_hop) = next_hop.take() {
+        next_hop(out);
+    }
+    as4.put(out);
+}
+
+#[derive(Default)]
+struct As4<'a> {
+    path: Option<&'a [u8]>,
+    aggregator: Option<&'a [u8]>,
+}
+
+impl As4<'_> {
+    /// Appends what is there, once.
+    fn put(&mut self, out: &mut Vec<u8>) {
+        let flags = flag::OPTIONAL | flag::TRANSITIVE;
+        if let Some(path) = self.path.take() {
+            put_attribute(out, flags, attribute_type::AS4_PATH, path);
+        }
+        if let Some(aggregator) = self.aggregator.take() {
+            put_attribute(out, flags, attribute_type::AS4_AGGREGATOR, aggregator);
+        }
+    }
+}
+
+fn narrow_path(path: AsPath<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    for segment in path.segments() {
+        let start = out.len();
+        out.extend([segment.segment_type(), 0]);
+        for asn in segment.asns() {
+            out.extend(u16::try_from(asn).unwrap_or(AS_TRANS).to_be_bytes());
+        }
+        let count = ((out.len() - start - 2) / 2) as u8;
+        if let Some(field) = out.get_mut(start + 1) {
+            *field = count;
+        }
+    }
+    out
 }
 
 /// The End-of-RIB marker of a family (RFC 4724 section 2).
 pub fn end_of_rib(family: Family) -> Bytes {
-    todo!("{family}")
+    message(MessageType::Update, |out| {
+        out.put_u16(0);
+        let length_at = out.len();
+        out.put_u16(0);
+        if family != Family::Ipv4Unicast {
+            let unreach = begin_mp(out, attribute_type::MP_UNREACH_NLRI, family);
+            end_length(out, unreach);
+            end_length(out, length_at);
+        }
+    })
 }
 
 /// A KEEPALIVE.
@@ -112,11 +399,21 @@ pub fn keepalive() -> Bytes {
 
 /// A message whose body `write` puts down; its length is filled in.
 pub(super) fn message(message_type: MessageType, write: impl FnOnce(&mut BytesMut)) -> Bytes {
-    let mut out = BytesMut::with_capacity(MESSAGE_OCTETS_MAX);
+    let mut out = begin(message_type, HEADER_OCTETS);
+    write(&mut out);
+    finish(out)
+}
+
+/// A message with a header whose length is still open.
+fn begin(message_type: MessageType, octets_hint: usize) -> BytesMut {
+    let mut out = BytesMut::with_capacity(octets_hint);
     out.put_slice(&[0xff; 16]);
     out.put_u16(0);
     out.put_u8(message_type.code());
-    write(&mut out);
+    out
+}
+
+fn finish(mut out: BytesMut) -> Bytes {
     debug_assert!(out.len() >= HEADER_OCTETS && out.len() <= usize::from(u16::MAX));
     let octets = (out.len() as u16).to_be_bytes();
     if let Some(field) = out.get_mut(16..18) {
@@ -124,3 +421,27 @@ pub(super) fn message(message_type: MessageType, write: impl FnOnce(&mut BytesMu
     }
     out.freeze()
 }
+
+/// Appends MP_REACH_NLRI or MP_UNREACH_NLRI up to its SAFI; returns where its length stands, which
+/// always takes two octets because the prefixes are not counted yet.
+fn begin_mp(out: &mut BytesMut, attribute_type: u8, family: Family) -> usize {
+    out.put_slice(&[flag::OPTIONAL | flag::EXTENDED_LENGTH, attribute_type]);
+    let length_at = out.len();
+    out.put_u16(0);
+    out.put_u16(family.afi());
+    out.put_u8(family.safi());
+    length_at
+}
+
+/// Writes into the two octets at `length_at` how many octets follow them.
+fn end_length(out: &mut BytesMut, length_at: usize) {
+    let octets = ((out.len() - length_at - 2) as u16).to_be_bytes();
+    if let Some(field) = out.get_mut(length_at..length_at + 2) {
+        field.copy_from_slice(&octets);
+    }
+}
+
+/// Octets of an UPDATE that says nothing: header and two lengths.
+const UPDATE_OCTETS_MIN: usize = HEADER_OCTETS + 4;
+/// Octets of MP_UNREACH_NLRI without prefixes.
+const MP_UNREACH_OCTETS_MIN: usize = 7;

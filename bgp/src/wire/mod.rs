@@ -57,8 +57,8 @@ pub use open::{
 };
 pub use refresh::{RefreshKind, RouteRefresh};
 pub use update::{
-    Announcement, AttributeError, AttributeFault, AttributeKey, AttributeVerdict, NextHop,
-    SessionSort, Update, UpdateBody, UpdateContext,
+    Announcement, AttributeError, AttributeFault, AttributeVerdict, CheckedAttributes,
+    LocatedUpdate, NextHop, SessionSort, Update, UpdateBody, UpdateContext,
 };
 
 /// The AS number that stands for one that does not fit into two octets (RFC 6793 section 9).

@@ -1,6 +1,8 @@
 //! What two OPENs agree on.
 
-use super::open::Open;
+use super::encode::MessageFormat;
+use super::frame::{MESSAGE_OCTETS_MAX, MESSAGE_OCTETS_MAX_EXTENDED};
+use super::open::{Capability, Open};
 use super::update::{SessionSort, UpdateContext};
 use crate::prefix::Families;
 
@@ -19,8 +21,10 @@ pub struct Negotiated {
     pub route_refresh: bool,
     /// Beginning and end of a refresh are marked (RFC 7313).
     pub enhanced_route_refresh: bool,
-    /// Messages up to 65,535 octets in both directions (RFC 8654).
-    pub extended_message: bool,
+    /// The largest message that the peer may send, in octets (RFC 8654).
+    pub receive_octets_max: usize,
+    /// The largest message that may be sent to the peer, in octets (RFC 8654).
+    pub send_octets_max: usize,
     /// IPv4 routes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
 }
@@ -28,15 +32,23 @@ pub struct Negotiated {
 impl Negotiated {
     /// What `local` and `remote`, the OPENs sent and received, have in common.
     pub fn new(local: &Open, remote: &Open) -> Negotiated {
-        todo!("{local:?} {remote:?}")
-    }
-
-    /// The largest message in either direction, in octets.
-    pub const fn message_octets_max(&self) -> usize {
-        if self.extended_message {
-            super::MESSAGE_OCTETS_MAX_EXTENDED
-        } else {
-            super::MESSAGE_OCTETS_MAX
+        let both = |capability: Capability| local.offers(&capability) && remote.offers(&capability);
+        // RFC 8654 section 4: who offers it can receive long messages; that is no promise to send any.
+        let octets_max = |receiver: &Open| match receiver.offers(&Capability::ExtendedMessage) {
+            true => MESSAGE_OCTETS_MAX_EXTENDED,
+            false => MESSAGE_OCTETS_MAX,
+        };
+        Negotiated {
+            sort: if local.asn == remote.asn { SessionSort::Ibgp } else { SessionSort::Ebgp },
+            hold_time_secs: local.hold_time_secs.min(remote.hold_time_secs),
+            families: local.families().intersection(remote.families()),
+            as4: local.offers_four_octet_as() && remote.offers_four_octet_as(),
+            route_refresh: both(Capability::RouteRefresh),
+            enhanced_route_refresh: both(Capability::EnhancedRouteRefresh),
+            receive_octets_max: octets_max(local),
+            send_octets_max: octets_max(remote),
+            extended_next_hop: local.offers_extended_next_hop()
+                && remote.offers_extended_next_hop(),
         }
     }
 
@@ -53,7 +65,11 @@ impl Negotiated {
     }
 
     /// How UPDATEs to the peer are to be written.
-    pub const fn message_format(&self) -> super::MessageFormat {
-        super::MessageFormat { octets_max: self.message_octets_max(), as4: self.as4 }
+    pub const fn message_format(&self) -> MessageFormat {
+        MessageFormat {
+            octets_max: self.send_octets_max,
+            as4: self.as4,
+            extended_next_hop: self.extended_next_hop,
+        }
     }
 }

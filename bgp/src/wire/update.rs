@@ -1,11 +1,17 @@
 //! UPDATE: what a peer announces and withdraws (RFC 4271 section 4.3, RFC 4760, RFC 7606).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
-use super::attributes::PathAttributes;
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::attributes::{PathAttributes, Tlvs, attribute_type, flag};
 use super::nlri::Prefixes;
-use super::notification::Notification;
+use super::notification::{Notification, NotificationError, UpdateError};
+use super::reader::Reader;
+use super::validate::{self, Checked};
 use crate::prefix::{Families, Family, Prefix};
 
 /// Whether a session crosses an AS boundary.
@@ -43,21 +49,44 @@ pub struct UpdateBody<'a> {
     pub nlri: &'a [u8],
 }
 
-/// The attribute octets of an UPDATE without MP_REACH_NLRI and MP_UNREACH_NLRI: under one
-/// [`UpdateContext`], equal keys mean equal attributes and equal verdicts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct AttributeKey<'a>(&'a [u8]);
+/// An UPDATE whose multiprotocol attributes have been found.
+///
+/// It lies between the cheap part of reading, which depends on the message, and the dear one, which
+/// depends on [`LocatedUpdate::attribute_octets`] only.
+#[derive(Clone, Debug)]
+pub struct LocatedUpdate<'a> {
+    body: UpdateBody<'a>,
+    reach: Option<MpAttribute<'a>>,
+    unreach: Option<MpAttribute<'a>>,
+    others: Cow<'a, [u8]>,
+}
+
+/// The attributes of an UPDATE after all checks that need nothing but their octets: what a cache
+/// keeps under [`LocatedUpdate::attribute_octets`].
+#[derive(Clone, Debug)]
+pub struct CheckedAttributes(Checked);
+
+#[derive(Clone, Copy, Debug)]
+struct MpAttribute<'a> {
+    flags: u8,
+    value: &'a [u8],
+}
 
 /// A decoded UPDATE. Prefixes are borrowed from the message.
+///
+/// Withdrawals come before announcements: a prefix that stands in both is announced (RFC 4271
+/// section 4.3).
 #[derive(Clone, Debug)]
 pub struct Update<'a> {
     /// The attributes of all the announcements; `None` when nothing is announced.
-    pub attributes: Option<PathAttributes>,
-    /// What is wrong with the attributes, for the error history. Empty in the normal case.
+    pub attributes: Option<Arc<PathAttributes>>,
+    /// What is wrong with the attributes, for the error history: the first ones only, if there are
+    /// very many. Empty in the normal case.
     pub errors: Vec<AttributeError>,
     /// This is the End-of-RIB marker of a family (RFC 4724 section 2).
     pub end_of_rib: Option<Family>,
-    parts: std::marker::PhantomData<&'a u8>,
+    withdrawn: [Option<Prefixes<'a>>; 4],
+    announced: [Option<Announcement<'a>>; 2],
 }
 
 /// Prefixes that are announced with one next hop.
@@ -104,7 +133,7 @@ pub enum AttributeFault {
     Duplicate,
     /// The attribute may not come on a session of this sort.
     NotOnThisSession,
-    /// The attributes run over the end of their field (RFC 7606 section 4).
+    /// The attribute runs over the end of the attributes (RFC 7606 section 4).
     Overrun,
     /// The AS_PATH does not begin with the peer's AS (RFC 4271 section 6.3).
     FirstAs,
@@ -125,40 +154,276 @@ impl<'a> UpdateBody<'a> {
     /// Splits the body of an UPDATE by its two length fields.
     ///
     /// # Errors
-    /// Malformed Attribute List, when the lengths do not fit the body (RFC 7606 section 3 b).
+    /// Malformed Attribute List, when the lengths do not fit the body (RFC 7606 section 3 a and b).
     pub fn split(body: &'a [u8]) -> Result<UpdateBody<'a>, Notification> {
-        todo!("{body:?}")
-    }
-
-    /// The octets that attributes and verdicts depend on.
-    pub fn attribute_key(&self) -> AttributeKey<'a> {
-        todo!()
+        let mut reader = Reader(body);
+        match (reader.counted_u16(), reader.counted_u16()) {
+            (Some(withdrawn), Some(attributes)) => {
+                Ok(UpdateBody { withdrawn, attributes, nlri: reader.0 })
+            }
+            _ => Err(UpdateError::MalformedAttributeList.into()),
+        }
     }
 
     /// Reads and checks everything (RFC 7606).
     ///
     /// # Errors
     /// The NOTIFICATION that ends the session, where RFC 7606 leaves nothing milder.
-    pub fn decode(&self, context: &UpdateContext) -> Result<Update<'a>, Notification> {
-        todo!("{context:?}")
+    pub fn decode(self, context: &UpdateContext) -> Result<Update<'a>, Notification> {
+        let located = self.locate()?;
+        let checked = located.check(context)?;
+        located.finish(context, &checked)
     }
+
+    /// Finds MP_REACH_NLRI and MP_UNREACH_NLRI.
+    ///
+    /// # Errors
+    /// Malformed Attribute List, when one of them stands there twice (RFC 7606 section 3 g).
+    pub fn locate(self) -> Result<LocatedUpdate<'a>, Notification> {
+        let (mut reach, mut unreach) = (None, None);
+        let mut others = Cow::Borrowed(self.attributes);
+        let mut tlvs = Tlvs(Reader(self.attributes));
+        // Where the octets after the last multiprotocol attribute begin, as octets left behind it.
+        let mut before = self.attributes.len();
+        while let Some((flags, code, value)) = tlvs.next() {
+            let after = tlvs.0.0;
+            let slot = match code {
+                attribute_type::MP_REACH_NLRI => &mut reach,
+                attribute_type::MP_UNREACH_NLRI => &mut unreach,
+                _ => {
+                    before = after.len();
+                    continue;
+                }
+            };
+            if slot.replace(MpAttribute { flags, value }).is_some() {
+                return Err(UpdateError::MalformedAttributeList.into());
+            }
+            others = without(others, before, after);
+            before = after.len();
+        }
+        Ok(LocatedUpdate { body: self, reach, unreach, others })
+    }
+}
+
+/// `octets` without what lies between the last `before` and the last octets `after` of them. At the
+/// front, where RFC 7606 section 5.1 wants MP_REACH_NLRI to be, and at the end that needs no copy.
+fn without<'a>(octets: Cow<'a, [u8]>, before: usize, after: &'a [u8]) -> Cow<'a, [u8]> {
+    let kept = octets.len().saturating_sub(before);
+    match octets {
+        _ if kept == 0 => Cow::Borrowed(after),
+        Cow::Borrowed(octets) if after.is_empty() => {
+            Cow::Borrowed(octets.get(..kept).unwrap_or_default())
+        }
+        octets => {
+            let head = octets.get(..kept).unwrap_or_default();
+            Cow::Owned([head, after].concat())
+        }
+    }
+}
+
+impl<'a> LocatedUpdate<'a> {
+    /// The attributes without MP_REACH_NLRI and MP_UNREACH_NLRI. Under one [`UpdateContext`], equal
+    /// octets give equal [`CheckedAttributes`], so that a cache may save [`LocatedUpdate::check`].
+    pub fn attribute_octets(&self) -> &[u8] {
+        &self.others
+    }
+
+    /// Checks the attributes, as far as they do not depend on the prefixes.
+    ///
+    /// # Errors
+    /// Unrecognized Well-known Attribute (RFC 4271 section 6.3).
+    pub fn check(&self, context: &UpdateContext) -> Result<CheckedAttributes, Notification> {
+        validate::check(&self.others, context).map(CheckedAttributes)
+    }
+
+    /// Puts prefixes, next hops and attributes together. `checked` has to come from
+    /// [`LocatedUpdate::check`] of equal octets in the same context.
+    ///
+    /// # Errors
+    /// Malformed prefixes or next hops (RFC 7606 sections 5.3 and 7.11), or errors in an UPDATE that
+    /// shows no prefix to treat as withdrawn (section 5.2).
+    pub fn finish(
+        &self,
+        context: &UpdateContext,
+        CheckedAttributes(checked): &CheckedAttributes,
+    ) -> Result<Update<'a>, Notification> {
+        let mut errors = checked.errors.clone();
+        let body = &self.body;
+        let withdrawn = parse(Family::Ipv4Unicast, body.withdrawn)?;
+        let nlri = parse(Family::Ipv4Unicast, body.nlri)?;
+        let unreach = self.unreach.map(|attribute| attribute.unreach(context)).transpose()?;
+        let reach = self.reach.map(|attribute| attribute.reach(context)).transpose()?;
+        for (attribute, code) in [
+            (self.reach, attribute_type::MP_REACH_NLRI),
+            (self.unreach, attribute_type::MP_UNREACH_NLRI),
+        ] {
+            let wrong = |a: &MpAttribute<'_>| validate::flags_are_wrong(code, a.flags);
+            if attribute.as_ref().is_some_and(wrong) {
+                errors.push(code, AttributeFault::Flags, AttributeVerdict::TreatAsWithdraw);
+            }
+        }
+        let announces = !body.nlri.is_empty() || self.reach.is_some();
+        if announces {
+            for code in checked.missing.into_iter().flatten() {
+                errors.push(code, AttributeFault::Missing, AttributeVerdict::TreatAsWithdraw);
+            }
+        }
+        if !body.nlri.is_empty() && checked.next_hop.is_none() && !checked.next_hop_is_wrong {
+            let code = attribute_type::NEXT_HOP;
+            errors.push(code, AttributeFault::Missing, AttributeVerdict::TreatAsWithdraw);
+        }
+        if let Some(Some(Reach { next_hop: None, .. })) = reach {
+            let code = attribute_type::MP_REACH_NLRI;
+            errors.push(code, AttributeFault::Value, AttributeVerdict::TreatAsWithdraw);
+        }
+        // RFC 7606 section 5.2: without any prefix to withdraw, the prefixes may have been lost.
+        if errors.withdraws() && !announces {
+            return Err(errors.into_reset());
+        }
+
+        let negotiated = |prefixes: &Prefixes<'_>| {
+            !prefixes.is_empty() && context.families.contains(prefixes.family())
+        };
+        let nlri = Some(nlri).filter(negotiated);
+        let withdrawn = Some(withdrawn).filter(negotiated);
+        let unreached = unreach.flatten().filter(negotiated);
+        let reach = reach.flatten().filter(|reach| negotiated(&reach.prefixes));
+        let end_of_rib = match unreach {
+            None if body.withdrawn.is_empty()
+                && body.attributes.is_empty()
+                && body.nlri.is_empty() =>
+            {
+                Some(Family::Ipv4Unicast)
+            }
+            Some(Some(unreach)) if self.is_only_unreach() && unreach.is_empty() => {
+                Some(unreach.family())
+            }
+            _ => None,
+        };
+        let mut update = Update {
+            attributes: None,
+            errors: Vec::new(),
+            end_of_rib,
+            withdrawn: [withdrawn, unreached, None, None],
+            announced: [None, None],
+        };
+        if errors.withdraws() {
+            let [_, _, first, second] = &mut update.withdrawn;
+            (*first, *second) = (nlri, reach.map(|reach| reach.prefixes));
+        } else {
+            let next_hop = checked.next_hop.map(|address| NextHop::new(IpAddr::V4(address)));
+            let announcement = |(prefixes, next_hop): (Option<Prefixes<'a>>, Option<NextHop>)| {
+                Some(Announcement { next_hop: next_hop?, prefixes: prefixes? })
+            };
+            update.announced = [
+                (nlri, next_hop),
+                (reach.map(|reach| reach.prefixes), reach.and_then(|reach| reach.next_hop)),
+            ]
+            .map(announcement);
+            if update.announced.iter().any(Option::is_some) {
+                update.attributes.clone_from(&checked.attributes);
+            }
+        }
+        update.errors = errors.listed;
+        Ok(update)
+    }
+
+    fn is_only_unreach(&self) -> bool {
+        self.others.is_empty()
+            && self.reach.is_none()
+            && self.body.withdrawn.is_empty()
+            && self.body.nlri.is_empty()
+    }
+}
+
+/// What MP_REACH_NLRI says about a family that this speaker carries.
+#[derive(Clone, Copy, Debug)]
+struct Reach<'a> {
+    /// `None` when it is not a host address.
+    next_hop: Option<NextHop>,
+    prefixes: Prefixes<'a>,
+}
+
+impl<'a> MpAttribute<'a> {
+    /// MP_UNREACH_NLRI (RFC 4760 section 4); `None` for a family that was not negotiated.
+    fn unreach(self, context: &UpdateContext) -> Result<Option<Prefixes<'a>>, Notification> {
+        let mut reader = Reader(self.value);
+        let malformed = || self.malformed(attribute_type::MP_UNREACH_NLRI);
+        let (afi, safi) = reader.u16().zip(reader.u8()).ok_or_else(malformed)?;
+        let family = Family::from_afi_safi(afi, safi).filter(|f| context.families.contains(*f));
+        family.map(|family| Prefixes::parse(family, reader.0).ok_or_else(malformed)).transpose()
+    }
+
+    /// MP_REACH_NLRI (RFC 4760 section 3); `None` for a family that was not negotiated: nothing is
+    /// known about the length of its next hops.
+    fn reach(self, context: &UpdateContext) -> Result<Option<Reach<'a>>, Notification> {
+        let mut reader = Reader(self.value);
+        let malformed = || self.malformed(attribute_type::MP_REACH_NLRI);
+        let (afi, safi) = reader.u16().zip(reader.u8()).ok_or_else(malformed)?;
+        let next_hop = reader.counted_u8().ok_or_else(malformed)?;
+        // One reserved octet follows the next hop.
+        reader.u8().ok_or_else(malformed)?;
+        let Some(family) =
+            Family::from_afi_safi(afi, safi).filter(|f| context.families.contains(*f))
+        else {
+            return Ok(None);
+        };
+        let ipv6 = family == Family::Ipv6Unicast || context.extended_next_hop;
+        let mut address = Reader(next_hop);
+        // RFC 7606 section 7.11: a wrong length leaves it open where the prefixes begin.
+        let next_hop = match next_hop.len() {
+            4 if family == Family::Ipv4Unicast => {
+                address.ipv4().map(|address| NextHop::new(IpAddr::V4(address)))
+            }
+            16 if ipv6 => address.ipv6().map(|address| NextHop::new(IpAddr::V6(address))),
+            32 if ipv6 => address.ipv6().zip(address.ipv6()).map(|(address, link_local)| NextHop {
+                address: IpAddr::V6(address),
+                link_local: Some(link_local),
+            }),
+            _ => return Err(malformed()),
+        };
+        let prefixes = Prefixes::parse(family, reader.0).ok_or_else(malformed)?;
+        Ok(Some(Reach { next_hop: next_hop.and_then(NextHop::checked), prefixes }))
+    }
+
+    fn malformed(self, code: u8) -> Notification {
+        let error = NotificationError::Update(UpdateError::OptionalAttribute);
+        let mut data = BytesMut::with_capacity(4 + self.value.len());
+        data.put_slice(&[self.flags | flag::EXTENDED_LENGTH, code]);
+        data.put_u16(self.value.len() as u16);
+        data.put_slice(self.value);
+        Notification::with_data(error, data.freeze())
+    }
+}
+
+fn parse(family: Family, octets: &[u8]) -> Result<Prefixes<'_>, Notification> {
+    Prefixes::parse(family, octets).ok_or_else(|| {
+        let error = NotificationError::Update(UpdateError::InvalidNetworkField);
+        Notification::with_data(error, Bytes::new())
+    })
 }
 
 impl<'a> Update<'a> {
     /// The prefixes that are withdrawn, those that are treated so because of an error included.
     pub fn withdrawn(&self) -> impl Iterator<Item = Prefix> + 'a {
-        std::iter::empty()
+        self.withdrawn.into_iter().flatten().flatten()
     }
 
-    /// The prefixes that are announced, by next hop. At most one announcement per encoding: MP_REACH_NLRI
-    /// and the NLRI field.
+    /// The prefixes that are announced, by next hop: those of the NLRI field and those of
+    /// MP_REACH_NLRI.
     pub fn announcements(&self) -> impl Iterator<Item = Announcement<'a>> + 'a {
-        std::iter::empty()
+        self.announced.into_iter().flatten()
+    }
+
+    /// How many prefixes are withdrawn.
+    pub fn withdrawn_len(&self) -> usize {
+        self.withdrawn.iter().flatten().map(Prefixes::len).sum()
     }
 
     /// Whether routes are treated as withdrawn because of an error.
     pub fn is_treated_as_withdraw(&self) -> bool {
-        self.errors.iter().any(|e| e.verdict == AttributeVerdict::TreatAsWithdraw)
+        let [_, _, nlri, reach] = &self.withdrawn;
+        nlri.is_some() || reach.is_some()
     }
 }
 
@@ -167,10 +432,61 @@ impl NextHop {
     pub const fn new(address: IpAddr) -> NextHop {
         NextHop { address, link_local: None }
     }
+
+    /// This next hop, when it is a host address (RFC 4271 section 6.3). A speaker without a global
+    /// IPv6 address puts `::` in front of the link-local one, which then takes its place.
+    pub(super) fn checked(self) -> Option<NextHop> {
+        let next_hop = match self {
+            NextHop { address: IpAddr::V6(address), link_local: Some(link_local) } => {
+                let link_local = Some(link_local).filter(Ipv6Addr::is_unicast_link_local);
+                match link_local {
+                    Some(only) if address.is_unspecified() => NextHop::new(IpAddr::V6(only)),
+                    link_local => NextHop { link_local, ..self },
+                }
+            }
+            _ => self,
+        };
+        let is_host = match next_hop.address {
+            IpAddr::V4(a) => {
+                !(a.is_unspecified() || a.is_loopback() || a.octets() >= [224, 0, 0, 0])
+            }
+            IpAddr::V6(a) => !(a.is_unspecified() || a.is_loopback() || a.is_multicast()),
+        };
+        is_host.then_some(next_hop)
+    }
 }
 
 impl fmt::Display for AttributeError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "attribute {}: {:?}: {:?}", self.attribute_type, self.fault, self.verdict)
+        match attribute_type::name(self.attribute_type) {
+            Some(name) => f.write_str(name)?,
+            None => write!(f, "attribute {}", self.attribute_type)?,
+        }
+        write!(f, ": {}, {}", self.fault, self.verdict)
+    }
+}
+
+impl fmt::Display for AttributeFault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AttributeFault::Flags => "wrong flags",
+            AttributeFault::Length => "wrong length",
+            AttributeFault::Value => "value not allowed",
+            AttributeFault::Missing => "missing",
+            AttributeFault::Duplicate => "stands there twice",
+            AttributeFault::NotOnThisSession => "not allowed on this session",
+            AttributeFault::Overrun => "longer than the attributes",
+            AttributeFault::FirstAs => "does not begin with the peer's AS",
+            AttributeFault::Segment => "holds a set or a confederation segment",
+        })
+    }
+}
+
+impl fmt::Display for AttributeVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            AttributeVerdict::Discard => "attribute discarded",
+            AttributeVerdict::TreatAsWithdraw => "routes treated as withdrawn",
+        })
     }
 }
