@@ -1,0 +1,182 @@
+//! The network configuration that a runtime writes to the plugin's standard input.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::SOCKET_PATH;
+use crate::error::Error;
+use crate::result::NetworkResult;
+
+/// A CNI specification version that the plugin speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CniVersion {
+    /// 0.3.1.
+    V0_3_1,
+    /// 0.4.0, the first with CHECK.
+    V0_4_0,
+    /// 1.0.0, the first without address families in results.
+    V1_0_0,
+    /// 1.1.0, the first with GC, STATUS and MTUs in results.
+    V1_1_0,
+}
+
+impl CniVersion {
+    /// Every version, in ascending order.
+    pub const ALL: [CniVersion; 4] =
+        [CniVersion::V0_3_1, CniVersion::V0_4_0, CniVersion::V1_0_0, CniVersion::V1_1_0];
+
+    /// The newest version.
+    pub const NEWEST: CniVersion = CniVersion::V1_1_0;
+
+    /// The version as configurations write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            CniVersion::V0_3_1 => "0.3.1",
+            CniVersion::V0_4_0 => "0.4.0",
+            CniVersion::V1_0_0 => "1.0.0",
+            CniVersion::V1_1_0 => "1.1.0",
+        }
+    }
+
+    /// The version written as `text`.
+    ///
+    /// # Errors
+    /// [`Error::IncompatibleVersion`] for any other.
+    pub fn parse(text: &str) -> Result<CniVersion, Error> {
+        let known = CniVersion::ALL.into_iter().find(|version| version.as_str() == text);
+        known.ok_or_else(|| Error::IncompatibleVersion { found: text.into() })
+    }
+}
+
+impl fmt::Display for CniVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A network configuration for this plugin. Fields that belong to other plugins of the chain are
+/// not looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NetworkConfig {
+    /// The version in which results are written.
+    pub version: CniVersion,
+    /// The network's name.
+    pub name: String,
+    /// The agent's socket.
+    pub socket: PathBuf,
+    /// Name service settings, passed through to the result.
+    pub dns: Option<Dns>,
+    /// The result of the plugin before this one in the chain.
+    pub prev_result: Option<NetworkResult>,
+}
+
+/// Name service settings; the plugin only passes them on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Addresses of name servers.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nameservers: Vec<String>,
+    /// The local domain.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+    /// Search domains.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub search: Vec<String>,
+    /// Resolver options.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub options: Vec<String>,
+}
+
+impl NetworkConfig {
+    /// Reads a configuration.
+    ///
+    /// # Errors
+    /// [`Error::DecodeConfig`] for what is not JSON or has a field of the wrong type, with line and
+    /// column; [`Error::IncompatibleVersion`], [`Error::InvalidConfig`] and
+    /// [`Error::UnsupportedField`] for values that cannot be served.
+    pub fn parse(bytes: &[u8]) -> Result<NetworkConfig, Error> {
+        // The version decides how the rest is to be read, so it is judged before the rest.
+        let version = read_version(bytes)?;
+        let raw: RawConfig = serde_json::from_slice(bytes).map_err(Error::DecodeConfig)?;
+        let name = raw.name.ok_or_else(|| invalid("name", "is missing"))?;
+        if name.is_empty() || name.len() > NAME_MAX {
+            return Err(invalid("name", "must have 1 to 255 bytes"));
+        }
+        let socket = raw.socket.unwrap_or_else(|| SOCKET_PATH.into());
+        let fits = Path::new(&socket).is_absolute() && socket.len() <= SOCKET_PATH_MAX;
+        if !fits || socket.contains('\0') {
+            return Err(invalid("socket", "must be an absolute path of at most 107 bytes"));
+        }
+        refuse_if_set("ipam", &raw.ipam, "leave it out, the Cairn agent chooses addresses")?;
+        refuse_if_set("ipMasq", &raw.ip_masq, "leave it out and set natOutgoing on the IPPool")?;
+        if let Some(runtime) = &raw.runtime_config {
+            for (key, field) in [("ips", "runtimeConfig.ips"), ("mac", "runtimeConfig.mac")] {
+                let value = runtime.get(key).cloned().unwrap_or_default();
+                refuse_if_set(field, &value, "remove that capability from the configuration list")?;
+            }
+        }
+        Ok(NetworkConfig {
+            version,
+            name,
+            socket: socket.into(),
+            dns: raw.dns,
+            prev_result: raw.prev_result,
+        })
+    }
+}
+
+/// The `cniVersion` of a configuration, whatever else it holds. One without it is of version 0.1.0
+/// (CNI specification), which no longer exists.
+///
+/// # Errors
+/// [`Error::DecodeConfig`] and [`Error::IncompatibleVersion`].
+pub fn read_version(bytes: &[u8]) -> Result<CniVersion, Error> {
+    let raw: RawVersion = serde_json::from_slice(bytes).map_err(Error::DecodeConfig)?;
+    CniVersion::parse(raw.cni_version.as_deref().unwrap_or_default())
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawVersion {
+    cni_version: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawConfig {
+    name: Option<String>,
+    socket: Option<String>,
+    dns: Option<Dns>,
+    prev_result: Option<NetworkResult>,
+    #[serde(default)]
+    ipam: Value,
+    #[serde(default)]
+    ip_masq: Value,
+    runtime_config: Option<serde_json::Map<String, Value>>,
+}
+
+fn invalid(field: &'static str, reason: &str) -> Error {
+    Error::InvalidConfig { field, reason: reason.into() }
+}
+
+/// What a user asks for must not be ignored silently; empty values ask for nothing.
+fn refuse_if_set(field: &'static str, value: &Value, remedy: &'static str) -> Result<(), Error> {
+    let asks = match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::Object(fields) => !fields.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::String(text) => !text.is_empty(),
+        Value::Bool(true) | Value::Number(_) => true,
+    };
+    if asks {
+        return Err(Error::UnsupportedField { field, value: value.to_string(), remedy });
+    }
+    Ok(())
+}
+
+const NAME_MAX: usize = 255;
+/// `sun_path` has 108 bytes with its terminating zero.
+const SOCKET_PATH_MAX: usize = 107;
