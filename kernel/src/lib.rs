@@ -10,6 +10,7 @@ pub mod link;
 pub mod monitor;
 pub mod netns;
 pub mod pod;
+mod paths;
 pub mod reconcile;
 pub mod resolve;
 pub mod route;

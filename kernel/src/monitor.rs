@@ -1,1 +1,386 @@
-//! placeholder
+//! Watches what others change in the kernel.
+//!
+//! A [`Monitor`] belongs to the network namespace it was opened in. It joins what arrived since the
+//! last look into one event an object, leaves out what our own route sockets wrote, and infers what
+//! the kernel does not tell: when a link goes down or an address goes, IPv4 routes vanish without a
+//! notification ([`KernelEvent::RoutesLost`]).
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SocketFlags};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use crate::batch::{attributes, read_ip, read_u32};
+use crate::error::Error;
+use crate::link::{self, Link};
+use crate::netns::NetNs;
+use crate::route::{self, RouteEvent, RouteKey, TABLE_LOCAL};
+use crate::socket::{self, Message, Netlink, messages};
+
+/// Something that changed in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KernelEvent {
+    /// A route was added, replaced or removed by somebody else, in any table but the local one.
+    Route(RouteEvent),
+    /// A link appeared, changed its state or name, or went.
+    Link {
+        /// The interface index.
+        index: u32,
+        /// The interface name.
+        name: String,
+        /// The state now.
+        state: LinkState,
+    },
+    /// Addresses of a link were added or removed.
+    AddressesChanged {
+        /// The index of the link.
+        ifindex: u32,
+    },
+    /// A neighbour entry changed.
+    Neighbour {
+        /// The index of the link.
+        ifindex: u32,
+        /// The neighbour's address.
+        address: IpAddr,
+        /// Whether an entry is there now.
+        present: bool,
+    },
+    /// Routes through a link, or through a next-hop object when the link is unknown, may be gone
+    /// without a word: their table must be read again.
+    RoutesLost {
+        /// The index of the link.
+        ifindex: Option<u32>,
+    },
+    /// Notifications were lost: everything must be read again.
+    Overrun,
+}
+
+/// What a link can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// Up, with carrier.
+    Running,
+    /// Up, without carrier.
+    NoCarrier,
+    /// Set down.
+    Down,
+    /// Not there any more.
+    Removed,
+}
+
+/// A subscription to the notifications of one network namespace.
+pub struct Monitor {
+    fd: AsyncFd<OwnedFd>,
+    netlink: Netlink,
+    own_ports: Vec<u32>,
+    links: HashMap<u32, (String, LinkState)>,
+    events: Vec<KernelEvent>,
+    positions: HashMap<Subject, usize>,
+    buffer: Vec<u8>,
+}
+
+/// What an event is about: a later event takes the place of an earlier one with the same subject.
+#[derive(PartialEq, Eq, Hash)]
+enum Subject {
+    Route(RouteKey, u8),
+    Link(u32),
+    Addresses(u32),
+    Neighbour(u32, IpAddr),
+    RoutesLost(Option<u32>),
+    Overrun,
+}
+
+impl Monitor {
+    /// Subscribes in the network namespace of the calling thread. Must be called within a tokio
+    /// runtime. Every change after the return is seen, so a dump that follows leaves no gap.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the kernel gives no socket, and those of [`link::list`].
+    pub fn open() -> Result<Monitor, Error> {
+        Monitor::new(subscribe()?, Netlink::open()?)
+    }
+
+    /// Subscribes in `netns`, else as [`Monitor::open`].
+    ///
+    /// # Errors
+    /// As [`Monitor::open`], and those of [`NetNs::run`].
+    pub fn open_in(netns: &NetNs) -> Result<Monitor, Error> {
+        Monitor::new(netns.run(subscribe)??, Netlink::open_in(netns)?)
+    }
+
+    fn new(fd: OwnedFd, netlink: Netlink) -> Result<Monitor, Error> {
+        // SAFETY: an `OwnedFd` always gives the same descriptor, and it stays open until the
+        // `AsyncFd`, which owns it, has deregistered it.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+            .map_err(|error| Error::io("watch a netlink socket", &error.into()))?;
+        let mut monitor = Monitor {
+            fd,
+            netlink,
+            own_ports: Vec::new(),
+            links: HashMap::new(),
+            events: Vec::new(),
+            positions: HashMap::new(),
+            buffer: vec![0; RECEIVE_BYTES],
+        };
+        monitor.reread_links()?;
+        // What is there from the start is no change.
+        monitor.take();
+        Ok(monitor)
+    }
+
+    /// Leaves out routes that the socket with `port` writes ([`route::RouteSocket::port`]).
+    pub fn ignore_port(&mut self, port: u32) {
+        self.own_ports.push(port);
+    }
+
+    /// Sets the size of the receive buffer in bytes and returns what the kernel granted. 8 MiB
+    /// unless set.
+    ///
+    /// # Errors
+    /// [`Error::System`] when the kernel refuses.
+    pub fn set_receive_buffer(&self, bytes: usize) -> Result<usize, Error> {
+        socket::force_receive_buffer(self.fd.get_ref(), bytes)
+    }
+
+    /// Waits for changes and returns what arrived, one event a subject, at least one. Dropping the
+    /// future loses nothing.
+    ///
+    /// # Errors
+    /// When the socket fails; lost notifications are an event and not an error.
+    pub async fn next(&mut self) -> Result<Vec<KernelEvent>, Error> {
+        loop {
+            let mut ready = self
+                .fd
+                .readable()
+                .await
+                .map_err(|error| Error::io("wait for kernel notifications", &error))?;
+            let mut lost = false;
+            let mut drained = false;
+            while !drained && !lost && self.events.len() < EVENTS_MAX {
+                match receive(ready.get_inner(), &mut self.buffer) {
+                    Ok(None) => drained = true,
+                    Ok(Some(len)) => {
+                        let datagram = self.buffer.get(..len).unwrap_or_default();
+                        let mut sink = Sink {
+                            own_ports: &self.own_ports,
+                            links: &mut self.links,
+                            events: &mut self.events,
+                            positions: &mut self.positions,
+                        };
+                        lost = messages(datagram)
+                            .try_for_each(|message| sink.notice(&message?))
+                            .is_err();
+                    }
+                    Err(Error::Overrun) => lost = true,
+                    Err(error) => return Err(error),
+                }
+            }
+            if drained {
+                ready.clear_ready();
+            }
+            if lost {
+                self.overrun()?;
+            }
+            if !self.events.is_empty() {
+                return Ok(self.take());
+            }
+        }
+    }
+
+    /// Forgets what was received, which has gaps, and reads the links again.
+    fn overrun(&mut self) -> Result<(), Error> {
+        self.take();
+        for _ in 0..DISCARD_MAX {
+            match receive(self.fd.get_ref(), &mut self.buffer) {
+                Ok(None) => break,
+                Ok(Some(_)) | Err(Error::Overrun) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.sink().push(KernelEvent::Overrun);
+        self.reread_links()
+    }
+
+    fn reread_links(&mut self) -> Result<(), Error> {
+        let links = link::list(&mut self.netlink)?;
+        let gone: Vec<u32> = self
+            .links
+            .keys()
+            .filter(|index| links.iter().all(|link| link.index != **index))
+            .copied()
+            .collect();
+        let mut sink = self.sink();
+        gone.into_iter().for_each(|index| sink.link_removed(index));
+        links.into_iter().for_each(|link| sink.link_seen(link));
+        Ok(())
+    }
+
+    fn sink(&mut self) -> Sink<'_> {
+        Sink {
+            own_ports: &self.own_ports,
+            links: &mut self.links,
+            events: &mut self.events,
+            positions: &mut self.positions,
+        }
+    }
+
+    fn take(&mut self) -> Vec<KernelEvent> {
+        self.positions.clear();
+        std::mem::take(&mut self.events)
+    }
+}
+
+/// The part of a monitor that messages change.
+struct Sink<'a> {
+    own_ports: &'a [u32],
+    links: &'a mut HashMap<u32, (String, LinkState)>,
+    events: &'a mut Vec<KernelEvent>,
+    positions: &'a mut HashMap<Subject, usize>,
+}
+
+impl Sink<'_> {
+    fn notice(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        match message.kind {
+            libc::RTM_NEWROUTE | libc::RTM_DELROUTE => self.route(message)?,
+            libc::RTM_NEWLINK | libc::RTM_DELLINK => self.link(message)?,
+            libc::RTM_NEWADDR | libc::RTM_DELADDR => {
+                if let Some(address) = link::parse_address(message.body)? {
+                    let ifindex = address.ifindex;
+                    self.push(KernelEvent::AddressesChanged { ifindex });
+                    if message.kind == libc::RTM_DELADDR {
+                        self.push(KernelEvent::RoutesLost { ifindex: Some(ifindex) });
+                    }
+                }
+            }
+            libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => self.neighbour(message)?,
+            RTM_DELNEXTHOP => self.push(KernelEvent::RoutesLost { ifindex: None }),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn route(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        if self.own_ports.contains(&message.port) {
+            return Ok(());
+        }
+        let Some(route) = route::parse(message.body)? else { return Ok(()) };
+        if route.table == TABLE_LOCAL {
+            return Ok(());
+        }
+        self.push(KernelEvent::Route(if message.kind == libc::RTM_DELROUTE {
+            RouteEvent::Removed(route)
+        } else {
+            RouteEvent::Added { route, replaced: message.flags & NLM_F_REPLACE != 0 }
+        }));
+        Ok(())
+    }
+
+    fn link(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        // A bridge reports its ports in the same messages, with its own family: such an
+        // RTM_DELLINK says that a link left the bridge, not that it is gone.
+        if message.body.first() != Some(&(libc::AF_UNSPEC as u8)) {
+            return Ok(());
+        }
+        let link = link::parse(message.body)?;
+        if message.kind == libc::RTM_DELLINK {
+            self.link_removed(link.index);
+        } else {
+            self.link_seen(link);
+        }
+        Ok(())
+    }
+
+    fn link_seen(&mut self, link: Link) {
+        let state = match (link.is_up(), link.is_running()) {
+            (_, true) => LinkState::Running,
+            (true, false) => LinkState::NoCarrier,
+            (false, false) => LinkState::Down,
+        };
+        let now = (link.name, state);
+        let before = self.links.insert(link.index, now.clone());
+        if before.as_ref() == Some(&now) {
+            return;
+        }
+        if state != LinkState::Running
+            && before.is_some_and(|(_, before)| before != state && before != LinkState::Down)
+        {
+            self.push(KernelEvent::RoutesLost { ifindex: Some(link.index) });
+        }
+        self.push(KernelEvent::Link { index: link.index, name: now.0, state });
+    }
+
+    fn link_removed(&mut self, index: u32) {
+        let name = self.links.remove(&index).map(|(name, _)| name).unwrap_or_default();
+        self.push(KernelEvent::RoutesLost { ifindex: Some(index) });
+        self.push(KernelEvent::Link { index, name, state: LinkState::Removed });
+    }
+
+    fn neighbour(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        let (header, rest) =
+            message.body.split_at_checked(12).ok_or(Error::Malformed("a short neighbour"))?;
+        let address = attributes(rest).find(|(kind, _)| *kind == libc::NDA_DST);
+        if let Some(address) = address.and_then(|(_, value)| read_ip(value)) {
+            let ifindex = header.get(4..).and_then(read_u32).unwrap_or(0);
+            let present = message.kind == libc::RTM_NEWNEIGH;
+            self.push(KernelEvent::Neighbour { ifindex, address, present });
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, event: KernelEvent) {
+        let position = *self.positions.entry(subject(&event)).or_insert(self.events.len());
+        match self.events.get_mut(position) {
+            Some(earlier) => *earlier = event,
+            None => self.events.push(event),
+        }
+    }
+}
+
+fn subject(event: &KernelEvent) -> Subject {
+    match event {
+        KernelEvent::Route(event) => Subject::Route(event.route().key(), event.route().protocol),
+        KernelEvent::Link { index, .. } => Subject::Link(*index),
+        KernelEvent::AddressesChanged { ifindex } => Subject::Addresses(*ifindex),
+        KernelEvent::Neighbour { ifindex, address, .. } => Subject::Neighbour(*ifindex, *address),
+        KernelEvent::RoutesLost { ifindex } => Subject::RoutesLost(*ifindex),
+        KernelEvent::Overrun => Subject::Overrun,
+    }
+}
+
+fn subscribe() -> Result<OwnedFd, Error> {
+    let fd = socket::open_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
+    socket::force_receive_buffer(&fd, RECEIVE_BUFFER_BYTES)?;
+    socket::bind(&fd, GROUPS)?;
+    Ok(fd)
+}
+
+/// Receives one datagram; `None` when there is none.
+fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+    let received = rustix::io::retry_on_intr(|| {
+        rustix::net::recv(fd, &mut *buffer, RecvFlags::TRUNC | RecvFlags::DONTWAIT)
+    });
+    match received {
+        // Truncated: what it said is lost.
+        Ok((_, len)) if len > buffer.len() => Err(Error::Overrun),
+        Ok((_, len)) => Ok(Some(len)),
+        Err(Errno::AGAIN) => Ok(None),
+        Err(Errno::NOBUFS) => Err(Error::Overrun),
+        Err(errno) => Err(Error::system("receive kernel notifications", errno)),
+    }
+}
+
+/// The most events that are joined before they are handed on.
+const EVENTS_MAX: usize = 8192;
+/// The most datagrams that are thrown away after an overrun before the next look.
+const DISCARD_MAX: usize = 1 << 16;
+const RECEIVE_BYTES: usize = 64 << 10;
+const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
+const NLM_F_REPLACE: u16 = libc::NLM_F_REPLACE as u16;
+const RTM_DELNEXTHOP: u16 = 105;
+/// Links, neighbours, IPv4 and IPv6 addresses and routes, next-hop objects: RTNLGRP_LINK, _NEIGH,
+/// _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE and _NEXTHOP.
+const GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 31;

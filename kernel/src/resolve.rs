@@ -86,11 +86,13 @@ impl Resolver {
 
     fn longest_match(&self, ip: IpAddr) -> Option<NextHop> {
         let lens = if ip.is_ipv4() { &self.lens_v4 } else { &self.lens_v6 };
-        lens.iter().rev().find_map(|len| {
-            let prefix = IpNet::new(ip, *len).ok()?.trunc();
-            self.routes.get(&prefix)
-        })?
-        .1
+        lens.iter()
+            .rev()
+            .find_map(|len| {
+                let prefix = IpNet::new(ip, *len).ok()?.trunc();
+                self.routes.get(&prefix)
+            })?
+            .1
     }
 }
 
@@ -175,8 +177,7 @@ mod tests {
     fn a_blackhole_hides_the_default_route() {
         let mut blackhole = route("10.0.0.0/8", None, 0, 5, 4);
         blackhole.target = Target::Blackhole;
-        let resolver =
-            resolver(&[route("0.0.0.0/0", Some("192.0.2.254"), 2, 0, 3), blackhole]);
+        let resolver = resolver(&[route("0.0.0.0/0", Some("192.0.2.254"), 2, 0, 3), blackhole]);
         assert_eq!(resolver.resolve(ip("10.1.2.3")), None);
         assert!(resolver.resolve(ip("11.1.2.3")).is_some());
     }

@@ -95,10 +95,24 @@ impl fmt::Display for RouteKey {
     }
 }
 
+impl RouteKey {
+    /// The key as the kernel reports it: host bits zero, table 0 as the main one, and metric 0 of an
+    /// IPv6 route as 1,024.
+    #[must_use]
+    pub fn normalized(self) -> RouteKey {
+        let v6 = self.prefix.addr().is_ipv6();
+        RouteKey {
+            prefix: self.prefix.trunc(),
+            table: if self.table == 0 { TABLE_MAIN } else { self.table },
+            metric: if v6 && self.metric == 0 { IP6_RT_PRIO_USER } else { self.metric },
+        }
+    }
+}
+
 impl Route {
-    /// The key of this route.
+    /// The key of this route, normalized.
     pub fn key(&self) -> RouteKey {
-        RouteKey { prefix: self.prefix, table: self.table, metric: self.metric }
+        RouteKey { prefix: self.prefix, table: self.table, metric: self.metric }.normalized()
     }
 }
 
@@ -169,6 +183,29 @@ impl Change {
         match self {
             Change::Create(route) | Change::Replace(route) => route.key(),
             Change::Delete { key, .. } => *key,
+        }
+    }
+}
+
+/// A change of a route that this process did not make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RouteEvent {
+    /// The route is there now.
+    Added {
+        /// The route.
+        route: Route,
+        /// It took the place of the first route of its key.
+        replaced: bool,
+    },
+    /// The route is gone.
+    Removed(Route),
+}
+
+impl RouteEvent {
+    /// The route that came or went.
+    pub fn route(&self) -> &Route {
+        match self {
+            RouteEvent::Added { route, .. } | RouteEvent::Removed(route) => route,
         }
     }
 }
@@ -544,6 +581,7 @@ fn encode_hop(batch: &mut Batch, hop: &NextHop, v4: bool) {
 }
 
 const HEADER_BYTES: usize = 12;
+const IP6_RT_PRIO_USER: u32 = 1024;
 const RTNH_F_ONLINK: u8 = 4;
 const RTM_F_CLONED: u32 = 0x200;
 /// Room for the refusals of a whole `sendmsg` of [`REQUESTS_MAX`], about 1 KiB each, and for dumps.

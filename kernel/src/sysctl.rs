@@ -104,7 +104,8 @@ pub fn interfaces(family: Family) -> Result<Vec<String>, Error> {
         Family::V4 => "ipv4/conf",
         Family::V6 => "ipv6/conf",
     });
-    let listing = |error: std::io::Error| Error::io(format!("list {}", directory.display()), &error);
+    let listing =
+        |error: std::io::Error| Error::io(format!("list {}", directory.display()), &error);
     let mut names = Vec::new();
     for entry in fs::read_dir(&directory).map_err(listing)? {
         names.extend(entry.map_err(listing)?.file_name().into_string().ok());

@@ -67,3 +67,12 @@ pub fn veth_up(netlink: &mut Netlink, name: &str, addresses: &[&str]) -> Link {
     }
     end
 }
+
+/// Runs `ip` inside `netns`, as an administrator would.
+pub fn ip(netns: &NetNs, arguments: &str) {
+    let output = netns
+        .run(|| std::process::Command::new("ip").args(arguments.split(' ')).output())
+        .unwrap()
+        .expect("the tests need the `ip` command of iproute2");
+    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+}

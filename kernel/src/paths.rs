@@ -1,0 +1,121 @@
+//! What routes do, stored once however many routes do it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use crate::route::{Route, Target};
+
+/// A route without its key and owner.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Path {
+    pub(crate) target: Target,
+    pub(crate) prefsrc: Option<IpAddr>,
+}
+
+/// The number of a path in [`Paths`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PathId(NonZeroU32);
+
+/// Counted paths. A node's many routes lead to few neighbours, so that a number of four bytes stands
+/// for each.
+#[derive(Debug, Default)]
+pub(crate) struct Paths {
+    slots: Vec<Option<(Arc<Path>, u32)>>,
+    free: Vec<PathId>,
+    ids: HashMap<Arc<Path>, PathId>,
+}
+
+impl Paths {
+    /// The number of what `route` does, counted once more.
+    pub(crate) fn acquire(&mut self, route: Route) -> PathId {
+        let path = Path { target: route.target.normalized(), prefsrc: route.prefsrc };
+        if let Some(id) = self.ids.get(&path).copied() {
+            self.count(id);
+            return id;
+        }
+        let path = Arc::new(path);
+        let slot = Some((Arc::clone(&path), 1));
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.slots[index(id)] = slot;
+                id
+            }
+            None => {
+                self.slots.push(slot);
+                let number = u32::try_from(self.slots.len()).ok().and_then(NonZeroU32::new);
+                PathId(number.expect("fewer than 2^32 routes fit into memory"))
+            }
+        };
+        self.ids.insert(path, id);
+        id
+    }
+
+    /// The number of what `route` does, uncounted, if any route does it.
+    pub(crate) fn find(&self, route: &Route) -> Option<PathId> {
+        let path = Path { target: route.target.clone().normalized(), prefsrc: route.prefsrc };
+        self.ids.get(&path).copied()
+    }
+
+    /// Counts `id` once more.
+    pub(crate) fn count(&mut self, id: PathId) {
+        if let Some(Some((_, count))) = self.slots.get_mut(index(id)) {
+            *count += 1;
+        }
+    }
+
+    /// Counts `id` once less and forgets it at zero.
+    pub(crate) fn release(&mut self, id: Option<PathId>) {
+        let Some(id) = id else { return };
+        let Some(slot) = self.slots.get_mut(index(id)) else { return };
+        let Some((path, count)) = slot else { return };
+        *count -= 1;
+        if *count == 0 {
+            self.ids.remove(path);
+            *slot = None;
+            self.free.push(id);
+        }
+    }
+
+    pub(crate) fn path(&self, id: PathId) -> Option<&Path> {
+        self.slots.get(index(id))?.as_ref().map(|(path, _)| &**path)
+    }
+}
+
+fn index(id: PathId) -> usize {
+    id.0.get() as usize - 1
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::route::NextHop;
+
+    fn route(ifindex: u32) -> Route {
+        Route {
+            prefix: "10.0.0.0/24".parse().unwrap(),
+            table: 254,
+            metric: 0,
+            protocol: 198,
+            target: Target::Unicast(vec![NextHop::link(ifindex)]),
+            prefsrc: None,
+        }
+    }
+
+    #[test]
+    fn equal_paths_share_a_number_until_the_last_is_released() {
+        let mut paths = Paths::default();
+        let first = paths.acquire(route(1));
+        assert_eq!(paths.acquire(route(1)), first);
+        let second = paths.acquire(route(2));
+        assert_ne!(first, second);
+        paths.release(Some(first));
+        assert_eq!(paths.find(&route(1)), Some(first));
+        paths.release(Some(first));
+        assert_eq!(paths.find(&route(1)), None);
+        assert!(paths.path(first).is_none());
+        assert_eq!(paths.acquire(route(3)), first, "the number is used again");
+        assert_eq!(paths.path(second).unwrap().target, route(2).target);
+    }
+}
