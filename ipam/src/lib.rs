@@ -1,1 +1,16 @@
-//! placeholder
+//! Decisions about blocks and addresses: which block a node claims or gives back, which blocks may
+//! hand out addresses, which address an attachment gets, and how long a node may go on alone.
+//!
+//! Everything here is a function of its arguments. Nothing reads a clock, draws a random number or
+//! speaks to a server: the agent's shell passes in what it knows and the time, and carries out what
+//! comes back.
+//!
+//! ```text
+//!  pools, own blocks, RIB ──► claims ──► candidates to POST, blocks that may hand out
+//!  own Lease writes ────────► fence  ──► may this node hand out at all
+//!  blocks + attachments ────► addresses: one address to one attachment
+//! ```
+
+pub mod addresses;
+
+pub use addresses::{AddressBook, AssignError, AttachmentId, BlockUsage, Family, OwnedBlock};
