@@ -1,0 +1,11 @@
+# The image of the DaemonSet: `cairn` without the lab, the static plugin, and the few programs that
+# the manifests call (sh, cp, cmp, mv, mount), which the base image has.
+FROM rust:1.95-bookworm AS build
+WORKDIR /src
+COPY . .
+RUN cargo build --locked --release -p cairn-agent --bin cairn --no-default-features \
+ && cargo rustc --locked --release -p cairn-cni --bin cairn-cni -- -C target-feature=+crt-static
+
+FROM debian:bookworm-slim
+COPY --from=build /src/target/release/cairn /src/target/release/cairn-cni /usr/local/bin/
+ENTRYPOINT ["/usr/local/bin/cairn"]

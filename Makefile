@@ -1,0 +1,87 @@
+# Cairn: what a developer, a user of the lab and CI call. `make help` lists the targets.
+
+CARGO      ?= cargo
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+CAIRN      := $(TARGET_DIR)/debug/cairn
+# Tools that the checks need and that no distribution has, outside of the checkout.
+TOOLS      ?= $(HOME)/.cache/cairn-tools
+LAB_ARGS   ?=
+IMAGE      ?= cairn:dev
+
+export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
+
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+# One Cargo at a time: two would only wait for each other's lock.
+.NOTPARALLEL:
+
+.PHONY: help build lab test check fmt clippy doc core deny typos shellcheck generated render \
+        bench crds image tools test-deps clean
+
+help: ## Lists the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+build: ## Builds cairn and the CNI plugin (the profile of the lab and of every test)
+	$(CARGO) build --locked -p cairn-agent --bin cairn
+# Static: the plugin runs on nodes with whatever C library, or none.
+	$(CARGO) rustc --locked -p cairn-cni --bin cairn-cni -- -C target-feature=+crt-static
+
+lab: build ## Builds, then runs a small data centre on this machine (root; LAB_ARGS="--keep")
+	$(CAIRN) lab $(LAB_ARGS)
+
+# The tests start the two binaries, so these are built first, and the plugin again after them:
+# `cargo test` links a dynamic one to the same place.
+test: test-deps build ## Every test, then the lab in both its forms (root)
+	$(CARGO) test --locked --workspace
+	$(MAKE) --no-print-directory build
+	$(CAIRN) lab --check --asn rack
+	$(CAIRN) lab --check --asn single
+
+test-deps: ## Installs what the tests need and this machine lacks, from Debian's packages
+	scripts/install-test-deps.sh
+
+check: tools fmt clippy doc core deny typos shellcheck generated render ## What CI checks besides tests
+	@echo "make check: everything passed"
+
+tools: ## Installs what the checks need and this machine lacks
+	scripts/install-check-tools.sh $(TOOLS)
+
+fmt: ## Formatting
+	$(CARGO) fmt --all -- --check
+
+clippy: ## Lints, warnings denied
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+doc: ## The code's documentation, warnings denied
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace
+
+core: ## The BGP core builds without sockets, clock and tasks
+	$(CARGO) build --locked -p cairn-bgp --no-default-features
+
+# Without advisories: see deny.toml.
+deny: ## Licences, duplicates and sources of dependencies
+	cargo-deny --locked check bans licenses sources
+
+typos: ## Spelling
+	typos --config typos.toml .
+
+shellcheck: ## Shell scripts
+	shellcheck --shell=bash .ci/run scripts/*.sh
+
+generated: build ## Generated files are what the code generates
+	CAIRN=$(CAIRN) scripts/generate.sh --check
+
+render: ## The manifests render
+	scripts/render-manifests.sh
+
+crds: build ## Writes the generated files anew: manifests/crds and docs/reference/objects.md
+	CAIRN=$(CAIRN) scripts/generate.sh
+
+bench: ## Measurements against other daemons
+	$(CARGO) run --locked --release -p cairn-bench
+
+image: ## Builds the container image (IMAGE=cairn:dev)
+	docker build --tag $(IMAGE) .
+
+clean: ## Removes what was built
+	$(CARGO) clean

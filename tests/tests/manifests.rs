@@ -1,0 +1,381 @@
+//! What `manifests/` says, checked as far as it goes without a cluster: every file is read as the
+//! kind that it claims to be, Cairn's own objects are judged by the schema and its rules, and what
+//! the manifests and the code must agree on is compared.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
+use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
+use kube_cel::Validator;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn text(path: &str) -> String {
+    let path = root().join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+fn documents(path: &str) -> Vec<Value> {
+    serde_saphyr::from_multiple(&text(path)).unwrap_or_else(|e| panic!("{path}: {e}"))
+}
+
+/// Every YAML file under manifests/ by its path from the repository's root.
+fn files() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut open = vec![root().join("manifests")];
+    while let Some(directory) = open.pop() {
+        for entry in std::fs::read_dir(&directory).expect("manifests/ can be listed") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                open.push(path);
+            } else if path.extension().is_some_and(|e| e == "yaml") {
+                let path = path.strip_prefix(root()).expect("below the root").to_owned();
+                found.push(path.to_str().expect("UTF-8").to_owned());
+            }
+        }
+    }
+    found.sort();
+    found
+}
+
+fn only(path: &str, kind: &str, name: &str) -> Value {
+    let mut found: Vec<Value> = documents(path)
+        .into_iter()
+        .filter(|d| d["kind"] == kind && d["metadata"]["name"] == name)
+        .collect();
+    assert_eq!(found.len(), 1, "{path}: {kind} {name}");
+    found.remove(0)
+}
+
+/// Reads `object` as a `T` and compares what `T` understood with what was written: a misspelt field
+/// would be lost on the way.
+fn whole<T: DeserializeOwned + Serialize>(object: &Value) -> Result<T, String> {
+    let typed: T = serde_json::from_value(object.clone()).map_err(|e| e.to_string())?;
+    let back = serde_json::to_value(&typed).map_err(|e| e.to_string())?;
+    lost("", object, &back).map_or(Ok(typed), |path| Err(format!("{path} is not known")))
+}
+
+fn lost(path: &str, written: &Value, understood: &Value) -> Option<String> {
+    match (written, understood) {
+        (Value::Object(a), Value::Object(b)) => a.iter().find_map(|(key, value)| {
+            let path = format!("{path}.{key}");
+            match b.get(key) {
+                Some(other) => lost(&path, value, other),
+                None => Some(path),
+            }
+        }),
+        (Value::Array(a), Value::Array(b)) if a.len() == b.len() => a
+            .iter()
+            .zip(b)
+            .enumerate()
+            .find_map(|(at, (value, other))| lost(&format!("{path}[{at}]"), value, other)),
+        _ => (written != understood).then(|| path.to_owned()),
+    }
+}
+
+/// What is wrong with an object of one of Cairn's kinds, by its definition: structure, bounds and
+/// rules, after filling the defaults.
+fn faults(object: &Value) -> Vec<String> {
+    let kind = object["kind"].as_str().unwrap_or_default();
+    let Some(crd) = cairn_api::crds().into_iter().find(|crd| crd.spec.names.kind == kind) else {
+        return vec![format!("no kind {kind}")];
+    };
+    let version = &crd.spec.versions[0];
+    let api_version = format!("{}/{}", crd.spec.group, version.name);
+    if object["apiVersion"] != json!(api_version) {
+        return vec![format!("apiVersion must be {api_version}")];
+    }
+    let schema = version.schema.as_ref().and_then(|s| s.open_api_v3_schema.as_ref());
+    let schema = serde_json::to_value(schema).expect("a schema is JSON");
+    let mut object = object.clone();
+    fill(&schema, &mut object);
+    let mut faults = Vec::new();
+    for key in ["spec", "status"] {
+        if let Some(part) = object.get(key) {
+            judge(&format!(".{key}"), &schema["properties"][key], part, &mut faults);
+        }
+    }
+    if let Err(errors) = Validator::new().validate(&schema, &object, None) {
+        faults.extend(
+            errors.into_vec().into_iter().map(|e| format!("{}: {}", e.field_path, e.message)),
+        );
+    }
+    faults
+}
+
+fn fill(schema: &Value, object: &mut Value) {
+    match object {
+        Value::Object(fields) => {
+            for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+                if let (None, Some(default)) = (fields.get(key), property.get("default")) {
+                    fields.insert(key.clone(), default.clone());
+                }
+                if let Some(field) = fields.get_mut(key) {
+                    fill(property, field);
+                }
+            }
+        }
+        Value::Array(items) => items.iter_mut().for_each(|item| fill(&schema["items"], item)),
+        _ => {}
+    }
+}
+
+fn judge(path: &str, schema: &Value, value: &Value, faults: &mut Vec<String>) {
+    let mut fault = |text: String| faults.push(format!("{path}: {text}"));
+    let fits = match schema["type"].as_str() {
+        Some("object") => value.is_object(),
+        Some("array") => value.is_array(),
+        Some("string") => value.is_string(),
+        Some("integer") => value.is_i64() || value.is_u64(),
+        Some("boolean") => value.is_boolean(),
+        _ => true,
+    };
+    if !fits {
+        return fault(format!("must be of type {}", schema["type"]));
+    }
+    if let Some(allowed) = schema["enum"].as_array()
+        && !allowed.contains(value)
+    {
+        fault(format!("{value} is none of {}", schema["enum"]));
+    }
+    let size = match value {
+        Value::String(text) => Some(("Length", text.chars().count() as f64)),
+        Value::Array(items) => Some(("Items", items.len() as f64)),
+        Value::Number(number) => Some(("imum", number.as_f64().expect("a finite number"))),
+        _ => None,
+    };
+    if let Some((suffix, size)) = size {
+        let bound = |end: &str| schema[format!("{end}{suffix}")].as_f64();
+        if bound("min").is_some_and(|min| size < min) || bound("max").is_some_and(|max| size > max)
+        {
+            fault(format!("{value} is out of bounds"));
+        }
+    }
+    match value {
+        Value::Object(fields) => {
+            for required in schema["required"].as_array().into_iter().flatten() {
+                if required.as_str().is_some_and(|key| !fields.contains_key(key)) {
+                    fault(format!("{required} is missing"));
+                }
+            }
+            for (key, field) in fields {
+                let below = format!("{path}.{key}");
+                match (&schema["properties"][key], &schema["additionalProperties"]) {
+                    (Value::Null, Value::Null) => faults.push(format!("{below}: is not known")),
+                    (Value::Null, any) => judge(&below, any, field, faults),
+                    (known, _) => judge(&below, known, field, faults),
+                }
+            }
+        }
+        Value::Array(items) => {
+            for (at, item) in items.iter().enumerate() {
+                judge(&format!("{path}[{at}]"), &schema["items"], item, faults);
+            }
+        }
+        _ => {}
+    }
+}
+
+#[test]
+fn the_definitions_are_those_of_the_types() {
+    let written = documents("manifests/crds/crds.yaml");
+    let generated: Vec<Value> = cairn_api::crds()
+        .iter()
+        .map(|crd| serde_json::to_value(crd).expect("a definition is JSON"))
+        .collect();
+    assert_eq!(written, generated, "run `make crds`");
+}
+
+#[test]
+fn every_object_is_what_its_kind_allows() {
+    let mut kinds = BTreeSet::new();
+    for path in files() {
+        for object in documents(&path) {
+            let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+            let result = match kind.as_str() {
+                // Read by kubectl (scripts/render-manifests.sh) and by the test above.
+                "Kustomization" | "CustomResourceDefinition" => Ok(()),
+                "Namespace" => whole::<Namespace>(&object).map(drop),
+                "ServiceAccount" => whole::<ServiceAccount>(&object).map(drop),
+                "ClusterRole" => whole::<ClusterRole>(&object).map(drop),
+                "ClusterRoleBinding" => whole::<ClusterRoleBinding>(&object).map(drop),
+                "Role" => whole::<Role>(&object).map(drop),
+                "RoleBinding" => whole::<RoleBinding>(&object).map(drop),
+                "ConfigMap" => whole::<ConfigMap>(&object).map(drop),
+                "DaemonSet" => whole::<DaemonSet>(&object).map(drop),
+                _ => match faults(&object) {
+                    faults if faults.is_empty() => Ok(()),
+                    faults => Err(faults.join("; ")),
+                },
+            };
+            if let Err(fault) = result {
+                panic!("{path}: {kind} {}: {fault}", object["metadata"]["name"]);
+            }
+            kinds.insert(kind);
+        }
+    }
+    for kind in ["DaemonSet", "IPPool", "BGPConfiguration", "BGPPeer", "BGPPolicy"] {
+        assert!(kinds.contains(kind), "no {kind} was found: the search is broken");
+    }
+}
+
+/// The judge itself: each edit of a good object must be found.
+#[test]
+fn faults_are_found() {
+    let good = only("manifests/examples/policy.yaml", "BGPPeer", "edge");
+    assert_eq!(faults(&good), Vec::<String>::new());
+    for (pointer, value, fault) in [
+        ("/kind", json!("BGPPear"), "no kind"),
+        ("/apiVersion", json!("cairn.network/v2"), "apiVersion must be"),
+        ("/spec/asn", json!("65300"), "must be of type"),
+        ("/spec/asn", json!(0), "out of bounds"),
+        ("/spec/asn", json!(23456), "AS_TRANS"),
+        ("/spec/multihop", json!(256), "out of bounds"),
+        ("/spec/address", json!("edge"), "is an IP address"),
+        ("/spec/importPolicies", json!([""]), "out of bounds"),
+        ("/spec", json!({"address": "192.0.2.1"}), "\"asn\" is missing"),
+        ("/spec", json!({"address": "192.0.2.1", "asn": 1, "as": 1}), ".spec.as: is not known"),
+        ("/spec", json!({"address": "192.0.2.1", "asn": 1, "nextHop": "Me"}), "is none of"),
+    ] {
+        let mut bad = good.clone();
+        *bad.pointer_mut(pointer).expect("the field is there") = value.clone();
+        let found = faults(&bad);
+        assert!(found.iter().any(|f| f.contains(fault)), "{pointer} = {value}: {found:?}");
+    }
+    let mut daemon_set = only("manifests/base/daemonset.yaml", "DaemonSet", "cairn-agent");
+    daemon_set["spec"]["updateStrategy"]["rollingUpdate"]["maxSurges"] = json!(0);
+    let error = whole::<DaemonSet>(&daemon_set).expect_err("a misspelt field");
+    assert_eq!(error, ".spec.updateStrategy.rollingUpdate.maxSurges is not known");
+}
+
+/// The rules of a role as (group, resource, verbs) rows.
+fn rules(role: &Value) -> BTreeSet<(String, String, String)> {
+    let list = |value: &Value| -> Vec<String> {
+        value
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .map(str::to_owned)
+            .collect()
+    };
+    let mut rows = BTreeSet::new();
+    for rule in role["rules"].as_array().expect("rules") {
+        let mut verbs = list(&rule["verbs"]);
+        verbs.sort();
+        for group in list(&rule["apiGroups"]) {
+            for resource in list(&rule["resources"]) {
+                assert!(rule["resourceNames"].is_null(), "the table has no column for names");
+                rows.insert((group.clone(), resource, verbs.join(" ")));
+            }
+        }
+    }
+    rows
+}
+
+/// The guide's table below a line that holds `heading`, as (group, resource, verbs) rows.
+fn table(heading: &str) -> BTreeSet<(String, String, String)> {
+    text("docs/guide/install.md")
+        .lines()
+        .skip_while(|line| !line.contains(heading))
+        .skip_while(|line| !line.starts_with('|'))
+        .take_while(|line| line.starts_with('|'))
+        .skip(2)
+        .map(|line| {
+            let cells: Vec<&str> =
+                line.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
+            let [_, group, resource, verbs, ..] = cells[..] else {
+                panic!("{line}: too few cells")
+            };
+            let group = if group == "core" { "" } else { group };
+            (group.to_owned(), resource.to_owned(), verbs.to_owned())
+        })
+        .collect()
+}
+
+#[test]
+fn agents_may_do_what_the_guide_says_and_no_more() {
+    for (kind, heading) in
+        [("ClusterRole", "In the whole cluster"), ("Role", "In the namespace cairn-system")]
+    {
+        let documented = table(heading);
+        assert!(!documented.is_empty(), "no table below \"{heading}\"");
+        let granted = rules(&only("manifests/base/rbac.yaml", kind, "cairn-agent"));
+        assert_eq!(granted, documented, "{kind}: manifests/base/rbac.yaml and the guide differ");
+        for (group, resource, verbs) in &granted {
+            let words = [group.as_str(), resource.as_str(), verbs.as_str()];
+            assert!(!words.iter().any(|w| w.contains('*')), "{words:?}");
+            assert!(resource != "secrets", "no agent reads secrets");
+        }
+    }
+}
+
+#[test]
+fn the_daemon_set_keeps_one_agent_a_node_with_few_rights() {
+    let path = "manifests/base/daemonset.yaml";
+    let set: DaemonSet = whole(&only(path, "DaemonSet", "cairn-agent")).expect("a DaemonSet");
+    let set = serde_json::to_value(set).expect("JSON");
+    let pod = &set["spec"]["template"]["spec"];
+    assert_eq!(set["spec"]["updateStrategy"]["rollingUpdate"]["maxSurge"], 0);
+    assert_eq!(
+        set["spec"]["selector"]["matchLabels"],
+        set["spec"]["template"]["metadata"]["labels"]
+    );
+    assert_eq!(pod["hostNetwork"], true);
+    assert_eq!(pod["serviceAccountName"], "cairn-agent");
+    let added = json!(["NET_ADMIN", "NET_RAW", "NET_BIND_SERVICE", "SYS_ADMIN"]);
+    assert_eq!(pod["containers"][0]["securityContext"]["capabilities"]["add"], added);
+    let volumes: BTreeSet<&str> = pod["volumes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|v| v["name"].as_str())
+        .collect();
+    let mut mounted = BTreeSet::new();
+    for container in ["containers", "initContainers"]
+        .into_iter()
+        .flat_map(|list| pod[list].as_array().into_iter().flatten())
+    {
+        let security = &container["securityContext"];
+        assert_eq!(security["capabilities"]["drop"], json!(["ALL"]), "{}", container["name"]);
+        assert!(security["privileged"].is_null(), "{}", container["name"]);
+        for mount in container["volumeMounts"].as_array().into_iter().flatten() {
+            mounted.insert(mount["name"].as_str().expect("a name"));
+        }
+    }
+    assert_eq!(mounted, volumes, "every volume is mounted and every mount has one");
+}
+
+#[test]
+fn the_plugin_finds_the_agent() {
+    let map = only("manifests/base/cni.yaml", "ConfigMap", "cairn-cni");
+    let list = map["data"]["10-cairn.conflist"].as_str().expect("the network configuration");
+    let list: Value = serde_json::from_str(list).expect("JSON");
+    let plugin = &list["plugins"][0];
+    assert_eq!(plugin["type"], "cairn-cni");
+    // As a runtime hands it over: name and version of the list in each plugin's configuration.
+    let mut config = plugin.clone();
+    config["name"] = list["name"].clone();
+    config["cniVersion"] = list["cniVersion"].clone();
+    let config = cairn_cni::NetworkConfig::parse(config.to_string().as_bytes())
+        .expect("the plugin takes its configuration");
+    assert_eq!(config.socket, Path::new(cairn_cni::SOCKET_PATH));
+
+    let set = only("manifests/base/daemonset.yaml", "DaemonSet", "cairn-agent");
+    let pod = &set["spec"]["template"]["spec"];
+    let run = config.socket.parent().and_then(Path::to_str).expect("a directory");
+    let volume = pod["volumes"]
+        .as_array()
+        .and_then(|all| all.iter().find(|v| v["name"] == "run"))
+        .expect("the volume of the socket");
+    assert_eq!(volume["hostPath"]["path"], run);
+    let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("mounts");
+    assert!(mounts.iter().any(|m| m["name"] == "run" && m["mountPath"] == run));
+}
