@@ -17,6 +17,9 @@ pub mod route;
 pub mod socket;
 pub mod sysctl;
 
+#[cfg(test)]
+mod decode_tests;
+
 pub use batch::Batch;
 pub use error::{Error, Refusal};
 pub use netns::NetNs;

@@ -158,12 +158,11 @@ impl RouteReconciler {
             self.paths.release(entry.present.take());
             entry.foreign = false;
         }
+        let mut foreign = Vec::new();
         for route in dump {
             let key = route.key();
             if route.protocol != self.protocol {
-                if let Some(entry) = self.entries.get_mut(&key) {
-                    entry.foreign = true;
-                }
+                foreign.push(key);
                 continue;
             }
             let entry = self.entries.entry(key).or_default();
@@ -171,6 +170,12 @@ impl RouteReconciler {
                 entry.present = Some(self.paths.acquire(route));
             } else {
                 *self.extra.entry(key).or_default() += 1;
+            }
+        }
+        // Only now every key that matters has its entry: the other's route may come before ours.
+        for key in foreign {
+            if let Some(entry) = self.entries.get_mut(&key) {
+                entry.foreign = true;
             }
         }
         self.needs_resync = false;
@@ -220,36 +225,39 @@ impl RouteReconciler {
         }
         let path = self.paths.find(route);
         let entry = self.entries.entry(key).or_default();
+        let alone = entry.present.is_some() && !entry.foreign && !self.extra.contains_key(&key);
         let as_modelled = entry.present.is_some() && entry.present == path;
         match event {
             RouteEvent::Added { .. } if ours && as_modelled => return false,
             RouteEvent::Removed(_) if ours && entry.present.is_none() => return false,
             // Answers of writes under way may say something newer than this event.
             _ if self.in_flight => self.needs_resync = true,
-            RouteEvent::Added { replaced, .. } if ours => {
-                if entry.present.is_none() || *replaced {
-                    let before = entry.present.take();
-                    let present = self.paths.acquire(route.clone());
-                    entry.present = Some(present);
-                    self.paths.release(before);
-                } else {
-                    self.needs_resync = true;
-                }
+            RouteEvent::Added { replaced: true, .. } if ours && alone => {
+                let before = entry.present.take();
+                let present = self.paths.acquire(route.clone());
+                entry.present = Some(present);
+                self.paths.release(before);
             }
+            // Beside others of its key, of which not all are known.
+            RouteEvent::Added { .. } if ours => self.needs_resync = true,
             RouteEvent::Added { .. } => {
                 entry.foreign = true;
                 // It may have taken the place of ours.
                 self.needs_resync |= entry.present.is_some();
             }
             RouteEvent::Removed(_) if ours => {
-                if as_modelled && !self.extra.contains_key(&key) {
+                if as_modelled && alone {
                     let before = entry.present.take();
                     self.paths.release(before);
                 } else {
                     self.needs_resync = true;
                 }
             }
-            RouteEvent::Removed(_) => entry.foreign = false,
+            RouteEvent::Removed(_) => {
+                entry.foreign = false;
+                // A further route of others would be lost if ours were replaced now.
+                self.needs_resync |= entry.present.is_some();
+            }
         }
         self.forgive(&key);
         self.touch(key);
