@@ -1,0 +1,493 @@
+//! Pods' interfaces on the running kernel.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::ops::Deref;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use cairn_kernel::link::{self, DuplicateDetection, Mac, Veth, VethEnd};
+use cairn_kernel::pod::{self, Alias, AttachError, Difference, PodSpec};
+use cairn_kernel::route::{self, Family, NextHop, Route, Target};
+use cairn_kernel::{BLACKHOLE_METRIC, NetNs, Netlink, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, sysctl};
+
+/// A network namespace of one test, removed when the value is dropped.
+struct TestNetNs {
+    name: String,
+    netns: NetNs,
+}
+
+impl TestNetNs {
+    fn create() -> TestNetNs {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "the tests of pods' interfaces make network namespaces: run them as root"
+        );
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("cni-{}-{number}", std::process::id());
+        let netns = NetNs::create(&name).unwrap();
+        TestNetNs { name, netns }
+    }
+
+    /// A node: forwarding, with one address of each family on its uplink.
+    fn node() -> TestNetNs {
+        let node = TestNetNs::create();
+        let mut netlink = node.netlink();
+        link::create_bridge(&mut netlink, "uplink").unwrap();
+        let uplink = link::find(&mut netlink, "uplink").unwrap().unwrap().index;
+        link::set_up(&mut netlink, uplink).unwrap();
+        for address in [format!("{NODE_V4}/24"), format!("{NODE_V6}/64")] {
+            let address = address.parse().unwrap();
+            link::add_address(&mut netlink, uplink, address, DuplicateDetection::Skip).unwrap();
+        }
+        let forwarding = |family| sysctl::enable_forwarding(family).unwrap();
+        node.run(|| (forwarding(Family::V4), forwarding(Family::V6))).unwrap();
+        node
+    }
+
+    fn netlink(&self) -> Netlink {
+        Netlink::open_in(&self.netns).unwrap()
+    }
+
+    /// As an agent does it: on a thread in the node's namespace.
+    fn attach(&self, pod: &NetNs, spec: &PodSpec) -> Result<pod::Attached, AttachError> {
+        self.run(|| pod::attach(&mut Netlink::open().unwrap(), pod, spec)).unwrap()
+    }
+
+    fn list(&self) -> Vec<pod::PodAttachment> {
+        pod::list(&mut self.netlink()).unwrap()
+    }
+}
+
+impl Deref for TestNetNs {
+    type Target = NetNs;
+
+    fn deref(&self) -> &NetNs {
+        &self.netns
+    }
+}
+
+impl Drop for TestNetNs {
+    fn drop(&mut self) {
+        if let Err(error) = NetNs::delete(&self.name) {
+            eprintln!("the namespace {} stays behind: {error}", self.name);
+        }
+    }
+}
+
+fn spec(container_id: &str, addresses: &[&str]) -> PodSpec {
+    PodSpec {
+        container_id: container_id.into(),
+        ifname: "eth0".into(),
+        pod_uid: Some("uid-1".into()),
+        addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        mtu: 1450,
+        node_addresses: vec![NODE_V4.parse().unwrap(), NODE_V6.parse().unwrap()],
+    }
+}
+
+/// Sends some bytes from one namespace to `to` in another and back; returns whom the server saw.
+fn exchange(client: &NetNs, server: &NetNs, to: &str) -> IpAddr {
+    let listener = server.run(|| TcpListener::bind((to, 0)).unwrap()).unwrap();
+    let address: SocketAddr = listener.local_addr().unwrap();
+    let serving = thread::spawn(move || {
+        let (mut stream, peer) = listener.accept().unwrap();
+        let mut text = String::new();
+        stream.read_to_string(&mut text).unwrap();
+        stream.write_all(text.to_uppercase().as_bytes()).unwrap();
+        peer.ip()
+    });
+    let answer = client
+        .run(|| {
+            let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(5)).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            stream.write_all(b"cairn").unwrap();
+            stream.shutdown(Shutdown::Write).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        })
+        .unwrap();
+    assert_eq!(answer, "CAIRN");
+    serving.join().unwrap()
+}
+
+#[test]
+fn pods_and_node_reach_each_other_under_their_own_addresses() {
+    let (node, first, second) = (TestNetNs::node(), TestNetNs::create(), TestNetNs::create());
+    // As container runtimes leave it.
+    first.run(|| sysctl::write("ipv6/conf/all/disable_ipv6", 1)).unwrap().unwrap();
+    let attached = node.attach(&first, &spec("first", &["10.244.0.5", "fd00::5"])).unwrap();
+    let start = Instant::now();
+    assert_eq!(exchange(&node, &first, "fd00::5"), NODE_V6.parse::<IpAddr>().unwrap());
+    assert!(start.elapsed() < Duration::from_millis(500), "IPv6 took {:?}", start.elapsed());
+    assert_eq!(exchange(&node, &first, "10.244.0.5"), NODE_V4.parse::<IpAddr>().unwrap());
+    node.attach(&second, &spec("second", &["10.244.0.6", "fd00::6"])).unwrap();
+
+    let same = |seen: IpAddr, text: &str| assert_eq!(seen, text.parse::<IpAddr>().unwrap());
+    same(exchange(&first, &node, NODE_V4), "10.244.0.5");
+    same(exchange(&first, &node, NODE_V6), "fd00::5");
+    same(exchange(&first, &second, "10.244.0.6"), "10.244.0.5");
+    same(exchange(&first, &second, "fd00::6"), "fd00::5");
+    same(exchange(&second, &first, "fd00::5"), "fd00::6");
+    same(exchange(&first, &first, "127.0.0.1"), "127.0.0.1");
+
+    let mut netlink = first.netlink();
+    let eth0 = link::find(&mut netlink, "eth0").unwrap().unwrap();
+    assert_eq!((eth0.mac, eth0.mtu), (Some(attached.pod_mac), 1450));
+    let host = link::find(&mut node.netlink(), &attached.host_ifname).unwrap().unwrap();
+    assert_eq!((host.mac, host.mtu), (Some(attached.host_mac), 1450));
+    assert_ne!(attached.host_mac, attached.pod_mac);
+    node.run(|| {
+        let name = &attached.host_ifname;
+        for (setting, value) in [
+            (format!("ipv4/conf/{name}/forwarding"), 1),
+            (format!("ipv4/conf/{name}/proxy_arp"), 1),
+            (format!("ipv4/conf/{name}/send_redirects"), 0),
+            (format!("ipv4/conf/{name}/rp_filter"), 1),
+            (format!("ipv4/neigh/{name}/proxy_delay"), 0),
+            (format!("ipv6/conf/{name}/accept_ra"), 0),
+            (format!("ipv6/conf/{name}/forwarding"), 1),
+            (format!("ipv6/conf/{name}/addr_gen_mode"), 1),
+        ] {
+            assert_eq!(sysctl::read(&setting).unwrap(), value, "{setting}");
+        }
+    })
+    .unwrap();
+    let own: Vec<_> = link::addresses(&mut node.netlink())
+        .unwrap()
+        .into_iter()
+        .filter(|address| address.ifindex == host.index)
+        .map(|address| (address.address.to_string(), address.is_tentative()))
+        .collect();
+    assert_eq!(own, [("fe80::1/64".to_owned(), false)], "nothing that could become a source");
+}
+
+#[test]
+fn a_pod_cannot_send_under_anothers_address() {
+    let (node, first, second) = (TestNetNs::node(), TestNetNs::create(), TestNetNs::create());
+    node.attach(&first, &spec("first", &["10.244.0.5"])).unwrap();
+    node.attach(&second, &spec("second", &["10.244.0.6"])).unwrap();
+    let mut netlink = first.netlink();
+    let eth0 = link::find(&mut netlink, "eth0").unwrap().unwrap().index;
+    let stolen = "10.244.0.7/32".parse().unwrap();
+    link::add_address(&mut netlink, eth0, stolen, DuplicateDetection::Skip).unwrap();
+    let receiver = second.run(|| std::net::UdpSocket::bind("10.244.0.6:0").unwrap()).unwrap();
+    receiver.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let to = receiver.local_addr().unwrap();
+    for source in ["10.244.0.7:0", "10.244.0.5:0"] {
+        let sender = first.run(|| std::net::UdpSocket::bind(source).unwrap()).unwrap();
+        sender.send_to(b"x", to).unwrap();
+    }
+    let (_, from) = receiver.recv_from(&mut [0; 8]).unwrap();
+    assert_eq!(from.ip().to_string(), "10.244.0.5", "the first packet was dropped");
+}
+
+#[test]
+fn the_kernel_tells_who_holds_what() {
+    let (node, first, second) = (TestNetNs::node(), TestNetNs::create(), TestNetNs::create());
+    assert!(node.list().is_empty());
+    let wanted = spec("first", &["10.244.0.5", "fd00::5"]);
+    let attached = node.attach(&first, &wanted).unwrap();
+    node.attach(&second, &PodSpec { pod_uid: None, ..spec("second", &["10.244.0.6"]) }).unwrap();
+    let listed = node.list();
+    assert_eq!(listed.len(), 2);
+    let found = listed.iter().find(|found| found.host_ifname == attached.host_ifname).unwrap();
+    let record = Alias {
+        container_id: "first".into(),
+        ifname: "eth0".into(),
+        pod_uid: Some("uid-1".into()),
+        addresses: wanted.addresses.clone(),
+    };
+    assert_eq!(found.alias.as_ref(), Some(&record));
+    assert_eq!(found.routes, wanted.addresses);
+    assert_eq!((found.mtu, found.is_half_done()), (1450, false));
+    assert!(found.missing_routes().is_empty());
+    let mut netlink = node.netlink();
+    assert_eq!(pod::check(&mut netlink, &record).unwrap(), Ok(()));
+
+    // A route taken away is missed and comes back; the alias alone still names the address.
+    let route = Route {
+        prefix: "10.244.0.5/32".parse().unwrap(),
+        table: route::TABLE_MAIN,
+        metric: 0,
+        protocol: POD_ROUTE_PROTOCOL,
+        target: Target::Unicast(vec![NextHop::link(found.ifindex)]),
+        prefsrc: None,
+    };
+    link::delete_route(&mut netlink, &route).unwrap();
+    let difference = pod::check(&mut netlink, &record).unwrap();
+    assert!(matches!(difference, Err(Difference::NoRoute { .. })), "{difference:?}");
+    let listed = node.list();
+    let found = listed.iter().find(|found| found.host_ifname == attached.host_ifname).unwrap();
+    assert_eq!(found.missing_routes(), [wanted.addresses[0]]);
+    assert_eq!(found.addresses(), wanted.addresses);
+    pod::restore_routes(&mut netlink, found, &wanted.node_addresses).unwrap();
+    pod::restore_routes(&mut netlink, found, &wanted.node_addresses).unwrap();
+    assert_eq!(pod::check(&mut netlink, &record).unwrap(), Ok(()));
+    exchange(&node, &first, "10.244.0.5");
+
+    // A cleared alias leaves the routes as the record; another tool's text is not half done either.
+    for (text, unread) in [("", None), ("rack 7", Some("rack 7"))] {
+        link::set_alias(&mut netlink, found.ifindex, text).unwrap();
+        let listed = node.list();
+        let found = listed.iter().find(|found| found.host_ifname == attached.host_ifname).unwrap();
+        assert_eq!((found.alias.as_ref(), found.alias_unread.as_deref()), (None, unread));
+        assert_eq!((found.addresses(), found.is_half_done()), (wanted.addresses.clone(), false));
+        assert!(!pod::remove_half_done(&mut netlink, found).unwrap());
+    }
+
+    for _ in 0..2 {
+        pod::detach(&mut netlink, &attached.host_ifname).unwrap();
+        assert_eq!(node.list().len(), 1);
+    }
+    let difference = pod::check(&mut netlink, &record).unwrap();
+    assert!(matches!(difference, Err(Difference::NoInterface(_))), "{difference:?}");
+    assert!(link::find(&mut first.netlink(), "eth0").unwrap().is_none());
+    assert!(pod::detach(&mut netlink, "uplink").is_err(), "only pods' interfaces are removed");
+    drop(second.netlink());
+}
+
+#[test]
+fn the_rest_of_an_interrupted_creation_is_recognised_and_replaced() {
+    let (node, pod) = (TestNetNs::node(), TestNetNs::create());
+    let name = pod::host_interface_name("half", "eth0");
+    let mut netlink = node.netlink();
+    let half = |netlink: &mut Netlink| {
+        let pair = Veth {
+            end: VethEnd::named(&name),
+            peer: VethEnd::named("eth0"),
+            peer_netns: Some(std::os::fd::AsFd::as_fd(&*pod)),
+            mtu: None,
+        };
+        link::create_veth(netlink, &pair).unwrap();
+    };
+    half(&mut netlink);
+    let listed = node.list();
+    assert!(listed.len() == 1 && listed[0].is_half_done(), "{listed:?}");
+    assert!(pod::remove_half_done(&mut netlink, &listed[0]).unwrap());
+    assert!(!pod::remove_half_done(&mut netlink, &listed[0]).unwrap());
+    assert!(node.list().is_empty());
+
+    half(&mut netlink);
+    let wanted = spec("half", &["10.244.0.5", "fd00::5"]);
+    node.attach(&pod, &wanted).unwrap();
+    exchange(&node, &pod, "fd00::5");
+    assert_eq!(node.list().len(), 1);
+
+    // Recorded, but the pod's side was never done.
+    pod::detach(&mut netlink, &name).unwrap();
+    half(&mut netlink);
+    let index = link::find(&mut netlink, &name).unwrap().unwrap().index;
+    let record = "cairn1 half eth0 uid-1 10.244.0.5,fd00::5";
+    link::set_alias(&mut netlink, index, record).unwrap();
+    link::set_up(&mut netlink, index).unwrap();
+    node.attach(&pod, &wanted).unwrap();
+    exchange(&node, &pod, "10.244.0.5");
+    exchange(&pod, &node, NODE_V6);
+    assert_eq!(
+        link::find(&mut netlink, &name).unwrap().unwrap().index,
+        index,
+        "completed in place"
+    );
+}
+
+#[test]
+fn a_repeated_attach_changes_nothing_and_another_pods_interface_is_replaced() {
+    let (node, pod, next) = (TestNetNs::node(), TestNetNs::create(), TestNetNs::create());
+    let wanted = spec("again", &["10.244.0.5", "fd00::5"]);
+    let first = node.attach(&pod, &wanted).unwrap();
+    let before = node.list();
+    assert_eq!(node.attach(&pod, &wanted).unwrap(), first);
+    assert_eq!(node.list(), before);
+    exchange(&node, &pod, "10.244.0.5");
+    // The same container id with another namespace: the first one is stale.
+    assert_eq!(node.attach(&next, &wanted).unwrap(), first);
+    assert_ne!(node.list()[0].ifindex, 0);
+    exchange(&node, &next, "fd00::5");
+    assert!(link::find(&mut pod.netlink(), "eth0").unwrap().is_none());
+
+    let mut netlink = node.netlink();
+    link::set_alias(&mut netlink, node.list()[0].ifindex, "cairn1 other eth0 - 10.244.0.9")
+        .unwrap();
+    let error = node.attach(&next, &wanted).unwrap_err();
+    assert!(matches!(error, AttachError::HostInterfaceTaken { .. }), "{error}");
+    exchange(&node, &next, "fd00::5");
+}
+
+#[test]
+fn an_address_in_use_is_refused_and_nothing_is_left() {
+    let (node, pod) = (TestNetNs::node(), TestNetNs::create());
+    let mut netlink = node.netlink();
+    let uplink = link::find(&mut netlink, "uplink").unwrap().unwrap().index;
+    let foreign = |prefix: &str, target: Target| Route {
+        prefix: prefix.parse().unwrap(),
+        table: route::TABLE_MAIN,
+        metric: 0,
+        protocol: route::PROTOCOL_STATIC,
+        target,
+        prefsrc: None,
+    };
+    let through = || Target::Unicast(vec![NextHop::link(uplink)]);
+    for route in [
+        foreign("10.244.0.5/32", through()),
+        foreign("fd00::5/128", through()),
+        // What only the exclusive creation notices.
+        foreign("10.244.0.6/32", Target::Blackhole),
+    ] {
+        link::add_route(&mut netlink, &route).unwrap();
+    }
+    let second = TestNetNs::create();
+    node.attach(&second, &spec("second", &["10.244.0.9", "fd00::9"])).unwrap();
+    for (addresses, culprit) in [
+        (["10.244.0.5", "fd00::7"], "10.244.0.5"),
+        (["10.244.0.7", "fd00::5"], "fd00::5"),
+        (["10.244.0.6", "fd00::7"], "10.244.0.6"),
+        (["10.244.0.9", "fd00::7"], "10.244.0.9"),
+        ([NODE_V4, "fd00::7"], NODE_V4),
+        (["10.244.0.7", NODE_V6], NODE_V6),
+    ] {
+        match node.attach(&pod, &spec("first", &addresses)) {
+            Err(AttachError::AddressInUse(address)) => {
+                assert_eq!(address, culprit.parse::<IpAddr>().unwrap());
+            }
+            other => panic!("{addresses:?}: {other:?}"),
+        }
+        assert_eq!(node.list().len(), 1, "{addresses:?}");
+        assert!(link::find(&mut pod.netlink(), "eth0").unwrap().is_none());
+    }
+    // A route to a whole block is none to its addresses, and our own blackhole under a block of one
+    // address does not take it.
+    link::add_route(&mut netlink, &foreign("10.244.0.0/24", through())).unwrap();
+    let own = Route {
+        metric: BLACKHOLE_METRIC,
+        protocol: ROUTE_PROTOCOL,
+        ..foreign("10.244.0.7/32", Target::Blackhole)
+    };
+    link::add_route(&mut netlink, &own).unwrap();
+    node.attach(&pod, &spec("first", &["10.244.0.7", "fd00::7"])).unwrap();
+    exchange(&node, &pod, "10.244.0.7");
+}
+
+#[test]
+fn what_stands_in_the_way_is_one_sentence_and_undone() {
+    let (node, pod) = (TestNetNs::node(), TestNetNs::create());
+    let mut inside = pod.netlink();
+    link::create_bridge(&mut inside, "eth0").unwrap();
+    let error = node.attach(&pod, &spec("c", &["10.244.0.5"])).unwrap_err();
+    assert!(matches!(error, AttachError::PodInterfaceExists(_)), "{error}");
+    assert!(node.list().is_empty());
+
+    let pod = TestNetNs::create();
+    let wanted = PodSpec {
+        node_addresses: vec!["203.0.113.9".parse().unwrap()],
+        ..spec("c", &["10.244.0.5"])
+    };
+    let error = node.attach(&pod, &wanted).unwrap_err();
+    assert!(matches!(error, AttachError::NodeAddressMissing(_)), "{error}");
+    assert!(node.list().is_empty());
+
+    let error = node.attach(&pod, &spec(&"c".repeat(250), &["10.244.0.5"])).unwrap_err();
+    assert!(matches!(error, AttachError::Alias(_)), "{error}");
+    let error = node.attach(&pod, &spec("c", &[])).unwrap_err();
+    assert!(matches!(error, AttachError::Alias(_)), "{error}");
+
+    node.run(|| sysctl::write("ipv6/conf/default/disable_ipv6", 1)).unwrap().unwrap();
+    let error = node.attach(&pod, &spec("c", &["10.244.0.5", "fd00::5"])).unwrap_err();
+    assert!(matches!(error, AttachError::NoIpv6), "{error}");
+    assert!(node.list().is_empty());
+    node.attach(&pod, &spec("c", &["10.244.0.5"])).unwrap();
+    exchange(&node, &pod, "10.244.0.5");
+    assert_ne!(Mac([0; 6]), link::find(&mut pod.netlink(), "eth0").unwrap().unwrap().mac.unwrap());
+}
+
+#[test]
+fn a_hundred_pods() {
+    let node = TestNetNs::node();
+    let pods: Vec<_> = (0..100).map(|_| TestNetNs::create()).collect();
+    for (number, pod) in pods.iter().enumerate() {
+        let (v4, v6) = (format!("10.244.1.{number}"), format!("fd00::1:{number}"));
+        node.attach(pod, &spec(&format!("pod{number}"), &[&v4, &v6])).unwrap();
+    }
+    let listed = node.list();
+    assert_eq!(listed.len(), 100);
+    for found in &listed {
+        assert!(found.alias.is_some() && found.missing_routes().is_empty(), "{found:?}");
+    }
+    exchange(&pods[0], &pods[99], "10.244.1.99");
+    exchange(&pods[99], &pods[0], "fd00::1:0");
+}
+
+/// Attaches all pods named in the environment, over and over; the test below kills it.
+#[test]
+#[ignore = "started by a_kill_at_any_moment_leaves_all_or_nothing"]
+fn attach_until_killed() {
+    let node = NetNs::open(&std::env::var("CNI_TEST_NODE").unwrap()).unwrap();
+    let pods = std::env::var("CNI_TEST_PODS").unwrap();
+    let pods: Vec<_> = pods.split(' ').map(|name| NetNs::open(name).unwrap()).collect();
+    println!("ready");
+    loop {
+        for (number, pod) in pods.iter().enumerate() {
+            node.run(|| {
+                let mut netlink = Netlink::open().unwrap();
+                pod::attach(&mut netlink, pod, &numbered(number)).unwrap();
+            })
+            .unwrap();
+        }
+        let mut netlink = Netlink::open_in(&node).unwrap();
+        for number in 0..pods.len() {
+            let name = pod::host_interface_name(&format!("pod{number}"), "eth0");
+            pod::detach(&mut netlink, &name).unwrap();
+        }
+    }
+}
+
+fn numbered(number: usize) -> PodSpec {
+    spec(&format!("pod{number}"), &[&format!("10.244.2.{number}"), &format!("fd00::2:{number}")])
+}
+
+#[test]
+fn a_kill_at_any_moment_leaves_all_or_nothing() {
+    let node = TestNetNs::node();
+    let pods: Vec<_> = (0..4).map(|_| TestNetNs::create()).collect();
+    let names: Vec<_> = pods.iter().map(|pod| pod.name.as_str()).collect();
+    for round in 0..12_u32 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "attach_until_killed", "--nocapture"])
+            .env("CNI_TEST_NODE", &node.name)
+            .env("CNI_TEST_PODS", names.join(" "))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut output = child.stdout.take().unwrap();
+        let mut seen = Vec::new();
+        while !seen.ends_with(b"ready\n") {
+            let mut byte = [0];
+            assert_eq!(output.read(&mut byte).unwrap(), 1, "the child ended by itself");
+            seen.push(byte[0]);
+        }
+        // Moments spread over the first attaches of a run.
+        thread::sleep(Duration::from_micros(u64::from(round * 700 + 130)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+
+        let mut netlink = node.netlink();
+        for found in node.list() {
+            let whole = found.alias.is_some() && found.missing_routes().is_empty();
+            assert!(whole || found.is_half_done(), "round {round}: {found:?}");
+            pod::remove_half_done(&mut netlink, &found).unwrap();
+        }
+        for (number, pod) in pods.iter().enumerate() {
+            node.attach(pod, &numbered(number)).unwrap();
+        }
+        assert_eq!(node.list().len(), pods.len());
+        exchange(&pods[0], &pods[3], "10.244.2.3");
+        exchange(&pods[3], &pods[0], "fd00::2:0");
+    }
+}
+
+const NODE_V4: &str = "192.0.2.1";
+const NODE_V6: &str = "2001:db8::1";
