@@ -1,2 +1,90 @@
-//! placeholder
-fn main() {}
+//! `cairn`: the agent of a node, a BGP speaker for routers, and the lab.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use cairn_agent::{control, logging};
+use clap::{Parser, Subcommand};
+
+/// A BGP pod network for Kubernetes.
+#[derive(Parser)]
+#[command(name = "cairn", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// The form of log lines.
+    #[arg(long, global = true, value_enum, default_value = "text")]
+    log_format: logging::Format,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Show sessions, blocks, routes and problems of the agent or speaker on this machine.
+    Status {
+        /// The run directory of the agent or speaker.
+        #[arg(long, default_value = DEFAULT_RUN_DIR)]
+        run_dir: PathBuf,
+        /// The form of the answer.
+        #[arg(short, long, value_enum, default_value = "text")]
+        output: logging::Format,
+    },
+    /// Print the custom resource definitions as YAML.
+    Crds,
+    /// Print the version.
+    Version,
+}
+
+/// Where an agent keeps its sockets and its lock.
+const DEFAULT_RUN_DIR: &str = "/run/cairn";
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("cairn: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.command {
+        Command::Status { run_dir, output } => {
+            let report = control::ask(&run_dir)?;
+            match output {
+                logging::Format::Text => print!("{}", report.to_text()),
+                logging::Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+            }
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Crds => {
+            print!("{}", crds()?);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Version => {
+            println!("cairn {}", env!("CARGO_PKG_VERSION"));
+            Ok(ExitCode::SUCCESS)
+        }
+    }
+}
+
+/// Everything of a daemon but the kernel writer runs on one thread: state has one owner, and what
+/// is long is on a thread of its own.
+fn block_on<T>(daemon: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?
+        .block_on(daemon)
+}
+
+fn crds() -> anyhow::Result<String> {
+    let mut text = String::new();
+    for crd in cairn_api::crds() {
+        text.push_str("---\n");
+        text.push_str(&serde_saphyr::to_string(&crd)?);
+    }
+    Ok(text)
+}

@@ -1,0 +1,492 @@
+//! The kernel's routes: what BGP found and what this node owns, on a thread of its own.
+//!
+//! ```text
+//! speaker ──FibFeed──►┐                        ┌──► RouteReconciler ──► kernel
+//! planner ──blocks───►├─ wanted routes, resolved┤
+//! kernel ──Monitor───►┘                        └──► reachable blocks, FibState
+//! ```
+//!
+//! Writing 100,000 routes takes the kernel a while; a keepalive must not wait for it, so this runs
+//! beside the speaker's thread. Nothing is removed before BGP is in sync and the own blocks are
+//! known.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use cairn_api::{FailedRoute, RoutesStatus};
+use cairn_bgp::prefix::Prefix;
+use cairn_bgp::rib::{FibBatch, FibRoute};
+use cairn_bgp::speaker::FibFeed;
+use cairn_kernel::monitor::{KernelEvent, LinkState, Monitor};
+use cairn_kernel::reconcile::{Failure, RouteReconciler};
+use cairn_kernel::resolve::Resolver;
+use cairn_kernel::route::{
+    DumpFilter, Family, NextHop, Route, RouteEvent, RouteKey, RouteSocket, TABLE_MAIN, Target,
+};
+use cairn_kernel::pod::HOST_INTERFACE_PREFIX;
+use cairn_kernel::{
+    BLACKHOLE_METRIC, POD_ROUTE_PROTOCOL, ROUTE_METRIC, ROUTE_PROTOCOL, link, sysctl,
+};
+use ipnet::IpNet;
+use tokio::sync::{oneshot, watch};
+
+use crate::report::FAILURES_MAX;
+
+/// The thread's other end.
+pub struct Fib {
+    /// Whether routes of ours were in the kernel at the start: forwarding went on without us.
+    pub preserved: bool,
+    /// The blocks that this node owns; `None` until they are known.
+    pub blocks: watch::Sender<Option<BTreeSet<IpNet>>>,
+    /// Own blocks whose pods can be reached from outside: their route is in the kernel.
+    pub reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    /// How the routes stand.
+    pub state: watch::Receiver<RoutesStatus>,
+    feed: Option<oneshot::Sender<FibFeed>>,
+}
+
+impl Fib {
+    /// Starts the thread in the network namespace of the caller and waits until it has read the
+    /// kernel.
+    ///
+    /// # Errors
+    /// The kernel gives no sockets, or forwarding cannot be turned on.
+    pub async fn start() -> anyhow::Result<Fib> {
+        let (blocks, blocks_wanted) = watch::channel(None);
+        let (reachable_out, reachable) = watch::channel(Arc::default());
+        let (state_out, state) = watch::channel(RoutesStatus::default());
+        let (feed, feed_in) = oneshot::channel();
+        let (started, ready) = oneshot::channel();
+        let run = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+            let runtime = match runtime {
+                Ok(runtime) => runtime,
+                Err(error) => {
+                    let _ = started.send(Err(anyhow::Error::new(error)));
+                    return;
+                }
+            };
+            runtime.block_on(async move {
+                match Worker::open(reachable_out, state_out) {
+                    Err(error) => drop(started.send(Err(error))),
+                    Ok((worker, preserved)) => {
+                        if started.send(Ok(preserved)).is_ok() {
+                            worker.run(feed_in, blocks_wanted).await;
+                        }
+                    }
+                }
+            });
+        };
+        std::thread::Builder::new().name("fib".into()).spawn(run).context("cannot start a thread")?;
+        let preserved = ready.await.context("the kernel thread ended at its start")??;
+        Ok(Fib { preserved, blocks, reachable, state, feed: Some(feed) })
+    }
+
+    /// Hands over the speaker's routes, once.
+    pub fn follow(&mut self, feed: FibFeed) {
+        if let Some(waiting) = self.feed.take() {
+            let _ = waiting.send(feed);
+        }
+    }
+}
+
+struct Worker {
+    socket: RouteSocket,
+    monitor: Monitor,
+    reconciler: RouteReconciler,
+    resolver: Resolver,
+    /// Links of local pods: no next hop is behind one, so their coming and going is no change of the
+    /// underlay.
+    pod_links: BTreeSet<u32>,
+    /// When the underlay is read again after it changed.
+    underlay_due: Option<tokio::time::Instant>,
+    /// What BGP wants, as it was told: next hops are resolved anew when the underlay changes.
+    learned: BTreeMap<Prefix, FibRoute>,
+    blocks: Option<BTreeSet<IpNet>>,
+    unresolved: BTreeSet<Prefix>,
+    bgp_in_sync: bool,
+    swept: bool,
+    reachable: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    state: watch::Sender<RoutesStatus>,
+    state_dirty: bool,
+}
+
+impl Worker {
+    fn open(
+        reachable: watch::Sender<Arc<BTreeSet<IpNet>>>,
+        state: watch::Sender<RoutesStatus>,
+    ) -> anyhow::Result<(Worker, bool)> {
+        let mut socket = RouteSocket::open()?;
+        // Subscribed before the first dump, so that no change falls between.
+        let mut monitor = Monitor::open()?;
+        monitor.ignore_port(socket.port());
+        for family in Family::ALL {
+            sysctl::enable_forwarding(family).context("forwarding must be on for pods")?;
+        }
+        let resolver = resolver(&mut socket)?;
+        let filter = DumpFilter { protocol: Some(ROUTE_PROTOCOL), ..DumpFilter::default() };
+        let mut preserved = false;
+        for family in Family::ALL {
+            preserved |= !socket.dump(family, filter)?.is_empty();
+        }
+        let worker = Worker {
+            socket,
+            monitor,
+            reconciler: RouteReconciler::new(ROUTE_PROTOCOL),
+            resolver,
+            pod_links: BTreeSet::new(),
+            underlay_due: None,
+            learned: BTreeMap::new(),
+            blocks: None,
+            unresolved: BTreeSet::new(),
+            bgp_in_sync: false,
+            swept: false,
+            reachable,
+            state,
+            state_dirty: true,
+        };
+        Ok((worker, preserved))
+    }
+
+    async fn run(
+        mut self,
+        mut feed_in: oneshot::Receiver<FibFeed>,
+        mut blocks: watch::Receiver<Option<BTreeSet<IpNet>>>,
+    ) {
+        let mut feed: Option<FibFeed> = None;
+        let mut state_due = tokio::time::Instant::now();
+        loop {
+            self.write();
+            let retry = self.reconciler.next_deadline().map(tokio::time::Instant::from_std);
+            let retry_failed = self.reconciler.is_dirty().then(|| tokio::time::Instant::now() + RETRY);
+            let state = self.state_dirty.then_some(state_due);
+            let deadline = [retry, retry_failed, state, self.underlay_due]
+                .into_iter()
+                .flatten()
+                .min();
+            tokio::select! {
+                arrived = &mut feed_in, if feed.is_none() => match arrived {
+                    Ok(arrived) => feed = Some(arrived),
+                    // The planner has ended.
+                    Err(_) => return,
+                },
+                batch = receive(&mut feed), if feed.is_some() => match batch {
+                    Some(batch) => self.learn(batch),
+                    None => return,
+                },
+                changed = blocks.changed() => match changed {
+                    Ok(()) => {
+                        let wanted = blocks.borrow_and_update().clone();
+                        self.own(wanted);
+                    }
+                    Err(_) => return,
+                },
+                events = self.monitor.next() => match events {
+                    Ok(events) => self.observe(events),
+                    Err(error) => {
+                        tracing::error!(%error, "the kernel's notifications failed: reading all again");
+                        self.reconciler.request_resync();
+                        tokio::time::sleep(RETRY).await;
+                    }
+                },
+                () = sleep_until(deadline) => {}
+            }
+            if self.underlay_due.is_some_and(|at| tokio::time::Instant::now() >= at) {
+                self.underlay_due = None;
+                self.resolve_anew();
+            }
+            if self.state_dirty && tokio::time::Instant::now() >= state_due {
+                self.tell();
+                state_due = tokio::time::Instant::now() + STATE_INTERVAL;
+            }
+        }
+    }
+
+    /// One pass of the reconciler, and what it means for the own blocks.
+    fn write(&mut self) {
+        if !self.swept && self.bgp_in_sync && self.blocks.is_some() {
+            self.swept = true;
+            self.reconciler.allow_sweep();
+        }
+        let now = Instant::now();
+        let due = self.reconciler.next_deadline().is_some_and(|at| at <= now);
+        if self.reconciler.is_dirty() || due {
+            match self.reconciler.apply(&mut self.socket, now) {
+                Ok(pass) => {
+                    let written = pass.created + pass.replaced + pass.deleted;
+                    if written + pass.refused > 0 {
+                        tracing::debug!(?pass, "routes written");
+                        self.state_dirty = true;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "cannot read or write the kernel's routes, retrying");
+                    self.state_dirty = true;
+                }
+            }
+        }
+        let reachable: BTreeSet<IpNet> = self
+            .blocks
+            .iter()
+            .flatten()
+            .copied()
+            .filter(|block| self.reconciler.is_installed(&blackhole_key(*block)))
+            .collect();
+        self.reachable.send_if_modified(|old| {
+            let differs = **old != reachable;
+            if differs {
+                *old = Arc::new(reachable);
+            }
+            differs
+        });
+    }
+
+    fn learn(&mut self, batch: FibBatch) {
+        for change in batch.changes {
+            match change.route {
+                Some(route) => {
+                    self.learned.insert(change.prefix, route);
+                }
+                None => {
+                    self.learned.remove(&change.prefix);
+                }
+            }
+            self.want(change.prefix);
+        }
+        if batch.in_sync && !self.bgp_in_sync {
+            tracing::debug!("BGP is in sync");
+            self.bgp_in_sync = true;
+        }
+        self.state_dirty = true;
+    }
+
+    /// Tells the reconciler what is wanted for a learned prefix.
+    fn want(&mut self, prefix: Prefix) {
+        let net = IpNet::from(prefix);
+        let key = RouteKey { prefix: net, table: TABLE_MAIN, metric: ROUTE_METRIC };
+        let target = match self.learned.get(&prefix) {
+            None => {
+                self.unresolved.remove(&prefix);
+                None
+            }
+            Some(route) => {
+                let target = self.resolve(route);
+                if target.is_some() {
+                    self.unresolved.remove(&prefix);
+                } else {
+                    self.unresolved.insert(prefix);
+                }
+                target
+            }
+        };
+        let wanted = target.map(|target| Route {
+            prefix: net,
+            table: TABLE_MAIN,
+            metric: ROUTE_METRIC,
+            protocol: ROUTE_PROTOCOL,
+            target,
+            prefsrc: None,
+        });
+        self.reconciler.set(key, wanted);
+    }
+
+    fn resolve(&self, route: &FibRoute) -> Option<Target> {
+        let hops: Vec<NextHop> =
+            route.paths.iter().filter_map(|path| self.resolver.resolve(path.next_hop)).collect();
+        (!hops.is_empty()).then(|| Target::Unicast(hops).normalized())
+    }
+
+    fn own(&mut self, wanted: Option<BTreeSet<IpNet>>) {
+        let Some(wanted) = wanted else { return };
+        let before = self.blocks.replace(wanted.clone()).unwrap_or_default();
+        for gone in before.difference(&wanted) {
+            self.reconciler.set(blackhole_key(*gone), None);
+        }
+        for block in &wanted {
+            self.reconciler.set(blackhole_key(*block), Some(blackhole(*block)));
+        }
+        self.state_dirty = true;
+    }
+
+    fn observe(&mut self, events: Vec<KernelEvent>) {
+        let mut underlay_changed = false;
+        for event in events {
+            match event {
+                KernelEvent::Route(event) => {
+                    let removed = matches!(event, RouteEvent::Removed(_));
+                    underlay_changed |= self.is_underlay(event.route());
+                    if self.reconciler.observe(&event) {
+                        let route = event.route();
+                        tracing::info!(
+                            prefix = %route.prefix,
+                            removed,
+                            "a route was changed by somebody else: repairing"
+                        );
+                        self.state_dirty = true;
+                    }
+                }
+                KernelEvent::RoutesLost { .. } => self.reconciler.request_resync(),
+                KernelEvent::Overrun => {
+                    tracing::warn!("kernel notifications were lost: reading all again");
+                    self.reconciler.request_resync();
+                    underlay_changed = true;
+                }
+                KernelEvent::Link { index, name, state } => {
+                    if name.starts_with(HOST_INTERFACE_PREFIX) {
+                        if state == LinkState::Removed {
+                            self.pod_links.remove(&index);
+                        } else {
+                            self.pod_links.insert(index);
+                        }
+                        continue;
+                    }
+                    underlay_changed = true;
+                    if state == LinkState::Running {
+                        self.reconciler.retry_failures();
+                    }
+                }
+                KernelEvent::AddressesChanged { ifindex } => {
+                    underlay_changed |= !self.pod_links.contains(&ifindex);
+                }
+                KernelEvent::Neighbour { .. } => {}
+            }
+        }
+        if underlay_changed && self.underlay_due.is_none() {
+            self.underlay_due = Some(tokio::time::Instant::now() + GATHER);
+        }
+    }
+
+    /// Whether a route may lead to a next hop.
+    fn is_underlay(&self, route: &Route) -> bool {
+        let behind_pods = |hops: &Vec<NextHop>| {
+            !hops.is_empty() && hops.iter().all(|hop| self.pod_links.contains(&hop.ifindex))
+        };
+        !matches!(route.protocol, ROUTE_PROTOCOL | POD_ROUTE_PROTOCOL)
+            && !matches!(&route.target, Target::Unicast(hops) if behind_pods(hops))
+    }
+
+    /// Reads addresses and the routes of others, and resolves every learned route again if they
+    /// differ from before.
+    fn resolve_anew(&mut self) {
+        match resolver(&mut self.socket) {
+            Ok(resolver) if resolver == self.resolver => {}
+            Ok(resolver) => {
+                self.resolver = resolver;
+                let prefixes: Vec<Prefix> = self.learned.keys().copied().collect();
+                prefixes.into_iter().for_each(|prefix| self.want(prefix));
+                self.reconciler.retry_failures();
+                self.state_dirty = true;
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot read the underlay's routes");
+                self.reconciler.request_resync();
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        self.state_dirty = false;
+        let counts = self.reconciler.counts();
+        let mut failures: Vec<FailedRoute> = self
+            .unresolved
+            .iter()
+            .take(FAILURES_MAX)
+            .map(|prefix| FailedRoute { prefix: prefix.to_string(), reason: self.why(*prefix) })
+            .collect();
+        let room = FAILURES_MAX.saturating_sub(failures.len());
+        failures.extend(self.reconciler.failures().take(room).map(|(key, failure)| FailedRoute {
+            prefix: key.prefix.to_string(),
+            reason: reason(failure),
+        }));
+        failures.sort_by(|a, b| a.prefix.cmp(&b.prefix));
+        let status = RoutesStatus {
+            installed: counts.installed as u64,
+            failed: (counts.failed + self.unresolved.len()) as u64,
+            failures,
+        };
+        self.state.send_if_modified(|old| {
+            let differs = *old != status;
+            *old = status;
+            differs
+        });
+    }
+
+    fn why(&self, prefix: Prefix) -> String {
+        let hops: Vec<String> = self
+            .learned
+            .get(&prefix)
+            .iter()
+            .flat_map(|route| route.paths.iter().map(|path| path.next_hop.to_string()))
+            .collect();
+        format!(
+            "no route to the next hop {}: this host needs a route to it that is not from BGP",
+            hops.join(", ")
+        )
+    }
+}
+
+fn reason(failure: &Failure) -> String {
+    let errno = failure.errno;
+    if errno == rustix::io::Errno::EXIST {
+        return format!(
+            "another route with metric {ROUTE_METRIC} or {BLACKHOLE_METRIC} is in its place and is \
+             left alone: remove it, or find out which program made it"
+        );
+    }
+    match &failure.text {
+        Some(text) => format!("the kernel refuses it: {text} ({errno})"),
+        None => format!("the kernel refuses it: {errno}"),
+    }
+}
+
+fn blackhole_key(block: IpNet) -> RouteKey {
+    RouteKey { prefix: block, table: TABLE_MAIN, metric: BLACKHOLE_METRIC }
+}
+
+/// Packets to addresses of the block that no pod has must not leave by the default route and come
+/// back.
+fn blackhole(block: IpNet) -> Route {
+    Route {
+        prefix: block,
+        table: TABLE_MAIN,
+        metric: BLACKHOLE_METRIC,
+        protocol: ROUTE_PROTOCOL,
+        target: Target::Blackhole,
+        prefsrc: None,
+    }
+}
+
+fn resolver(socket: &mut RouteSocket) -> Result<Resolver, cairn_kernel::error::Error> {
+    let addresses = link::addresses(socket.netlink())?;
+    let mut routes = Vec::new();
+    for family in Family::ALL {
+        let filter = DumpFilter { table: Some(TABLE_MAIN), ..DumpFilter::default() };
+        routes.append(&mut socket.dump(family, filter)?);
+    }
+    Ok(Resolver::new(&addresses, &routes))
+}
+
+async fn receive(feed: &mut Option<FibFeed>) -> Option<FibBatch> {
+    match feed {
+        Some(feed) => feed.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The changes that one event of the underlay brings with it are read together.
+const GATHER: Duration = Duration::from_millis(10);
+
+/// How soon a pass that failed as a whole is tried again.
+const RETRY: Duration = Duration::from_millis(200);
+
+/// The state is for people: it may lag a little, and counting all routes is not free.
+const STATE_INTERVAL: Duration = Duration::from_millis(200);

@@ -1,0 +1,45 @@
+//! The daemon of a node: watch, view, plan, apply.
+//!
+//! ```text
+//!  API server ──watch──► ClusterView ──plan()──► NodePlan ──┬─► ipam: claims and releases IPBlocks
+//!                                                           ├─► speaker: peers, prefixes, policies
+//!   kubelet ──CNI──► pods: address, veth, host route         ├─► fib: routes in the kernel
+//!                                                           └─► publish: BGPNode, BGPNodeStatus
+//! ```
+//!
+//! [`plan::plan`] is the one place that decides what a node does; the other modules do it. State has
+//! one owner each: addresses and pod interfaces [`pods`], blocks [`ipam`], sessions and routes the
+//! speaker, the kernel's routes [`fib`]. Nothing in here may take down forwarding: a part that fails
+//! says so and is retried, and what is in the kernel stays.
+
+// pub mod agent;
+pub mod control;
+// pub mod fib;
+pub mod file;
+// pub mod ipam;
+pub mod logging;
+pub mod objects;
+pub mod plan;
+// pub mod pods;
+pub mod publish;
+pub mod report;
+// pub mod speaker;
+pub mod view;
+pub mod watch;
+
+use anyhow::Context;
+
+/// Checks that this process may write routes.
+///
+/// # Errors
+/// It may not; the text says what to do.
+pub fn require_net_admin(what: &str) -> anyhow::Result<()> {
+    use rustix::thread::{CapabilitySet, capabilities};
+    let effective =
+        capabilities(None).context("cannot read this process's capabilities")?.effective;
+    anyhow::ensure!(
+        effective.contains(CapabilitySet::NET_ADMIN),
+        "{what} writes routes and needs CAP_NET_ADMIN: run it as root"
+    );
+    Ok(())
+}

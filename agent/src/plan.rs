@@ -1,0 +1,450 @@
+//! `plan`: from what an agent knows of the cluster to everything that its node should do.
+//!
+//! One pure function. Golden tests, the dry run and the simulator stand on it: nothing in here reads
+//! a clock, a socket, a file or the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+
+use cairn_api::{BGPConfigurationSpec, BGPNode, BGPNodeSpec, LABEL_ASN, ObjectReference, Topology};
+use cairn_bgp::config::{
+    ExportScope, NextHopMode, Origination, PeerConfig, PeerName, SpeakerConfig,
+};
+use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
+use cairn_bgp::prefix::{Families, Family, Prefix};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+
+use crate::objects::{self, DefaultPolicies, Policies};
+use crate::view::ClusterView;
+
+/// Everything that one node should do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodePlan {
+    /// The speaker's configuration; `None` while the node's own address or AS is not known.
+    pub speaker: Option<SpeakerConfig>,
+    /// The node's own BGPNode and the Node that owns it; `None` while the Node does not exist.
+    pub bgp_node: Option<(ObjectReference, BGPNodeSpec)>,
+    /// The node's addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Blocks that the node owns: a blackhole route each.
+    pub blackholes: BTreeSet<IpNet>,
+    /// Families in which a pod on this node gets an address.
+    pub pod_families: BTreeSet<Family>,
+    /// What is wrong and what to do, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// What a node knows of itself and not from the API.
+#[derive(Clone, Copy, Debug)]
+pub struct Local<'a> {
+    /// The blocks that it owns: confirmed claims.
+    pub blocks: &'a [IpNet],
+    /// Those of them whose route is in its kernel, so that pods in them can be reached.
+    pub reachable: &'a BTreeSet<IpNet>,
+}
+
+/// Plans what the node `name` should do. A block is announced once it is reachable.
+///
+/// A part that cannot be planned is left out and named in `problems`; the rest stands.
+pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
+    let mut problems = Vec::new();
+    let configuration = configuration(view, &mut problems);
+    let identity = Identity::of(view, name, &configuration, &mut problems);
+    let speaker =
+        identity.as_ref().map(|me| speaker(view, name, me, &configuration, local, &mut problems));
+    let bgp_node = identity.as_ref().and_then(|me| {
+        let owner = me.owner.clone()?;
+        Some((owner, me.bgp_node()))
+    });
+    NodePlan {
+        speaker,
+        bgp_node,
+        addresses: identity.map(|me| me.addresses).unwrap_or_default(),
+        blackholes: local.blocks.iter().copied().collect(),
+        pod_families: pod_families(view),
+        problems,
+    }
+}
+
+fn configuration(view: &ClusterView, problems: &mut Vec<String>) -> BGPConfigurationSpec {
+    let Some(object) = &view.bgp_configuration else {
+        return BGPConfigurationSpec::default();
+    };
+    let spec = object.spec.clone();
+    if spec.router_id.is_some() || !spec.listen_addresses.is_empty() {
+        problems.push(
+            "BGPConfiguration default: spec.routerID and spec.listenAddresses are for files of \
+             cairn speaker and are ignored here; use the annotation cairn.network/router-id of a Node"
+                .into(),
+        );
+    }
+    if spec.topology == Topology::RouteReflectors {
+        problems.push(
+            "BGPConfiguration default: topology RouteReflectors is not available yet; nodes of \
+             equal AS peer in a full mesh"
+                .into(),
+        );
+    }
+    if let Err(error) = objects::hold_time("spec.timers.holdTimeSecs", spec.timers.hold_time_secs) {
+        problems.push(format!("BGPConfiguration default: {error}; the defaults are used"));
+        return BGPConfigurationSpec { timers: Default::default(), ..spec };
+    }
+    spec
+}
+
+/// Who a node is in BGP.
+struct Identity {
+    owner: Option<ObjectReference>,
+    addresses: Vec<IpAddr>,
+    asn: u32,
+    router_id: Ipv4Addr,
+    topology: BTreeMap<String, String>,
+}
+
+impl Identity {
+    /// From the node's own Node object; without one, as long as others still see the node, from
+    /// its BGPNode, so that forwarding goes on.
+    fn of(
+        view: &ClusterView,
+        name: &str,
+        configuration: &BGPConfigurationSpec,
+        problems: &mut Vec<String>,
+    ) -> Option<Identity> {
+        match (&view.node, view.bgp_nodes.get(name)) {
+            (Some(node), _) => Identity::from_node(node, name, configuration, problems),
+            (None, Some(object)) => Identity::from_bgp_node(object),
+            (None, None) => {
+                problems.push(format!(
+                    "there is no Node {name}: start the agent with --node-name of an existing Node"
+                ));
+                None
+            }
+        }
+    }
+
+    fn from_node(
+        node: &Node,
+        name: &str,
+        configuration: &BGPConfigurationSpec,
+        problems: &mut Vec<String>,
+    ) -> Option<Identity> {
+        let labels = node.metadata.labels.clone().unwrap_or_default();
+        let asn = match labels.get(LABEL_ASN) {
+            None => configuration.asn,
+            Some(text) => match text.parse().ok().filter(|n| objects::asn(LABEL_ASN, *n).is_ok()) {
+                Some(asn) => asn,
+                None => {
+                    problems.push(format!(
+                        "Node {name}: label {LABEL_ASN}=\"{text}\" is no usable AS number; write \
+                         one from 1 to 4294967294, or remove the label"
+                    ));
+                    return None;
+                }
+            },
+        };
+        let addresses = internal_addresses(node);
+        if addresses.is_empty() {
+            problems.push(format!(
+                "Node {name} has no InternalIP in its status: the kubelet sets it, see --node-ip"
+            ));
+            return None;
+        }
+        let uid = node.metadata.uid.clone().unwrap_or_default();
+        let router_id = router_id(node, name, &addresses, &uid, problems);
+        let topology = labels
+            .into_iter()
+            .filter(|(key, _)| key.starts_with("topology.kubernetes.io/"))
+            .collect();
+        let owner = Some(ObjectReference { name: name.into(), uid });
+        Some(Identity { owner, addresses, asn, router_id, topology })
+    }
+
+    fn from_bgp_node(object: &BGPNode) -> Option<Identity> {
+        Some(Identity {
+            owner: None,
+            addresses: object.spec.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
+            asn: object.spec.asn,
+            router_id: object.spec.router_id.parse().ok()?,
+            topology: object.spec.topology.clone(),
+        })
+    }
+
+    fn bgp_node(&self) -> BGPNodeSpec {
+        BGPNodeSpec {
+            addresses: self.addresses.iter().map(IpAddr::to_string).collect(),
+            asn: self.asn,
+            router_id: self.router_id.to_string(),
+            topology: self.topology.clone(),
+        }
+    }
+}
+
+/// The first InternalIP of each family, IPv4 first.
+fn internal_addresses(node: &Node) -> Vec<IpAddr> {
+    let all: Vec<IpAddr> = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten())
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
+        .collect();
+    let first = |v4: bool| all.iter().copied().find(|address| address.is_ipv4() == v4);
+    first(true).into_iter().chain(first(false)).collect()
+}
+
+fn router_id(
+    node: &Node,
+    name: &str,
+    addresses: &[IpAddr],
+    uid: &str,
+    problems: &mut Vec<String>,
+) -> Ipv4Addr {
+    if let Some(text) =
+        node.metadata.annotations.as_ref().and_then(|map| map.get(ANNOTATION_ROUTER_ID))
+    {
+        match text.parse::<Ipv4Addr>() {
+            Ok(id) if !id.is_unspecified() => return id,
+            _ => problems.push(format!(
+                "Node {name}: annotation {ANNOTATION_ROUTER_ID}=\"{text}\" is no BGP identifier; \
+                 write one such as 192.0.2.1"
+            )),
+        }
+    }
+    addresses
+        .iter()
+        .find_map(|address| match address {
+            IpAddr::V4(v4) => Some(*v4),
+            IpAddr::V6(_) => None,
+        })
+        .unwrap_or_else(|| Ipv4Addr::from_bits(hash32(uid).max(1)))
+}
+
+/// FNV-1a: a router ID must be the same after every restart and in every version.
+fn hash32(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
+}
+
+fn speaker(
+    view: &ClusterView,
+    name: &str,
+    me: &Identity,
+    configuration: &BGPConfigurationSpec,
+    local: &Local<'_>,
+    problems: &mut Vec<String>,
+) -> SpeakerConfig {
+    let mut peers = BTreeMap::new();
+    let built_in = BuiltIn::of(view, local.blocks);
+    if configuration.topology != Topology::Disabled {
+        for (other, object) in view.bgp_nodes.iter().filter(|(other, _)| other.as_str() != name) {
+            if object.spec.asn == me.asn
+                && let Some(peer) = mesh_peer(me, object, configuration, &built_in.mesh)
+            {
+                peers.insert(PeerName::from(format!("mesh/{other}")), peer);
+            }
+        }
+    }
+    let policies = policies(view, problems);
+    let labels = view.node.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default();
+    for (peer_name, object) in &view.bgp_peers {
+        if object.spec.node_selector.as_ref().is_some_and(|s| !s.matches(&labels)) {
+            continue;
+        }
+        let external = object.spec.asn != me.asn;
+        let (import, export) = if external {
+            (std::slice::from_ref(&built_in.import), std::slice::from_ref(&built_in.export))
+        } else {
+            (&[][..], &[][..])
+        };
+        let defaults = DefaultPolicies { import, export };
+        match objects::peer(&object.spec, configuration, &policies, defaults) {
+            Ok(peer) => {
+                peers.insert(PeerName::from(format!("bgppeer/{peer_name}")), peer);
+            }
+            Err(error) => problems.push(format!("BGPPeer {peer_name} is not used: {error}")),
+        }
+    }
+    SpeakerConfig {
+        asn: me.asn,
+        router_id: me.router_id,
+        listen: me
+            .addresses
+            .iter()
+            .map(|address| SocketAddr::new(*address, configuration.listen_port))
+            .collect(),
+        peers,
+        originate: originate(view, local.reachable, &labels, problems),
+        selection_deferral_secs: SELECTION_DEFERRAL_SECS,
+        multipath_max: MULTIPATH_MAX,
+    }
+}
+
+/// The session with another node of the same AS, over IPv4 where both have it.
+fn mesh_peer(
+    me: &Identity,
+    other: &BGPNode,
+    configuration: &BGPConfigurationSpec,
+    import: &Arc<Policy>,
+) -> Option<PeerConfig> {
+    let theirs: Vec<IpAddr> =
+        other.spec.addresses.iter().filter_map(|text| text.parse().ok()).collect();
+    let shared = |v4: bool| {
+        let mine = me.addresses.iter().copied().find(|a| a.is_ipv4() == v4)?;
+        let theirs = theirs.iter().copied().find(|a| a.is_ipv4() == v4)?;
+        Some((mine, theirs))
+    };
+    let (source, address) = shared(true).or_else(|| shared(false))?;
+    let families: Families = [(true, Family::Ipv4Unicast), (false, Family::Ipv6Unicast)]
+        .into_iter()
+        .filter(|(v4, _)| shared(*v4).is_some())
+        .map(|(_, family)| family)
+        .collect();
+    let graceful = configuration.graceful_restart;
+    Some(PeerConfig {
+        address,
+        port: configuration.listen_port,
+        asn: me.asn,
+        local_asn: None,
+        source_address: Some(source),
+        passive: false,
+        multihop: 255,
+        families,
+        hold_time_secs: configuration.timers.hold_time_secs,
+        connect_retry_secs: configuration.timers.connect_retry_secs.max(1),
+        graceful_restart_secs: graceful.enabled.then_some(graceful.restart_time_secs),
+        password: None,
+        ttl_security: false,
+        route_reflector_client: false,
+        next_hop: NextHopMode::Auto,
+        export_scope: ExportScope::OriginatedOnly,
+        enforce_first_as: false,
+        prefixes_max: None,
+        import: vec![import.clone()],
+        export: Vec::new(),
+    })
+}
+
+/// The built-in policies. From an external peer without policies of its own a node takes only
+/// prefixes inside the pools, and sends it only what originates here: an error in a router far away
+/// cannot take a node's default route, and a node never carries the traffic of others. From other
+/// nodes it takes what they may originate. Its own blocks it takes from nobody.
+struct BuiltIn {
+    mesh: Arc<Policy>,
+    import: Arc<Policy>,
+    export: Arc<Policy>,
+}
+
+impl BuiltIn {
+    fn of(view: &ClusterView, blocks: &[IpNet]) -> BuiltIn {
+        let networks = |texts: &mut dyn Iterator<Item = &String>| -> Vec<PrefixRange> {
+            texts.filter_map(|text| text.parse().ok()).map(inside).collect()
+        };
+        let own: Vec<PrefixRange> = blocks.iter().copied().map(inside).collect();
+        let pools = networks(&mut view.pools.values().map(|pool| &pool.spec.cidr));
+        let advertised =
+            networks(&mut view.bgp_advertisements.values().flat_map(|a| a.spec.cidrs.iter()));
+        let originated = Match { sorts: vec![RouteSort::Originated], ..Match::default() };
+        let import = |name: &str, accept: Vec<PrefixRange>| {
+            Arc::new(Policy {
+                name: name.into(),
+                rules: vec![
+                    rule(within(own.clone()), Action::Reject),
+                    rule(within(accept), Action::Accept),
+                ],
+            })
+        };
+        BuiltIn {
+            mesh: import("built-in/mesh", pools.iter().copied().chain(advertised).collect()),
+            import: import("built-in/inside-pools", pools.clone()),
+            export: Arc::new(Policy {
+                name: "built-in/own-blocks".into(),
+                rules: vec![rule(originated, Action::Accept)],
+            }),
+        }
+    }
+}
+
+fn inside(net: IpNet) -> PrefixRange {
+    let prefix = Prefix::from(net);
+    PrefixRange { prefix, len_min: prefix.len(), len_max: prefix.family().bits() }
+}
+
+fn within(ranges: Vec<PrefixRange>) -> Match {
+    Match { prefixes: Some(ranges.into_iter().collect()), ..Match::default() }
+}
+
+fn rule(matches: Match, action: Action) -> Rule {
+    Rule { matches, action, set: Changes::default() }
+}
+
+fn policies(view: &ClusterView, problems: &mut Vec<String>) -> Policies {
+    let mut usable = Policies::new();
+    for (name, object) in &view.bgp_policies {
+        match objects::policy(name, &object.spec) {
+            Ok(policy) => {
+                usable.insert(name.clone(), Arc::new(policy));
+            }
+            Err(error) => problems.push(format!("BGPPolicy {name} is not used: {error}")),
+        }
+    }
+    usable
+}
+
+fn originate(
+    view: &ClusterView,
+    blocks: &BTreeSet<IpNet>,
+    labels: &BTreeMap<String, String>,
+    problems: &mut Vec<String>,
+) -> BTreeMap<Prefix, Origination> {
+    let mut originate = BTreeMap::new();
+    for (advertisement, object) in &view.bgp_advertisements {
+        if object.spec.node_selector.as_ref().is_some_and(|s| !s.matches(labels)) {
+            continue;
+        }
+        match objects::originations(advertisement, &object.spec) {
+            Ok(entries) => originate.extend(entries),
+            Err(error) => {
+                problems.push(format!("BGPAdvertisement {advertisement} is not used: {error}"));
+            }
+        }
+    }
+    for block in blocks.iter().filter(|block| advertised(view, block)) {
+        let source = format!("ipblock/{}", cairn_api::block_name(*block)).into();
+        originate.insert(
+            Prefix::from(*block),
+            Origination { source, communities: Vec::new(), local_pref: None },
+        );
+    }
+    originate
+}
+
+/// A block is announced unless its pool says otherwise; a pool that is gone says nothing.
+fn advertised(view: &ClusterView, block: &IpNet) -> bool {
+    view.own_blocks
+        .get(&cairn_api::block_name(*block))
+        .and_then(|object| view.pools.get(&object.spec.pool.name))
+        .is_none_or(|pool| pool.spec.advertise)
+}
+
+fn pod_families(view: &ClusterView) -> BTreeSet<Family> {
+    view.pools
+        .values()
+        .filter(|pool| pool.metadata.deletion_timestamp.is_none() && !pool.spec.disabled)
+        .filter(|pool| pool.spec.uses.contains(&cairn_api::PoolUse::Pod))
+        .filter_map(|pool| pool.spec.cidr.parse::<IpNet>().ok())
+        .map(|cidr| match cidr {
+            IpNet::V4(_) => Family::Ipv4Unicast,
+            IpNet::V6(_) => Family::Ipv6Unicast,
+        })
+        .collect()
+}
+
+const ANNOTATION_ROUTER_ID: &str = "cairn.network/router-id";
+
+/// Longer than any session of the mesh needs to come up again, short enough that a peer that never
+/// returns does not hold up a node's start (RFC 4724 section 4.1).
+const SELECTION_DEFERRAL_SECS: u16 = 30;
+
+/// As many equal paths as a kernel route of a node reasonably spreads over.
+const MULTIPATH_MAX: u16 = 8;

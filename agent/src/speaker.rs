@@ -1,0 +1,100 @@
+//! `cairn speaker`: the BGP speaker of a router or route reflector, without Kubernetes.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context;
+use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
+use cairn_api::{BGPNodeStatusSpec, RoutesStatus};
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::fib::Fib;
+use crate::report::{self, Report};
+use crate::{control, file};
+
+/// Options of `cairn speaker`.
+#[derive(Args)]
+pub struct Options {
+    /// YAML documents of the kinds BGPConfiguration, BGPPeer, BGPPolicy and BGPAdvertisement.
+    #[arg(short, long)]
+    file: PathBuf,
+    /// Write the best routes to the kernel.
+    #[arg(long)]
+    fib: bool,
+    /// Where the socket for `cairn status` goes; without it there is none.
+    #[arg(long)]
+    run_dir: Option<PathBuf>,
+    /// At SIGTERM keep the routes in the kernel and at the peers, for a restart (RFC 4724).
+    #[arg(long)]
+    keep_routes: bool,
+}
+
+/// Runs until SIGTERM or SIGINT. SIGHUP reads the file again; a broken one changes nothing.
+///
+/// # Errors
+/// The file cannot be used, or the kernel's routes cannot be written.
+pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    let config = file::load(&options.file)?;
+    let mut fib = None;
+    if options.fib {
+        crate::require_net_admin("cairn speaker --fib")?;
+        let started = Fib::start().await?;
+        started.blocks.send_replace(Some(Default::default()));
+        fib = Some(started);
+    }
+    let preserved = fib.as_ref().is_some_and(|fib| fib.preserved);
+    let speaker_options = SpeakerOptions { forwarding_preserved: preserved, restarting: preserved };
+    let (speaker, feed) = Speaker::start(config, speaker_options)?;
+    let routes = fib.as_ref().map(|fib| fib.state.clone());
+    match &mut fib {
+        Some(fib) => fib.follow(feed),
+        None => drain(feed),
+    }
+    if let Some(run_dir) = &options.run_dir {
+        let listener = control::bind(run_dir)
+            .with_context(|| format!("cannot make the control socket in {}", run_dir.display()))?;
+        let speaker = speaker.clone();
+        tokio::spawn(control::serve(listener, async move || report(&speaker, routes.as_ref()).await));
+    }
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    loop {
+        tokio::select! {
+            _ = hangup.recv() => match file::load(&options.file) {
+                Ok(config) => {
+                    tracing::info!(file = %options.file.display(), "read again");
+                    speaker.apply(config);
+                }
+                Err(error) => tracing::error!(%error, "the file is not used, the old one stands"),
+            },
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+        }
+    }
+    let how = if options.keep_routes {
+        Shutdown::KeepRoutes
+    } else {
+        Shutdown::Cease { text: "stopped by its operator".into() }
+    };
+    speaker.shutdown(how).await;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Without `--fib` nobody reads the routes, and nothing may wait for a reader.
+fn drain(mut feed: cairn_bgp::speaker::FibFeed) {
+    tokio::spawn(async move { while feed.recv().await.is_some() {} });
+}
+
+async fn report(speaker: &SpeakerHandle, routes: Option<&watch::Receiver<RoutesStatus>>) -> Report {
+    let snapshot = speaker.snapshot().await;
+    let (sessions, problems) = report::sessions(&snapshot);
+    let routes = routes.map(|routes| routes.borrow().clone()).unwrap_or_default();
+    let peers = Report::established(&sessions);
+    Report {
+        bgp: BGPNodeStatusSpec { peers, sessions, routes, problems },
+        ..Report::default()
+    }
+}

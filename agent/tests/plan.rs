@@ -1,0 +1,120 @@
+//! Golden tests of `plan()`: a cluster as YAML in, everything that a node should do out.
+//!
+//! `CAIRN_BLESS=1 cargo test -p cairn-agent --test plan` writes the golden files anew; read the
+//! difference before committing it.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use cairn_agent::plan::{Local, NodePlan, plan};
+use cairn_agent::view::ClusterView;
+use ipnet::IpNet;
+use kube::{Resource, ResourceExt};
+use serde::de::DeserializeOwned;
+
+fn objects<K: Resource<DynamicType = ()> + DeserializeOwned>(yaml: &str) -> BTreeMap<String, K> {
+    let kind = K::kind(&()).into_owned();
+    yaml.split("---\n")
+        .filter(|document| document.contains(&format!("kind: {kind}\n")))
+        .map(|document| {
+            let object: K =
+                serde_saphyr::from_str(document).unwrap_or_else(|e| panic!("{kind}: {e}"));
+            (object.name_any(), object)
+        })
+        .collect()
+}
+
+fn view(yaml: &str, node: &str) -> ClusterView {
+    ClusterView {
+        synced: true,
+        node: objects(yaml).remove(node),
+        pools: objects(yaml),
+        own_blocks: objects(yaml),
+        bgp_configuration: objects(yaml).remove("default"),
+        bgp_nodes: objects(yaml),
+        bgp_peers: objects(yaml),
+        bgp_policies: objects(yaml),
+        bgp_advertisements: objects(yaml),
+    }
+}
+
+fn planned(yaml: &str, node: &str, blocks: &[&str]) -> NodePlan {
+    let blocks: Vec<IpNet> = blocks.iter().map(|b| b.parse().expect("a network")).collect();
+    let reachable = blocks.iter().copied().collect();
+    plan(&view(yaml, node), node, &Local { blocks: &blocks, reachable: &reachable })
+}
+
+fn golden(name: &str, plan: &NodePlan) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+    let found = format!("{plan:#?}\n");
+    if std::env::var_os("CAIRN_BLESS").is_some() {
+        std::fs::write(&path, &found).expect("the golden file can be written");
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(expected == found, "{} differs; the plan is now:\n{found}", path.display());
+}
+
+const RACK: &str = include_str!("golden/rack.yaml");
+
+#[test]
+fn a_node_in_a_rack_meshes_with_its_as_and_peers_with_its_router() {
+    golden("rack-n1.txt", &planned(RACK, "n1", &["10.244.0.16/28"]));
+}
+
+#[test]
+fn a_node_in_the_other_rack_does_not_peer_with_the_first_ones_router() {
+    let plan = planned(RACK, "n3", &[]);
+    let speaker = plan.speaker.expect("the node is known");
+    let peers: Vec<&str> = speaker.peers.keys().map(|name| &**name).collect();
+    assert_eq!(peers, ["bgppeer/tor2"]);
+    assert_eq!(speaker.asn, 65102);
+}
+
+#[test]
+fn one_as_makes_one_mesh() {
+    let one =
+        RACK.replace("    cairn.network/asn: \"65101\"\n", "").replace("asn: 65101", "asn: 64512");
+    let one = one.replace("asn: 65102", "asn: 64512");
+    let plan = planned(&one, "n1", &[]);
+    let peers: Vec<String> =
+        plan.speaker.expect("known").peers.keys().map(|name| name.to_string()).collect();
+    assert_eq!(peers, ["bgppeer/tor1", "mesh/n2", "mesh/n3"]);
+}
+
+#[test]
+fn a_block_is_announced_only_once_its_route_is_in_the_kernel() {
+    let block: IpNet = "10.244.0.16/28".parse().expect("a network");
+    let local = Local { blocks: &[block], reachable: &Default::default() };
+    let plan = plan(&view(RACK, "n1"), "n1", &local);
+    assert!(plan.blackholes.contains(&block));
+    assert!(plan.speaker.expect("known").originate.is_empty());
+}
+
+#[test]
+fn without_its_node_object_an_agent_keeps_its_sessions_and_writes_nothing() {
+    let mut view = view(RACK, "n1");
+    view.node = None;
+    let plan = plan(&view, "n1", &Local { blocks: &[], reachable: &Default::default() });
+    assert!(plan.bgp_node.is_none());
+    assert!(plan.speaker.expect("known from its BGPNode").peers.contains_key("mesh/n2"));
+}
+
+#[test]
+fn what_is_wrong_is_named_and_the_rest_goes_on() {
+    let wrong = RACK
+        .replace("address: 172.31.1.1\n", "address: tor1\n")
+        .replace("  asn: 64512\n", "  asn: 64512\n  routerID: 1.1.1.1\n");
+    let plan = planned(&wrong, "n1", &[]);
+    let speaker = plan.speaker.expect("known");
+    assert_eq!(speaker.peers.keys().map(|n| n.to_string()).collect::<Vec<_>>(), ["mesh/n2"]);
+    for text in ["BGPPeer tor1 is not used: spec.address: \"tor1\"", "spec.routerID"] {
+        assert!(plan.problems.iter().any(|p| p.contains(text)), "{:?}", plan.problems);
+    }
+}
+
+#[test]
+fn an_unusable_as_label_is_named() {
+    let plan = planned(&RACK.replace("\"65101\"", "\"many\""), "n1", &[]);
+    assert!(plan.speaker.is_none());
+    assert!(plan.problems.iter().any(|p| p.contains("cairn.network/asn=\"many\"")));
+}
