@@ -234,12 +234,8 @@ impl From<IpNet> for Prefix {
 impl From<Prefix> for IpNet {
     fn from(prefix: Prefix) -> IpNet {
         match prefix {
-            Prefix::V4(p) => {
-                IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::from_bits(p.addr()), p.len()))
-            }
-            Prefix::V6(p) => {
-                IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_bits(p.addr()), p.len()))
-            }
+            Prefix::V4(p) => IpNet::V4(Ipv4Net::new_assert(Ipv4Addr::from_bits(p.addr()), p.len())),
+            Prefix::V6(p) => IpNet::V6(Ipv6Net::new_assert(Ipv6Addr::from_bits(p.addr()), p.len())),
         }
     }
 }

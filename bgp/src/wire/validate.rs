@@ -372,6 +372,9 @@ fn merge_paths(path: &[u8], as4_path: &[u8]) -> Option<Vec<u8>> {
         .flat_map(|segment| segment.asns())
         .collect::<Vec<_>>();
     let leading = asns.get(..asns.len().checked_sub(as4_asns.len())?)?;
+    if leading.is_empty() && as4_asns.len() == AsPath::new(as4_path).asns().count() {
+        return Some(as4_path.to_vec());
+    }
     let merged = [leading, &as4_asns].concat();
     let mut octets = Vec::with_capacity(merged.len() * 4 + 2);
     for segment in merged.chunks(usize::from(u8::MAX)) {

@@ -1,0 +1,14 @@
+//! The wire codec against tables, properties, golden messages and mutations.
+
+#[path = "wire/build.rs"]
+mod build;
+#[path = "wire/corpus.rs"]
+mod corpus;
+#[path = "wire/errors.rs"]
+mod errors;
+#[path = "wire/golden.rs"]
+mod golden;
+#[path = "wire/mutation.rs"]
+mod mutation;
+#[path = "wire/round_trip.rs"]
+mod round_trip;

@@ -1,0 +1,44 @@
+//! Messages put together octet by octet, without the encoder that is under test.
+
+use cairn_bgp::prefix::{Families, Family};
+use cairn_bgp::wire::{SessionSort, UpdateContext};
+
+pub const EBGP: UpdateContext = UpdateContext {
+    sort: SessionSort::Ebgp,
+    as4: true,
+    families: Families::NONE.with(Family::Ipv4Unicast).with(Family::Ipv6Unicast),
+    extended_next_hop: false,
+    first_as: None,
+};
+pub const IBGP: UpdateContext = UpdateContext { sort: SessionSort::Ibgp, ..EBGP };
+
+/// A path attribute with a length of one octet, or of two where needed.
+pub fn attribute(flags: u8, code: u8, value: &[u8]) -> Vec<u8> {
+    match u8::try_from(value.len()) {
+        Ok(octets) => [&[flags, code, octets], value].concat(),
+        Err(_) => {
+            let octets = u16::try_from(value.len()).unwrap().to_be_bytes();
+            [&[flags | 0x10, code], octets.as_slice(), value].concat()
+        }
+    }
+}
+
+/// The body of an UPDATE.
+pub fn body(withdrawn: &[u8], attributes: &[u8], nlri: &[u8]) -> Vec<u8> {
+    let octets = |part: &[u8]| u16::try_from(part.len()).unwrap().to_be_bytes();
+    [&octets(withdrawn), withdrawn, &octets(attributes), attributes, nlri].concat()
+}
+
+/// A whole message.
+pub fn message(message_type: u8, body: &[u8]) -> Vec<u8> {
+    let octets = u16::try_from(19 + body.len()).unwrap().to_be_bytes();
+    [&[0xff; 16], octets.as_slice(), &[message_type], body].concat()
+}
+
+/// Octets of hexadecimal digits; blanks are for the reader.
+pub fn hex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> =
+        text.chars().filter_map(|c| c.to_digit(16)).map(|d| u8::try_from(d).unwrap()).collect();
+    assert!(digits.len().is_multiple_of(2), "half an octet in {text}");
+    digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}

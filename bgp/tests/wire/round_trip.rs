@@ -1,0 +1,356 @@
+//! What is written can be read again and says the same.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use cairn_bgp::prefix::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
+use cairn_bgp::wire::{
+    AddPathMode, Announcements, Capability, Community, EncodeError, ExtendedNextHop,
+    GracefulRestart, GracefulRestartFamily, LargeCommunity, MESSAGE_OCTETS_MAX, MessageFormat,
+    NextHop, Notification, NotificationError, Open, Origin, PathAttributes, RefreshKind,
+    RouteRefresh, SessionSort, UpdateBody, UpdateContext, Withdrawals,
+};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::build::{IBGP, attribute, body};
+
+proptest! {
+    #[test]
+    fn opens(open in open()) {
+        let octets = open.encode();
+        prop_assert!(octets.len() <= MESSAGE_OCTETS_MAX);
+        prop_assert_eq!(Open::decode(&octets[19..]), Ok(open));
+    }
+
+    #[test]
+    fn notifications(code: u8, subcode: u8, data in vec(any::<u8>(), 0..300)) {
+        let error = NotificationError::from_codes(code, subcode);
+        prop_assert_eq!((error.code(), error.subcode()), (code, subcode));
+        let notification = Notification::with_data(error, data.into());
+        prop_assert!(!notification.to_string().is_empty());
+        let octets = notification.encode();
+        prop_assert_eq!(Notification::decode(&octets[19..]), Some(notification));
+    }
+
+    #[test]
+    fn refreshes(afi: u16, safi: u8, subtype: u8) {
+        let octets = [&afi.to_be_bytes(), [subtype, safi].as_slice()].concat();
+        let refresh = RouteRefresh::decode(&octets).unwrap();
+        prop_assert_eq!(&refresh.encode()[19..], octets.as_slice());
+        prop_assert_eq!(matches!(refresh.kind, RefreshKind::Unknown(_)), subtype > 2);
+    }
+
+    #[test]
+    fn announcements(
+        attributes in path_attributes(),
+        (family, next_hop, prefixes) in routes(),
+        as4: bool,
+        octets_max in 1200_usize..5000,
+    ) {
+        let format = MessageFormat { octets_max, as4, extended_next_hop: true };
+        let context = UpdateContext { as4, extended_next_hop: true, ..IBGP };
+        let messages =
+            Announcements::new(format, family, &attributes, next_hop, prefixes.iter().copied());
+        let messages = match messages {
+            Ok(messages) => messages.collect::<Vec<_>>(),
+            Err(EncodeError::TooLarge { octets, octets_max }) => {
+                prop_assert!(octets > octets_max && attributes.as_bytes().len() > 300);
+                return Ok(());
+            }
+            Err(error) => return Err(TestCaseError::fail(error.to_string())),
+        };
+        let mut read = Vec::new();
+        for (at, message) in messages.iter().enumerate() {
+            prop_assert!(message.bytes.len() <= octets_max);
+            let full = octets_max - message.bytes.len() < 17;
+            prop_assert!(full || at + 1 == messages.len(), "only the last one has room left");
+            let address = match next_hop.address {
+                IpAddr::V4(address) => address.octets().to_vec(),
+                IpAddr::V6(address) => {
+                    let link_local = next_hop.link_local.map(|a| a.octets()).into_iter().flatten();
+                    address.octets().into_iter().chain(link_local).collect()
+                }
+            };
+            prop_assert_eq!(&message.bytes[message.next_hop.clone()], address.as_slice());
+            let update = UpdateBody::split(&message.bytes[19..]).unwrap().decode(&context).unwrap();
+            prop_assert_eq!(&update.errors, &[]);
+            prop_assert_eq!(update.attributes.as_deref(), Some(&attributes));
+            prop_assert_eq!(update.withdrawn_len(), 0);
+            let announced = update.announcements().collect::<Vec<_>>();
+            prop_assert_eq!(announced.len(), 1);
+            prop_assert_eq!(announced[0].next_hop, next_hop);
+            prop_assert_eq!(announced[0].prefixes.len(), message.prefixes);
+            read.extend(announced[0].prefixes);
+        }
+        prop_assert_eq!(read, prefixes);
+    }
+
+    #[test]
+    fn withdrawals((family, _, prefixes) in routes(), octets_max in 100_usize..5000) {
+        let format = MessageFormat { octets_max, as4: true, extended_next_hop: false };
+        let mut read = Vec::new();
+        for message in Withdrawals::new(format, family, prefixes.iter().copied()) {
+            prop_assert!(message.len() <= octets_max);
+            let update = UpdateBody::split(&message[19..]).unwrap().decode(&IBGP).unwrap();
+            prop_assert_eq!((update.announcements().count(), update.end_of_rib), (0, None));
+            read.extend(update.withdrawn());
+        }
+        prop_assert_eq!(read, prefixes);
+    }
+
+    #[test]
+    fn other_families_are_left_out(prefixes in vec(prefix(), 0..200)) {
+        let of = |family| prefixes.iter().copied().filter(move |p: &Prefix| p.family() == family);
+        for family in Family::ALL {
+            let format = MessageFormat { octets_max: 200, as4: true, extended_next_hop: false };
+            let next_hop = match family {
+                Family::Ipv4Unicast => NextHop::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1))),
+                Family::Ipv6Unicast => NextHop::new("2001:db8::1".parse().unwrap()),
+            };
+            let attributes = PathAttributes::originated(Origin::Igp);
+            let messages =
+                Announcements::new(format, family, &attributes, next_hop, prefixes.iter().copied());
+            let count = messages.unwrap().map(|message| message.prefixes).sum::<usize>();
+            prop_assert_eq!(count, of(family).count());
+        }
+    }
+
+    /// Where the multiprotocol attributes stand changes nothing in what the others say.
+    #[test]
+    fn attributes_do_not_depend_on_their_neighbours(
+        attributes in path_attributes(),
+        reach_at in 0_usize..8,
+        unreach_at in 0_usize..8,
+    ) {
+        let reach = [&[0, 2, 1, 16, 0x20, 1], [0; 13].as_slice(), &[1, 0, 8, 0x20]].concat();
+        let unreach = [0, 2, 1, 8, 0x30];
+        let mut tlvs = tlvs(attributes.as_bytes());
+        tlvs.insert(reach_at.min(tlvs.len()), attribute(0x80, 14, &reach));
+        tlvs.insert(unreach_at.min(tlvs.len()), attribute(0x80, 15, &unreach));
+        let octets = body(&[], &tlvs.concat(), &[]);
+        let located = UpdateBody::split(&octets).unwrap().locate().unwrap();
+        prop_assert_eq!(located.attribute_octets(), attributes.as_bytes());
+        let checked = located.check(&IBGP).unwrap();
+        let update = located.finish(&IBGP, &checked).unwrap();
+        prop_assert_eq!(update.attributes.as_deref(), Some(&attributes));
+        prop_assert_eq!((update.announcements().count(), update.withdrawn_len()), (1, 1));
+    }
+
+    /// The order of attributes in the message changes nothing (RFC 4271 section 5).
+    #[test]
+    fn attributes_do_not_depend_on_their_order(attributes in path_attributes(), turn in 0_usize..8) {
+        let mut tlvs = tlvs(attributes.as_bytes());
+        tlvs.push(attribute(0x40, 3, &[10, 0, 0, 1]));
+        let turn = turn % tlvs.len();
+        tlvs.rotate_left(turn);
+        let octets = body(&[], &tlvs.concat(), &[8, 10]);
+        let update = UpdateBody::split(&octets).unwrap().decode(&IBGP).unwrap();
+        prop_assert_eq!(update.attributes.as_deref(), Some(&attributes));
+    }
+
+    #[test]
+    fn builder_sets_what_it_is_told(
+        attributes in path_attributes(),
+        asn in 1_u32..,
+        times in 0_u8..=255,
+        local_pref in option::of(any::<u32>()),
+        med in option::of(any::<u32>()),
+        community: u32,
+        cluster: u32,
+    ) {
+        let community = Community(community);
+        let cluster = Ipv4Addr::from(cluster);
+        let mut builder = attributes.edit();
+        builder.prepend(asn, times).local_pref(local_pref).med(med);
+        builder.add_communities(&[community, community]).prepend_cluster(cluster);
+        let changed = builder.build();
+        let path = std::iter::repeat_n(asn, usize::from(times)).chain(attributes.as_path().asns());
+        prop_assert_eq!(changed.as_path().asns().collect::<Vec<_>>(), path.collect::<Vec<_>>());
+        prop_assert_eq!(changed.as_path_len(), attributes.as_path_len() + u32::from(times));
+        prop_assert_eq!((changed.local_pref(), changed.med()), (local_pref, med));
+        prop_assert_eq!(changed.communities().filter(|c| *c == community).count(), 1);
+        prop_assert_eq!(changed.cluster_list().next(), Some(cluster));
+        prop_assert_eq!(changed.cluster_list_len(), attributes.cluster_list_len() + 1);
+        // Taking it back gives the old value, to the octet.
+        let mut builder = attributes.edit();
+        builder.add_communities(&[community]).remove_communities(&[community]);
+        let without = attributes.edit().remove_communities(&[community]).build();
+        prop_assert_eq!(builder.build(), without);
+        let twice = changed.edit().remove_reflection().build();
+        prop_assert_eq!((twice.originator_id(), twice.cluster_list_len()), (None, 0));
+    }
+}
+
+#[test]
+fn a_route_too_large_for_the_peer_is_an_error() {
+    let mut builder = PathAttributes::originated(Origin::Igp);
+    for asn in 1..=3 {
+        builder = builder.edit().prepend(asn, 255).build();
+    }
+    let builder = builder.edit().prepend(4, 240).build();
+    let next_hop = NextHop::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+    let prefix = "10.0.0.0/8".parse::<Prefix>().unwrap();
+    let encode = |format, attributes: &PathAttributes| {
+        Announcements::new(format, Family::Ipv4Unicast, attributes, next_hop, [prefix])
+            .map(|messages| messages.count())
+    };
+    let format =
+        MessageFormat { octets_max: MESSAGE_OCTETS_MAX, as4: true, extended_next_hop: false };
+    assert_eq!(encode(format, &builder), Ok(1));
+    let builder = builder.edit().prepend(5, 15).build();
+    let larger = builder.edit().prepend(6, 20).build();
+    let error = encode(format, &larger).unwrap_err();
+    let EncodeError::TooLarge { octets, octets_max: 4096 } = error else { panic!("{error}") };
+    assert!(octets > 4096);
+    assert_eq!(encode(MessageFormat { octets_max: 65_535, ..format }, &larger), Ok(1));
+}
+
+#[test]
+fn next_hops_of_the_wrong_family_are_errors() {
+    let attributes = PathAttributes::originated(Origin::Igp);
+    let format =
+        MessageFormat { octets_max: MESSAGE_OCTETS_MAX, as4: true, extended_next_hop: false };
+    let v4 = NextHop::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+    let v6 = NextHop::new(IpAddr::V6(Ipv6Addr::from_bits(0x2001 << 112 | 1)));
+    for (family, next_hop) in [(Family::Ipv6Unicast, v4), (Family::Ipv4Unicast, v6)] {
+        let error = Announcements::new(format, family, &attributes, next_hop, []).unwrap_err();
+        assert_eq!(error, EncodeError::NextHopFamily { family, next_hop: next_hop.address });
+    }
+}
+
+#[test]
+fn equal_attributes_are_one_value_whoever_sent_them() {
+    // Another order, an extended length that is not needed, a partial bit where it means nothing.
+    let plain =
+        body(&[], &super::build::hex("400101 00 400206 02010000fde9 400304 0a000001"), &[0]);
+    let odd =
+        body(&[], &super::build::hex("40030 40a000002 50020006 02010000fde9 600101 00"), &[0]);
+    let decode = |octets: &[u8]| {
+        let update = UpdateBody::split(octets).unwrap().decode(&IBGP).unwrap();
+        update.attributes.unwrap()
+    };
+    assert_eq!(decode(&plain), decode(&odd));
+    let mut interned = std::collections::HashSet::new();
+    assert!(interned.insert(decode(&plain)) && !interned.insert(decode(&odd)));
+    assert_eq!(Arc::clone(interned.iter().next().unwrap()).as_path().to_string(), "65001");
+    assert_eq!(IBGP.sort, SessionSort::Ibgp);
+}
+
+fn tlvs(octets: &[u8]) -> Vec<Vec<u8>> {
+    let (mut rest, mut all) = (octets, Vec::new());
+    while !rest.is_empty() {
+        let end = match rest[0] & 0x10 {
+            0 => 3 + usize::from(rest[2]),
+            _ => 4 + usize::from(u16::from_be_bytes([rest[2], rest[3]])),
+        };
+        all.push(rest[..end].to_vec());
+        rest = &rest[end..];
+    }
+    all
+}
+
+fn open() -> impl Strategy<Value = Open> {
+    let hold_time_secs = prop_oneof![Just(0_u16), 3_u16..];
+    (1_u32.., hold_time_secs, 1_u32.., vec(capability(), 0..30)).prop_map(
+        |(asn, hold_time_secs, router_id, mut capabilities)| {
+            if asn > 65_535 || asn % 2 == 0 {
+                capabilities.push(Capability::FourOctetAs(asn));
+            }
+            Open { asn, hold_time_secs, router_id: router_id.into(), capabilities }
+        },
+    )
+}
+
+fn capability() -> impl Strategy<Value = Capability> {
+    let mode =
+        prop_oneof![Just(AddPathMode::Receive), Just(AddPathMode::Send), Just(AddPathMode::Both)];
+    let family = (any::<u16>(), any::<u8>(), any::<bool>())
+        .prop_map(|(afi, safi, forwarding)| GracefulRestartFamily { afi, safi, forwarding });
+    let next_hop = (any::<u16>(), any::<u16>(), any::<u16>())
+        .prop_map(|(afi, safi, next_hop_afi)| ExtendedNextHop { afi, safi, next_hop_afi });
+    let known = [1, 2, 5, 6, 64, 65, 69, 70];
+    prop_oneof![
+        (any::<u16>(), any::<u8>()).prop_map(|(afi, safi)| Capability::Multiprotocol { afi, safi }),
+        Just(Capability::RouteRefresh),
+        Just(Capability::ExtendedMessage),
+        Just(Capability::EnhancedRouteRefresh),
+        vec(next_hop, 0..4).prop_map(Capability::ExtendedNextHop),
+        (any::<bool>(), any::<bool>(), 0_u16..4096, vec(family, 0..4)).prop_map(
+            |(restarting, notification, restart_time_secs, families)| {
+                Capability::GracefulRestart(GracefulRestart {
+                    restarting,
+                    notification,
+                    restart_time_secs,
+                    families,
+                })
+            }
+        ),
+        vec((any::<u16>(), any::<u8>(), mode), 0..4).prop_map(Capability::AddPath),
+        (any::<u8>(), vec(any::<u8>(), 0..100))
+            .prop_filter("known codes have their own forms", move |(code, _)| !known.contains(code))
+            .prop_map(|(code, value)| Capability::Unknown { code, value: Bytes::from(value) }),
+    ]
+}
+
+fn path_attributes() -> impl Strategy<Value = PathAttributes> {
+    let origin = prop_oneof![Just(Origin::Igp), Just(Origin::Egp), Just(Origin::Incomplete)];
+    let asn = prop_oneof![1_u32..65_536, 65_536_u32.., Just(23_456)];
+    let large = (any::<u32>(), any::<u32>(), any::<u32>())
+        .prop_map(|(global, local1, local2)| LargeCommunity { global, local1, local2 });
+    (
+        origin,
+        vec((asn, 1_u8..4), 0..12),
+        option::of(any::<u32>()),
+        option::of(any::<u32>()),
+        vec(any::<u32>().prop_map(Community), 0..80),
+        vec(large, 0..8),
+        option::of(any::<u32>()),
+        vec(any::<u32>(), 0..4),
+    )
+        .prop_map(
+            |(origin, path, med, local_pref, communities, large, originator, clusters)| {
+                let start = PathAttributes::originated(origin);
+                let mut builder = start.edit();
+                for (asn, times) in path {
+                    builder.prepend(asn, times);
+                }
+                builder.med(med).local_pref(local_pref);
+                builder.add_communities(&communities).add_large_communities(&large);
+                builder.originator_id(originator.map(Ipv4Addr::from));
+                for cluster in clusters {
+                    builder.prepend_cluster(cluster.into());
+                }
+                builder.build()
+            },
+        )
+}
+
+fn prefix() -> impl Strategy<Value = Prefix> {
+    prop_oneof![ipv4_prefix(), ipv6_prefix()]
+}
+
+fn ipv4_prefix() -> impl Strategy<Value = Prefix> {
+    (any::<u32>(), 0_u8..=32)
+        .prop_map(|(addr, len)| Prefix::V4(Ipv4Prefix::new(addr, len).unwrap()))
+}
+
+fn ipv6_prefix() -> impl Strategy<Value = Prefix> {
+    (any::<u128>(), 0_u8..=128)
+        .prop_map(|(addr, len)| Prefix::V6(Ipv6Prefix::new(addr, len).unwrap()))
+}
+
+/// Prefixes of one family with a next hop that they can have.
+fn routes() -> impl Strategy<Value = (Family, NextHop, Vec<Prefix>)> {
+    let v4 = (1_u32..0x7f00_0000).prop_map(|a| NextHop::new(IpAddr::V4(a.into())));
+    let v6 = (any::<u64>(), option::of(any::<u64>())).prop_map(|(global, link_local)| NextHop {
+        address: IpAddr::V6(Ipv6Addr::from_bits(0x2001 << 112 | u128::from(global))),
+        link_local: link_local.map(|a| Ipv6Addr::from_bits(0xfe80 << 112 | u128::from(a))),
+    });
+    prop_oneof![
+        (Just(Family::Ipv4Unicast), prop_oneof![v4, v6.clone()], vec(ipv4_prefix(), 1..1500)),
+        (Just(Family::Ipv6Unicast), v6, vec(ipv6_prefix(), 1..600)),
+    ]
+}
