@@ -42,3 +42,17 @@ pub fn hex(text: &str) -> Vec<u8> {
     assert!(digits.len().is_multiple_of(2), "half an octet in {text}");
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
+
+/// The attributes in `octets`, which have to be whole.
+pub fn split_attributes(octets: &[u8]) -> Vec<Vec<u8>> {
+    let (mut rest, mut all) = (octets, Vec::new());
+    while !rest.is_empty() {
+        let end = match rest[0] & 0x10 {
+            0 => 3 + usize::from(rest[2]),
+            _ => 4 + usize::from(u16::from_be_bytes([rest[2], rest[3]])),
+        };
+        all.push(rest[..end].to_vec());
+        rest = &rest[end..];
+    }
+    all
+}

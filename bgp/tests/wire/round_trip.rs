@@ -15,7 +15,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
-use super::build::{IBGP, attribute, body};
+use super::build::{IBGP, attribute, body, split_attributes};
 
 proptest! {
     #[test]
@@ -101,6 +101,25 @@ proptest! {
         prop_assert_eq!(read, prefixes);
     }
 
+    /// The two texts of a prefix, and the range of its length.
+    #[test]
+    fn prefix_texts(prefix in prefix(), longer: u8) {
+        let text = prefix.to_string();
+        prop_assert_eq!(text.parse::<Prefix>(), Ok(prefix));
+        prop_assert_eq!(Prefix::from(ipnet::IpNet::from(prefix)), prefix);
+        let bits = prefix.family().bits();
+        prop_assert_eq!(Ipv4Prefix::new(0, longer).is_some(), longer <= 32);
+        prop_assert_eq!(Ipv6Prefix::new(0, longer).is_some(), longer <= 128);
+        // A prefix holds what it becomes by more bits, and not the other way round.
+        let len = longer.clamp(prefix.len(), bits);
+        let inside = match prefix {
+            Prefix::V4(p) => Prefix::V4(Ipv4Prefix::new(p.addr(), len).unwrap()),
+            Prefix::V6(p) => Prefix::V6(Ipv6Prefix::new(p.addr(), len).unwrap()),
+        };
+        prop_assert!(prefix.contains(inside));
+        prop_assert_eq!(inside.contains(prefix), inside == prefix);
+    }
+
     #[test]
     fn other_families_are_left_out(prefixes in vec(prefix(), 0..200)) {
         let of = |family| prefixes.iter().copied().filter(move |p: &Prefix| p.family() == family);
@@ -127,7 +146,7 @@ proptest! {
     ) {
         let reach = [&[0, 2, 1, 16, 0x20, 1], [0; 13].as_slice(), &[1, 0, 8, 0x20]].concat();
         let unreach = [0, 2, 1, 8, 0x30];
-        let mut tlvs = tlvs(attributes.as_bytes());
+        let mut tlvs = split_attributes(attributes.as_bytes());
         tlvs.insert(reach_at.min(tlvs.len()), attribute(0x80, 14, &reach));
         tlvs.insert(unreach_at.min(tlvs.len()), attribute(0x80, 15, &unreach));
         let octets = body(&[], &tlvs.concat(), &[]);
@@ -142,7 +161,7 @@ proptest! {
     /// The order of attributes in the message changes nothing (RFC 4271 section 5).
     #[test]
     fn attributes_do_not_depend_on_their_order(attributes in path_attributes(), turn in 0_usize..8) {
-        let mut tlvs = tlvs(attributes.as_bytes());
+        let mut tlvs = split_attributes(attributes.as_bytes());
         tlvs.push(attribute(0x40, 3, &[10, 0, 0, 1]));
         let turn = turn % tlvs.len();
         tlvs.rotate_left(turn);
@@ -237,19 +256,6 @@ fn equal_attributes_are_one_value_whoever_sent_them() {
     assert!(interned.insert(decode(&plain)) && !interned.insert(decode(&odd)));
     assert_eq!(Arc::clone(interned.iter().next().unwrap()).as_path().to_string(), "65001");
     assert_eq!(IBGP.sort, SessionSort::Ibgp);
-}
-
-fn tlvs(octets: &[u8]) -> Vec<Vec<u8>> {
-    let (mut rest, mut all) = (octets, Vec::new());
-    while !rest.is_empty() {
-        let end = match rest[0] & 0x10 {
-            0 => 3 + usize::from(rest[2]),
-            _ => 4 + usize::from(u16::from_be_bytes([rest[2], rest[3]])),
-        };
-        all.push(rest[..end].to_vec());
-        rest = &rest[end..];
-    }
-    all
 }
 
 fn open() -> impl Strategy<Value = Open> {
