@@ -130,3 +130,22 @@ impl fmt::Display for Reason {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_says_what_to_do() {
+        let refusal = Refusal { index: 0, errno: Errno::PERM, text: None };
+        let error = Error::Refused { action: "create the bridge br0".into(), refusal };
+        assert_eq!(
+            error.to_string(),
+            "cannot create the bridge br0: Operation not permitted (os error 1); run as root, or \
+             with the capabilities CAP_NET_ADMIN and CAP_SYS_ADMIN"
+        );
+        let text = Some("Nexthop has invalid gateway".into());
+        let refusal = Refusal { index: 3, errno: Errno::NETUNREACH, text };
+        assert!(refusal.to_string().starts_with("Nexthop has invalid gateway ("), "{refusal}");
+    }
+}

@@ -46,7 +46,7 @@ pub enum KernelEvent {
         ifindex: u32,
         /// The neighbour's address.
         address: IpAddr,
-        /// Whether an entry is there now.
+        /// Whether the neighbour's link address is known now.
         present: bool,
     },
     /// Routes through a link, or through a next-hop object when the link is unknown, may be gone
@@ -325,7 +325,9 @@ impl Sink<'_> {
         let address = attributes(rest).find(|(kind, _)| *kind == libc::NDA_DST);
         if let Some(address) = address.and_then(|(_, value)| read_ip(value)) {
             let ifindex = header.get(4..).and_then(read_u32).unwrap_or(0);
-            let present = message.kind == libc::RTM_NEWNEIGH;
+            let state =
+                header.get(8..10).map_or(0, |state| u16::from_ne_bytes([state[0], state[1]]));
+            let present = message.kind == libc::RTM_NEWNEIGH && state & NUD_USABLE != 0;
             self.push(KernelEvent::Neighbour { ifindex, address, present });
         }
         Ok(())
@@ -379,6 +381,12 @@ const EVENTS_MAX: usize = 8192;
 const DISCARD_MAX: usize = 1 << 16;
 const RECEIVE_BYTES: usize = 64 << 10;
 const RECEIVE_BUFFER_BYTES: usize = 8 << 20;
+const NUD_USABLE: u16 = libc::NUD_REACHABLE
+    | libc::NUD_STALE
+    | libc::NUD_DELAY
+    | libc::NUD_PROBE
+    | libc::NUD_NOARP
+    | libc::NUD_PERMANENT;
 const NLM_F_REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 const RTM_DELNEXTHOP: u16 = 105;
 /// Links, neighbours, IPv4 and IPv6 addresses and routes, next-hop objects: RTNLGRP_LINK, _NEIGH,

@@ -220,7 +220,7 @@ impl RouteReconciler {
         let key = route.key();
         let ours = route.protocol == self.protocol;
         let added = matches!(event, RouteEvent::Added { .. });
-        if !self.entries.contains_key(&key) && !(ours && added) {
+        if !(self.entries.contains_key(&key) || ours && added) {
             return false;
         }
         let path = self.paths.find(route);
@@ -379,6 +379,8 @@ impl RouteReconciler {
 
     /// Reads the kernel if needed and writes until nothing is left that can be done now. Acts in the
     /// namespace of `socket` and blocks for as long as the kernel works: some microseconds a route.
+    /// Should others change routes faster than they can be read, it returns after a few dumps with
+    /// [`RouteReconciler::is_dirty`] still true.
     ///
     /// # Errors
     /// When the kernel could not be read, or its answers were lost; the next call begins with a dump.

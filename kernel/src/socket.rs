@@ -43,7 +43,8 @@ impl Netlink {
     pub fn open() -> Result<Netlink, Error> {
         let fd = open_socket(SocketFlags::CLOEXEC)?;
         let port = bind(&fd, 0)?;
-        set_option(&fd, libc::NETLINK_GET_STRICT_CHK, 1)?;
+        // Kernels before 4.20 lack it; they dump more than was asked for, which is sorted out here.
+        let _ = set_option(&fd, libc::NETLINK_GET_STRICT_CHK, 1);
         let buffer = vec![0; RECEIVE_BYTES];
         Ok(Netlink { fd, port, seq: 0, timeout: TIMEOUT, requests_max: REQUESTS_MAX, buffer })
     }

@@ -55,7 +55,7 @@ pub fn write(path: &str, value: i64) -> Result<(), Error> {
 /// enough where writing is forbidden.
 ///
 /// # Errors
-/// Those of [`read`] and [`write`].
+/// Those of [`read()`] and [`write()`].
 pub fn ensure(path: &str, value: i64) -> Result<Ensured, Error> {
     let from = read(path)?;
     if from == value {

@@ -16,7 +16,7 @@ fn a_namespace_is_named_entered_and_removed() {
     let identity = netns.identity().unwrap();
     assert_ne!(identity, before);
     assert_eq!(NetNs::open(&netns.name).unwrap().identity().unwrap(), identity);
-    assert_eq!(NetNs::names(&netns.name).unwrap(), [netns.name.clone()]);
+    assert_eq!(NetNs::names(&netns.name).unwrap(), std::slice::from_ref(&netns.name));
 
     let inside = netns.run(|| NetNs::current().unwrap().identity().unwrap()).unwrap();
     assert_eq!(inside, identity);
