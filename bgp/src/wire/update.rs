@@ -11,7 +11,7 @@ use super::attributes::{PathAttributes, Tlvs, attribute_type, flag};
 use super::nlri::Prefixes;
 use super::notification::{Notification, NotificationError, UpdateError};
 use super::reader::Reader;
-use super::validate::{self, Checked};
+use super::validate::{self, AttributeErrors, Checked};
 use crate::prefix::{Families, Family, Prefix};
 
 /// Whether a session crosses an AS boundary.
@@ -247,35 +247,16 @@ impl<'a> LocatedUpdate<'a> {
         context: &UpdateContext,
         CheckedAttributes(checked): &CheckedAttributes,
     ) -> Result<Update<'a>, Notification> {
+        let parts = Parts {
+            withdrawn: parse(Family::Ipv4Unicast, self.body.withdrawn)?,
+            nlri: parse(Family::Ipv4Unicast, self.body.nlri)?,
+            unreach: self.unreach.map(|attribute| attribute.unreach(context)).transpose()?,
+            reach: self.reach.map(|attribute| attribute.reach(context)).transpose()?,
+        };
         let mut errors = checked.errors.clone();
-        let body = &self.body;
-        let withdrawn = parse(Family::Ipv4Unicast, body.withdrawn)?;
-        let nlri = parse(Family::Ipv4Unicast, body.nlri)?;
-        let unreach = self.unreach.map(|attribute| attribute.unreach(context)).transpose()?;
-        let reach = self.reach.map(|attribute| attribute.reach(context)).transpose()?;
-        for (attribute, code) in [
-            (self.reach, attribute_type::MP_REACH_NLRI),
-            (self.unreach, attribute_type::MP_UNREACH_NLRI),
-        ] {
-            let wrong = |a: &MpAttribute<'_>| validate::flags_are_wrong(code, a.flags);
-            if attribute.as_ref().is_some_and(wrong) {
-                errors.push(code, AttributeFault::Flags, AttributeVerdict::TreatAsWithdraw);
-            }
-        }
-        let announces = !body.nlri.is_empty() || self.reach.is_some();
-        if announces {
-            for code in checked.missing.into_iter().flatten() {
-                errors.push(code, AttributeFault::Missing, AttributeVerdict::TreatAsWithdraw);
-            }
-        }
-        if !body.nlri.is_empty() && checked.next_hop.is_none() && !checked.next_hop_is_wrong {
-            let code = attribute_type::NEXT_HOP;
-            errors.push(code, AttributeFault::Missing, AttributeVerdict::TreatAsWithdraw);
-        }
-        if let Some(Some(Reach { next_hop: None, .. })) = reach {
-            let code = attribute_type::MP_REACH_NLRI;
-            errors.push(code, AttributeFault::Value, AttributeVerdict::TreatAsWithdraw);
-        }
+        let announces = parts.announces();
+        self.check_flags(&mut errors);
+        parts.check(checked, &mut errors);
         // RFC 7606 section 5.2: without any prefix to withdraw, the prefixes may have been lost.
         if errors.withdraws() && !announces {
             return Err(errors.into_reset());
@@ -284,55 +265,99 @@ impl<'a> LocatedUpdate<'a> {
         let negotiated = |prefixes: &Prefixes<'_>| {
             !prefixes.is_empty() && context.families.contains(prefixes.family())
         };
-        let nlri = Some(nlri).filter(negotiated);
-        let withdrawn = Some(withdrawn).filter(negotiated);
-        let unreached = unreach.flatten().filter(negotiated);
-        let reach = reach.flatten().filter(|reach| negotiated(&reach.prefixes));
-        let end_of_rib = match unreach {
-            None if body.withdrawn.is_empty()
-                && body.attributes.is_empty()
-                && body.nlri.is_empty() =>
-            {
-                Some(Family::Ipv4Unicast)
-            }
-            Some(Some(unreach)) if self.is_only_unreach() && unreach.is_empty() => {
-                Some(unreach.family())
-            }
-            _ => None,
-        };
-        let mut update = Update {
-            attributes: None,
-            errors: Vec::new(),
+        let nlri = Some(parts.nlri).filter(negotiated);
+        let reach = parts.reach.flatten();
+        let reached = reach.map(|reach| reach.prefixes).filter(negotiated);
+        let withdrawn = Some(parts.withdrawn).filter(negotiated);
+        let unreached = parts.unreach.flatten().filter(negotiated);
+        let end_of_rib = self.end_of_rib(&parts);
+        if errors.withdraws() {
+            let withdrawn = [withdrawn, unreached, nlri, reached];
+            let errors = errors.listed;
+            return Ok(Update {
+                attributes: None,
+                errors,
+                end_of_rib,
+                withdrawn,
+                announced: [None; 2],
+            });
+        }
+        let next_hop = checked.next_hop.map(|address| NextHop::new(IpAddr::V4(address)));
+        let announced = [(nlri, next_hop), (reached, reach.and_then(|reach| reach.next_hop))]
+            .map(|(prefixes, next_hop)| prefixes.zip(next_hop))
+            .map(|both| both.map(|(prefixes, next_hop)| Announcement { next_hop, prefixes }));
+        let attributes = checked.attributes.as_ref();
+        Ok(Update {
+            attributes: attributes.filter(|_| announced.iter().any(Option::is_some)).cloned(),
+            errors: errors.listed,
             end_of_rib,
             withdrawn: [withdrawn, unreached, None, None],
-            announced: [None, None],
-        };
-        if errors.withdraws() {
-            let [_, _, first, second] = &mut update.withdrawn;
-            (*first, *second) = (nlri, reach.map(|reach| reach.prefixes));
-        } else {
-            let next_hop = checked.next_hop.map(|address| NextHop::new(IpAddr::V4(address)));
-            let announcement = |(prefixes, next_hop): (Option<Prefixes<'a>>, Option<NextHop>)| {
-                Some(Announcement { next_hop: next_hop?, prefixes: prefixes? })
-            };
-            update.announced = [
-                (nlri, next_hop),
-                (reach.map(|reach| reach.prefixes), reach.and_then(|reach| reach.next_hop)),
-            ]
-            .map(announcement);
-            if update.announced.iter().any(Option::is_some) {
-                update.attributes.clone_from(&checked.attributes);
-            }
-        }
-        update.errors = errors.listed;
-        Ok(update)
+            announced,
+        })
     }
 
-    fn is_only_unreach(&self) -> bool {
-        self.others.is_empty()
-            && self.reach.is_none()
-            && self.body.withdrawn.is_empty()
-            && self.body.nlri.is_empty()
+    /// RFC 7606 section 3 c for the attributes that [`validate`] does not see.
+    fn check_flags(&self, errors: &mut AttributeErrors) {
+        for (attribute, code) in [
+            (self.reach, attribute_type::MP_REACH_NLRI),
+            (self.unreach, attribute_type::MP_UNREACH_NLRI),
+        ] {
+            if attribute.is_some_and(|a| validate::flags_are_wrong(code, a.flags)) {
+                errors.push(code, AttributeFault::Flags, AttributeVerdict::TreatAsWithdraw);
+            }
+        }
+    }
+
+    /// RFC 4724 section 2: an empty UPDATE for IPv4 unicast, for other families one that holds nothing
+    /// but an MP_UNREACH_NLRI without prefixes.
+    fn end_of_rib(&self, parts: &Parts<'_>) -> Option<Family> {
+        let UpdateBody { withdrawn, attributes, nlri } = self.body;
+        if !withdrawn.is_empty() || !nlri.is_empty() {
+            return None;
+        }
+        match parts.unreach {
+            None => attributes.is_empty().then_some(Family::Ipv4Unicast),
+            Some(unreach) => {
+                let alone = self.others.is_empty() && self.reach.is_none();
+                unreach.filter(|prefixes| alone && prefixes.is_empty()).map(|p| p.family())
+            }
+        }
+    }
+}
+
+/// The four places of an UPDATE where prefixes stand. The inner `None` of the multiprotocol ones is a
+/// family that was not negotiated.
+#[derive(Clone, Copy, Debug)]
+struct Parts<'a> {
+    withdrawn: Prefixes<'a>,
+    nlri: Prefixes<'a>,
+    unreach: Option<Option<Prefixes<'a>>>,
+    reach: Option<Option<Reach<'a>>>,
+}
+
+impl Parts<'_> {
+    /// Whether any prefix is announced, be it of a family that was not negotiated.
+    fn announces(&self) -> bool {
+        let reaches = self.reach.is_some_and(|r| r.is_none_or(|reach| !reach.prefixes.is_empty()));
+        reaches || !self.nlri.is_empty()
+    }
+
+    /// What announcements need: the mandatory attributes (RFC 7606 section 3 d) and a next hop.
+    fn check(&self, checked: &Checked, errors: &mut AttributeErrors) {
+        let mut withdraw =
+            |code, fault| errors.push(code, fault, AttributeVerdict::TreatAsWithdraw);
+        if self.announces() {
+            for code in checked.missing.into_iter().flatten() {
+                withdraw(code, AttributeFault::Missing);
+            }
+        }
+        let has_next_hop = checked.next_hop.is_some() || checked.next_hop_is_wrong;
+        if !self.nlri.is_empty() && !has_next_hop {
+            withdraw(attribute_type::NEXT_HOP, AttributeFault::Missing);
+        }
+        if let Some(Some(Reach { next_hop: None, .. })) = self.reach {
+            withdraw(attribute_type::MP_REACH_NLRI, AttributeFault::Value);
+        }
     }
 }
 

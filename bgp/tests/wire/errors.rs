@@ -144,6 +144,11 @@ fn updates_without_a_prefix_to_withdraw() {
     reset(&["+c00808 00"], UpdateError::MalformedAttributeList);
     reset(&["400206 05010000fde9"], UpdateError::MalformedAsPath);
     reset(&["400304 00000000"], UpdateError::InvalidNextHop);
+    // An MP_REACH_NLRI without prefixes shows none either.
+    let empty = "800e15 00020110 20010db8000000000000000000000001 00";
+    reset(&[empty, "400101 09"], UpdateError::InvalidOrigin);
+    let octets = body(&hex("08 0b"), &attributes_of(&[empty, "-1"], &EBGP), &[]);
+    assert_outcome("RFC 7606 5.2", &octets, &EBGP, Used);
     // A discarded attribute is no reason to end it, and nothing is mandatory without prefixes.
     let octets = body(&hex("08 0b"), &hex("400600 400504 00000000"), &[]);
     assert_outcome("RFC 7606 5.2", &octets, &EBGP, Discard(5, Fault::NotOnThisSession));
