@@ -1,0 +1,809 @@
+//! Create, update, patch, apply and delete: what a write turns an object into.
+
+use std::sync::Arc;
+
+use kube_cel::Validator;
+use serde_json::{Value, json};
+
+use super::convert;
+use super::error::{ApiError, FieldError, FieldErrorKind};
+use super::fields::{Owners, Shape, Writer, compare};
+use super::metadata;
+use super::patch::{PatchType, patched};
+use super::resource::{Catalog, Resource, read_crd};
+use super::store::{Key, Store, revision_of};
+
+/// Attempts at a name from generateName before the server gives up.
+const GENERATE_ATTEMPTS: usize = 8;
+/// Holds a CRD until its objects are gone.
+pub(super) const CRD_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
+/// Holds an object until those that it owns are gone (propagationPolicy Foreground).
+pub(super) const FOREGROUND: &str = "foregroundDeletion";
+/// Holds an object until those that it owns have been cut loose (propagationPolicy Orphan).
+pub(super) const ORPHAN: &str = "orphan";
+
+/// Everything behind the API, owned by one lock.
+pub(super) struct State {
+    pub(super) store: Store,
+    pub(super) catalog: Catalog,
+    pub(super) validator: Validator,
+    /// Something was removed or marked since garbage was last collected.
+    pub(super) garbage: bool,
+}
+
+/// The object that a request is about.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    pub(super) resource: Arc<Resource>,
+    /// Empty for cluster-scoped resources.
+    pub(super) namespace: String,
+    /// Empty for create and for collections.
+    pub(super) name: String,
+    /// The request goes through the status subresource.
+    pub(super) status: bool,
+}
+
+impl Target {
+    fn key(&self) -> Key {
+        (self.namespace.clone(), self.name.clone())
+    }
+
+    fn subresource(&self) -> &'static str {
+        if self.status { "status" } else { "" }
+    }
+}
+
+/// What happens to fields that the schema does not know.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum FieldValidation {
+    /// They are dropped.
+    Ignore,
+    /// They are dropped and named in warnings.
+    #[default]
+    Warn,
+    /// The request is refused.
+    Strict,
+}
+
+/// How a write is to be done.
+#[derive(Clone, Debug, Default)]
+pub(super) struct WriteOptions {
+    pub(super) manager: String,
+    pub(super) force: bool,
+    pub(super) dry_run: bool,
+    pub(super) validation: FieldValidation,
+}
+
+/// What a write came to.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) code: u16,
+    pub(super) object: Arc<Value>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// How a deletion is to be done.
+#[derive(Clone, Debug, Default)]
+pub(super) struct DeleteOptions {
+    pub(super) uid: Option<String>,
+    pub(super) resource_version: Option<String>,
+    pub(super) propagation: Option<String>,
+    pub(super) dry_run: bool,
+}
+
+/// How far a deletion has come.
+#[derive(Debug)]
+pub(super) enum Deleted {
+    /// The object is gone; its last state.
+    Gone(Arc<Value>),
+    /// Finalizers hold it.
+    Terminating(Arc<Value>),
+}
+
+/// What a checked object brings with it.
+struct Admitted {
+    warnings: Vec<String>,
+    served: Option<Vec<Resource>>,
+}
+
+impl State {
+    /// The object that a target names.
+    pub(super) fn existing(&self, target: &Target) -> Result<Arc<Value>, ApiError> {
+        let found = self.store.object(&target.resource.storage, &target.key());
+        found.cloned().ok_or_else(|| ApiError::not_found(&target.resource, &target.name))
+    }
+
+    /// POST.
+    pub(super) fn create(
+        &mut self,
+        target: &Target,
+        body: Value,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let resource = target.resource.clone();
+        let mut object = convert::to_storage(&resource, body)?;
+        check_kind(&resource, &mut object)?;
+        set_namespace(target, &mut object)?;
+        self.check_namespace(target)?;
+        let now = metadata::now();
+        let meta = metadata::of(&mut object)?;
+        if meta.get("resourceVersion").and_then(Value::as_str).is_some_and(|rv| !rv.is_empty()) {
+            return Err(ApiError {
+                code: 500,
+                reason: "",
+                message: "resourceVersion should not be set on objects to be created".to_owned(),
+                details: Value::Null,
+            });
+        }
+        for dropped in [
+            "resourceVersion",
+            "managedFields",
+            "selfLink",
+            "generation",
+            "deletionTimestamp",
+            "deletionGracePeriodSeconds",
+        ] {
+            meta.remove(dropped);
+        }
+        meta.insert("uid".to_owned(), json!(metadata::new_uid()?));
+        meta.insert("creationTimestamp".to_owned(), json!(now));
+        if resource.rules.generation {
+            meta.insert("generation".to_owned(), json!(1));
+        }
+        let name = self.choose_name(target, &mut object)?;
+        if resource.status
+            && !resource.rules.status_on_create
+            && let Some(map) = object.as_object_mut()
+        {
+            map.remove("status");
+        }
+        fill_builtin(&resource, &mut object);
+        let admitted = self.admit(&resource, &mut object, None, options)?;
+        let mut owners = Owners::default();
+        let writer = Writer { manager: &options.manager, subresource: "", now: &now };
+        let shape = Shape::Root(resource.schema.as_ref());
+        owners.updated(&resource, &writer, compare(shape, &json!({}), &object));
+        owners.store(&mut object);
+        self.commit_new(target, &name, object, admitted, options)
+    }
+
+    /// The name asked for, or one made from generateName that is still free.
+    fn choose_name(&self, target: &Target, object: &mut Value) -> Result<String, ApiError> {
+        let name = metadata::field(object, "name").to_owned();
+        let prefix = metadata::field(object, "generateName").to_owned();
+        if !name.is_empty() || prefix.is_empty() {
+            return Ok(name);
+        }
+        for _ in 0..GENERATE_ATTEMPTS {
+            let name = metadata::generated_name(&prefix)?;
+            let key = (target.namespace.clone(), name.clone());
+            if self.store.object(&target.resource.storage, &key).is_none() {
+                metadata::of(object)?.insert("name".to_owned(), json!(name));
+                return Ok(name);
+            }
+        }
+        Err(ApiError::already_exists(&target.resource, &prefix))
+    }
+
+    fn commit_new(
+        &mut self,
+        target: &Target,
+        name: &str,
+        object: Value,
+        admitted: Admitted,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let resource = &target.resource;
+        let key = (target.namespace.clone(), name.to_owned());
+        if self.store.object(&resource.storage, &key).is_some() {
+            return Err(ApiError::already_exists(resource, name));
+        }
+        let warnings = admitted.warnings;
+        if options.dry_run {
+            return Ok(Written { code: 201, object: Arc::new(object), warnings });
+        }
+        if let Some(served) = admitted.served {
+            self.catalog.replace_custom(name, served);
+        }
+        self.garbage |= object.pointer("/metadata/ownerReferences").is_some();
+        let object = self.store.put(&resource.storage, key, object);
+        Ok(Written { code: 201, object, warnings })
+    }
+
+    /// PUT.
+    pub(super) fn update(
+        &mut self,
+        target: &Target,
+        body: Value,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let resource = target.resource.clone();
+        let mut object = convert::to_storage(&resource, body)?;
+        check_kind(&resource, &mut object)?;
+        set_namespace(target, &mut object)?;
+        let named = metadata::field(&object, "name");
+        if named.is_empty() {
+            metadata::of(&mut object)?.insert("name".to_owned(), json!(target.name));
+        } else if named != target.name {
+            let url = &target.name;
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({named}) does not match the name on the URL ({url})"
+            )));
+        }
+        let old = match self.existing(target) {
+            Ok(old) => old,
+            Err(missing) if !resource.rules.create_on_update || target.status => {
+                return Err(missing);
+            }
+            Err(_) => return self.create(target, object, options),
+        };
+        let uid = metadata::field(&object, "uid");
+        if !uid.is_empty() && uid != metadata::field(&old, "uid") {
+            return Err(uid_conflict(&resource, &target.name, uid, &old));
+        }
+        self.replace(target, &old, object, options, None)
+    }
+
+    /// PATCH.
+    pub(super) fn patch(
+        &mut self,
+        target: &Target,
+        kind: PatchType,
+        patch: &Value,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let resource = target.resource.clone();
+        if kind == PatchType::Strategic && resource.custom {
+            return Err(ApiError::unsupported_media_type(
+                "application/json-patch+json, application/merge-patch+json, \
+                 application/apply-patch+yaml",
+            ));
+        }
+        if kind == PatchType::Apply {
+            return self.apply(target, patch, options);
+        }
+        let old = self.existing(target)?;
+        let shown = convert::from_storage(&resource, &old);
+        let result = patched(kind, &shown, patch)?;
+        let mut object = convert::to_storage(&resource, result)?;
+        check_kind(&resource, &mut object)?;
+        set_namespace(target, &mut object)?;
+        self.replace(target, &old, object, options, None)
+    }
+
+    /// Server-side apply.
+    fn apply(
+        &mut self,
+        target: &Target,
+        config: &Value,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let resource = target.resource.clone();
+        if resource.is_new_event() {
+            return Err(ApiError::not_implemented("server-side apply of events.k8s.io events"));
+        }
+        if options.manager.is_empty() {
+            let error = FieldError::required("fieldManager", "is required for apply patch");
+            return Err(ApiError::invalid_kind("meta.k8s.io", "PatchOptions", "", &[error]));
+        }
+        let mut config = config.clone();
+        for key in ["apiVersion", "kind"] {
+            if config.get(key).and_then(Value::as_str).is_none_or(str::is_empty) {
+                return Err(ApiError::bad_request(format!(
+                    "invalid object type: {key} is missing in the applied configuration"
+                )));
+            }
+        }
+        check_kind(&resource, &mut config)?;
+        set_namespace(target, &mut config)?;
+        if config.pointer("/metadata/managedFields").is_some_and(|list| !list.is_null()) {
+            return Err(ApiError::bad_request("metadata.managedFields must be nil"));
+        }
+        let named = metadata::field(&config, "name");
+        if named.is_empty() {
+            metadata::of(&mut config)?.insert("name".to_owned(), json!(target.name));
+        } else if named != target.name {
+            let url = &target.name;
+            return Err(ApiError::bad_request(format!(
+                "the name of the object ({named}) does not match the name on the URL ({url})"
+            )));
+        }
+        let unknown = match &resource.schema {
+            Some(schema) => schema.prune(&mut config),
+            None => Vec::new(),
+        };
+        let warnings = refuse_unknown(&resource, &unknown, options)?;
+        let now = metadata::now();
+        let writer =
+            Writer { manager: &options.manager, subresource: target.subresource(), now: &now };
+        let mut written = match self.existing(target) {
+            Ok(old) => {
+                let (object, owners) =
+                    Owners::of(&old).applied(&resource, &writer, &old, &config, options.force)?;
+                self.replace(target, &old, object, options, Some(owners))?
+            }
+            Err(missing) if target.status => return Err(missing),
+            Err(_) => {
+                let uid = metadata::field(&config, "uid").to_owned();
+                if !uid.is_empty() {
+                    let why = format!(
+                        "uid mismatch: the provided object specified uid {uid}, and no existing \
+                         object was found"
+                    );
+                    return Err(ApiError::conflict(&resource, &target.name, why));
+                }
+                self.apply_new(target, &config, &writer, options)?
+            }
+        };
+        written.warnings.extend(warnings);
+        Ok(written)
+    }
+
+    /// An apply that finds no object creates it.
+    fn apply_new(
+        &mut self,
+        target: &Target,
+        config: &Value,
+        writer: &Writer<'_>,
+        options: &WriteOptions,
+    ) -> Result<Written, ApiError> {
+        let resource = target.resource.clone();
+        self.check_namespace(target)?;
+        let mut object = config.clone();
+        if resource.status
+            && !resource.rules.status_on_create
+            && let Some(map) = object.as_object_mut()
+        {
+            map.remove("status");
+        }
+        let empty = json!({});
+        let (_, owners) =
+            Owners::default().applied(&resource, writer, &empty, config, options.force)?;
+        let meta = metadata::of(&mut object)?;
+        meta.remove("resourceVersion");
+        meta.insert("uid".to_owned(), json!(metadata::new_uid()?));
+        meta.insert("creationTimestamp".to_owned(), json!(writer.now));
+        if resource.rules.generation {
+            meta.insert("generation".to_owned(), json!(1));
+        }
+        fill_builtin(&resource, &mut object);
+        let admitted = self.admit(&resource, &mut object, None, options)?;
+        owners.store(&mut object);
+        self.commit_new(target, &target.name.clone(), object, admitted, options)
+    }
+
+    /// Puts a new state in the place of `old`, whatever verb it came by.
+    fn replace(
+        &mut self,
+        target: &Target,
+        old: &Arc<Value>,
+        mut object: Value,
+        options: &WriteOptions,
+        owners: Option<Owners>,
+    ) -> Result<Written, ApiError> {
+        let resource = target.resource.clone();
+        let name = &target.name;
+        check_revision(&resource, name, &object, old)?;
+        let reset_owners = is_owner_reset(&object);
+        if target.status {
+            keep_all_but_status(&resource, &mut object, old)?;
+        } else if resource.status {
+            copy_field(&mut object, old, "status");
+        }
+        keep_metadata(&mut object, old)?;
+        let admitted = if target.status && resource.is_crd() {
+            Admitted { warnings: Vec::new(), served: None }
+        } else {
+            self.admit(&resource, &mut object, Some(old), options)?
+        };
+        if resource.rules.generation && !target.status && spec_differs(&resource, old, &object) {
+            let generation = old.pointer("/metadata/generation").and_then(Value::as_i64);
+            let next = generation.unwrap_or(0).saturating_add(1);
+            metadata::of(&mut object)?.insert("generation".to_owned(), json!(next));
+        }
+        let owners = match owners {
+            Some(owners) => owners,
+            None if reset_owners => Owners::default(),
+            None => {
+                let now = metadata::now();
+                let subresource = target.subresource();
+                let writer = Writer { manager: &options.manager, subresource, now: &now };
+                let shape = Shape::Root(resource.schema.as_ref());
+                let mut owners = Owners::of(old);
+                owners.updated(&resource, &writer, compare(shape, old, &object));
+                owners
+            }
+        };
+        owners.store(&mut object);
+        let warnings = admitted.warnings;
+        // A write without a difference is none: it keeps the resourceVersion and wakes nobody.
+        if object == **old {
+            return Ok(Written { code: 200, object: old.clone(), warnings });
+        }
+        let released = metadata::is_terminating(old) && metadata::finalizers(&object).is_empty();
+        if options.dry_run {
+            return Ok(Written { code: 200, object: Arc::new(object), warnings });
+        }
+        if let Some(served) = admitted.served {
+            self.catalog.replace_custom(name, served);
+        }
+        self.garbage = true;
+        if released {
+            self.remove(&resource, &target.key());
+            return Ok(Written { code: 200, object: Arc::new(object), warnings });
+        }
+        let object = self.store.put(&resource.storage, target.key(), object);
+        Ok(Written { code: 200, object, warnings })
+    }
+
+    /// Prunes, fills and checks an object.
+    fn admit(
+        &self,
+        resource: &Resource,
+        object: &mut Value,
+        old: Option<&Value>,
+        options: &WriteOptions,
+    ) -> Result<Admitted, ApiError> {
+        let mut warnings = Vec::new();
+        if let Some(schema) = &resource.schema {
+            let unknown = schema.prune(object);
+            warnings = refuse_unknown(resource, &unknown, options)?;
+            schema.fill_defaults(object);
+        }
+        let name = metadata::field(object, "name").to_owned();
+        let mut errors = metadata::check(resource, object, old);
+        if let Some(schema) = &resource.schema {
+            errors.extend(schema.validate(object, old));
+        }
+        if let Some(rules) = resource.cel.as_ref().filter(|rules| rules.exist()) {
+            if errors.iter().any(|error| error.kind.blocks_rules()) {
+                let detail = "some validation rules were not checked because the object was \
+                              invalid; correct the existing errors to complete validation";
+                errors.push(FieldError::new(FieldErrorKind::Invalid, "", &json!("null"), detail));
+            } else {
+                errors.extend(rules.check(&self.validator, object, old));
+            }
+        }
+        if !errors.is_empty() {
+            return Err(ApiError::invalid(resource, &name, &errors));
+        }
+        let served = match resource.is_crd() {
+            true => Some(read_crd(object, resource, &metadata::now())?),
+            false => None,
+        };
+        Ok(Admitted { warnings, served })
+    }
+
+    fn check_namespace(&self, target: &Target) -> Result<(), ApiError> {
+        if !target.resource.namespaced {
+            return Ok(());
+        }
+        let namespaces = self.catalog.at("", "v1", "namespaces");
+        let key = (String::new(), target.namespace.clone());
+        match (self.store.object("namespaces", &key), namespaces) {
+            (Some(namespace), _) if metadata::is_terminating(namespace) => {
+                let why = format!(
+                    "unable to create new content in namespace {} because it is being terminated",
+                    target.namespace
+                );
+                Err(ApiError::forbidden(&target.resource, &target.name, why))
+            }
+            (Some(_), _) | (None, None) => Ok(()),
+            (None, Some(resource)) => Err(ApiError::not_found(&resource, &target.namespace)),
+        }
+    }
+
+    /// DELETE of one object.
+    pub(super) fn delete(
+        &mut self,
+        target: &Target,
+        options: &DeleteOptions,
+    ) -> Result<Deleted, ApiError> {
+        let resource = target.resource.clone();
+        let old = self.existing(target)?;
+        if let Some(uid) = options.uid.as_deref().filter(|uid| *uid != metadata::field(&old, "uid"))
+        {
+            return Err(uid_conflict(&resource, &target.name, uid, &old));
+        }
+        if let Some(wanted) = &options.resource_version {
+            let have = metadata::field(&old, "resourceVersion");
+            if wanted != have {
+                let why = format!(
+                    "Precondition failed: ResourceVersion in precondition: {wanted}, \
+                     ResourceVersion in object meta: {have}"
+                );
+                return Err(ApiError::conflict(&resource, &target.name, why));
+            }
+        }
+        let extra = match options.propagation.as_deref() {
+            None | Some("Background") => None,
+            Some("Foreground") => Some(FOREGROUND),
+            Some("Orphan") => Some(ORPHAN),
+            Some(other) => {
+                return Err(ApiError::bad_request(format!("invalid propagationPolicy {other:?}")));
+            }
+        };
+        let mut object = Value::clone(&old);
+        let crd_finalizer = resource.is_crd().then_some(CRD_FINALIZER);
+        let meta = metadata::of(&mut object)?;
+        for finalizer in extra.into_iter().chain(crd_finalizer) {
+            let list = meta.entry("finalizers").or_insert_with(|| json!([]));
+            if let Some(list) = list.as_array_mut().filter(|l| !l.iter().any(|f| f == finalizer)) {
+                list.push(json!(finalizer));
+            }
+        }
+        if metadata::finalizers(&object).is_empty() {
+            if !options.dry_run {
+                self.remove(&resource, &target.key());
+            }
+            return Ok(Deleted::Gone(old));
+        }
+        if metadata::is_terminating(&old) && object == *old {
+            return Ok(Deleted::Terminating(old));
+        }
+        let first = !metadata::is_terminating(&old);
+        let meta = metadata::of(&mut object)?;
+        if first {
+            meta.insert("deletionTimestamp".to_owned(), json!(metadata::now()));
+            meta.insert("deletionGracePeriodSeconds".to_owned(), json!(0));
+            if let Some(generation) = meta.get("generation").and_then(Value::as_i64) {
+                meta.insert("generation".to_owned(), json!(generation.saturating_add(1)));
+            }
+        }
+        if resource.storage == "namespaces" {
+            object["status"] = json!({"phase": "Terminating"});
+        }
+        if options.dry_run {
+            return Ok(Deleted::Terminating(Arc::new(object)));
+        }
+        self.garbage = true;
+        Ok(Deleted::Terminating(self.store.put(&resource.storage, target.key(), object)))
+    }
+
+    /// Takes an object out, and with a CRD what it served.
+    pub(super) fn remove(&mut self, resource: &Resource, key: &Key) {
+        self.store.remove(&resource.storage, key);
+        self.garbage = true;
+        if resource.is_crd() {
+            self.catalog.replace_custom(&key.1, Vec::new());
+            self.store.end_watches(&key.1);
+        }
+    }
+}
+
+fn uid_conflict(resource: &Resource, name: &str, uid: &str, old: &Value) -> ApiError {
+    let have = metadata::field(old, "uid");
+    let why =
+        format!("Precondition failed: UID in precondition: {uid}, UID in object meta: {have}");
+    ApiError::conflict(resource, name, why)
+}
+
+/// Checks apiVersion and kind of a body; builtin kinds may leave them out.
+fn check_kind(resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
+    let wanted = [("apiVersion", resource.storage_api_version()), ("kind", resource.kind.clone())];
+    let Some(map) = object.as_object_mut() else {
+        return Err(ApiError::bad_request("the body must be a JSON object"));
+    };
+    for (key, value) in wanted {
+        match map.get(key).and_then(Value::as_str).unwrap_or_default() {
+            "" if resource.custom => {
+                return Err(ApiError::bad_request(format!(
+                    "Object '{key}' is missing in the body"
+                )));
+            }
+            "" => drop(map.insert(key.to_owned(), json!(value))),
+            found if found == value => {}
+            found => {
+                let what = if key == "kind" { "kind" } else { "API version" };
+                return Err(ApiError::bad_request(format!(
+                    "the {what} in the data ({found}) does not match the expected {what} ({value})"
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn set_namespace(target: &Target, object: &mut Value) -> Result<(), ApiError> {
+    let meta = metadata::of(object)?;
+    if !target.resource.namespaced {
+        meta.remove("namespace");
+        return Ok(());
+    }
+    match meta.get("namespace").and_then(Value::as_str).unwrap_or_default() {
+        "" => drop(meta.insert("namespace".to_owned(), json!(target.namespace))),
+        given if given == target.namespace => {}
+        _ => {
+            return Err(ApiError::bad_request(
+                "the namespace of the provided object does not match the namespace sent on the \
+                 request",
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn check_revision(
+    resource: &Resource,
+    name: &str,
+    object: &Value,
+    old: &Value,
+) -> Result<(), ApiError> {
+    let given = metadata::field(object, "resourceVersion");
+    if given.is_empty() || given == "0" {
+        if resource.rules.unconditional_update {
+            return Ok(());
+        }
+        let mut error = FieldError::invalid(
+            "metadata.resourceVersion",
+            &Value::Null,
+            "must be specified for an update",
+        );
+        error.value = "0x0".to_owned();
+        return Err(ApiError::invalid(resource, name, &[error]));
+    }
+    let Ok(given) = given.parse::<u64>() else {
+        let detail = "must be an unsigned integer";
+        let error = FieldError::invalid("metadata.resourceVersion", &json!(given), detail);
+        return Err(ApiError::invalid(resource, name, &[error]));
+    };
+    if given == revision_of(old) {
+        return Ok(());
+    }
+    Err(ApiError::conflict(
+        resource,
+        name,
+        "the object has been modified; please apply your changes to the latest version and try again",
+    ))
+}
+
+/// Whether a client asks for the field owners to be forgotten: `managedFields: [{}]` or `[]`.
+fn is_owner_reset(object: &Value) -> bool {
+    let list = object.pointer("/metadata/managedFields").and_then(Value::as_array);
+    list.is_some_and(|list| list.iter().all(|e| e.as_object().is_some_and(|map| map.is_empty())))
+}
+
+fn copy_field(object: &mut Value, from: &Value, field: &str) {
+    let Some(map) = object.as_object_mut() else { return };
+    match from.get(field) {
+        Some(value) => drop(map.insert(field.to_owned(), value.clone())),
+        None => drop(map.remove(field)),
+    }
+}
+
+/// Makes of a write through /status what it is allowed to be.
+fn keep_all_but_status(
+    resource: &Resource,
+    object: &mut Value,
+    old: &Value,
+) -> Result<(), ApiError> {
+    let mut kept = old.clone();
+    copy_field(&mut kept, object, "status");
+    // Builtin kinds let labels, annotations and finalizers through here, custom ones nothing.
+    if !resource.custom {
+        copy_field(&mut kept, object, "metadata");
+    }
+    let api_version = object.get("apiVersion").cloned();
+    *object = kept;
+    if let (Some(api_version), Some(map)) = (api_version, object.as_object_mut()) {
+        map.insert("apiVersion".to_owned(), api_version);
+    }
+    Ok(())
+}
+
+/// Brings back the metadata that only the server sets.
+fn keep_metadata(object: &mut Value, old: &Value) -> Result<(), ApiError> {
+    let old = old.get("metadata").unwrap_or(&Value::Null);
+    let meta = metadata::of(object)?;
+    meta.remove("selfLink");
+    for key in [
+        "resourceVersion",
+        "creationTimestamp",
+        "generation",
+        "deletionTimestamp",
+        "deletionGracePeriodSeconds",
+        "managedFields",
+        "generateName",
+    ] {
+        match old.get(key) {
+            Some(value) => drop(meta.insert(key.to_owned(), value.clone())),
+            None => drop(meta.remove(key)),
+        }
+    }
+    for key in ["uid", "name", "namespace"] {
+        let missing = meta.get(key).and_then(Value::as_str).is_none_or(str::is_empty);
+        if let (true, Some(value)) = (missing, old.get(key)) {
+            meta.insert(key.to_owned(), value.clone());
+        }
+    }
+    for key in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        // Go drops empty maps and lists when it writes metadata.
+        let empty = match meta.get(key) {
+            Some(Value::Object(map)) => map.is_empty(),
+            Some(Value::Array(list)) => list.is_empty(),
+            Some(Value::Null) => true,
+            _ => false,
+        };
+        if empty {
+            meta.remove(key);
+        }
+    }
+    Ok(())
+}
+
+fn spec_differs(resource: &Resource, old: &Value, new: &Value) -> bool {
+    let strip = |object: &Value| {
+        let mut object = object.clone();
+        if let Some(map) = object.as_object_mut() {
+            map.remove("metadata");
+            map.remove("apiVersion");
+            if resource.status {
+                map.remove("status");
+            }
+        }
+        object
+    };
+    strip(old) != strip(new)
+}
+
+fn refuse_unknown(
+    resource: &Resource,
+    unknown: &[String],
+    options: &WriteOptions,
+) -> Result<Vec<String>, ApiError> {
+    let named: Vec<String> =
+        unknown.iter().map(|path| format!("unknown field \"{path}\"")).collect();
+    match options.validation {
+        FieldValidation::Strict if !named.is_empty() => {
+            let (kind, version) = (&resource.kind, &resource.version);
+            Err(ApiError::bad_request(format!(
+                "{kind} in version \"{version}\" cannot be handled as a {kind}: strict decoding \
+                 error: {}",
+                named.join(", ")
+            )))
+        }
+        FieldValidation::Warn => Ok(named),
+        FieldValidation::Strict | FieldValidation::Ignore => Ok(Vec::new()),
+    }
+}
+
+/// What the real server fills into new builtin objects and clients rely on.
+fn fill_builtin(resource: &Resource, object: &mut Value) {
+    if resource.custom {
+        return;
+    }
+    match resource.storage.as_str() {
+        "namespaces" => {
+            let name = metadata::field(object, "name").to_owned();
+            object["spec"] = json!({"finalizers": ["kubernetes"]});
+            object["status"] = json!({"phase": "Active"});
+            if let Ok(meta) = metadata::of(object) {
+                let labels = meta.entry("labels").or_insert_with(|| json!({}));
+                if let Some(labels) = labels.as_object_mut() {
+                    labels.insert("kubernetes.io/metadata.name".to_owned(), json!(name));
+                }
+            }
+        }
+        "pods" => object["status"] = json!({"phase": "Pending"}),
+        "secrets" => {
+            if let Some(map) = object.as_object_mut() {
+                map.entry("type").or_insert_with(|| json!("Opaque"));
+            }
+            fold_string_data(object);
+        }
+        _ => {}
+    }
+}
+
+/// Moves a Secret's `stringData` into `data`, as the real server does.
+fn fold_string_data(object: &mut Value) {
+    let Some(map) = object.as_object_mut() else { return };
+    let Some(Value::Object(plain)) = map.remove("stringData") else { return };
+    let data = map.entry("data").or_insert_with(|| json!({}));
+    let Some(data) = data.as_object_mut() else { return };
+    for (key, value) in plain {
+        if let Value::String(text) = value {
+            data.insert(key, json!(convert::base64(text.as_bytes())));
+        }
+    }
+}
