@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 use std::ops::Deref;
+use std::path::Path;
+use std::sync::Once;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use cairn_kernel::link::{self, Link, Veth, VethEnd};
@@ -20,6 +22,8 @@ impl TestNetNs {
             rustix::process::geteuid().is_root(),
             "the tests of the kernel crate make network namespaces: run them as root"
         );
+        static SWEPT: Once = Once::new();
+        SWEPT.call_once(remove_left_behind);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("kernel-{}-{number}", std::process::id());
         let netns = NetNs::create(&name).unwrap();
@@ -43,6 +47,16 @@ impl Drop for TestNetNs {
     fn drop(&mut self) {
         if let Err(error) = NetNs::delete(&self.name) {
             eprintln!("the namespace {} stays behind: {error}", self.name);
+        }
+    }
+}
+
+/// Removes the namespaces of test runs that were killed.
+fn remove_left_behind() {
+    for name in NetNs::names("kernel-").unwrap() {
+        let pid = name.split('-').nth(1).filter(|pid| pid.parse::<u32>().is_ok());
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            NetNs::delete(&name).unwrap();
         }
     }
 }
