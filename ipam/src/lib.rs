@@ -12,5 +12,10 @@
 //! ```
 
 pub mod addresses;
+pub mod claims;
+pub mod fence;
+pub mod free_index;
 
 pub use addresses::{AddressBook, AssignError, AttachmentId, BlockUsage, Family, OwnedBlock};
+pub use claims::{BlockState, Decision, Knowledge, OwnBlock, Pool, Standing, Verdict};
+pub use free_index::FreeIndex;

@@ -1,0 +1,251 @@
+//! The fence between a node that is cut off and the return of its blocks (IPAM rule 5).
+//!
+//! A node hands out addresses only while its last successful write to its own Lease lies less than
+//! its promise back ([`OwnFence`]). The leader returns the blocks of a Node that is gone only after
+//! it has itself seen that the Lease did not change for a quarter more than this promise
+//! ([`LeaseWatch`]). The promise stands in the Lease (`leaseDurationSeconds`), so one setting moves
+//! both ends.
+//!
+//! ```text
+//! node    ──write──────────────────────────────┤ hands out nothing more
+//!         0                                    promise
+//! leader      ──sees the write─────────────────────────────────┤ may return the blocks
+//!             > 0                                              1.25 x promise later
+//! ```
+//!
+//! All times are of one clock that counts on while the machine sleeps (CLOCK_BOOTTIME).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// The most time between two looks at the Leases. After a longer gap every wait starts anew: the
+/// API may have been away, and nodes unable to write.
+pub const OBSERVATION_GAP_MAX: Duration = Duration::from_secs(60);
+
+/// What a node knows of its own promise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnFence {
+    offline: Duration,
+    written: Option<Duration>,
+}
+
+impl OwnFence {
+    /// A fence that is down until the first write. `offline` is the promise that the Lease carries.
+    pub fn new(offline: Duration) -> OwnFence {
+        OwnFence { offline, written: None }
+    }
+
+    /// A write of the Lease has succeeded whose request left at `sent` or later.
+    pub fn wrote(&mut self, sent: Duration) {
+        self.written = self.written.max(Some(sent));
+    }
+
+    /// The time from which on nothing may be handed out; `None` when nothing may be now.
+    pub fn deadline(&self) -> Option<Duration> {
+        self.written.map(|written| written.saturating_add(self.offline))
+    }
+
+    /// Whether addresses may be handed out.
+    pub fn is_up(&self, now: Duration) -> bool {
+        self.deadline().is_some_and(|deadline| now < deadline)
+    }
+}
+
+/// A node's Lease, as the leader sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseSeen {
+    /// The Lease's `metadata.resourceVersion`.
+    pub version: String,
+    /// The UID of the Node for which the holder wrote.
+    pub node_uid: String,
+    /// The promise that the Lease carries.
+    pub promise: Duration,
+}
+
+/// A Node that owned blocks and is gone.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GoneNode {
+    /// The Node's name.
+    pub name: String,
+    /// The Node's UID.
+    pub uid: String,
+}
+
+/// What may be done with the blocks of a Node that is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Return {
+    /// Its agent may still hand out addresses, for at most this long.
+    Wait(Duration),
+    /// The wait is over: blocks without a route may be returned.
+    Allowed,
+}
+
+/// What the leader has seen of the Leases of Nodes that are gone.
+#[derive(Clone, Debug)]
+pub struct LeaseWatch {
+    default_promise: Duration,
+    wait_min: Duration,
+    looked: Option<Duration>,
+    waits: BTreeMap<GoneNode, Wait>,
+}
+
+#[derive(Clone, Debug)]
+struct Wait {
+    /// The Lease's version while the gone Node's own agent holds it.
+    version: Option<String>,
+    promise: Duration,
+    unchanged_since: Duration,
+}
+
+impl LeaseWatch {
+    /// `default_promise` counts where no Lease says otherwise; no wait is shorter than `wait_min`,
+    /// the longest stale time of graceful restart.
+    pub fn new(default_promise: Duration, wait_min: Duration) -> LeaseWatch {
+        LeaseWatch { default_promise, wait_min, looked: None, waits: BTreeMap::new() }
+    }
+
+    /// The API did not answer: every wait starts anew.
+    pub fn interrupt(&mut self) {
+        self.looked = None;
+        self.waits.clear();
+    }
+
+    /// Takes in one consistent look: which Nodes with blocks are gone, and the Leases by their
+    /// node's name.
+    pub fn observe(
+        &mut self,
+        gone: impl IntoIterator<Item = GoneNode>,
+        leases: &BTreeMap<String, LeaseSeen>,
+        now: Duration,
+    ) {
+        if self.looked.is_some_and(|looked| now.saturating_sub(looked) > OBSERVATION_GAP_MAX) {
+            self.interrupt();
+        }
+        self.looked = Some(now);
+        let mut waits = BTreeMap::new();
+        for node in gone {
+            // A successor of the same name takes the Lease over once and for all: an agent never
+            // writes a Lease that a live other one holds. So another holder means no more writes.
+            let held = leases.get(&node.name).filter(|lease| lease.node_uid == node.uid);
+            let version = held.map(|lease| lease.version.clone());
+            let old = self.waits.remove(&node);
+            let unchanged = old.as_ref().filter(|old| held.is_none() || old.version == version);
+            let known = held.map(|lease| lease.promise).or(old.as_ref().map(|old| old.promise));
+            let wait = Wait {
+                version,
+                promise: known.unwrap_or(self.default_promise),
+                unchanged_since: unchanged.map_or(now, |old| old.unchanged_since),
+            };
+            waits.insert(node, wait);
+        }
+        self.waits = waits;
+    }
+
+    /// Whether the blocks of `node` may be returned.
+    pub fn verdict(&self, node: &GoneNode, now: Duration) -> Return {
+        let Some(wait) = self.waits.get(node) else {
+            return Return::Wait(self.wait_of(self.default_promise));
+        };
+        let end = wait.unchanged_since.saturating_add(self.wait_of(wait.promise));
+        match end.checked_sub(now) {
+            Some(rest) if !rest.is_zero() => Return::Wait(rest),
+            _ => Return::Allowed,
+        }
+    }
+
+    fn wait_of(&self, promise: Duration) -> Duration {
+        promise.saturating_add(promise / 4).max(self.wait_min)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn gone() -> GoneNode {
+        GoneNode { name: "n1".into(), uid: "u1".into() }
+    }
+
+    fn lease(version: &str, uid: &str, promise: u64) -> BTreeMap<String, LeaseSeen> {
+        let seen =
+            LeaseSeen { version: version.into(), node_uid: uid.into(), promise: secs(promise) };
+        BTreeMap::from([("n1".to_owned(), seen)])
+    }
+
+    #[test]
+    fn a_node_hands_out_until_its_promise_ends_counted_from_before_the_request() {
+        let mut fence = OwnFence::new(secs(10));
+        assert!(!fence.is_up(secs(0)), "down before the first write");
+        fence.wrote(secs(100));
+        assert!(fence.is_up(secs(109)));
+        assert!(!fence.is_up(secs(110)));
+        // An older request whose answer comes later moves nothing back.
+        fence.wrote(secs(90));
+        assert_eq!(fence.deadline(), Some(secs(110)));
+    }
+
+    #[test]
+    fn the_leader_waits_longer_than_any_node_may_hand_out() {
+        // The node's last write is seen by the leader at once, the worst case for it.
+        for promise in 1..200 {
+            let mut fence = OwnFence::new(secs(promise));
+            fence.wrote(secs(50));
+            let mut watch = LeaseWatch::new(secs(1), Duration::ZERO);
+            let mut now = secs(50);
+            watch.observe([gone()], &lease("7", "u1", promise), now);
+            while watch.verdict(&gone(), now) != Return::Allowed {
+                now += secs(1);
+                watch.observe([gone()], &lease("7", "u1", promise), now);
+                assert!(now < secs(400));
+            }
+            assert!(!fence.is_up(now), "promise of {promise} s");
+        }
+    }
+
+    #[test]
+    fn what_starts_the_wait_anew() {
+        let seen = lease("7", "u1", 8);
+        type Event = fn(&mut LeaseWatch);
+        let cases: [(&str, Event, bool); 5] = [
+            ("nothing", |_| {}, true),
+            ("a write", |w| w.observe([gone()], &lease("8", "u1", 8), secs(9)), false),
+            ("the API away", LeaseWatch::interrupt, false),
+            ("the Node is back", |w| w.observe([], &lease("7", "u1", 8), secs(9)), false),
+            ("a successor", |w| w.observe([gone()], &lease("9", "u2", 8), secs(9)), true),
+        ];
+        for (what, event, allowed) in cases {
+            let mut watch = LeaseWatch::new(secs(1), secs(1));
+            watch.observe([gone()], &seen, secs(0));
+            event(&mut watch);
+            let after = if what == "a successor" { lease("9", "u2", 8) } else { seen.clone() };
+            let after = if what == "a write" { lease("8", "u1", 8) } else { after };
+            watch.observe([gone()], &after, secs(10));
+            let verdict = watch.verdict(&gone(), secs(10));
+            assert_eq!(verdict == Return::Allowed, allowed, "{what}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn a_gap_between_looks_and_the_stale_time_of_graceful_restart_count() {
+        let mut watch = LeaseWatch::new(secs(1), secs(120));
+        watch.observe([gone()], &lease("7", "u1", 8), secs(0));
+        watch.observe([gone()], &lease("7", "u1", 8), secs(59));
+        assert_eq!(watch.verdict(&gone(), secs(59)), Return::Wait(secs(61)));
+        watch.observe([gone()], &lease("7", "u1", 8), secs(59 + 61));
+        assert_eq!(watch.verdict(&gone(), secs(120)), Return::Wait(secs(120)));
+    }
+
+    #[test]
+    fn without_a_lease_the_default_promise_counts() {
+        let mut watch = LeaseWatch::new(secs(40), Duration::ZERO);
+        assert_eq!(watch.verdict(&gone(), secs(0)), Return::Wait(secs(50)));
+        watch.observe([gone()], &BTreeMap::new(), secs(0));
+        watch.observe([gone()], &BTreeMap::new(), secs(49));
+        assert_eq!(watch.verdict(&gone(), secs(49)), Return::Wait(secs(1)));
+        assert_eq!(watch.verdict(&gone(), secs(50)), Return::Allowed);
+    }
+}
