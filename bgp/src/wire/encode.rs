@@ -381,13 +381,14 @@ fn narrow_path(path: AsPath<'_>) -> Vec<u8> {
 /// The End-of-RIB marker of a family (RFC 4724 section 2).
 pub fn end_of_rib(family: Family) -> Bytes {
     message(MessageType::Update, |out| {
+        let [afi_high, afi_low] = family.afi().to_be_bytes();
+        let unreach = [afi_high, afi_low, family.safi()];
         out.put_u16(0);
-        let length_at = out.len();
-        out.put_u16(0);
-        if family != Family::Ipv4Unicast {
-            let unreach = begin_mp(out, attribute_type::MP_UNREACH_NLRI, family);
-            end_length(out, unreach);
-            end_length(out, length_at);
+        if family == Family::Ipv4Unicast {
+            out.put_u16(0);
+        } else {
+            out.put_u16(3 + unreach.len() as u16);
+            put_attribute(out, flag::OPTIONAL, attribute_type::MP_UNREACH_NLRI, &unreach);
         }
     })
 }

@@ -1,4 +1,4 @@
-//! Messages in the shapes that other speakers send, by hand. They are the golden tests' input and
+//! Messages recorded from other speakers, or put together by hand in the shapes that they send. They are the golden tests' input and
 //! the seeds of the mutations.
 
 const M: &str = "ffffffffffffffffffffffffffffffff";
@@ -29,7 +29,34 @@ pub const OPEN_PLAIN: &str = "001d 01 04 fde9 005a 0a000003 00";
 /// OPEN with extended optional parameters (RFC 9072).
 pub const OPEN_EXTENDED: &str = "0029 01 04 fde9 005a 0a000004 ff ff 0009 02 0006 4104 0000fde9";
 
-/// UPDATE as BIRD 2 sends it: ORIGIN, AS_PATH 65001 65010, NEXT_HOP, MED 50, community 65001:100,
+/// OPEN recorded from BIRD 2.0.12: AS 4200000001, extended messages, IPv6 next hops for IPv4.
+pub const BIRD_OPEN: &str = "0045 01 04 5ba0 00f0 0a090001 28 02 26
+    0104 0001 00 01  0104 0002 00 01  0200  0506 0001 0001 0002  0600
+    4002 0078  4104 fa56ea01  4600  4700";
+
+/// UPDATE recorded from BIRD 2.0.12.
+pub const BIRD_UPDATE_IPV4: &str = "0050 02 0000 0031
+    400101 00  400206 0201fa56ea01  400304 0a090001  800404 00000032  c00804 fde90064
+    c0200c 0000fde90000000100000002  00 100a01 180a0203";
+
+/// UPDATE recorded from BIRD 2.0.12.
+pub const BIRD_UPDATE_IPV6: &str = "0061 02 0000 004a
+    900e 001c 0002 01 10 20010db8000000000000000000000001 00 30 20010db80001
+    400101 00  400206 0201fa56ea01  800404 00000032  c00804 fde90064
+    c0200c 0000fde90000000100000002";
+
+/// UPDATE recorded from BIRD 2.0.12, to a peer with 2-octet AS numbers.
+pub const BIRD_UPDATE_IPV4_AS2: &str = "0057 02 0000 0038
+    400101 00  400204 02015ba0  400304 0a090001  800404 00000032  c00804 fde90064
+    c01106 0201fa56ea01  c0200c 0000fde90000000100000002  00 100a01 180a0203";
+
+/// UPDATE recorded from BIRD 2.0.12, to a peer with 2-octet AS numbers.
+pub const BIRD_UPDATE_IPV6_AS2: &str = "0068 02 0000 0051
+    900e 001c 0002 01 10 20010db8000000000000000000000001 00 30 20010db80001
+    400101 00  400204 02015ba0  800404 00000032  c00804 fde90064
+    c01106 0201fa56ea01  c0200c 0000fde90000000100000002";
+
+/// UPDATE in the shape of BIRD 2: ORIGIN, AS_PATH 65001 65010, NEXT_HOP, MED 50, community 65001:100,
 /// large community 65001:1:2; 10.1.0.0/16 and 10.2.3.0/24.
 pub const UPDATE_IPV4: &str = "0053 02 0000 0035
     400101 00
@@ -59,8 +86,11 @@ pub const WITHDRAW_IPV6: &str = "0024 02 0000 000d 800f 0a 0002 01 30 20010db800
 /// End-of-RIB of IPv4 unicast.
 pub const END_OF_RIB_IPV4: &str = "0017 02 0000 0000";
 
-/// End-of-RIB of IPv6 unicast, as BIRD and FRR write it: extended length or not.
-pub const END_OF_RIB_IPV6: &str = "001e 02 0000 0007 900f 0003 0002 01";
+/// End-of-RIB of IPv6 unicast.
+pub const END_OF_RIB_IPV6: &str = "001d 02 0000 0006 800f 03 0002 01";
+
+/// The same with a length of two octets.
+pub const END_OF_RIB_IPV6_EXTENDED: &str = "001e 02 0000 0007 900f 0003 0002 01";
 
 /// UPDATE of a speaker with 2-octet AS numbers: AS_PATH 65001 AS_TRANS 65010, AS4_PATH 4200000001
 /// 65010, AGGREGATOR AS_TRANS, AS4_AGGREGATOR 4200000001: 192.0.2.0/24.
@@ -120,6 +150,12 @@ pub const ALL: &[&str] = &[
     WITHDRAW_IPV6,
     END_OF_RIB_IPV4,
     END_OF_RIB_IPV6,
+    END_OF_RIB_IPV6_EXTENDED,
+    BIRD_OPEN,
+    BIRD_UPDATE_IPV4,
+    BIRD_UPDATE_IPV6,
+    BIRD_UPDATE_IPV4_AS2,
+    BIRD_UPDATE_IPV6_AS2,
     UPDATE_AS2,
     UPDATE_REFLECTED,
     UPDATE_EXTENDED_NEXT_HOP,

@@ -43,6 +43,29 @@ fn open_of_bird() {
     assert_eq!(open.encode(), corpus::octets(corpus::OPEN_BIRD));
 }
 
+/// What BIRD sent, decoded and encoded again, is what BIRD sent.
+#[test]
+fn recordings_of_bird() {
+    let open = open(corpus::BIRD_OPEN);
+    assert_eq!(open.asn, 4_200_000_001);
+    assert!(open.offers_extended_next_hop() && open.offers(&Capability::ExtendedMessage));
+    assert_eq!(open.encode(), corpus::octets(corpus::BIRD_OPEN));
+    for (text, family, as4) in [
+        (corpus::BIRD_UPDATE_IPV4, Family::Ipv4Unicast, true),
+        (corpus::BIRD_UPDATE_IPV6, Family::Ipv6Unicast, true),
+        (corpus::BIRD_UPDATE_IPV4_AS2, Family::Ipv4Unicast, false),
+        (corpus::BIRD_UPDATE_IPV6_AS2, Family::Ipv6Unicast, false),
+    ] {
+        let octets = corpus::octets(text);
+        let first_as = Some(4_200_000_001);
+        let update = update(&octets, &UpdateContext { as4, first_as, ..EBGP });
+        assert!(update.errors.is_empty());
+        let attributes = update.attributes.clone().unwrap();
+        assert_eq!(attributes.as_path().to_string(), "4200000001");
+        assert_eq!(encode_as(MessageFormat { as4, ..FORMAT }, family, &update), octets);
+    }
+}
+
 #[test]
 fn open_of_frr() {
     let open = open(corpus::OPEN_FRR);
@@ -142,6 +165,8 @@ fn end_of_rib_markers() {
         let octets = corpus::octets(text);
         assert_eq!(update(&octets, &EBGP).end_of_rib, Some(family));
         assert_eq!(end_of_rib(family), octets);
+        let extended = corpus::octets(corpus::END_OF_RIB_IPV6_EXTENDED);
+        assert_eq!(self::update(&extended, &EBGP).end_of_rib, Some(Family::Ipv6Unicast));
         let foreign = UpdateContext { families: Families::NONE, ..EBGP };
         let ipv4 = (family == Family::Ipv4Unicast).then_some(family);
         assert_eq!(update(&octets, &foreign).end_of_rib, ipv4, "only IPv4 is implied");
@@ -285,10 +310,14 @@ fn announced(update: &Update<'_>) -> Vec<(NextHop, Vec<Prefix>)> {
 }
 
 fn encode(family: Family, update: &Update<'_>) -> Bytes {
+    encode_as(FORMAT, family, update)
+}
+
+fn encode_as(format: MessageFormat, family: Family, update: &Update<'_>) -> Bytes {
     let announcement = update.announcements().next().unwrap();
     let attributes = update.attributes.as_ref().unwrap();
     let mut messages = Announcements::new(
-        FORMAT,
+        format,
         family,
         attributes,
         announcement.next_hop,
