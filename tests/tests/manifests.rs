@@ -379,3 +379,31 @@ fn the_plugin_finds_the_agent() {
     let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("mounts");
     assert!(mounts.iter().any(|m| m["name"] == "run" && m["mountPath"] == run));
 }
+
+#[test]
+fn a_router_takes_the_example_file() {
+    let path = root().join("manifests/examples/router.yaml");
+    let speaker = cairn_agent::file::load(&path).expect("the speaker takes the file");
+    assert_eq!((speaker.asn, speaker.peers.len(), speaker.originate.len()), (65201, 3, 1));
+    for (name, peer) in &speaker.peers {
+        assert!(!peer.import.is_empty() && !peer.export.is_empty(), "{name} exchanges nothing");
+    }
+}
+
+#[test]
+fn the_speaker_takes_what_the_guide_shows() {
+    let guide = text("docs/guide/speaker.md");
+    let example = guide
+        .split("```yaml\n")
+        .nth(1)
+        .and_then(|rest| rest.split("```").next())
+        .expect("an example in the guide");
+    let speaker = cairn_agent::file::parse("router.yaml", example).expect("a good file");
+    assert_eq!(speaker.peers.len(), 1);
+    let broken = example.replace("importPolicies: [pods]", "importPolicies: [pod]");
+    let error = cairn_agent::file::parse("router.yaml", &broken).expect_err("no such policy");
+    let shown = "router.yaml:9:1: BGPPeer node-1: spec.importPolicies: there is no usable \
+                 BGPPolicy \"pod\": create it or mend its name";
+    assert_eq!(error.to_string(), shown);
+    assert!(guide.contains(shown), "the guide shows another message");
+}
