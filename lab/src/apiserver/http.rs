@@ -4,10 +4,10 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::stream;
 use http_body_util::combinators::UnsyncBoxBody;
-use http_body_util::{BodyExt, Full, Limited, StreamBody};
+use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
@@ -29,6 +29,8 @@ pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Characters of a field manager's name at most.
 const MANAGER_CHARS_MAX: usize = 128;
+/// How many times the bound of a body is read before the connection is closed on the client.
+const DRAIN_FACTOR: usize = 4;
 /// Subresources of the real server that are not served here.
 const SUBRESOURCES: &[&str] = &[
     "approval",
@@ -87,9 +89,7 @@ async fn respond(
     request: Request<Incoming>,
 ) -> Result<Response<Body>, ApiError> {
     let (parts, body) = request.into_parts();
-    let limit = shared.options.body_bytes_max;
-    let body = Limited::new(body, limit).collect().await;
-    let body = body.map_err(|_| ApiError::too_large(limit))?.to_bytes();
+    let body = read_bounded(body, shared.options.body_bytes_max).await?;
     let call = Call {
         method: parts.method,
         path: parts.uri.path().to_owned(),
@@ -129,6 +129,24 @@ async fn respond(
         ["apis", group, version, rest @ ..] => serve(shared, &call, group, version, rest),
         _ => Err(ApiError::no_such_resource()),
     }
+}
+
+/// Reads a body up to a bound. What exceeds it is read and dropped for a while, since a client that
+/// is still writing when the connection closes does not see the answer.
+async fn read_bounded(mut body: Incoming, bytes_max: usize) -> Result<Bytes, ApiError> {
+    let mut bytes = BytesMut::new();
+    let mut total = 0usize;
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|e| ApiError::bad_request(format!("reading the body: {e}")))?;
+        let Ok(data) = frame.into_data() else { continue };
+        total = total.saturating_add(data.len());
+        if total <= bytes_max {
+            bytes.extend_from_slice(&data);
+        } else if total > bytes_max.saturating_mul(DRAIN_FACTOR) {
+            break;
+        }
+    }
+    if total > bytes_max { Err(ApiError::too_large(bytes_max)) } else { Ok(bytes.freeze()) }
 }
 
 fn unknown_group(shared: &Shared, group: &str, error: ApiError) -> ApiError {
