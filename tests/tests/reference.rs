@@ -18,6 +18,10 @@ Group `cairn.network`, version `v1alpha1`. All kinds belong to no namespace and 
 out. What one object says wrong is refused when it is applied, by the bounds below or by one of the
 rules; what only other objects show is a condition in its status, or a problem of the node that cannot
 use it, in its BGPNodeStatus.
+
+Accepted and not acted on yet: in an IPPool `encapsulation` other than None, `natOutgoing`,
+`namespaceSelector` and the use LoadBalancer; in the BGPConfiguration `topology` RouteReflectors, which
+is reported as a problem and gives a full mesh.
 ";
 
 #[test]
