@@ -166,6 +166,37 @@ pub fn detach(host: &mut Netlink, host_ifname: &str) -> Result<(), Error> {
     }
 }
 
+/// As [`detach`], for interface `ifname` of container `container_id`: an interface whose alias names
+/// another container stays.
+///
+/// # Errors
+/// Those of [`Netlink::request`].
+pub fn detach_container(host: &mut Netlink, container_id: &str, ifname: &str) -> Result<(), Error> {
+    let Some(link) = link::find(host, &host_interface_name(container_id, ifname))? else {
+        return Ok(());
+    };
+    let alias = link.alias.as_deref().and_then(|text| text.parse::<Alias>().ok());
+    let others =
+        alias.is_some_and(|alias| alias.container_id != container_id || alias.ifname != ifname);
+    if others || !is_ours(&link) { Ok(()) } else { link::delete(host, link.index) }
+}
+
+/// Whether interface `ifname` of container `container_id` has its host interface.
+///
+/// # Errors
+/// Those of [`Netlink::query`].
+pub fn exists(host: &mut Netlink, container_id: &str, ifname: &str) -> Result<bool, Error> {
+    Ok(link::find(host, &host_interface_name(container_id, ifname))?.is_some_and(|l| is_ours(&l)))
+}
+
+/// Whether this node has a route for exactly `address`, or has the address itself.
+///
+/// # Errors
+/// Those of [`Netlink::query`].
+pub fn is_in_use(host: &mut Netlink, address: IpAddr) -> Result<bool, Error> {
+    Ok(exact_route(host, address)?.is_some())
+}
+
 /// Removes the rest of an interrupted creation, unless it has become whole since it was listed.
 /// Returns whether it was removed.
 ///

@@ -1,0 +1,166 @@
+//! The node's pods: their addresses and interfaces, and the socket on which the CNI plugin asks.
+//!
+//! ```text
+//!  plugin ──cni.sock──► server ──Call──► PodNetwork ──► AddressBook (which address)
+//!                       (a thread each)  (one task)  ──► kernel::pod (veth, alias, host route)
+//!  blocks, node addresses ──────────────────┘  └──► Usage: who has what, what is short
+//! ```
+//!
+//! One task owns the addresses and says one thing at a time about each interface of a container;
+//! what waits for the kernel runs on threads. The kernel is the record: a start takes the lock of
+//! the run directory, reads aliases and host routes, removes what was left half done, and only then
+//! takes the socket over. Nothing here calls the API server: a pod starts from the blocks that the
+//! node owns.
+
+mod error;
+mod files;
+mod network;
+mod server;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_cni::PodIdentity;
+use cairn_ipam::{AttachmentId, BlockUsage, Family, OwnedBlock};
+use tokio::sync::{Notify, mpsc, watch};
+
+pub use error::PodsError;
+pub use files::socket_path;
+
+use network::PodNetwork;
+
+/// What the pod network needs to start.
+#[derive(Clone, Debug)]
+pub struct PodsOptions {
+    /// Where lock, socket and names are: /run/cairn.
+    pub run_dir: PathBuf,
+    /// An address that was freed less than this ago is handed out last.
+    pub cooldown: Duration,
+    /// How long an ADD that finds no address waits for a block before it is refused.
+    pub address_wait: Duration,
+}
+
+/// What the node tells its pod network, as far as it is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodConfig {
+    /// The node's addresses: the first of each family is the source of what the node sends to pods.
+    pub node_addresses: Vec<IpAddr>,
+    /// The MTU of new pods in bytes.
+    pub mtu: u32,
+}
+
+/// The addresses of the node's pods at one moment.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Usage {
+    /// What each block holds, in the blocks' order.
+    pub blocks: Vec<BlockUsage>,
+    /// The pods of the interfaces that hold addresses, as far as their names are known.
+    pub pods: BTreeMap<AttachmentId, PodIdentity>,
+    /// Families of which an ADD found no address since the blocks last changed: a block is needed
+    /// now.
+    pub exhausted: BTreeSet<Family>,
+}
+
+/// What the blocks allow.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Blocks {
+    owned: Vec<OwnedBlock>,
+    families: Vec<Family>,
+}
+
+/// Speaks to the running pod network. Clones are the same.
+#[derive(Clone, Debug)]
+pub struct PodsHandle {
+    config: Arc<watch::Sender<Option<PodConfig>>>,
+    blocks: Arc<watch::Sender<Blocks>>,
+    resync: Arc<Notify>,
+    usage: watch::Receiver<Usage>,
+}
+
+impl PodsHandle {
+    /// Sets the node's addresses and the MTU of new pods. Until the first call every ADD is refused
+    /// for now.
+    pub fn set_config(&self, config: PodConfig) {
+        self.config.send_if_modified(|held| {
+            let changed = held.as_ref() != Some(&config);
+            *held = Some(config);
+            changed
+        });
+    }
+
+    /// Sets the blocks that this node owns and the families of which a pod gets an address each.
+    pub fn set_blocks(&self, blocks: Vec<OwnedBlock>, families: Vec<Family>) {
+        let blocks = Blocks { owned: blocks, families };
+        self.blocks.send_if_modified(|held| {
+            let changed = *held != blocks;
+            *held = blocks;
+            changed
+        });
+    }
+
+    /// Compares the book with the kernel soon: interfaces that are gone free their addresses, host
+    /// routes that are gone come back. To be called when links or host routes changed; calls in
+    /// quick succession are one.
+    pub fn resync(&self) {
+        self.resync.notify_one();
+    }
+
+    /// The addresses in use, now and whenever they change.
+    pub fn usage(&self) -> watch::Receiver<Usage> {
+        self.usage.clone()
+    }
+}
+
+/// A pod network that has read the kernel and holds the socket; [`Pods::run`] serves it.
+#[derive(Debug)]
+pub struct Pods {
+    network: PodNetwork,
+    listener: tokio::net::UnixListener,
+    calls: mpsc::Sender<server::Call>,
+    own_netns: (u64, u64),
+}
+
+impl Pods {
+    /// Takes the lock, reads the node's pods from the kernel and takes the socket over. Requests
+    /// that arrive from then on wait for [`Pods::run`].
+    ///
+    /// # Errors
+    /// [`PodsError`], one sentence; the socket of another agent stays.
+    pub async fn start(options: PodsOptions) -> Result<(PodsHandle, Pods), PodsError> {
+        let lock = files::Lock::take(&options.run_dir)?;
+        let names = files::PodNames::open(&options.run_dir)?;
+        let found = network::read_kernel().await?;
+        let own_netns = found.own_netns;
+        let (calls, received) = mpsc::channel(CALLS_MAX);
+        let (config, config_changes) = watch::channel(None);
+        let (blocks, block_changes) = watch::channel(Blocks::default());
+        let (usage_changes, usage) = watch::channel(Usage::default());
+        let resync = Arc::new(Notify::new());
+        let inputs = network::Inputs {
+            calls: received,
+            config: config_changes,
+            blocks: block_changes,
+            resync: Arc::clone(&resync),
+        };
+        let network = PodNetwork::new(&options, lock, names, found, inputs, usage_changes);
+        let listener = files::bind(&options.run_dir)?;
+        let handle =
+            PodsHandle { config: Arc::new(config), blocks: Arc::new(blocks), resync, usage };
+        Ok((handle, Pods { network, listener, calls, own_netns }))
+    }
+
+    /// Serves requests until every handle is dropped.
+    pub async fn run(self) {
+        let Pods { network, listener, calls, own_netns } = self;
+        tokio::select! {
+            () = server::serve(listener, calls, own_netns) => {}
+            () = network.run() => {}
+        }
+    }
+}
+
+/// Requests that wait for the owner.
+const CALLS_MAX: usize = 64;

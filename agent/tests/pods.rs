@@ -1,0 +1,633 @@
+//! The node's pod network in network namespaces, asked by the plugin's own code over its socket.
+
+use std::collections::{BTreeSet, HashSet};
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use cairn_agent::pods::{self, PodConfig, Pods, PodsError, PodsHandle, PodsOptions, Usage};
+use cairn_cni::plugin::{self, Outcome, Patience};
+use cairn_ipam::{AttachmentId, Family, OwnedBlock};
+use cairn_kernel::link::{self, DuplicateDetection};
+use cairn_kernel::route::{self, NextHop, Route, Target};
+use cairn_kernel::{NetNs, Netlink, POD_ROUTE_PROTOCOL, pod};
+use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+
+/// A node of one test: a namespace and a run directory, both removed with the value.
+struct Node {
+    name: String,
+    netns: NetNs,
+    run_dir: PathBuf,
+    pods: AtomicU32,
+}
+
+impl Node {
+    fn create() -> Node {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        assert!(
+            rustix::process::geteuid().is_root(),
+            "the tests of the pod network make network namespaces: run them as root"
+        );
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("cni-agent-{}-{number}", std::process::id());
+        let netns = NetNs::create(&name).unwrap();
+        let run_dir = std::env::temp_dir().join(&name);
+        let node = Node { name, netns, run_dir, pods: AtomicU32::new(0) };
+        let mut netlink = node.netlink();
+        link::create_bridge(&mut netlink, "uplink").unwrap();
+        let uplink = link::find(&mut netlink, "uplink").unwrap().unwrap().index;
+        link::set_up(&mut netlink, uplink).unwrap();
+        for address in ["192.0.2.1/24", "2001:db8::1/64"] {
+            let address = address.parse().unwrap();
+            link::add_address(&mut netlink, uplink, address, DuplicateDetection::Skip).unwrap();
+        }
+        node
+    }
+
+    fn netlink(&self) -> Netlink {
+        Netlink::open_in(&self.netns).unwrap()
+    }
+
+    /// Makes a pod's namespace; it goes with the node.
+    fn pod(&self) -> String {
+        let number = self.pods.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-pod{number}", self.name);
+        NetNs::create(&name).unwrap();
+        name
+    }
+
+    /// Runs `test` on a runtime inside the node's namespace, as an agent runs.
+    fn run<F: Future<Output = ()>>(&self, test: impl FnOnce() -> F + Send) {
+        self.netns
+            .run(|| {
+                let runtime =
+                    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on(test());
+            })
+            .unwrap();
+    }
+
+    fn options(&self) -> PodsOptions {
+        PodsOptions {
+            run_dir: self.run_dir.clone(),
+            cooldown: Duration::from_secs(30),
+            address_wait: Duration::from_millis(400),
+        }
+    }
+
+    async fn agent(&self) -> Agent {
+        let (handle, pods) = Pods::start(self.options()).await.unwrap();
+        let task = tokio::spawn(pods.run());
+        Agent { handle, task }
+    }
+
+    /// One that serves one IPv4 block.
+    async fn ready_agent(&self, cidr: &str) -> Agent {
+        let agent = self.agent().await;
+        agent.handle.set_config(config());
+        agent.handle.set_blocks(vec![block(cidr)], vec![Family::V4]);
+        agent
+    }
+
+    /// Calls the plugin as a runtime does, on a thread.
+    async fn call(&self, command: &str, container: &str, netns: &str) -> Outcome {
+        self.spawn_call(command, container, netns).await.unwrap()
+    }
+
+    fn spawn_call(&self, command: &str, container: &str, netns: &str) -> JoinHandle<Outcome> {
+        let variables = [
+            ("CNI_COMMAND", command.to_owned()),
+            ("CNI_CONTAINERID", container.to_owned()),
+            ("CNI_NETNS", netns.to_owned()),
+            ("CNI_IFNAME", "eth0".to_owned()),
+            ("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{container}")),
+        ];
+        let config = json!({
+            "cniVersion": "1.1.0",
+            "name": "cairn",
+            "type": "cairn-cni",
+            "socket": pods::socket_path(&self.run_dir),
+        });
+        let patience = Patience { connect: Duration::from_secs(2), total: Duration::from_secs(20) };
+        tokio::task::spawn_blocking(move || {
+            let value = |name: &str| {
+                variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.clone())
+            };
+            plugin::run(value, config.to_string().as_bytes(), patience)
+        })
+    }
+
+    async fn add(&self, container: &str, netns: &str) -> Vec<IpAddr> {
+        let outcome = self.call("ADD", container, &path_of(netns)).await;
+        addresses(&outcome)
+    }
+
+    async fn del(&self, container: &str) {
+        let outcome = self.call("DEL", container, "").await;
+        assert_eq!(outcome, Outcome { output: None, success: true });
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        for name in NetNs::names(&self.name).unwrap_or_default() {
+            if let Err(error) = NetNs::delete(&name) {
+                eprintln!("the namespace {name} stays behind: {error}");
+            }
+        }
+        let _ = std::fs::remove_dir_all(&self.run_dir);
+    }
+}
+
+struct Agent {
+    handle: PodsHandle,
+    task: JoinHandle<()>,
+}
+
+impl Agent {
+    fn usage(&self) -> Usage {
+        self.handle.usage().borrow().clone()
+    }
+
+    fn used(&self) -> u64 {
+        self.usage().blocks.iter().map(|block| block.used).sum()
+    }
+
+    async fn wait(&self, what: &str, until: impl Fn(&Usage) -> bool) {
+        let mut usage = self.handle.usage();
+        let reached = tokio::time::timeout(Duration::from_secs(10), usage.wait_for(until)).await;
+        assert!(reached.is_ok(), "{what}: {:?}", self.usage());
+    }
+
+    async fn stop(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+}
+
+fn path_of(netns: &str) -> String {
+    Path::new(cairn_kernel::netns::NETNS_DIR).join(netns).display().to_string()
+}
+
+fn config() -> PodConfig {
+    PodConfig {
+        node_addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
+        mtu: 1400,
+    }
+}
+
+fn block(cidr: &str) -> OwnedBlock {
+    OwnedBlock {
+        cidr: cidr.parse().unwrap(),
+        pool: "default".into(),
+        hand_out: true,
+        newly_claimed: true,
+    }
+}
+
+fn addresses(outcome: &Outcome) -> Vec<IpAddr> {
+    assert!(outcome.success, "{outcome:?}");
+    let result = outcome.output.as_ref().unwrap();
+    let address = |ip: &Value| {
+        let text = ip["address"].as_str().unwrap();
+        text.split_once('/').unwrap().0.parse().unwrap()
+    };
+    result["ips"].as_array().unwrap().iter().map(address).collect()
+}
+
+fn failure(outcome: &Outcome) -> (u64, String) {
+    assert!(!outcome.success, "{outcome:?}");
+    let error = outcome.output.as_ref().unwrap();
+    (error["code"].as_u64().unwrap(), error["msg"].as_str().unwrap().to_owned())
+}
+
+fn id(container: &str) -> AttachmentId {
+    AttachmentId { container_id: container.into(), ifname: "eth0".into() }
+}
+
+/// Whether a process of the node reaches `address` in the pod.
+fn reaches(node: &Node, pod: &str, address: IpAddr) {
+    let pod = NetNs::open(pod).unwrap();
+    let listener = pod.run(|| TcpListener::bind((address, 0)).unwrap()).unwrap();
+    let to = listener.local_addr().unwrap();
+    let serving = thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.write_all(b"cairn").unwrap();
+    });
+    let text = node
+        .netns
+        .run(|| {
+            let mut stream = TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
+            let mut text = String::new();
+            stream.read_to_string(&mut text).unwrap();
+            text
+        })
+        .unwrap();
+    assert_eq!(text, "cairn");
+    serving.join().unwrap();
+}
+
+#[test]
+fn a_pod_gets_an_address_keeps_it_and_gives_it_back() {
+    let node = Node::create();
+    let (first, second) = (node.pod(), node.pod());
+    node.run(|| async {
+        let agent = node.agent().await;
+        agent.handle.set_config(config());
+        let blocks = vec![block("10.244.0.0/29"), block("fd00::/125")];
+        agent.handle.set_blocks(blocks, vec![Family::V4, Family::V6]);
+        let held = node.add("first", &first).await;
+        let expected: [IpAddr; 2] = ["10.244.0.0".parse().unwrap(), "fd00::".parse().unwrap()];
+        assert_eq!(held, expected);
+        held.iter().for_each(|address| reaches(&node, &first, *address));
+        assert_eq!(node.add("first", &first).await, held, "ADD again, the same answer");
+        assert!(node.call("STATUS", "first", "").await.success);
+
+        let usage = agent.usage();
+        assert_eq!(usage.blocks[0].allocations, [(held[0], id("first"))]);
+        assert_eq!(usage.blocks[1].used, 1);
+        assert_eq!(usage.pods[&id("first")].to_string(), "default/pod-first");
+        assert!(usage.exhausted.is_empty());
+
+        let other = node.add("second", &second).await;
+        assert!(other.iter().all(|address| !held.contains(address)), "{other:?}");
+        node.del("first").await;
+        node.del("first").await;
+        node.del("never-heard-of").await;
+        assert_eq!(agent.used(), 2);
+        assert!(!agent.usage().pods.contains_key(&id("first")));
+        assert_eq!(pod::list(&mut node.netlink()).unwrap().len(), 1);
+        assert!(
+            link::find(&mut Netlink::open_in(&NetNs::open(&first).unwrap()).unwrap(), "eth0")
+                .unwrap()
+                .is_none()
+        );
+        // The address that was freed last is given last.
+        let next = node.add("third", &first).await;
+        assert!(next.iter().all(|address| !held.contains(address)), "{next:?}");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_new_agent_finds_the_pods_of_the_old_one() {
+    let node = Node::create();
+    let (first, second, third) = (node.pod(), node.pod(), node.pod());
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        let held = node.add("first", &first).await;
+        let lost = node.add("second", &second).await;
+        agent.stop().await;
+        reaches(&node, &first, held[0]);
+
+        // While no agent runs: an alias is cleared, a host route is deleted, a creation is cut off.
+        let mut netlink = node.netlink();
+        let listed = pod::list(&mut netlink).unwrap();
+        let index = |container: &str| {
+            let name = pod::host_interface_name(container, "eth0");
+            listed.iter().find(|found| found.host_ifname == name).unwrap().ifindex
+        };
+        link::set_alias(&mut netlink, index("second"), "").unwrap();
+        let route = Route {
+            prefix: held[0].into(),
+            table: route::TABLE_MAIN,
+            metric: 0,
+            protocol: POD_ROUTE_PROTOCOL,
+            target: Target::Unicast(vec![NextHop::link(index("first"))]),
+            prefsrc: None,
+        };
+        link::delete_route(&mut netlink, &route).unwrap();
+        let half = pod::host_interface_name("half", "eth0");
+        let pair = link::Veth {
+            end: link::VethEnd::named(&half),
+            peer: link::VethEnd::named("peer"),
+            peer_netns: None,
+            mtu: None,
+        };
+        link::create_veth(&mut netlink, &pair).unwrap();
+
+        let agent = node.agent().await;
+        assert!(link::find(&mut netlink, &half).unwrap().is_none(), "half-done ones are removed");
+        assert_eq!(agent.usage().pods[&id("first")].to_string(), "default/pod-first");
+        agent.handle.set_config(config());
+        agent.handle.set_blocks(vec![block("10.244.0.0/29")], vec![Family::V4]);
+        agent
+            .wait("both addresses are known", |usage| {
+                usage.blocks.first().is_some_and(|block| block.used == 2)
+            })
+            .await;
+        let restored = async {
+            while pod::list(&mut node.netlink())
+                .unwrap()
+                .iter()
+                .any(|f| !f.missing_routes().is_empty())
+            {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), restored).await.unwrap();
+        reaches(&node, &first, held[0]);
+
+        let new = node.add("third", &third).await;
+        assert!(new != held && new != lost, "{new:?}");
+        assert_eq!(node.add("first", &first).await, held);
+        assert_eq!(node.add("second", &second).await, lost, "known by its route, recorded again");
+        reaches(&node, &second, lost[0]);
+        for container in ["first", "second", "third"] {
+            node.del(container).await;
+        }
+        assert_eq!(agent.used(), 0);
+        assert!(pod::list(&mut netlink).unwrap().is_empty());
+        assert_eq!(std::fs::read_dir(node.run_dir.join("pods")).unwrap().count(), 0);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn an_interface_whose_alias_is_gone_is_freed_by_del() {
+    let node = Node::create();
+    let pod_name = node.pod();
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        node.add("first", &pod_name).await;
+        agent.stop().await;
+        let mut netlink = node.netlink();
+        let found = pod::list(&mut netlink).unwrap();
+        link::set_alias(&mut netlink, found[0].ifindex, "rack 7").unwrap();
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        agent
+            .wait("the address is known", |usage| {
+                usage.blocks.first().is_some_and(|block| block.used == 1)
+            })
+            .await;
+        node.del("first").await;
+        assert_eq!(agent.used(), 0);
+        assert!(pod::list(&mut netlink).unwrap().is_empty());
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_full_block_is_waited_out_or_explained() {
+    let node = Node::create();
+    let pods: Vec<_> = (0..4).map(|_| node.pod()).collect();
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/31").await;
+        node.add("c0", &pods[0]).await;
+        node.add("c1", &pods[1]).await;
+        let waiting = node.spawn_call("ADD", "c2", &path_of(&pods[2]));
+        agent.wait("a block is asked for", |usage| usage.exhausted.contains(&Family::V4)).await;
+        let more = vec![block("10.244.0.0/31"), block("10.244.9.0/32")];
+        agent.handle.set_blocks(more.clone(), vec![Family::V4]);
+        let held = addresses(&waiting.await.unwrap());
+        assert_eq!(held, ["10.244.9.0".parse::<IpAddr>().unwrap()]);
+
+        let (code, sentence) = failure(&node.call("ADD", "c3", &path_of(&pods[3])).await);
+        assert_eq!(code, 11);
+        assert!(sentence.contains("all 3 addresses of 2 IPv4 block(s) are in use"), "{sentence}");
+        let (code, sentence) = failure(&node.call("STATUS", "c3", "").await);
+        assert_eq!(code, 50);
+        assert!(sentence.contains("no block of this node has a free IPv4 address"), "{sentence}");
+
+        // A freed address serves one that waits.
+        let waiting = node.spawn_call("ADD", "c3", &path_of(&pods[3]));
+        node.del("c0").await;
+        addresses(&waiting.await.unwrap());
+
+        let closed =
+            more.into_iter().map(|block| OwnedBlock { hand_out: false, ..block }).collect();
+        agent.handle.set_blocks(closed, vec![Family::V4]);
+        node.del("c3").await;
+        let (code, sentence) = failure(&node.call("ADD", "c4", &path_of(&pods[0])).await);
+        assert_eq!(code, 11);
+        assert!(sentence.contains("may hand out new addresses"), "{sentence}");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn before_it_knows_enough_the_agent_says_what_it_waits_for() {
+    let node = Node::create();
+    let pod_name = node.pod();
+    node.run(|| async {
+        let agent = node.agent().await;
+        for (command, code) in [("ADD", 11), ("STATUS", 50)] {
+            let (found, sentence) = failure(&node.call(command, "c", &path_of(&pod_name)).await);
+            assert_eq!(found, code);
+            assert!(sentence.contains("does not know its node's addresses"), "{sentence}");
+        }
+        agent.handle.set_config(config());
+        let (code, sentence) = failure(&node.call("ADD", "c", &path_of(&pod_name)).await);
+        assert_eq!(code, 11);
+        assert!(sentence.contains("no IPPool"), "{sentence}");
+        agent.handle.set_blocks(Vec::new(), vec![Family::V4]);
+        let (code, sentence) = failure(&node.call("ADD", "c", &path_of(&pod_name)).await);
+        assert_eq!(code, 11);
+        assert!(sentence.contains("owns no IPv4 block"), "{sentence}");
+        node.del("c").await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn only_one_agent_serves_a_run_directory() {
+    let node = Node::create();
+    let pod_name = node.pod();
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        let error = Pods::start(node.options()).await.unwrap_err();
+        assert!(matches!(error, PodsError::Locked { .. }));
+        let own = format!("another agent (process {}) already serves", std::process::id());
+        assert!(error.to_string().contains(&own), "{error}");
+        let mode =
+            std::fs::metadata(pods::socket_path(&node.run_dir)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        node.add("first", &pod_name).await;
+        agent.stop().await;
+        let agent = node.agent().await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn an_address_that_something_else_uses_is_passed_over() {
+    let node = Node::create();
+    let (first, second) = (node.pod(), node.pod());
+    node.run(|| async {
+        let mut netlink = node.netlink();
+        let uplink = link::find(&mut netlink, "uplink").unwrap().unwrap().index;
+        let foreign = Route {
+            prefix: "10.244.0.0/32".parse().unwrap(),
+            table: route::TABLE_MAIN,
+            metric: 0,
+            protocol: route::PROTOCOL_STATIC,
+            target: Target::Unicast(vec![NextHop::link(uplink)]),
+            prefsrc: None,
+        };
+        link::add_route(&mut netlink, &foreign).unwrap();
+        let agent = node.ready_agent("10.244.0.0/31").await;
+        let held = node.add("first", &first).await;
+        assert_eq!(held, ["10.244.0.1".parse::<IpAddr>().unwrap()]);
+        let taken: IpAddr = "10.244.0.0".parse().unwrap();
+        assert_eq!(agent.usage().blocks[0].foreign, [taken]);
+        let (_, sentence) = failure(&node.call("ADD", "second", &path_of(&second)).await);
+        assert!(sentence.contains("1 of them by others than pods"), "{sentence}");
+
+        link::delete_route(&mut netlink, &foreign).unwrap();
+        agent.handle.resync();
+        agent.wait("the address is free again", |usage| usage.blocks[0].foreign.is_empty()).await;
+        assert_eq!(node.add("second", &second).await, [taken]);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn what_happens_to_interfaces_behind_the_agents_back_is_noticed() {
+    let node = Node::create();
+    let (first, second) = (node.pod(), node.pod());
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        node.add("first", &first).await;
+        let held = node.add("second", &second).await;
+        assert_eq!(agent.used(), 2);
+        // The last holder of a namespace goes: the agent must have kept no descriptor of it.
+        NetNs::delete(&first).unwrap();
+        let gone = async {
+            let name = pod::host_interface_name("first", "eth0");
+            while link::find(&mut node.netlink(), &name).unwrap().is_some() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), gone).await.unwrap();
+        agent.handle.resync();
+        agent.wait("the address is free", |usage| usage.blocks[0].used == 1).await;
+        node.del("first").await;
+
+        let mut netlink = node.netlink();
+        let index = pod::list(&mut netlink).unwrap()[0].ifindex;
+        let route = Route {
+            prefix: held[0].into(),
+            table: route::TABLE_MAIN,
+            metric: 0,
+            protocol: POD_ROUTE_PROTOCOL,
+            target: Target::Unicast(vec![NextHop::link(index)]),
+            prefsrc: None,
+        };
+        link::delete_route(&mut netlink, &route).unwrap();
+        agent.handle.resync();
+        let back = async {
+            while !pod::is_in_use(&mut node.netlink(), held[0]).unwrap() {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(5), back).await.unwrap();
+        reaches(&node, &second, held[0]);
+        assert_eq!(agent.used(), 1);
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn wrong_descriptors_and_wrong_bytes_are_refused() {
+    let node = Node::create();
+    let pod_name = node.pod();
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        for (path, words) in [
+            ("/proc/self/ns/mnt".to_owned(), "is not a network namespace"),
+            ("/dev/null".to_owned(), "is not a network namespace"),
+            ("/etc/hostname".to_owned(), "is not a network namespace"),
+            (path_of(&node.name), "it is the node's own network namespace"),
+        ] {
+            let (code, sentence) = failure(&node.call("ADD", "c", &path).await);
+            assert_eq!(code, 8, "{path}: {sentence}");
+            assert!(sentence.contains(words), "{path}: {sentence}");
+        }
+        let socket = pods::socket_path(&node.run_dir);
+        let answer = tokio::task::spawn_blocking(move || {
+            let mut silent = Vec::new();
+            for bytes in
+                [&b"GET / HTTP/1.0\r\n\r\n"[..], &b"CRNI\0\0\0\x01\xff\xff\xff\xff"[..], b""]
+            {
+                let mut stream = UnixStream::connect(&socket).unwrap();
+                stream.write_all(bytes).unwrap();
+                silent.push(stream);
+            }
+            let mut frame = b"CRNI\0\0\0\x01".to_vec();
+            let body = br#"{"command":"add","containerId":"c","ifname":"eth0","network":"n"}"#;
+            frame.extend((body.len() as u32).to_be_bytes());
+            frame.extend(body);
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            stream.write_all(&frame).unwrap();
+            let mut answer = Vec::new();
+            stream.read_to_end(&mut answer).unwrap();
+            String::from_utf8_lossy(&answer).into_owned()
+        })
+        .await
+        .unwrap();
+        assert!(answer.contains("without the descriptor"), "{answer}");
+        assert_eq!(agent.used(), 0);
+        node.add("c", &pod_name).await;
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_hundred_pods_at_once_share_nothing() {
+    let node = Node::create();
+    let pods: Vec<_> = (0..100).map(|_| node.pod()).collect();
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/25").await;
+        let call = |command: &str, number: usize| {
+            node.spawn_call(command, &format!("c{number}"), &path_of(&pods[number]))
+        };
+        let adding: Vec<_> = (0..pods.len()).map(|number| call("ADD", number)).collect();
+        let mut seen = HashSet::new();
+        for call in adding {
+            for address in addresses(&call.await.unwrap()) {
+                assert!(seen.insert(address), "{address} was given twice");
+            }
+        }
+        assert_eq!((seen.len(), agent.used()), (100, 100));
+        let in_kernel: BTreeSet<IpAddr> =
+            pod::list(&mut node.netlink()).unwrap().iter().flat_map(|f| f.addresses()).collect();
+        assert_eq!(in_kernel, seen.into_iter().collect());
+
+        let deleting: Vec<_> = (0..pods.len()).map(|number| call("DEL", number)).collect();
+        for call in deleting {
+            assert!(call.await.unwrap().success);
+        }
+        assert_eq!(agent.used(), 0);
+        assert!(pod::list(&mut node.netlink()).unwrap().is_empty());
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn requests_for_one_interface_take_turns() {
+    let node = Node::create();
+    let pod_name = node.pod();
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        for _ in 0..5 {
+            let calls: Vec<_> = ["ADD", "DEL", "ADD", "ADD", "DEL"]
+                .map(|command| node.spawn_call(command, "c", &path_of(&pod_name)))
+                .into();
+            for call in calls {
+                let outcome = call.await.unwrap();
+                assert!(outcome.success, "{outcome:?}");
+            }
+            let present = pod::list(&mut node.netlink()).unwrap().len() as u64;
+            assert_eq!(agent.used(), present, "book and kernel agree");
+        }
+        node.del("c").await;
+        assert_eq!(agent.used(), 0);
+        agent.stop().await;
+    });
+}
