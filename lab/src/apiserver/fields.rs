@@ -435,6 +435,16 @@ struct Entry {
     set: FieldSet,
 }
 
+impl Entry {
+    /// Whether this is the entry of a writer. An applier is the same one in every version.
+    fn is_of(&self, api_version: &str, writer: &Writer<'_>, apply: bool) -> bool {
+        self.manager == writer.manager
+            && self.apply == apply
+            && self.subresource == writer.subresource
+            && (apply || self.api_version == api_version)
+    }
+}
+
 /// Who writes.
 #[derive(Clone, Debug)]
 pub(super) struct Writer<'a> {
@@ -497,12 +507,7 @@ impl Owners {
 
     fn entry(&mut self, resource: &Resource, writer: &Writer<'_>, apply: bool) -> &mut Entry {
         let api_version = resource.api_version();
-        let same = |entry: &Entry| {
-            entry.manager == writer.manager
-                && entry.apply == apply
-                && entry.subresource == writer.subresource
-                && entry.api_version == api_version
-        };
+        let same = |entry: &Entry| entry.is_of(&api_version, writer, apply);
         let at = match self.0.iter().position(same) {
             Some(at) => at,
             None => {
@@ -526,14 +531,8 @@ impl Owners {
         writer: &Writer<'_>,
         apply: bool,
     ) -> impl Iterator<Item = &mut Entry> {
-        let (manager, sub) = (writer.manager.to_owned(), writer.subresource.to_owned());
         let api_version = resource.api_version();
-        self.0.iter_mut().filter(move |entry| {
-            !(entry.manager == manager
-                && entry.apply == apply
-                && entry.subresource == sub
-                && entry.api_version == api_version)
-        })
+        self.0.iter_mut().filter(move |entry| !entry.is_of(&api_version, writer, apply))
     }
 
     /// Records a create, update or patch that is not an apply.
@@ -588,7 +587,10 @@ impl Owners {
         if !gone.is_empty() {
             remove(shape, &mut merged, &gone, &kept);
         }
-        let difference = compare(shape, live, &merged);
+        let mut difference = compare(shape, live, &merged);
+        // What this endpoint does not write cannot be in conflict either.
+        difference.written.retain(|path| is_tracked(resource, writer.subresource, path));
+        difference.removed.retain(|path| is_tracked(resource, writer.subresource, path));
         let mut conflicts = Vec::new();
         for entry in owners.others(resource, writer, true) {
             let hits: Vec<Path> = entry.set.intersection(&difference.written).cloned().collect();
@@ -614,32 +616,93 @@ impl Owners {
     }
 }
 
+/// Metadata that belongs to the server, and so to no manager.
+const SERVER_METADATA: &[&str] = &[
+    "f:name",
+    "f:namespace",
+    "f:uid",
+    "f:resourceVersion",
+    "f:creationTimestamp",
+    "f:generation",
+    "f:managedFields",
+    "f:selfLink",
+    "f:deletionTimestamp",
+    "f:deletionGracePeriodSeconds",
+    "f:generateName",
+];
+
 /// Whether ownership of a field is recorded for writes through this subresource.
 fn is_tracked(resource: &Resource, subresource: &str, path: &Path) -> bool {
-    let step = |index: usize| path.get(index).map(String::as_str);
-    match step(0) {
+    let through_status = subresource == "status";
+    let mut steps = path.iter().map(String::as_str);
+    match steps.next() {
         Some("f:apiVersion" | "f:kind") | None => false,
-        Some("f:metadata") => {
-            // Through /status of a custom resource metadata stays as it is.
-            !(subresource == "status" && resource.custom)
-                && !matches!(
-                    step(1),
-                    None | Some(
-                        "f:name"
-                            | "f:namespace"
-                            | "f:uid"
-                            | "f:resourceVersion"
-                            | "f:creationTimestamp"
-                            | "f:generation"
-                            | "f:managedFields"
-                            | "f:selfLink"
-                            | "f:deletionTimestamp"
-                            | "f:deletionGracePeriodSeconds"
-                            | "f:generateName"
-                    )
-                )
-        }
-        Some("f:status") => subresource == "status" || !resource.status,
-        Some(_) => subresource != "status",
+        // Through /status of a custom resource metadata stays as it is.
+        Some("f:metadata") if through_status && resource.custom => false,
+        Some("f:metadata") => steps.next().is_some_and(|step| !SERVER_METADATA.contains(&step)),
+        Some("f:status") => through_status || !resource.status,
+        Some(_) => !through_status,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shape_of(schema: &Value) -> Schema {
+        Schema::parse(schema, "schema").expect("a schema")
+    }
+
+    #[test]
+    fn fields_v1_comes_back_as_it_was() {
+        let fields = json!({
+            "f:metadata": {"f:labels": {".": {}, "f:a": {}}},
+            "f:spec": {
+                "f:list": {"k:{\"name\":\"x\"}": {".": {}, "f:name": {}, "f:value": {}}},
+                "f:set": {"v:\"one\"": {}, "v:2": {}},
+            },
+        });
+        assert_eq!(to_fields_v1(&from_fields_v1(&fields)), fields);
+    }
+
+    #[test]
+    fn removing_what_was_merged_gives_back_what_was_there() {
+        let schema = shape_of(&json!({
+            "type": "object",
+            "properties": {
+                "map": {"type": "object", "additionalProperties": {"type": "string"}},
+                "set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+                "atomic": {"type": "array", "items": {"type": "string"}},
+                "keyed": {
+                    "type": "array", "x-kubernetes-list-type": "map",
+                    "x-kubernetes-list-map-keys": ["name"],
+                    "items": {"type": "object", "properties": {
+                        "name": {"type": "string"}, "value": {"type": "string"},
+                    }},
+                },
+            },
+        }));
+        let shape = Shape::Root(Some(&schema));
+        let live = json!({
+            "map": {"a": "1"}, "set": ["x"], "keyed": [{"name": "one", "value": "v"}],
+        });
+        let config = json!({
+            "map": {"b": "2"}, "set": ["y"], "atomic": ["p", "q"],
+            "keyed": [{"name": "two", "value": "w"}],
+        });
+        let mut merged = live.clone();
+        merge(shape, &mut merged, &config);
+        assert_eq!(
+            merged,
+            json!({
+                "map": {"a": "1", "b": "2"}, "set": ["x", "y"], "atomic": ["p", "q"],
+                "keyed": [{"name": "one", "value": "v"}, {"name": "two", "value": "w"}],
+            })
+        );
+        let difference = compare(shape, &live, &merged);
+        assert!(difference.removed.is_empty(), "{difference:?}");
+        assert!(field_set(shape, &config).is_subset(&difference.written));
+        remove(shape, &mut merged, &field_set(shape, &config), &FieldSet::new());
+        assert_eq!(merged, live);
     }
 }

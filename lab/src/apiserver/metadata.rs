@@ -65,6 +65,73 @@ pub(super) fn of(object: &mut Value) -> Result<&mut Map<String, Value>, ApiError
     metadata.as_object_mut().ok_or_else(|| ApiError::bad_request("metadata must be a JSON object"))
 }
 
+/// Brings metadata into the form that it is stored in: empty and null entries go, as Go's encoder
+/// leaves them out. Returns the paths of fields that metadata does not have, which are dropped.
+///
+/// # Errors
+/// 400 when a field has the wrong JSON type.
+pub(super) fn normalize(object: &mut Value) -> Result<Vec<String>, ApiError> {
+    let meta = of(object)?;
+    let mut unknown = Vec::new();
+    meta.retain(|key, value| {
+        let known = FIELDS.iter().any(|(name, _)| name == key);
+        if !known {
+            unknown.push(format!("metadata.{key}"));
+        }
+        let empty = match value {
+            Value::Null => true,
+            Value::Object(map) => map.is_empty(),
+            Value::Array(list) => list.is_empty(),
+            Value::String(text) => text.is_empty(),
+            Value::Bool(_) | Value::Number(_) => false,
+        };
+        known && !empty
+    });
+    for (name, form) in FIELDS {
+        let Some(value) = meta.get(*name) else { continue };
+        let fits = match form {
+            Form::Text => value.is_string(),
+            Form::Number => value.is_i64(),
+            Form::Texts => value.as_object().is_some_and(|m| m.values().all(Value::is_string)),
+            Form::List => value.as_array().is_some_and(|l| l.iter().all(Value::is_string)),
+            Form::Objects => value.as_array().is_some_and(|l| l.iter().all(Value::is_object)),
+        };
+        if !fits {
+            return Err(ApiError::bad_request(format!(
+                "json: cannot unmarshal {value} into metadata.{name}"
+            )));
+        }
+    }
+    Ok(unknown)
+}
+
+/// The JSON form of a metadata field.
+enum Form {
+    Text,
+    Number,
+    Texts,
+    List,
+    Objects,
+}
+
+const FIELDS: &[(&str, Form)] = &[
+    ("annotations", Form::Texts),
+    ("creationTimestamp", Form::Text),
+    ("deletionGracePeriodSeconds", Form::Number),
+    ("deletionTimestamp", Form::Text),
+    ("finalizers", Form::List),
+    ("generateName", Form::Text),
+    ("generation", Form::Number),
+    ("labels", Form::Texts),
+    ("managedFields", Form::Objects),
+    ("name", Form::Text),
+    ("namespace", Form::Text),
+    ("ownerReferences", Form::Objects),
+    ("resourceVersion", Form::Text),
+    ("selfLink", Form::Text),
+    ("uid", Form::Text),
+];
+
 /// A string in metadata; empty when it is not there.
 pub(super) fn field<'a>(object: &'a Value, name: &str) -> &'a str {
     object.get("metadata").and_then(|m| m.get(name)).and_then(Value::as_str).unwrap_or_default()

@@ -17,9 +17,10 @@
 //! await, so every operation is atomic and callers inside the process need no runtime. A watch takes
 //! its first state and its place in the queue under that lock, so it misses nothing.
 //!
-//! Known differences: names of events in both groups map by renaming fields only; a pod goes at once
-//! when it is deleted; Services get no cluster address; lists of builtin kinds are merged by a short
-//! table of keys.
+//! Known differences: bodies in protobuf are refused with 415 (`kubectl create namespace` sends them,
+//! `kubectl apply` does not); builtin kinds are stored without a schema of their own; a pod goes at
+//! once when it is deleted; Services get no cluster address; lists of builtin kinds are merged by a
+//! short table of keys; events of both groups map by renaming fields.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +45,7 @@ mod http;
 mod jsonpath;
 mod metadata;
 mod patch;
+mod prepare;
 mod read;
 mod resource;
 mod rules;

@@ -374,19 +374,15 @@ impl Schema {
         if let Some(factor) = self.multiple_of.filter(|factor| (n / factor).fract() != 0.0) {
             refuse(format!("{here} in body should be a multiple of {factor}"));
         }
-        let range = match self.format.as_deref() {
-            Some("int32") => Some((f64::from(i32::MIN), f64::from(i32::MAX))),
-            Some("uint32") => Some((0.0, f64::from(u32::MAX))),
-            Some("uint16") => Some((0.0, f64::from(u16::MAX))),
-            Some("uint8") => Some((0.0, f64::from(u8::MAX))),
-            _ => None,
-        };
-        // Only int32 is a format that the real server knows; the unsigned ones are schemars' and
-        // are bounded there by `minimum` and `maximum`.
-        if let (Some((low, high)), Some("int32")) = (range, self.format.as_deref())
-            && !(low..=high).contains(&n)
+        // Of the integer formats the real server checks these two; schemars' unsigned ones come with
+        // `minimum` and `maximum`.
+        if self.format.as_deref() == Some("int32")
+            && !(f64::from(i32::MIN)..=f64::from(i32::MAX)).contains(&n)
         {
             refuse(format!("{here} in body must be of type int32: {value}"));
+        }
+        if self.format.as_deref() == Some("int64") && !value.is_i64() {
+            refuse(format!("{here} in body must be of type int64: {value}"));
         }
     }
 
@@ -445,10 +441,8 @@ impl Schema {
         depth: usize,
         errors: &mut Vec<FieldError>,
     ) {
-        let join = |name: &str| match (path.is_empty(), self.properties.contains_key(name)) {
-            (true, _) => name.to_owned(),
-            (false, true) => format!("{path}.{name}"),
-            (false, false) => format!("{path}.{name}"),
+        let join = |name: &str| {
+            if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
         };
         for name in self.required.iter().filter(|name| !map.contains_key(*name)) {
             errors.push(FieldError::required(join(name), ""));
@@ -548,7 +542,7 @@ fn format_admits(format: &str, text: &str) -> bool {
                 && octets.iter().all(|o| o.len() == 2 && u8::from_str_radix(o, 16).is_ok())
         }
         "byte" => {
-            text.len() % 4 == 0
+            text.len().is_multiple_of(4)
                 && text
                     .trim_end_matches('=')
                     .bytes()

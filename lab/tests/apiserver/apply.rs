@@ -149,6 +149,19 @@ async fn status_is_applied_apart() {
 }
 
 #[tokio::test]
+async fn a_status_in_an_apply_of_the_spec_is_no_conflict() {
+    let world = World::new();
+    let pools = world.pools();
+    apply(&pools, "one", json!({"cidr": "10.0.0.0/16"})).await.unwrap();
+    let used = Patch::Merge(json!({"status": {"used": 3}}));
+    pools.patch_status("p", &PatchParams::default(), &used).await.unwrap();
+    let mut body = config(json!({"cidr": "10.0.0.0/16"}));
+    body["status"] = json!({"used": 9});
+    let after = pools.patch("p", &PatchParams::apply("one"), &Patch::Apply(body)).await.unwrap();
+    assert_eq!(after.data["status"]["used"], 3);
+}
+
+#[tokio::test]
 async fn an_apply_says_who_it_is_and_what_it_means() {
     let world = World::new();
     let path = "/apis/test.cairn.network/v1alpha1/pools/p";

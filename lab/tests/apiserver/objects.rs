@@ -59,6 +59,45 @@ async fn names_are_generated_and_checked() {
 }
 
 #[tokio::test]
+async fn metadata_is_typed_and_has_no_empty_fields() {
+    let world = World::new();
+    let path = "/apis/test.cairn.network/v1alpha1/pools?fieldValidation=Strict";
+    let post = async |metadata: Value| {
+        let mut body = json!({
+            "apiVersion": "test.cairn.network/v1alpha1", "kind": "Pool",
+            "spec": {"cidr": "10.0.0.0/16"},
+        });
+        body["metadata"] = metadata;
+        world.raw("POST", path, &[], &body.to_string()).await
+    };
+    for metadata in [
+        json!({"name": "p", "labels": ["a"]}),
+        json!({"name": "p", "labels": {"a": 1}}),
+        json!({"name": "p", "finalizers": "x"}),
+        json!({"name": "p", "ownerReferences": ["x"]}),
+        json!({"name": 5}),
+        json!({"name": "p", "typo": "x"}),
+    ] {
+        let (code, _, answer) = post(metadata.clone()).await;
+        assert_eq!((code, &answer["reason"]), (400, &json!("BadRequest")), "{metadata}");
+    }
+    for metadata in [
+        json!({"name": "p", "labels": {"a b": "c"}}),
+        json!({"name": "p", "labels": {"a": "-"}}),
+        json!({"name": "p", "finalizers": ["a b"]}),
+        json!({"name": "p", "ownerReferences": [{"name": "x"}]}),
+    ] {
+        assert_eq!(post(metadata.clone()).await.0, 422, "{metadata}");
+    }
+    let empty = json!({"name": "p", "labels": {}, "annotations": null, "finalizers": []});
+    let (code, _, stored) = post(empty).await;
+    assert_eq!(code, 201);
+    for key in ["labels", "annotations", "finalizers"] {
+        assert_eq!(stored["metadata"].get(key), None);
+    }
+}
+
+#[tokio::test]
 async fn an_update_needs_the_last_resource_version() {
     let world = World::new();
     let pools = world.pools();
