@@ -12,10 +12,12 @@
 //! takes the socket over. Nothing here calls the API server: a pod starts from the blocks that the
 //! node owns.
 
+mod answers;
 mod error;
 mod files;
 mod network;
 mod server;
+mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -132,7 +134,7 @@ impl Pods {
     pub async fn start(options: PodsOptions) -> Result<(PodsHandle, Pods), PodsError> {
         let lock = files::Lock::take(&options.run_dir)?;
         let names = files::PodNames::open(&options.run_dir)?;
-        let found = network::read_kernel().await?;
+        let found = work::read_kernel().await?;
         let own_netns = found.own_netns;
         let (calls, received) = mpsc::channel(CALLS_MAX);
         let (config, config_changes) = watch::channel(None);

@@ -9,41 +9,20 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_cni::protocol::{AddRequest, Added, AddedAddress, DelRequest, Failure, Response};
+use cairn_cni::protocol::{AddRequest, DelRequest, Response};
 use cairn_cni::{Code, PodIdentity};
 use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family};
+use cairn_kernel::Error;
 use cairn_kernel::pod::{self, AttachError, Attached, PodAttachment, PodSpec};
-use cairn_kernel::{Error, NetNs, Netlink};
-use rustix::time::{ClockId, clock_gettime};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::answers::{AddRefusal, NO_CONFIG, NO_POOL, added, answer, failed, failure_of};
 use super::files::{Lock, PodNames};
 use super::server::{Call, Reply};
+use super::work::{self, Addition, Done, Found, Listed, boot_time};
 use super::{Blocks, PodConfig, PodsOptions, Usage};
-
-/// What the kernel held at the start.
-#[derive(Debug)]
-pub(super) struct Found {
-    pub(super) attachments: Vec<PodAttachment>,
-    pub(super) own_netns: (u64, u64),
-}
-
-/// Reads the node's pods from the kernel and removes what an earlier agent left half done.
-pub(super) async fn read_kernel() -> Result<Found, Error> {
-    on_thread(|| {
-        let own_netns = NetNs::current()?.identity()?;
-        let mut host = Netlink::open()?;
-        let mut attachments = pod::list(&mut host)?;
-        for half in attachments.extract_if(.., |found| found.is_half_done()) {
-            pod::remove_half_done(&mut host, &half)?;
-            tracing::info!(interface = half.host_ifname, "removed a half-done pod interface");
-        }
-        Ok(Found { attachments, own_netns })
-    })
-    .await
-}
 
 /// Where the owner's work comes from.
 #[derive(Debug)]
@@ -88,38 +67,12 @@ struct Attachment {
     since: u64,
 }
 
-/// An ADD under way.
-#[derive(Debug)]
-struct Addition {
-    id: AttachmentId,
-    request: AddRequest,
-    netns: NetNs,
-    reply: Reply,
-    /// Addresses that turned out to be in use so far.
-    refused: u32,
-}
-
 /// Whether a dump of the kernel's pods is wanted or under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listing {
     Idle,
     Due(Instant),
     Running { again: bool },
-}
-
-/// Work that a thread has finished.
-#[derive(Debug)]
-enum Done {
-    Attached { addition: Addition, outcome: Result<Attached, AttachError>, remains: bool },
-    Detached { id: AttachmentId, reply: Reply, outcome: Result<(), Error> },
-    Listed { generation: u64, outcome: Result<Listed, Error> },
-}
-
-#[derive(Debug)]
-struct Listed {
-    attachments: Vec<PodAttachment>,
-    /// Foreign addresses that the kernel no longer uses.
-    freed: Vec<IpAddr>,
 }
 
 impl PodNetwork {
@@ -275,21 +228,7 @@ impl PodNetwork {
             node_addresses: config.node_addresses,
         };
         let (names, lock) = (self.names.clone(), Arc::clone(&self.lock));
-        self.work.spawn_blocking(move || {
-            let mut remains = true;
-            let outcome = Netlink::open().map_err(AttachError::from).and_then(|mut host| {
-                let attached = pod::attach(&mut host, &addition.netns, &spec);
-                // When that is unknown the address stays taken.
-                let exists = pod::exists(&mut host, &spec.container_id, &spec.ifname);
-                remains = exists.unwrap_or(true);
-                attached
-            });
-            if let Ok(attached) = &outcome {
-                names.write(&attached.host_ifname, &addition.request.pod);
-            }
-            drop(lock);
-            Done::Attached { addition, outcome, remains }
-        });
+        self.work.spawn_blocking(move || work::attach(addition, &spec, &names, &lock));
     }
 
     /// Gives a container what its interface holds since a start that found no readable alias.
@@ -377,13 +316,8 @@ impl PodNetwork {
 
     fn del(&mut self, id: AttachmentId, request: DelRequest, reply: Reply) {
         tracing::debug!(container = id.container_id, network = request.network, "DEL");
-        self.work.spawn_blocking(move || {
-            let outcome = Netlink::open().and_then(|mut host| {
-                pod::detach_container(&mut host, &id.container_id, &id.ifname)
-            });
-            drop(lock);
-            Done::Detached { id, reply, outcome }
-        });
+        let lock = Arc::clone(&self.lock);
+        self.work.spawn_blocking(move || work::detach(id, reply, &lock));
     }
 
     fn finish(&mut self, done: Done) {
@@ -543,22 +477,7 @@ impl PodNetwork {
             self.book.usage().into_iter().flat_map(|block| block.foreign).collect();
         let lock = Arc::clone(&self.lock);
         self.work.spawn_blocking(move || {
-            let outcome = Netlink::open().and_then(|mut host| {
-                let attachments = pod::list(&mut host)?;
-                for found in attachments.iter().filter(|found| !found.missing_routes().is_empty()) {
-                    let Some(node_addresses) = &node_addresses else { continue };
-                    restore(&mut host, found, node_addresses);
-                }
-                let mut freed = Vec::new();
-                for address in foreign {
-                    if !pod::is_in_use(&mut host, address)? {
-                        freed.push(address);
-                    }
-                }
-                Ok(Listed { attachments, freed })
-            });
-            drop(lock);
-            Done::Listed { generation, outcome }
+            work::list(generation, node_addresses.as_deref(), &foreign, &lock)
         });
     }
 
@@ -630,59 +549,6 @@ impl PodNetwork {
     }
 }
 
-/// Why an ADD is not served for now.
-#[derive(Debug, thiserror::Error)]
-enum AddRefusal {
-    #[error("{NO_CONFIG}")]
-    Unconfigured,
-    #[error("{NO_POOL}")]
-    Poolless,
-    #[error("{0}; the request may be repeated")]
-    Unassigned(AssignError),
-}
-
-fn restore(host: &mut Netlink, found: &PodAttachment, node_addresses: &[IpAddr]) {
-    let interface = &found.host_ifname;
-    match pod::restore_routes(host, found, node_addresses) {
-        Ok(()) => {
-            tracing::warn!(interface, routes = ?found.missing_routes(), "host routes restored");
-        }
-        Err(error) => tracing::warn!(interface, %error, "host routes cannot be restored"),
-    }
-}
-
-fn added(attached: &Attached, addresses: &[IpAddr]) -> Added {
-    let with_gateway =
-        |address: &IpAddr| AddedAddress { address: *address, gateway: pod::gateway_of(*address) };
-    Added {
-        host_interface: attached.host_ifname.clone(),
-        host_mac: attached.host_mac.to_string(),
-        pod_mac: attached.pod_mac.to_string(),
-        mtu: attached.mtu,
-        addresses: addresses.iter().map(with_gateway).collect(),
-    }
-}
-
-/// The CNI error of a failed attachment.
-fn failure_of(error: &AttachError) -> Failure {
-    let code = match error {
-        AttachError::AddressInUse(_) | AttachError::NodeAddressMissing(_) => Code::TryAgainLater,
-        AttachError::PodInterfaceExists(_) | AttachError::Alias(_) => Code::InvalidEnvironment,
-        AttachError::NoIpv6 => Code::InvalidConfig,
-        AttachError::HostInterfaceTaken { .. } | AttachError::Kernel(_) => INTERNAL,
-    };
-    Failure { code, msg: error.to_string(), details: None }
-}
-
-fn failed(code: Code, msg: String) -> Response {
-    Response::Failed(Failure { code, msg, details: None })
-}
-
-fn answer(reply: Reply, response: Response) {
-    // A plugin that no longer waits is followed by a DEL of its runtime.
-    let _ = reply.send(response);
-}
-
 fn id_of(container_id: &str, ifname: impl ToString) -> AttachmentId {
     AttachmentId { container_id: container_id.into(), ifname: ifname.to_string() }
 }
@@ -692,19 +558,6 @@ fn unrecorded(host_ifname: &str) -> AttachmentId {
     AttachmentId { container_id: String::new(), ifname: host_ifname.into() }
 }
 
-/// Time since the machine's start, which goes on while it sleeps.
-fn boot_time() -> Duration {
-    let now = clock_gettime(ClockId::Boottime);
-    Duration::new(now.tv_sec.try_into().unwrap_or(0), now.tv_nsec.try_into().unwrap_or(0))
-}
-
-async fn on_thread<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(value) => value,
-        Err(error) => std::panic::resume_unwind(error.into_panic()),
-    }
-}
-
 async fn sleep_until(deadline: Option<Instant>) {
     match deadline {
         Some(deadline) => tokio::time::sleep_until(deadline).await,
@@ -712,12 +565,6 @@ async fn sleep_until(deadline: Option<Instant>) {
     }
 }
 
-const NO_CONFIG: &str = "the Cairn agent does not know its node's addresses yet: it waits for its \
-                         Node object (is the API server reachable?); the request may be repeated";
-const NO_POOL: &str = "no IPPool gives this node's pods addresses: create one, or see why the \
-                       existing ones are not ready (kubectl get ippools); the request may be repeated";
-/// CNI's code for an error of the plugin itself.
-const INTERNAL: Code = Code::Other(999);
 /// Requests that wait for the end of another one for the same interface.
 const QUEUE_MAX: usize = 16;
 /// ADD requests that wait for an address.
