@@ -9,6 +9,16 @@ use super::resource::Resource;
 use super::store::revision_of;
 use super::write::{FieldValidation, Target, WriteOptions};
 
+/// Whether a value nests deeper than `depth` levels.
+pub(super) fn is_deeper_than(value: &Value, depth: usize) -> bool {
+    let Some(below) = depth.checked_sub(1) else { return true };
+    match value {
+        Value::Object(map) => map.values().any(|child| is_deeper_than(child, below)),
+        Value::Array(list) => list.iter().any(|child| is_deeper_than(child, below)),
+        _ => false,
+    }
+}
+
 pub(super) fn uid_conflict(resource: &Resource, name: &str, uid: &str, old: &Value) -> ApiError {
     let have = metadata::field(old, "uid");
     let why =

@@ -11,14 +11,16 @@ use super::fields::{Owners, Shape, Writer, compare};
 use super::metadata;
 use super::patch::{PatchType, patched};
 use super::prepare::{
-    check_kind, check_revision, copy_field, fill_builtin, is_owner_reset, keep_all_but_status,
-    keep_metadata, refuse_unknown, set_namespace, spec_differs, uid_conflict,
+    check_kind, check_revision, copy_field, fill_builtin, is_deeper_than, is_owner_reset,
+    keep_all_but_status, keep_metadata, refuse_unknown, set_namespace, spec_differs, uid_conflict,
 };
 use super::resource::{Catalog, Resource, read_crd};
 use super::store::{Key, Store};
 
 /// Attempts at a name from generateName before the server gives up.
 const GENERATE_ATTEMPTS: usize = 8;
+/// Nesting of an object at most: patches must not build what would exhaust the stack.
+const DEPTH_MAX: usize = 128;
 /// Holds a CRD until its objects are gone.
 pub(super) const CRD_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// Holds an object until those that it owns are gone (propagationPolicy Foreground).
@@ -448,6 +450,9 @@ impl State {
         old: Option<&Value>,
         options: &WriteOptions,
     ) -> Result<Admitted, ApiError> {
+        if is_deeper_than(object, DEPTH_MAX) {
+            return Err(ApiError::bad_request("the object is nested too deeply"));
+        }
         let mut unknown = metadata::normalize(object)?;
         if let Some(schema) = &resource.schema {
             unknown.extend(schema.prune(object));

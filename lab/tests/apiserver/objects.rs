@@ -238,6 +238,26 @@ async fn patches_of_every_type() {
 }
 
 #[tokio::test]
+async fn patches_cannot_nest_without_end() {
+    let world = World::new();
+    let pools = world.pools();
+    let mut object = pool("p", "10.0.0.0/16");
+    object.data["spec"]["extra"] = json!({"x": {}});
+    pools.create(&PostParams::default(), &object).await.unwrap();
+    let deep = (0..50).fold(json!({}), |below, _| json!({ "x": below }));
+    let mut path = "/spec/extra/x".to_owned();
+    let mut codes = Vec::new();
+    for _ in 0..4 {
+        let patch = json!([{"op": "add", "path": path, "value": deep}]).to_string();
+        let kind = [("content-type", "application/json-patch+json")];
+        let at = "/apis/test.cairn.network/v1alpha1/pools/p";
+        codes.push(world.raw("PATCH", at, &kind, &patch).await.0);
+        path.push_str(&"/x".repeat(50));
+    }
+    assert_eq!(codes[..3], [200, 200, 400]);
+}
+
+#[tokio::test]
 async fn deletion_obeys_preconditions_and_finalizers() {
     let world = World::new();
     let pools = world.pools();
