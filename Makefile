@@ -38,7 +38,7 @@ test: test-deps build ## Every test, then the lab in both its forms (root)
 	$(CAIRN) lab --check --asn single
 
 test-deps: ## Installs what the tests need and this machine lacks, from Debian's packages
-	scripts/install-test-deps.sh
+	scripts/install-test-deps.sh $(TOOLS)
 
 check: tools fmt clippy doc core deny typos shellcheck generated render ## What CI checks besides tests
 	@echo "make check: everything passed"

@@ -22,11 +22,11 @@ version() {
 
 need cc gcc "linking"
 need shellcheck shellcheck "checking scripts"
-need kubectl kubernetes-client "rendering the manifests"
 if [ "$(version typos)" != "$TYPOS" ]; then
   need pip3 python3-pip "installing typos"
 fi
 install_missing
+"$here/install-kubectl.sh" "$directory"
 
 if [ "$(version typos)" != "$TYPOS" ]; then
   echo "installing typos $TYPOS into $directory"
