@@ -17,21 +17,22 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use cairn_api::{FailedRoute, RoutesStatus};
 use cairn_bgp::prefix::Prefix;
-use cairn_bgp::rib::{FibBatch, FibRoute};
-use cairn_bgp::speaker::FibFeed;
+use cairn_bgp::rib::FibRoute;
+use cairn_bgp::speaker::{FibBatch, FibFeed};
 use cairn_kernel::monitor::{KernelEvent, LinkState, Monitor};
+use cairn_kernel::pod::HOST_INTERFACE_PREFIX;
 use cairn_kernel::reconcile::{Failure, RouteReconciler};
 use cairn_kernel::resolve::Resolver;
 use cairn_kernel::route::{
     DumpFilter, Family, NextHop, Route, RouteEvent, RouteKey, RouteSocket, TABLE_MAIN, Target,
 };
-use cairn_kernel::pod::HOST_INTERFACE_PREFIX;
 use cairn_kernel::{
     BLACKHOLE_METRIC, POD_ROUTE_PROTOCOL, ROUTE_METRIC, ROUTE_PROTOCOL, link, sysctl,
 };
 use ipnet::IpNet;
 use tokio::sync::{oneshot, watch};
 
+use crate::pods::PodsHandle;
 use crate::report::FAILURES_MAX;
 
 /// The thread's other end.
@@ -44,20 +45,25 @@ pub struct Fib {
     pub reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     /// How the routes stand.
     pub state: watch::Receiver<RoutesStatus>,
+    /// Prefixes that BGP has a path to.
+    pub learned: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     feed: Option<oneshot::Sender<FibFeed>>,
+    withdraw: oneshot::Sender<oneshot::Sender<()>>,
 }
 
 impl Fib {
     /// Starts the thread in the network namespace of the caller and waits until it has read the
-    /// kernel.
+    /// kernel. `pods` is told when an interface or a host route of a pod goes.
     ///
     /// # Errors
     /// The kernel gives no sockets, or forwarding cannot be turned on.
-    pub async fn start() -> anyhow::Result<Fib> {
+    pub async fn start(pods: Option<PodsHandle>) -> anyhow::Result<Fib> {
         let (blocks, blocks_wanted) = watch::channel(None);
-        let (reachable_out, reachable) = watch::channel(Arc::default());
-        let (state_out, state) = watch::channel(RoutesStatus::default());
+        let (reachable, reachable_in) = watch::channel(Arc::default());
+        let (state, state_in) = watch::channel(RoutesStatus::default());
+        let (prefixes, learned) = watch::channel(Arc::default());
         let (feed, feed_in) = oneshot::channel();
+        let (withdraw, withdraw_in) = oneshot::channel();
         let (started, ready) = oneshot::channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -69,25 +75,46 @@ impl Fib {
                 }
             };
             runtime.block_on(async move {
-                match Worker::open(reachable_out, state_out) {
+                let tell = Tell { reachable, state, prefixes, pods };
+                match Worker::open(tell) {
                     Err(error) => drop(started.send(Err(error))),
                     Ok((worker, preserved)) => {
                         if started.send(Ok(preserved)).is_ok() {
-                            worker.run(feed_in, blocks_wanted).await;
+                            worker.run(feed_in, blocks_wanted, withdraw_in).await;
                         }
                     }
                 }
             });
         };
-        std::thread::Builder::new().name("fib".into()).spawn(run).context("cannot start a thread")?;
+        std::thread::Builder::new()
+            .name("fib".into())
+            .spawn(run)
+            .context("cannot start a thread")?;
         let preserved = ready.await.context("the kernel thread ended at its start")??;
-        Ok(Fib { preserved, blocks, reachable, state, feed: Some(feed) })
+        Ok(Fib {
+            preserved,
+            blocks,
+            reachable: reachable_in,
+            state: state_in,
+            learned,
+            feed: Some(feed),
+            withdraw,
+        })
     }
 
     /// Hands over the speaker's routes, once.
     pub fn follow(&mut self, feed: FibFeed) {
         if let Some(waiting) = self.feed.take() {
             let _ = waiting.send(feed);
+        }
+    }
+
+    /// Removes every route of ours from the kernel and ends the thread: for an intended end that
+    /// no restart follows. Dropping the value instead leaves all routes.
+    pub async fn withdraw(self) {
+        let (done, finished) = oneshot::channel();
+        if self.withdraw.send(done).is_ok() {
+            let _ = finished.await;
         }
     }
 }
@@ -108,16 +135,20 @@ struct Worker {
     unresolved: BTreeSet<Prefix>,
     bgp_in_sync: bool,
     swept: bool,
-    reachable: watch::Sender<Arc<BTreeSet<IpNet>>>,
-    state: watch::Sender<RoutesStatus>,
+    tell: Tell,
     state_dirty: bool,
 }
 
+/// Who hears of what the thread sees.
+struct Tell {
+    reachable: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    state: watch::Sender<RoutesStatus>,
+    prefixes: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    pods: Option<PodsHandle>,
+}
+
 impl Worker {
-    fn open(
-        reachable: watch::Sender<Arc<BTreeSet<IpNet>>>,
-        state: watch::Sender<RoutesStatus>,
-    ) -> anyhow::Result<(Worker, bool)> {
+    fn open(tell: Tell) -> anyhow::Result<(Worker, bool)> {
         let mut socket = RouteSocket::open()?;
         // Subscribed before the first dump, so that no change falls between.
         let mut monitor = Monitor::open()?;
@@ -143,8 +174,7 @@ impl Worker {
             unresolved: BTreeSet::new(),
             bgp_in_sync: false,
             swept: false,
-            reachable,
-            state,
+            tell,
             state_dirty: true,
         };
         Ok((worker, preserved))
@@ -154,19 +184,26 @@ impl Worker {
         mut self,
         mut feed_in: oneshot::Receiver<FibFeed>,
         mut blocks: watch::Receiver<Option<BTreeSet<IpNet>>>,
+        mut withdraw: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
         let mut feed: Option<FibFeed> = None;
         let mut state_due = tokio::time::Instant::now();
         loop {
             self.write();
             let retry = self.reconciler.next_deadline().map(tokio::time::Instant::from_std);
-            let retry_failed = self.reconciler.is_dirty().then(|| tokio::time::Instant::now() + RETRY);
+            let retry_failed =
+                self.reconciler.is_dirty().then(|| tokio::time::Instant::now() + RETRY);
             let state = self.state_dirty.then_some(state_due);
-            let deadline = [retry, retry_failed, state, self.underlay_due]
-                .into_iter()
-                .flatten()
-                .min();
+            let deadline =
+                [retry, retry_failed, state, self.underlay_due].into_iter().flatten().min();
             tokio::select! {
+                asked = &mut withdraw => {
+                    if let Ok(done) = asked {
+                        self.withdraw();
+                        let _ = done.send(());
+                    }
+                    return;
+                }
                 arrived = &mut feed_in, if feed.is_none() => match arrived {
                     Ok(arrived) => feed = Some(arrived),
                     // The planner has ended.
@@ -198,10 +235,19 @@ impl Worker {
                 self.resolve_anew();
             }
             if self.state_dirty && tokio::time::Instant::now() >= state_due {
-                self.tell();
+                self.publish();
                 state_due = tokio::time::Instant::now() + STATE_INTERVAL;
             }
         }
+    }
+
+    fn withdraw(&mut self) {
+        for prefix in std::mem::take(&mut self.learned).into_keys() {
+            self.want(prefix);
+        }
+        self.own(Some(BTreeSet::new()));
+        self.reconciler.allow_sweep();
+        self.write();
     }
 
     /// One pass of the reconciler, and what it means for the own blocks.
@@ -234,7 +280,7 @@ impl Worker {
             .copied()
             .filter(|block| self.reconciler.is_installed(&blackhole_key(*block)))
             .collect();
-        self.reachable.send_if_modified(|old| {
+        self.tell.reachable.send_if_modified(|old| {
             let differs = **old != reachable;
             if differs {
                 *old = Arc::new(reachable);
@@ -312,10 +358,12 @@ impl Worker {
 
     fn observe(&mut self, events: Vec<KernelEvent>) {
         let mut underlay_changed = false;
+        let mut pod_gone = false;
         for event in events {
             match event {
                 KernelEvent::Route(event) => {
                     let removed = matches!(event, RouteEvent::Removed(_));
+                    pod_gone |= removed && event.route().protocol == POD_ROUTE_PROTOCOL;
                     underlay_changed |= self.is_underlay(event.route());
                     if self.reconciler.observe(&event) {
                         let route = event.route();
@@ -336,6 +384,7 @@ impl Worker {
                 KernelEvent::Link { index, name, state } => {
                     if name.starts_with(HOST_INTERFACE_PREFIX) {
                         if state == LinkState::Removed {
+                            pod_gone = true;
                             self.pod_links.remove(&index);
                         } else {
                             self.pod_links.insert(index);
@@ -352,6 +401,9 @@ impl Worker {
                 }
                 KernelEvent::Neighbour { .. } => {}
             }
+        }
+        if let (true, Some(pods)) = (pod_gone, &self.tell.pods) {
+            pods.resync();
         }
         if underlay_changed && self.underlay_due.is_none() {
             self.underlay_due = Some(tokio::time::Instant::now() + GATHER);
@@ -386,8 +438,16 @@ impl Worker {
         }
     }
 
-    fn tell(&mut self) {
+    fn publish(&mut self) {
         self.state_dirty = false;
+        let prefixes: BTreeSet<IpNet> = self.learned.keys().map(|p| IpNet::from(*p)).collect();
+        self.tell.prefixes.send_if_modified(|old| {
+            let differs = **old != prefixes;
+            if differs {
+                *old = Arc::new(prefixes);
+            }
+            differs
+        });
         let counts = self.reconciler.counts();
         let mut failures: Vec<FailedRoute> = self
             .unresolved
@@ -406,7 +466,7 @@ impl Worker {
             failed: (counts.failed + self.unresolved.len()) as u64,
             failures,
         };
-        self.state.send_if_modified(|old| {
+        self.tell.state.send_if_modified(|old| {
             let differs = *old != status;
             *old = status;
             differs

@@ -12,18 +12,19 @@
 //! speaker, the kernel's routes [`fib`]. Nothing in here may take down forwarding: a part that fails
 //! says so and is retried, and what is in the kernel stays.
 
-// pub mod agent;
+pub mod agent;
 pub mod control;
-// pub mod fib;
+pub mod fib;
 pub mod file;
-// pub mod ipam;
+pub mod holder;
+pub mod ipam;
 pub mod logging;
 pub mod objects;
 pub mod plan;
-// pub mod pods;
+pub mod pods;
 pub mod publish;
 pub mod report;
-// pub mod speaker;
+pub mod speaker;
 pub mod view;
 pub mod watch;
 

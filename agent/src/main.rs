@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use cairn_agent::{control, logging};
+use cairn_agent::{agent, control, logging, speaker};
 use clap::{Parser, Subcommand};
 
 /// A BGP pod network for Kubernetes.
@@ -20,6 +20,10 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run the agent of a node.
+    Agent(agent::Options),
+    /// Run a BGP speaker from a file, without Kubernetes.
+    Speaker(speaker::Options),
     /// Show sessions, blocks, routes and problems of the agent or speaker on this machine.
     Status {
         /// The run directory of the agent or speaker.
@@ -31,6 +35,9 @@ enum Command {
     },
     /// Print the custom resource definitions as YAML.
     Crds,
+    /// Build a small data centre of network namespaces on this machine and prove that it works.
+    #[cfg(feature = "lab")]
+    Lab(cairn_lab::LabOptions),
     /// Print the version.
     Version,
 }
@@ -51,6 +58,14 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
+        Command::Agent(options) => {
+            logging::start(cli.log_format);
+            block_on(agent::run(options))
+        }
+        Command::Speaker(options) => {
+            logging::start(cli.log_format);
+            block_on(speaker::run(options))
+        }
         Command::Status { run_dir, output } => {
             let report = control::ask(&run_dir)?;
             match output {
@@ -63,6 +78,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             print!("{}", crds()?);
             Ok(ExitCode::SUCCESS)
         }
+        #[cfg(feature = "lab")]
+        Command::Lab(options) => cairn_lab::run(options),
         Command::Version => {
             println!("cairn {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

@@ -259,9 +259,15 @@ fn speaker(
         };
         let defaults = DefaultPolicies { import, export };
         match objects::peer(&object.spec, configuration, &policies, defaults) {
-            Ok(peer) => {
-                peers.insert(PeerName::from(format!("bgppeer/{peer_name}")), peer);
-            }
+            Ok(peer) => match peers.iter().find(|(_, other)| other.address == peer.address) {
+                None => {
+                    peers.insert(PeerName::from(format!("bgppeer/{peer_name}")), peer);
+                }
+                Some((other, _)) => problems.push(format!(
+                    "BGPPeer {peer_name} is not used: {} is the address of {other} too",
+                    peer.address
+                )),
+            },
             Err(error) => problems.push(format!("BGPPeer {peer_name} is not used: {error}")),
         }
     }

@@ -1,9 +1,14 @@
 //! What a daemon says of itself: for `cairn status`, and for the BGPNodeStatus object.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
 use cairn_api::{BGPNodeStatusSpec, FailedRoute, RoutesStatus, SessionStatus};
+use cairn_bgp::prefix::Family;
+use cairn_bgp::rib::RouteCounts;
+use cairn_bgp::status::{PeerSnapshot, SpeakerSnapshot};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+
+use crate::holder;
 
 /// The state of an agent or a speaker at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -79,7 +84,45 @@ impl Report {
     }
 }
 
-/// Wall-clock seconds since 1970, for timestamps in objects only.
-pub fn wall_clock() -> Duration {
-    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
+/// The sessions of a speaker, and what is wrong with its listeners.
+pub fn sessions(snapshot: &SpeakerSnapshot) -> (Vec<SessionStatus>, Vec<String>) {
+    let sessions = snapshot.peers.iter().map(|(name, peer)| session(name, peer)).collect();
+    let problems = snapshot
+        .listeners
+        .iter()
+        .filter_map(|listener| {
+            let error = listener.error.as_ref()?;
+            let holder = holder::of_tcp_port(listener.address.port())
+                .map(|process| format!("; the port is held by {process}"))
+                .unwrap_or_default();
+            Some(format!("{error}{holder}"))
+        })
+        .collect();
+    (sessions, problems)
+}
+
+fn session(name: &str, peer: &PeerSnapshot) -> SessionStatus {
+    let sum = |count: fn(&RouteCounts) -> usize| {
+        peer.routes.values().map(|counts| count(counts) as u64).sum()
+    };
+    let negotiated = peer.negotiated.as_ref();
+    SessionStatus {
+        peer: name.into(),
+        address: peer.address.to_string(),
+        asn: peer.remote_asn,
+        state: format!("{:?}", peer.state),
+        since: i64::try_from(peer.since_unix_secs)
+            .ok()
+            .and_then(|secs| Timestamp::from_second(secs).ok())
+            .map(Time),
+        last_error: peer.last_error.as_ref().map(|error| error.text.clone()),
+        hold_time_secs: negotiated.map(|n| n.hold_time_secs),
+        families: negotiated
+            .iter()
+            .flat_map(|n| n.families.iter().map(Family::to_string))
+            .collect(),
+        received: sum(|counts| counts.received),
+        accepted: sum(|counts| counts.accepted),
+        advertised: sum(|counts| counts.advertised),
+    }
 }

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
 use cairn_api::{BGPNodeStatusSpec, RoutesStatus};
+use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
@@ -40,7 +40,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut fib = None;
     if options.fib {
         crate::require_net_admin("cairn speaker --fib")?;
-        let started = Fib::start().await?;
+        let started = Fib::start(None).await?;
         started.blocks.send_replace(Some(Default::default()));
         fib = Some(started);
     }
@@ -56,7 +56,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         let listener = control::bind(run_dir)
             .with_context(|| format!("cannot make the control socket in {}", run_dir.display()))?;
         let speaker = speaker.clone();
-        tokio::spawn(control::serve(listener, async move || report(&speaker, routes.as_ref()).await));
+        tokio::spawn(control::serve(listener, async move || {
+            report(&speaker, routes.as_ref()).await
+        }));
     }
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -65,8 +67,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         tokio::select! {
             _ = hangup.recv() => match file::load(&options.file) {
                 Ok(config) => {
+                    speaker.apply(config)?;
                     tracing::info!(file = %options.file.display(), "read again");
-                    speaker.apply(config);
                 }
                 Err(error) => tracing::error!(%error, "the file is not used, the old one stands"),
             },
@@ -80,6 +82,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         Shutdown::Cease { text: "stopped by its operator".into() }
     };
     speaker.shutdown(how).await;
+    if let Some(fib) = fib.filter(|_| !options.keep_routes) {
+        fib.withdraw().await;
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -89,12 +94,11 @@ fn drain(mut feed: cairn_bgp::speaker::FibFeed) {
 }
 
 async fn report(speaker: &SpeakerHandle, routes: Option<&watch::Receiver<RoutesStatus>>) -> Report {
-    let snapshot = speaker.snapshot().await;
-    let (sessions, problems) = report::sessions(&snapshot);
+    let (sessions, problems) = match speaker.snapshot().await {
+        Ok(snapshot) => report::sessions(&snapshot),
+        Err(error) => (Vec::new(), vec![error.to_string()]),
+    };
     let routes = routes.map(|routes| routes.borrow().clone()).unwrap_or_default();
     let peers = Report::established(&sessions);
-    Report {
-        bgp: BGPNodeStatusSpec { peers, sessions, routes, problems },
-        ..Report::default()
-    }
+    Report { bgp: BGPNodeStatusSpec { peers, sessions, routes, problems }, ..Report::default() }
 }

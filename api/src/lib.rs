@@ -4,6 +4,9 @@
 //! the schema with a sentence (CEL rules, enums, ranges); what needs other objects is a condition.
 //! [`crds`] yields the definitions that `manifests/crds` holds.
 
+// Two printer columns may show the same type.
+#![allow(clippy::duplicated_attributes)]
+
 mod advertisement;
 mod bgpconfiguration;
 mod bgpnode;

@@ -1,0 +1,387 @@
+//! `cairn agent`: joins the parts, and plans anew whenever something that it knows changes.
+//!
+//! ```text
+//!  watch ─────► view ─────┐
+//!  ipam ──────► blocks ───┼─► plan() ─► fib.blocks, speaker.apply, pods.set_config, publish
+//!  fib ───────► reachable ┘
+//! ```
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use cairn_api::{BGPNodeStatusSpec, ObjectReference, RoutesStatus};
+use cairn_bgp::config::SpeakerConfig;
+use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
+use clap::Args;
+use ipnet::IpNet;
+use kube::Client;
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+
+use crate::fib::Fib;
+use crate::ipam::Holdings;
+use crate::plan::{Local, plan};
+use crate::publish::{self, Wanted};
+use crate::report::{self, BlockReport, Report};
+use crate::view::ClusterView;
+use crate::{control, ipam, pods, watch as watches};
+
+/// Options of `cairn agent`.
+#[derive(Args)]
+pub struct Options {
+    /// The name of the Node object of this machine.
+    #[arg(long, env = "NODE_NAME")]
+    node_name: String,
+    /// How to reach the API server; without it, as a pod of the cluster.
+    #[arg(long, env = "KUBECONFIG")]
+    kubeconfig: Option<PathBuf>,
+    /// Where the lock and the sockets are.
+    #[arg(long, default_value = "/run/cairn")]
+    run_dir: PathBuf,
+    /// For how long new pods get addresses while the API server cannot be reached, in seconds.
+    /// Blocks of a machine that vanished return to the pool 1.25 times as long after its last sign
+    /// of life.
+    #[arg(long, env = "CAIRN_OFFLINE_SECS", default_value_t = 8 * 3600, value_parser = clap::value_parser!(u32).range(2..=2_592_000))]
+    offline_secs: u32,
+    /// The namespace of the leases.
+    #[arg(long, default_value = "cairn-system")]
+    namespace: String,
+}
+
+/// Runs until SIGTERM or SIGINT; then routes and pods stay, and peers are told to keep ours, since
+/// what follows is a restart or an upgrade. A node that goes for good is drained, and its Node
+/// object is deleted.
+///
+/// # Errors
+/// The node cannot be an agent's: no right to write routes, another agent, no way to the API.
+pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    crate::require_net_admin("cairn agent")?;
+    let name = options.node_name.clone();
+    let (pods, pod_network) = pods::Pods::start(pods::PodsOptions {
+        run_dir: options.run_dir.clone(),
+        cooldown: COOLDOWN,
+        address_wait: ADDRESS_WAIT,
+    })
+    .await?;
+    let mut fib = Fib::start(Some(pods.clone())).await?;
+    let client = client(options.kubeconfig.as_deref()).await?;
+    let views = watches::start(&client, &name);
+    let (holdings_out, holdings) = watch::channel(Arc::default());
+    let ipam_options = ipam::IpamOptions {
+        node: name.clone(),
+        boot_id: ipam::boot_id().context("cannot read this machine's boot id")?,
+        namespace: options.namespace.clone(),
+        offline: Duration::from_secs(options.offline_secs.into()),
+        stale_max: Duration::ZERO,
+        idle_release: None,
+    };
+    let channels = ipam::IpamChannels {
+        view: views.clone(),
+        usage: pods.usage(),
+        routes: fib.learned.clone(),
+        holdings: holdings_out,
+    };
+    tokio::spawn(ipam::run(client.clone(), ipam_options, channels));
+    let served = tokio::spawn(pod_network.run());
+
+    let (bgp_node, bgp_node_wanted) = watch::channel(Wanted::None);
+    let (status, status_wanted) = watch::channel(Wanted::None);
+    tokio::spawn(publish::bgp_node(client.clone(), name.clone(), bgp_node_wanted));
+    tokio::spawn(publish::bgp_node_status(client.clone(), name.clone(), status_wanted));
+    let (report_out, report) = watch::channel(Arc::new(Report::default()));
+    let listener = control::bind(&options.run_dir).with_context(|| {
+        format!("cannot make the control socket in {}", options.run_dir.display())
+    })?;
+    tokio::spawn(control::serve(listener, async move || Report::clone(&report.borrow())));
+    tracing::info!(node = name, run_dir = %options.run_dir.display(), "started");
+
+    let mut agent = Agent {
+        name,
+        views,
+        holdings,
+        reachable: fib.reachable.clone(),
+        routes: fib.state.clone(),
+        usage: pods.usage(),
+        pods,
+        speaker: None,
+        bgp_node,
+        status,
+        report: report_out,
+        problems: Vec::new(),
+        first_plan: None,
+        start_by: None,
+    };
+    agent.follow(&mut fib, served).await?;
+    if let Some(speaker) = agent.speaker {
+        speaker.handle.shutdown(Shutdown::KeepRoutes).await;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+struct Agent {
+    name: String,
+    views: watch::Receiver<Arc<ClusterView>>,
+    holdings: watch::Receiver<Arc<Holdings>>,
+    reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    routes: watch::Receiver<RoutesStatus>,
+    usage: watch::Receiver<pods::Usage>,
+    pods: pods::PodsHandle,
+    speaker: Option<Running>,
+    bgp_node: watch::Sender<Wanted<cairn_api::BGPNodeSpec>>,
+    status: watch::Sender<Wanted<BGPNodeStatusSpec>>,
+    report: watch::Sender<Arc<Report>>,
+    problems: Vec<String>,
+    first_plan: Option<tokio::time::Instant>,
+    /// When the speaker starts at the latest.
+    start_by: Option<tokio::time::Instant>,
+}
+
+struct Running {
+    handle: SpeakerHandle,
+    changes: watch::Receiver<u64>,
+    config: SpeakerConfig,
+}
+
+impl Agent {
+    /// The loop: what changed is planned for as a whole; reports follow more slowly.
+    async fn follow(
+        &mut self,
+        fib: &mut Fib,
+        mut served: tokio::task::JoinHandle<()>,
+    ) -> anyhow::Result<()> {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut report_due: Option<tokio::time::Instant> = None;
+        loop {
+            let report_soon = || Some(tokio::time::Instant::now() + REPORT_DELAY);
+            tokio::select! {
+                Ok(()) = self.views.changed() => self.plan(fib)?,
+                Ok(()) = self.holdings.changed() => self.plan(fib)?,
+                Ok(()) = self.reachable.changed() => self.plan(fib)?,
+                Ok(()) = self.routes.changed() => {}
+                Ok(()) = self.usage.changed() => {}
+                () = until(self.start_by) => {
+                    self.start_by = None;
+                    self.plan(fib)?;
+                }
+                () = changed(&mut self.speaker) => {}
+                () = until(report_due) => {
+                    report_due = None;
+                    self.tell().await?;
+                    continue;
+                }
+                ended = &mut served => {
+                    anyhow::bail!("the pod network ended: {ended:?}");
+                }
+                _ = terminate.recv() => return Ok(()),
+                _ = interrupt.recv() => return Ok(()),
+            }
+            report_due = report_due.or_else(report_soon);
+        }
+    }
+
+    /// Plans with what is known now, and hands each part what it has to do.
+    fn plan(&mut self, fib: &mut Fib) -> anyhow::Result<()> {
+        let view = self.views.borrow_and_update().clone();
+        if !view.synced {
+            return Ok(());
+        }
+        let holdings = self.holdings.borrow_and_update().clone();
+        let reachable = self.reachable.borrow_and_update().clone();
+        let local = Local { blocks: &holdings.announced, reachable: &reachable };
+        let plan = plan(&view, &self.name, &local);
+        self.pods.set_blocks(holdings.blocks.clone(), holdings.families.clone());
+        fib.blocks.send_if_modified(|held| {
+            let differs = held.as_ref() != Some(&plan.blackholes);
+            *held = Some(plan.blackholes.clone());
+            differs
+        });
+        if !plan.addresses.is_empty() {
+            self.pods.set_config(pods::PodConfig {
+                node_addresses: plan.addresses.clone(),
+                mtu: underlay_mtu(&plan.addresses),
+            });
+        }
+        self.bgp_node.send_if_modified(|held| {
+            let differs = *held != plan.bgp_node;
+            held.clone_from(&plan.bgp_node);
+            differs
+        });
+        self.problems = plan.problems;
+        match plan.speaker {
+            Some(config) if self.speaker.is_some() || self.may_start(&view, &local) => {
+                self.apply(config, fib)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether the first configuration is complete: peers that kept our routes over a restart drop
+    /// those that are missing at our End-of-RIB, so it must hold every block. A block that does not
+    /// get ready holds up the start for [`START_WAIT`] only.
+    fn may_start(&mut self, view: &ClusterView, local: &Local<'_>) -> bool {
+        let held = |cidr: &str| local.blocks.iter().any(|block| block.to_string() == cidr);
+        let known = view
+            .own_blocks
+            .values()
+            .all(|block| block.metadata.deletion_timestamp.is_some() || held(&block.spec.cidr));
+        if known && local.blocks.iter().all(|block| local.reachable.contains(block)) {
+            return true;
+        }
+        let now = tokio::time::Instant::now();
+        let first = *self.first_plan.get_or_insert(now);
+        if now.duration_since(first) >= START_WAIT {
+            return true;
+        }
+        self.start_by = Some(first + START_WAIT);
+        false
+    }
+
+    fn apply(&mut self, config: SpeakerConfig, fib: &mut Fib) -> anyhow::Result<()> {
+        match &mut self.speaker {
+            Some(running) if running.config == config => {}
+            Some(running) => {
+                // A value that cannot work leaves the last one in force.
+                match running.handle.apply(config.clone()) {
+                    Ok(()) => running.config = config,
+                    Err(error) => {
+                        self.problems.push(format!("BGP keeps its old settings: {error}"))
+                    }
+                }
+            }
+            None => {
+                let options = SpeakerOptions {
+                    forwarding_preserved: fib.preserved,
+                    restarting: fib.preserved,
+                };
+                let (handle, feed) = Speaker::start(config.clone(), options)?;
+                fib.follow(feed);
+                let changes = handle.changes();
+                self.speaker = Some(Running { handle, changes, config });
+            }
+        }
+        Ok(())
+    }
+
+    /// Gathers the report for `cairn status` and the status object.
+    async fn tell(&mut self) -> anyhow::Result<()> {
+        let (sessions, mut problems) = match &self.speaker {
+            Some(running) => report::sessions(&running.handle.snapshot().await?),
+            None => Default::default(),
+        };
+        problems.splice(0..0, self.problems.iter().cloned());
+        problems.extend(self.holdings.borrow().problems.iter().cloned());
+        let usage = self.usage.borrow_and_update().clone();
+        let blocks = usage
+            .blocks
+            .iter()
+            .map(|block| BlockReport {
+                cidr: block.cidr.to_string(),
+                used: block.used.to_string(),
+                free: block.free.to_string(),
+            })
+            .collect();
+        let bgp = BGPNodeStatusSpec {
+            peers: Report::established(&sessions),
+            sessions,
+            routes: self.routes.borrow_and_update().clone(),
+            problems,
+        };
+        for problem in &self.problems {
+            if !self.report.borrow().bgp.problems.contains(problem) {
+                tracing::warn!("{problem}");
+            }
+        }
+        let owner = self.views.borrow().node.as_ref().map(|node| ObjectReference {
+            name: self.name.clone(),
+            uid: node.metadata.uid.clone().unwrap_or_default(),
+        });
+        let report = Report { node: Some(self.name.clone()), blocks, bgp };
+        let wanted = owner.map(|owner| (owner, report.bgp.clone()));
+        self.status.send_if_modified(|held| {
+            let differs = *held != wanted;
+            *held = wanted;
+            differs
+        });
+        self.report.send_replace(Arc::new(report));
+        Ok(())
+    }
+}
+
+async fn changed(speaker: &mut Option<Running>) {
+    match speaker {
+        // An error: the speaker has ended, which the next report notices.
+        Some(running) => match running.changes.changed().await {
+            Ok(()) => {}
+            Err(_) => std::future::pending().await,
+        },
+        None => std::future::pending().await,
+    }
+}
+
+async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// The smallest MTU of the links that hold the node's addresses; 1500 where it cannot be read.
+fn underlay_mtu(addresses: &[IpAddr]) -> u32 {
+    let read = || -> Result<Option<u32>, cairn_kernel::Error> {
+        let mut netlink = cairn_kernel::Netlink::open()?;
+        let links = cairn_kernel::link::list(&mut netlink)?;
+        let holders: BTreeSet<u32> = cairn_kernel::link::addresses(&mut netlink)?
+            .iter()
+            .filter(|held| addresses.contains(&held.address.addr()))
+            .map(|held| held.ifindex)
+            .collect();
+        let mtus = links.iter().filter(|link| holders.contains(&link.index)).map(|link| link.mtu);
+        Ok(mtus.min())
+    };
+    match read() {
+        Ok(mtu) => mtu.unwrap_or(DEFAULT_MTU),
+        Err(error) => {
+            tracing::warn!(%error, "cannot read the uplink's MTU: pods get {DEFAULT_MTU}");
+            DEFAULT_MTU
+        }
+    }
+}
+
+/// The way to the API server: a kubeconfig, or the environment of a pod. The address comes from the
+/// environment and not by DNS, since cluster DNS needs the network that this agent makes.
+async fn client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
+    let config = match kubeconfig {
+        Some(path) => {
+            let kubeconfig = Kubeconfig::read_from(path)
+                .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
+        }
+        None => kube::Config::incluster_env()
+            .context("not a pod of a cluster: give --kubeconfig, or run it from the DaemonSet")?,
+    };
+    Client::try_from(config).context("cannot make a client for the API server")
+}
+
+/// Ethernet's, where the uplink's cannot be read.
+const DEFAULT_MTU: u32 = 1500;
+
+/// A freed address rests before it is given again, so that peers' connections to the old pod fail
+/// instead of reaching another one.
+const COOLDOWN: Duration = Duration::from_secs(60);
+
+/// How long a CNI ADD waits for a first or next block: below the runtime's patience, above the time
+/// of a claim.
+const ADDRESS_WAIT: Duration = Duration::from_secs(10);
+
+/// How long the first session waits for an own block that does not get ready.
+const START_WAIT: Duration = Duration::from_secs(5);
+
+/// Changes that come together are one report.
+const REPORT_DELAY: Duration = Duration::from_millis(100);
