@@ -1,0 +1,305 @@
+//! The cluster's objects: the embedded API server of the lab and what the lab puts into it.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::thread::JoinHandle;
+
+use cairn_api::{
+    BGPConfiguration, BGPConfigurationSpec, BGPNodeStatus, BGPPeer, IPBlock, LABEL_ASN,
+};
+use cairn_kernel::NetNs;
+use ipnet::IpNet;
+use kube::Resource;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::oneshot;
+
+use crate::apiserver::{ApiError, ApiServer, Options, Serving};
+use crate::datacenter::layout::{POOLS, SINGLE_ASN};
+use crate::datacenter::routers::{GRACEFUL_RESTART, TIMERS, families};
+use crate::datacenter::{Layout, Node, Rack};
+use crate::error::Error;
+use crate::options::AsnPlan;
+
+/// A running API server with its objects. Dropping it stops it.
+pub struct Cluster {
+    server: ApiServer,
+    runtime: Handle,
+    listeners: BTreeMap<String, Serving>,
+    stop: Option<oneshot::Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// A claimed block.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Block {
+    /// The addresses.
+    pub cidr: IpNet,
+    /// The name of the node that owns them.
+    pub node: String,
+}
+
+impl Cluster {
+    /// Starts the API server on a thread of its own.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when the runtime or its thread cannot be started.
+    pub fn start() -> Result<Cluster, Error> {
+        let runtime =
+            Builder::new_current_thread().enable_all().build().map_err(Error::io("start tokio"))?;
+        let handle = runtime.handle().clone();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let thread = std::thread::Builder::new()
+            .name("apiserver".into())
+            // A dropped sender means the end just as a sent message does.
+            .spawn(move || drop(runtime.block_on(stopped)))
+            .map_err(Error::io("start a thread"))?;
+        let server = ApiServer::new(Options::default());
+        Ok(Cluster {
+            server,
+            runtime: handle,
+            listeners: BTreeMap::new(),
+            stop: Some(stop),
+            thread: Some(thread),
+        })
+    }
+
+    /// Serves inside a machine, where its agent looks for it.
+    ///
+    /// # Errors
+    /// [`Error::Io`] or [`Error::Kernel`] when there can be no listener.
+    pub fn serve_in(&mut self, machine: &str, netns: &NetNs) -> Result<(), Error> {
+        let what = format!("the API server's listener in {machine}");
+        let listener = netns
+            .run(|| TcpListener::bind((Ipv4Addr::LOCALHOST, API_PORT)))
+            .map_err(Error::kernel(what.clone()))?
+            .map_err(Error::io(format!("open {what}")))?;
+        self.serve(machine, listener).map(drop)
+    }
+
+    /// Serves on this machine's loopback, for kubectl; returns where.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when there can be no listener.
+    pub fn serve_host(&mut self) -> Result<SocketAddr, Error> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .map_err(Error::io("open the API server's listener"))?;
+        self.serve("", listener)
+    }
+
+    /// Stops serving inside a machine that is gone.
+    pub fn leave(&mut self, machine: &str) {
+        self.listeners.remove(machine);
+    }
+
+    fn serve(&mut self, machine: &str, listener: TcpListener) -> Result<SocketAddr, Error> {
+        let _inside = self.runtime.enter();
+        let serving = self.server.serve(listener).map_err(Error::io("serve the API"))?;
+        let address = serving.address();
+        self.listeners.insert(machine.into(), serving);
+        Ok(address)
+    }
+
+    /// The server, to break.
+    pub fn server(&self) -> &ApiServer {
+        &self.server
+    }
+
+    /// Creates what an administrator and kubelets would: CRDs, namespace, nodes, pools, peers.
+    ///
+    /// # Errors
+    /// [`Error::Api`] for the first object that is refused.
+    pub fn populate(&self, layout: &Layout) -> Result<(), Error> {
+        for crd in cairn_api::crds() {
+            self.create("customresourcedefinitions.apiextensions.k8s.io", json!(crd))?;
+        }
+        self.create("namespaces", json!({"metadata": {"name": SYSTEM_NAMESPACE}}))?;
+        let boot_id = std::fs::read_to_string(BOOT_ID)
+            .map_err(Error::io(format!("read {BOOT_ID}")))?
+            .trim()
+            .to_owned();
+        let configuration = BGPConfigurationSpec {
+            asn: SINGLE_ASN,
+            timers: TIMERS,
+            graceful_restart: GRACEFUL_RESTART,
+            ..BGPConfigurationSpec::default()
+        };
+        let configuration = BGPConfiguration::new("default", configuration);
+        self.create(&resource::<BGPConfiguration>(), json!(configuration))?;
+        for (name, cidr, block_size) in POOLS {
+            if cidr.parse().is_ok_and(|net: IpNet| layout.speaks(&net.addr())) {
+                self.create(&resource::<cairn_api::IPPool>(), pool(name, cidr, block_size))?;
+            }
+        }
+        for rack in &layout.racks {
+            self.create(&resource::<BGPPeer>(), peer(layout, rack))?;
+            for node in &rack.nodes {
+                self.create("nodes", node_object(layout, rack, node))?;
+                self.server
+                    .patch_status("nodes", None, &node.name(), &node_status(layout, node, &boot_id))
+                    .map_err(|error| refused("nodes", &node.name(), &error))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The claimed blocks by address.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when a block cannot be read.
+    pub fn blocks(&self) -> Result<Vec<Block>, Error> {
+        let mut blocks = Vec::new();
+        for block in self.list::<IPBlock>()? {
+            let cidr = block.spec.cidr.parse().map_err(|error| {
+                Error::Api(format!("the IPBlock {} has no CIDR: {error}", block.spec.cidr))
+            })?;
+            blocks.push(Block { cidr, node: block.spec.node.name });
+        }
+        blocks.sort_unstable();
+        Ok(blocks)
+    }
+
+    /// What the agents report of themselves.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when a report cannot be read.
+    pub fn reports(&self) -> Result<Vec<BGPNodeStatus>, Error> {
+        self.list()
+    }
+
+    /// Deletes an object; one that is not there is fine.
+    ///
+    /// # Errors
+    /// [`Error::Api`].
+    pub fn delete(&self, resource: &str, name: &str) -> Result<(), Error> {
+        match self.server.delete(resource, None, name) {
+            Err(error) if self.server.get(resource, None, name).is_ok() => {
+                Err(refused(resource, name, &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn create(&self, resource: &str, object: Value) -> Result<(), Error> {
+        let name = object["metadata"]["name"].as_str().unwrap_or_default().to_owned();
+        self.server
+            .create(resource, None, object)
+            .map(drop)
+            .map_err(|error| refused(resource, &name, &error))
+    }
+
+    fn list<K: DeserializeOwned + Resource<DynamicType = ()>>(&self) -> Result<Vec<K>, Error> {
+        let name = resource::<K>();
+        let objects =
+            self.server.list(&name, None, "").map_err(|error| refused(&name, "", &error))?;
+        let parse = |object| {
+            serde_json::from_value(object).map_err(|error| Error::Api(format!("{name}: {error}")))
+        };
+        objects.into_iter().map(parse).collect()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        self.listeners.clear();
+        drop(self.stop.take());
+        if let Some(thread) = self.thread.take() {
+            // The thread only fails by a panic, which has been printed.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What kubectl and the agents read to find the server at `address`.
+pub fn kubeconfig(address: impl std::fmt::Display) -> String {
+    format!(
+        "apiVersion: v1\nkind: Config\ncurrent-context: lab\n\
+         clusters:\n- name: lab\n  cluster:\n    server: http://{address}\n\
+         contexts:\n- name: lab\n  context:\n    cluster: lab\n    user: lab\n\
+         users:\n- name: lab\n  user: {{}}\n"
+    )
+}
+
+/// `plural.group` of a kind.
+pub fn resource<K: Resource<DynamicType = ()>>() -> String {
+    format!("{}.{}", K::plural(&()), K::group(&()))
+}
+
+fn refused(resource: &str, name: &str, error: &ApiError) -> Error {
+    Error::Api(format!("{resource} {name}: {error}"))
+}
+
+fn pool(name: &str, cidr: &str, block_size: u8) -> Value {
+    json!({
+        "apiVersion": "cairn.network/v1alpha1",
+        "kind": "IPPool",
+        "metadata": {"name": name},
+        "spec": {"cidr": cidr, "blockSize": block_size},
+    })
+}
+
+fn peer(layout: &Layout, rack: &Rack) -> Value {
+    json!({
+        "apiVersion": "cairn.network/v1alpha1",
+        "kind": "BGPPeer",
+        "metadata": {"name": rack.tor()},
+        "spec": {
+            "nodeSelector": {"matchLabels": {LABEL_ZONE: rack.zone()}},
+            "address": rack.gateways()[0].to_string(),
+            "asn": rack.tor_asn,
+            "families": families(layout.families),
+        },
+    })
+}
+
+fn node_object(layout: &Layout, rack: &Rack, node: &Node) -> Value {
+    let mut labels = BTreeMap::from([
+        ("kubernetes.io/hostname", node.name()),
+        ("kubernetes.io/os", "linux".into()),
+        (LABEL_ZONE, rack.zone()),
+    ]);
+    if layout.asn == AsnPlan::Rack {
+        labels.insert(LABEL_ASN, node.asn.to_string());
+    }
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": node.name(), "labels": labels},
+    })
+}
+
+fn node_status(layout: &Layout, node: &Node, boot_id: &str) -> Value {
+    let mut addresses: Vec<Value> = (node.addresses().iter())
+        .filter(|address| layout.speaks(address))
+        .map(|address| json!({"type": "InternalIP", "address": address.to_string()}))
+        .collect();
+    addresses.push(json!({"type": "Hostname", "address": node.name()}));
+    json!({"status": {
+        "addresses": addresses,
+        "conditions": [{
+            "type": "Ready",
+            "status": "True",
+            "reason": "LabNode",
+            "message": "a namespace of cairn lab",
+        }],
+        "nodeInfo": {
+            "architecture": std::env::consts::ARCH,
+            "bootID": boot_id,
+            "containerRuntimeVersion": "",
+            "kernelVersion": "",
+            "kubeProxyVersion": "",
+            "kubeletVersion": "",
+            "machineID": "",
+            "operatingSystem": "linux",
+            "osImage": "cairn lab",
+            "systemUUID": "",
+        },
+    }})
+}
+
+/// The port at which agents find the API server on their own loopback.
+pub const API_PORT: u16 = 6443;
+const SYSTEM_NAMESPACE: &str = "cairn-system";
+const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

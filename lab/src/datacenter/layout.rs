@@ -1,0 +1,234 @@
+//! Which machines there are, and every name, number and address of them. Pure.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+
+use crate::options::{AsnPlan, Families};
+
+/// A lab's data centre as values.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// The lab's name.
+    pub name: String,
+    /// How ASes are given to nodes.
+    pub asn: AsnPlan,
+    /// IP versions of nodes and pods.
+    pub families: Families,
+    /// The racks, two of them.
+    pub racks: Vec<Rack>,
+}
+
+/// A rack: one subnet, one router, some nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rack {
+    /// The rack's number, from 1.
+    pub number: u8,
+    /// The nodes' AS.
+    pub asn: u32,
+    /// The router's AS.
+    pub tor_asn: u32,
+    /// The nodes.
+    pub nodes: Vec<Node>,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// The node's number, from 1.
+    pub number: u8,
+    /// The number of its rack.
+    pub rack: u8,
+    /// The node's AS.
+    pub asn: u32,
+}
+
+/// What a machine is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Role {
+    /// It connects the racks.
+    Spine,
+    /// It is the router of a rack.
+    Tor,
+    /// It runs pods.
+    Node,
+}
+
+impl Layout {
+    /// A data centre of `nodes` nodes: the first half, rounded up, in the first rack.
+    pub fn new(name: &str, nodes: u8, asn: AsnPlan, families: Families) -> Layout {
+        let first = nodes.div_ceil(2);
+        let rack = |number: u8, members: std::ops::RangeInclusive<u8>| {
+            let rack_asn = match asn {
+                AsnPlan::Rack => NODE_ASN + u32::from(number),
+                AsnPlan::Single => SINGLE_ASN,
+            };
+            let node = |member| Node { number: member, rack: number, asn: rack_asn };
+            Rack {
+                number,
+                asn: rack_asn,
+                tor_asn: TOR_ASN + u32::from(number),
+                nodes: members.map(node).collect(),
+            }
+        };
+        let racks = vec![rack(1, 1..=first), rack(2, first + 1..=nodes)];
+        Layout { name: name.into(), asn, families, racks }
+    }
+
+    /// The beginning of every namespace name of a lab.
+    pub fn prefix_of(name: &str) -> String {
+        format!("cairn-{name}-")
+    }
+
+    /// The namespace of a machine or pod of this lab.
+    pub fn namespace(&self, machine: &str) -> String {
+        format!("{}{machine}", Layout::prefix_of(&self.name))
+    }
+
+    /// All nodes by number.
+    pub fn nodes(&self) -> impl Iterator<Item = &Node> {
+        self.racks.iter().flat_map(|rack| &rack.nodes)
+    }
+
+    /// The names of all machines with their roles: spine, routers, nodes.
+    pub fn machines(&self) -> Vec<(String, Role)> {
+        let mut machines = vec![(SPINE.to_owned(), Role::Spine)];
+        machines.extend(self.racks.iter().map(|rack| (rack.tor(), Role::Tor)));
+        machines.extend(self.nodes().map(|node| (node.name(), Role::Node)));
+        machines
+    }
+
+    /// The IP versions as a filter of address lists.
+    pub fn speaks(&self, address: &IpAddr) -> bool {
+        address.is_ipv4() || self.families == Families::Dual
+    }
+
+    /// The sessions that all nodes together have when everything is up, each session between two
+    /// nodes counted at both ends.
+    pub fn sessions(&self) -> usize {
+        let all: Vec<&Node> = self.nodes().collect();
+        let mesh = |node: &Node| {
+            all.iter().filter(|other| other.asn == node.asn).count().saturating_sub(1)
+        };
+        all.iter().map(|node| mesh(node) + TOR_SESSIONS).sum()
+    }
+}
+
+impl Rack {
+    /// The name of the router.
+    pub fn tor(&self) -> String {
+        format!("tor{}", self.number)
+    }
+
+    /// The value of the nodes' zone label.
+    pub fn zone(&self) -> String {
+        format!("rack{}", self.number)
+    }
+
+    /// The subnets of the rack, IPv4 first.
+    pub fn subnets(&self) -> [IpNet; 2] {
+        let [v4, v6] = host(self.number, 0);
+        [net(v4, 24), net(v6, 64)]
+    }
+
+    /// The router's addresses on the rack's subnet.
+    pub fn gateways(&self) -> [IpAddr; 2] {
+        host(self.number, 1)
+    }
+
+    /// The link between spine and router: its subnets.
+    pub fn uplinks(&self) -> [IpNet; 2] {
+        let [v4, v6] = self.spine_end();
+        [net(v4, 31).trunc(), net(v6, 127).trunc()]
+    }
+
+    /// The spine's addresses on the link to the router.
+    pub fn spine_end(&self) -> [IpAddr; 2] {
+        host(0, self.number * 2)
+    }
+
+    /// The router's addresses on the link to the spine.
+    pub fn tor_end(&self) -> [IpAddr; 2] {
+        host(0, self.number * 2 + 1)
+    }
+}
+
+impl Node {
+    /// The node's name.
+    pub fn name(&self) -> String {
+        format!("n{}", self.number)
+    }
+
+    /// The node's addresses, IPv4 first.
+    pub fn addresses(&self) -> [IpAddr; 2] {
+        host(self.rack, NODE_HOST + self.number)
+    }
+}
+
+/// Host `number` of the underlay's subnet `subnet`; subnet 0 holds the links to the spine.
+fn host(subnet: u8, number: u8) -> [IpAddr; 2] {
+    let v6 = Ipv6Addr::new(0xfd00, 0x31, subnet.into(), 0, 0, 0, 0, number.into());
+    [Ipv4Addr::new(172, 31, subnet, number).into(), v6.into()]
+}
+
+/// `address` with a prefix length that its family has.
+fn net(address: IpAddr, len: u8) -> IpNet {
+    IpNet::new_assert(address, len)
+}
+
+/// The name of the router that connects the racks.
+pub const SPINE: &str = "spine";
+/// The spine's AS.
+pub const SPINE_ASN: u32 = 65300;
+/// The AS of all nodes when they share one.
+pub const SINGLE_ASN: u32 = 64512;
+/// The range of pod addresses, IPv4 first, each with its block size.
+///
+/// Blocks of 16 addresses are filled within a moment.
+pub const POOLS: [(&str, &str, u8); 2] =
+    [("pods", "10.244.0.0/16", 28), ("pods-v6", "fd00:10:244::/48", 124)];
+/// The AS of rack N's router is this plus N.
+const TOR_ASN: u32 = 65200;
+/// The AS of rack N's nodes is this plus N.
+const NODE_ASN: u32 = 65100;
+/// Sessions of a node with routers.
+const TOR_SESSIONS: usize = 1;
+/// Node N has this plus N as its host number.
+const NODE_HOST: u8 = 10;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn three_nodes_stand_two_and_one() {
+        let layout = Layout::new("lab", 3, AsnPlan::Rack, Families::Dual);
+        let racks: Vec<Vec<String>> =
+            layout.racks.iter().map(|rack| rack.nodes.iter().map(Node::name).collect()).collect();
+        assert_eq!(racks, [vec!["n1", "n2"], vec!["n3"]]);
+        // n1 and n2 with each other, and each node with its router.
+        assert_eq!(layout.sessions(), 2 + 3);
+        let single = Layout::new("lab", 3, AsnPlan::Single, Families::Dual);
+        assert_eq!(single.sessions(), 6 + 3);
+    }
+
+    #[test]
+    fn no_address_or_name_twice() {
+        let layout = Layout::new("lab", 32, AsnPlan::Rack, Families::Dual);
+        let mut addresses: Vec<IpAddr> = layout.nodes().flat_map(Node::addresses).collect();
+        for rack in &layout.racks {
+            addresses.extend(rack.gateways());
+            addresses.extend(rack.spine_end());
+            addresses.extend(rack.tor_end());
+            assert!(rack.uplinks().iter().zip(rack.tor_end()).all(|(net, end)| net.contains(&end)));
+            let members = rack.nodes.iter().flat_map(Node::addresses);
+            assert!(members.zip(rack.subnets().iter().cycle()).all(|(a, net)| net.contains(&a)));
+        }
+        let unique: BTreeSet<&IpAddr> = addresses.iter().collect();
+        assert_eq!(unique.len(), addresses.len());
+        let names: BTreeSet<String> = layout.machines().into_iter().map(|(name, _)| name).collect();
+        assert_eq!(names.len(), 32 + 3);
+    }
+}

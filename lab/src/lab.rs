@@ -1,0 +1,222 @@
+//! A running lab: the data centre, the cluster's API, the processes and the pods.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::cluster::{API_PORT, Cluster, kubeconfig};
+use crate::datacenter::{DataCenter, Layout, Node, Role, routers};
+use crate::error::Error;
+use crate::options::LabOptions;
+use crate::pod::{Plugin, Pod};
+use crate::process::Process;
+use crate::rows::at_once;
+use crate::workspace::{KUBECONFIG, Workspace};
+
+/// A running lab. Dropping it ends its processes, then removes pods, objects and namespaces.
+pub struct Lab {
+    processes: BTreeMap<String, Process>,
+    /// The pods.
+    pub pods: Vec<Pod>,
+    /// The objects.
+    pub cluster: Cluster,
+    /// The machines.
+    pub centre: DataCenter,
+    programs: Programs,
+}
+
+/// What the lab starts, and where it writes.
+#[derive(Clone, Debug)]
+struct Programs {
+    cairn: PathBuf,
+    plugin: PathBuf,
+    logs: PathBuf,
+    run: PathBuf,
+    verbose: bool,
+}
+
+impl Lab {
+    /// Builds the data centre and the cluster's objects; nothing of Cairn runs yet.
+    ///
+    /// # Errors
+    /// What the kernel, the file system or the API refuse.
+    pub fn build(options: &LabOptions, workspace: &Workspace) -> Result<Lab, Error> {
+        let programs = Programs::find(options, workspace)?;
+        let layout =
+            Layout::new(options.name.as_str(), options.nodes, options.asn, options.families);
+        let centre = DataCenter::build(layout)?;
+        let mut cluster = Cluster::start()?;
+        cluster.populate(&centre.layout)?;
+        for (name, machine) in centre.machines() {
+            if machine.role == Role::Node {
+                cluster.serve_in(name, &machine.netns)?;
+            }
+        }
+        let outside = cluster.serve_host()?;
+        workspace.write(workspace.user().join(KUBECONFIG), &kubeconfig(outside))?;
+        let inside = kubeconfig(format_args!("127.0.0.1:{API_PORT}"));
+        workspace.write(workspace.run().join(KUBECONFIG), &inside)?;
+        Ok(Lab { processes: BTreeMap::new(), pods: Vec::new(), cluster, centre, programs })
+    }
+
+    /// Starts a speaker on every router and an agent on every node.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when a program cannot be started.
+    pub fn start(&mut self, workspace: &Workspace) -> Result<(), Error> {
+        for (router, text) in routers::files(&self.centre.layout)? {
+            let directory = workspace.machine(&router)?;
+            let file = workspace.write(directory.join("speaker.yaml"), &text)?;
+            let mut command = self.programs.cairn();
+            command.arg("speaker").arg("-f").arg(file).arg("--fib");
+            command.arg("--run-dir").arg(directory);
+            self.spawn(&router, command, workspace)?;
+        }
+        let nodes: Vec<Node> = self.centre.layout.nodes().cloned().collect();
+        nodes.iter().try_for_each(|node| self.start_agent(&node.name(), workspace))
+    }
+
+    /// Starts the agent of a node, for the first time or again.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be started.
+    pub fn start_agent(&mut self, node: &str, workspace: &Workspace) -> Result<(), Error> {
+        let directory = workspace.machine(node)?;
+        let mut command = self.programs.cairn();
+        command.args(["agent", "--node-name", node]);
+        command.arg("--kubeconfig").arg(workspace.run().join(KUBECONFIG));
+        command.arg("--run-dir").arg(directory);
+        command.arg("--offline-secs").arg(OFFLINE_SECS.to_string());
+        self.spawn(node, command, workspace)
+    }
+
+    /// Kills the process of a machine as a crash would.
+    pub fn kill(&mut self, machine: &str) {
+        // Dropping waits for its end.
+        drop(self.processes.remove(machine));
+    }
+
+    /// Takes a node away as if its cable was pulled and then its power: nothing can say goodbye.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the link cannot be cut.
+    pub fn lose(&mut self, node: &Node) -> Result<(), Error> {
+        self.centre.lose(node)?;
+        let name = node.name();
+        self.kill(&name);
+        self.pods.retain(|pod| pod.node != name);
+        self.cluster.leave(&name);
+        Ok(())
+    }
+
+    /// Looks whether all processes still run.
+    ///
+    /// # Errors
+    /// [`Error::ProcessEnded`] for one that does not.
+    pub fn check(&mut self) -> Result<(), Error> {
+        self.processes.values_mut().try_for_each(Process::check)
+    }
+
+    /// The CNI plugin as the runtime of `node` calls it.
+    pub fn plugin(&self, node: &str) -> Plugin {
+        Plugin {
+            path: self.programs.plugin.clone(),
+            socket: self.programs.run.join(node).join(CNI_SOCKET),
+        }
+    }
+
+    /// Makes `per_node` pods on each node, all at once.
+    ///
+    /// # Errors
+    /// The first refusal of the plugin.
+    pub fn add_pods(&mut self, per_node: usize) -> Result<(), Error> {
+        let nodes: Vec<String> = self.centre.layout.nodes().map(Node::name).collect();
+        let wanted =
+            nodes.iter().flat_map(|node| (0..per_node).map(|_| node.clone())).collect::<Vec<_>>();
+        self.add(&wanted)
+    }
+
+    /// Makes one pod for each name of a node in `on`, all at once. Where some are refused, the
+    /// others are there.
+    ///
+    /// # Errors
+    /// The first refusal of the plugin.
+    pub fn add(&mut self, on: &[String]) -> Result<(), Error> {
+        let mut first = Ok(());
+        for pod in self.prepare(on) {
+            first = first.and(self.keep(pod));
+        }
+        first
+    }
+
+    /// Makes pods as [`Lab::add`] does, to be passed to [`Lab::keep`].
+    pub fn prepare(&self, on: &[String]) -> Vec<Result<Pod, Error>> {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for pod in &self.pods {
+            *counts.entry(pod.node.as_str()).or_default() += 1;
+        }
+        let mut wanted = Vec::new();
+        for node in on {
+            let count = counts.entry(node.as_str()).or_default();
+            *count += 1;
+            wanted.push((self.plugin(node), node.as_str(), format!("{node}-p{count}")));
+        }
+        let layout = &self.centre.layout;
+        at_once(wanted, |(plugin, node, name)| plugin.add(&layout.namespace(&name), node, &name))
+    }
+
+    /// Takes a pod that was made.
+    ///
+    /// # Errors
+    /// That which the plugin refused it with.
+    pub fn keep(&mut self, pod: Result<Pod, Error>) -> Result<(), Error> {
+        self.pods.push(pod?);
+        Ok(())
+    }
+
+    /// The last pod made on a node.
+    pub fn last_pod(&self, node: &str) -> Option<&Pod> {
+        self.pods.iter().rev().find(|pod| pod.node == node)
+    }
+
+    fn spawn(&mut self, machine: &str, command: Command, space: &Workspace) -> Result<(), Error> {
+        let Some(place) = self.centre.machine(machine) else { return Ok(()) };
+        let log = self.programs.logs.join(format!("{machine}.log"));
+        let process = Process::start(machine, command, &place.netns, &log)?;
+        space.remember(process.id())?;
+        self.processes.insert(machine.into(), process);
+        Ok(())
+    }
+}
+
+impl Programs {
+    fn find(options: &LabOptions, workspace: &Workspace) -> Result<Programs, Error> {
+        let cairn = std::env::current_exe().map_err(Error::io("find this program"))?;
+        let beside = cairn.parent().unwrap_or(Path::new("/")).join(PLUGIN);
+        let plugin = options.cni_plugin.clone().unwrap_or(beside);
+        if !plugin.is_file() {
+            return Err(Error::NoPlugin { path: plugin });
+        }
+        Ok(Programs {
+            cairn,
+            plugin,
+            logs: workspace.logs(),
+            run: workspace.run().into(),
+            verbose: options.verbose,
+        })
+    }
+
+    fn cairn(&self) -> Command {
+        let mut command = Command::new(&self.cairn);
+        if self.verbose {
+            command.env("CAIRN_LOG", "debug");
+        }
+        command
+    }
+}
+
+/// How long an agent hands out addresses without the API server, in seconds. Blocks of a lost node
+/// return after 1.25 times as long.
+pub const OFFLINE_SECS: u32 = 4;
+const PLUGIN: &str = "cairn-cni";
+const CNI_SOCKET: &str = "cni.sock";

@@ -1,0 +1,430 @@
+//! That the network stays as it should be while things break, under a flow between two pods.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use super::{established, model, node_routes, some_of, spread};
+use crate::cluster::{Block, Cluster, resource};
+use crate::datacenter::{DataCenter, Node};
+use crate::error::Error;
+use crate::flow::{Flow, Loss};
+use crate::interrupt::{Interrupt, Seen};
+use crate::lab::{Lab, OFFLINE_SECS};
+use crate::report::{Report, Row, millis};
+use crate::tables::{self, BgpRoutes};
+use crate::workspace::Workspace;
+
+/// Breaks one thing after the other and adds a row for each.
+///
+/// # Errors
+/// When the run ends. What a failure shows is said in its row.
+pub fn all(
+    lab: &mut Lab,
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let Some(cast) = Cast::choose(lab) else {
+        report.row(Row::new("failures", "a flow between two pods", "too few nodes or pods", false));
+        return Ok(());
+    };
+    let flows = Flows::start(lab, &cast)?;
+    let at = flows.mark();
+    interrupt.sleep(SETTLE)?;
+    let loss = flows.since(&at);
+    report.row(Row::new(
+        "flow between pods of two racks, undisturbed",
+        "0 lost",
+        loss.to_string(),
+        loss.lost == 0 && loss.sent > 0,
+    ));
+    report.row(agent_killed(lab, &cast.near, &flows, workspace, interrupt)?);
+    report.row(routes_deleted(lab, &cast.near, &flows, interrupt)?);
+    report.row(block_filled(lab, &cast, &flows, interrupt)?);
+    report.row(api_away(lab, &cast, &flows, interrupt)?);
+    lab.check()?;
+    for row in node_lost(lab, &cast.victim, &flows, interrupt)? {
+        report.row(row);
+    }
+    lab.check()
+}
+
+/// Who plays which part.
+struct Cast {
+    /// Carries one end of the flows.
+    near: Node,
+    /// Carries the other end, in the other rack.
+    far: Node,
+    /// Stands in the rack of `near` and will be lost.
+    victim: Node,
+}
+
+impl Cast {
+    fn choose(lab: &Lab) -> Option<Cast> {
+        let nodes: Vec<&Node> = lab.centre.layout.nodes().collect();
+        let (near, far) = (*nodes.first()?, *nodes.last()?);
+        let mut others = nodes.iter().filter(|node| node.number != near.number);
+        let victim = others.find(|node| node.rack == near.rack && node.number != far.number)?;
+        let hosts = |node: &Node| lab.pods.iter().any(|pod| pod.node == node.name());
+        if !hosts(near) || !hosts(far) {
+            return None;
+        }
+        Some(Cast { near: near.clone(), far: far.clone(), victim: (*victim).clone() })
+    }
+}
+
+/// A flow each way; the way back by IPv6 where the pods have it.
+struct Flows(Vec<Flow>);
+
+impl Flows {
+    fn start(lab: &Lab, cast: &Cast) -> Result<Flows, Error> {
+        let first = |node: &Node| lab.pods.iter().find(|pod| pod.node == node.name());
+        let mut flows = Vec::new();
+        if let (Some(near), Some(far)) = (first(&cast.near), first(&cast.far)) {
+            for (from, to, v4) in [(near, far, true), (far, near, false)] {
+                let address = model::address_of(to, v4).or_else(|| model::address_of(to, true));
+                if let Some(address) = address {
+                    flows.push(Flow::start(&from.netns, &to.netns, address)?);
+                }
+            }
+        }
+        Ok(Flows(flows))
+    }
+
+    fn mark(&self) -> Vec<usize> {
+        self.0.iter().map(Flow::position).collect()
+    }
+
+    fn since(&self, marks: &[usize]) -> Loss {
+        self.0
+            .iter()
+            .zip(marks)
+            .map(|(flow, mark)| flow.since(*mark))
+            .fold(Loss::default(), Loss::with)
+    }
+}
+
+fn agent_killed(
+    lab: &mut Lab,
+    node: &Node,
+    flows: &Flows,
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+) -> Result<Row, Error> {
+    let name = node.name();
+    let at = flows.mark();
+    lab.kill(&name);
+    interrupt.sleep(DOWN)?;
+    // What the killed agent last reported must not be taken for the new one's report.
+    lab.cluster.delete(&resource::<cairn_api::BGPNodeStatus>(), &name)?;
+    lab.start_agent(&name, workspace)?;
+    let started = Instant::now();
+    let wanted = sessions_of(lab, node);
+    let back = interrupt.poll(RECOVERY, || {
+        lab.check()?;
+        let up = established(&lab.cluster)?.get(&name).map_or(0, |(up, _)| *up);
+        Ok(if up == wanted {
+            Seen::Done(started.elapsed())
+        } else {
+            Seen::NotYet(format!("{up}/{wanted} sessions back"))
+        })
+    })?;
+    // Stale routes are swept after the sessions are back; that must lose nothing either.
+    interrupt.sleep(SETTLE)?;
+    let loss = flows.since(&at);
+    let (back, ok) = match back {
+        Ok(time) => (format!("sessions back in {}", millis(time)), true),
+        Err(seen) => (seen, false),
+    };
+    Ok(Row::new(
+        format!("agent of {name} killed (-9) and started {} later", millis(DOWN)),
+        "0 lost, sessions back",
+        format!("{loss}, {back}"),
+        ok && loss.lost == 0,
+    ))
+}
+
+fn sessions_of(lab: &Lab, node: &Node) -> usize {
+    let same = lab.centre.layout.nodes().filter(|other| other.asn == node.asn).count();
+    // The others of its AS, and the router.
+    same.saturating_sub(1) + 1
+}
+
+fn routes_deleted(
+    lab: &mut Lab,
+    node: &Node,
+    flows: &Flows,
+    interrupt: &Interrupt,
+) -> Result<Row, Error> {
+    let name = node.name();
+    let what = format!("routes of {name} deleted by hand");
+    let Some(machine) = lab.centre.machine(&name) else {
+        return Ok(Row::new(what, "repaired", "the node is gone", false));
+    };
+    let before = BgpRoutes::read(machine)?;
+    let at = flows.mark();
+    let deleted = tables::delete_all(machine)?;
+    let started = Instant::now();
+    let repaired = interrupt.poll(RECOVERY, || {
+        let now = BgpRoutes::read(machine)?;
+        let missing = count(&before).saturating_sub(count(&now));
+        Ok(if now == before {
+            Seen::Done(started.elapsed())
+        } else {
+            Seen::NotYet(format!("{missing} of {deleted} still missing"))
+        })
+    })?;
+    let loss = flows.since(&at);
+    let (seen, ok) = match repaired {
+        Ok(time) => (format!("all {deleted} back in {}, {loss}", millis(time)), deleted > 0),
+        Err(seen) => (seen, false),
+    };
+    Ok(Row::new(what, "repaired", seen, ok))
+}
+
+fn count(routes: &BgpRoutes) -> usize {
+    routes.learned.len() + routes.own.len()
+}
+
+fn block_filled(
+    lab: &mut Lab,
+    cast: &Cast,
+    flows: &Flows,
+    interrupt: &Interrupt,
+) -> Result<Row, Error> {
+    let name = cast.victim.name();
+    let what = format!("a block of {name} filled by {BLOCK_SIZE} more pods");
+    let expected = "a second block in every other node's kernel";
+    let at = flows.mark();
+    let before: BTreeSet<IpNet> = own(&lab.cluster, &name)?.into_iter().map(|b| b.cidr).collect();
+    let on: Vec<String> = (0..BLOCK_SIZE).map(|_| name.clone()).collect();
+    let started = Instant::now();
+    // The claims are watched while the pods start: the block comes before it is needed.
+    let (centre, cluster) = (&lab.centre, &lab.cluster);
+    let watcher = Watcher { centre, cluster, node: &name, before: &before };
+    let (made, spread_in) = thread::scope(|scope| {
+        let seen = scope.spawn(|| watcher.watch(interrupt));
+        let made = lab.prepare(&on);
+        let seen = seen.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (made, seen)
+    });
+    let added = started.elapsed();
+    let failed: Vec<String> =
+        made.into_iter().filter_map(|pod| lab.keep(pod).err().map(|e| e.to_string())).collect();
+    let reached = match (lab.last_pod(&cast.far.name()), lab.last_pod(&name)) {
+        (Some(from), Some(to)) => model::reach(from, to)?,
+        _ => Err("no pod".into()),
+    };
+    let loss = flows.since(&at);
+    let mut wrong = failed;
+    wrong.extend(reached.err().map(|why| format!("the last pod is not reached: {why}")));
+    Ok(match spread_in? {
+        Ok((blocks, time)) if wrong.is_empty() => Row::new(
+            what,
+            expected,
+            format!(
+                "{blocks} new, each there {} after its claim; pods in {}; {loss}",
+                millis(time),
+                millis(added)
+            ),
+            loss.lost == 0,
+        ),
+        Ok(_) => Row::new(what, expected, some_of(wrong), false),
+        Err(seen) => {
+            wrong.insert(0, seen);
+            Row::new(what, expected, some_of(wrong), false)
+        }
+    })
+}
+
+/// Watches a node's new blocks spread to the other nodes' kernels.
+struct Watcher<'a> {
+    centre: &'a DataCenter,
+    cluster: &'a Cluster,
+    node: &'a str,
+    before: &'a BTreeSet<IpNet>,
+}
+
+impl Watcher<'_> {
+    /// Returns how many new blocks there are and the longest time from a claim to the last kernel.
+    fn watch(&self, interrupt: &Interrupt) -> Result<Result<(usize, Duration), String>, Error> {
+        let mut claimed: Vec<(Block, Instant, Option<Duration>)> = Vec::new();
+        let versions: BTreeSet<bool> = self.before.iter().map(|net| net.addr().is_ipv4()).collect();
+        interrupt.poll(RECOVERY, || {
+            for block in own(self.cluster, self.node)? {
+                let known = claimed.iter().any(|(other, ..)| *other == block);
+                if !known && !self.before.contains(&block.cidr) {
+                    claimed.push((block, Instant::now(), None));
+                }
+            }
+            let tables = node_routes(self.centre)?;
+            for (block, since, time) in claimed.iter_mut().filter(|(.., time)| time.is_none()) {
+                let alone = std::slice::from_ref(block);
+                if spread(alone, &tables).all(|(_, _, route)| route.is_some()) {
+                    *time = Some(since.elapsed());
+                }
+            }
+            let new: BTreeSet<bool> =
+                claimed.iter().map(|(block, ..)| block.cidr.addr().is_ipv4()).collect();
+            let slowest = claimed.iter().map(|(.., time)| *time).max().flatten();
+            let all = claimed.iter().all(|(.., time)| time.is_some());
+            Ok(match slowest {
+                Some(slowest) if all && new == versions => Seen::Done((claimed.len(), slowest)),
+                _ => Seen::NotYet(format!("{} new blocks, not all in all kernels", claimed.len())),
+            })
+        })
+    }
+}
+
+fn own(cluster: &Cluster, node: &str) -> Result<Vec<Block>, Error> {
+    Ok(cluster.blocks()?.into_iter().filter(|block| block.node == node).collect())
+}
+
+fn api_away(
+    lab: &mut Lab,
+    cast: &Cast,
+    flows: &Flows,
+    interrupt: &Interrupt,
+) -> Result<Row, Error> {
+    let name = cast.near.name();
+    let at = flows.mark();
+    lab.cluster.server().pause();
+    let started = interrupt.sleep(DOWN).map(|()| Instant::now());
+    let made = started
+        .and_then(|started| lab.add(std::slice::from_ref(&name)).map(|()| started.elapsed()));
+    let reached = match (lab.last_pod(&cast.far.name()), lab.last_pod(&name)) {
+        (Some(from), Some(to)) => model::reach(from, to),
+        _ => Ok(Err("no pod".into())),
+    };
+    lab.cluster.server().resume();
+    let (made, reached) = match (made, reached?) {
+        (Err(Error::Interrupted), _) => return Err(Error::Interrupted),
+        (made, reached) => (made, reached),
+    };
+    let loss = flows.since(&at);
+    let (seen, ok) = match (made, reached) {
+        (Ok(time), Ok(())) => (format!("ADD in {}, reached, {loss}", millis(time)), true),
+        (Ok(_), Err(why)) => (format!("the pod is not reached: {why}"), false),
+        (Err(error), _) => (error.to_string(), false),
+    };
+    Ok(Row::new(
+        format!("API server away while a pod starts on {name}"),
+        "ADD succeeds, pod reached, 0 lost",
+        seen,
+        ok && loss.lost == 0,
+    ))
+}
+
+fn node_lost(
+    lab: &mut Lab,
+    victim: &Node,
+    flows: &Flows,
+    interrupt: &Interrupt,
+) -> Result<Vec<Row>, Error> {
+    let name = victim.name();
+    let cidrs: BTreeSet<IpNet> = own(&lab.cluster, &name)?.iter().map(|b| b.cidr).collect();
+    let mesh: BTreeSet<String> = (lab.centre.layout.nodes())
+        .filter(|node| node.asn == victim.asn && node.number != victim.number)
+        .map(Node::name)
+        .collect();
+    let at = flows.mark();
+    let started = Instant::now();
+    lab.lose(victim)?;
+    lab.cluster.delete("nodes", &name)?;
+    let mut gone = Gone::default();
+    let last = interrupt.poll(BLOCKS_WITHIN * 2, || {
+        lab.check()?;
+        gone.look(lab, &name, &cidrs, &mesh, started)?;
+        Ok(match (gone.mesh, gone.others, gone.blocks) {
+            (Some(_), Some(_), Some(_)) => Seen::Done(()),
+            _ => Seen::NotYet(gone.left.clone()),
+        })
+    })?;
+    let left = last.err().unwrap_or_default();
+    let loss = flows.since(&at);
+    let fence = Duration::from_secs(OFFLINE_SECS.into()) * 5 / 4;
+    let row = |what: &str, expected: String, time: Option<Duration>, in_time: bool| {
+        let seen =
+            time.map_or_else(|| format!("not yet: {left}"), |t| format!("after {}", millis(t)));
+        Row::new(format!("{name} and its Node gone: {what}"), expected, seen, in_time)
+    };
+    let within = |time: Option<Duration>, most: Duration| time.is_some_and(|time| time <= most);
+    Ok(vec![
+        row(
+            "routes withdrawn by its mesh",
+            format!("at once ({})", millis(AT_ONCE)),
+            gone.mesh,
+            within(gone.mesh, AT_ONCE),
+        ),
+        row(
+            "routes withdrawn by all others",
+            format!("hold time ({})", millis(HOLD_TIME)),
+            gone.others,
+            within(gone.others, HOLD_TIME + AT_ONCE),
+        ),
+        row(
+            &format!("its {} blocks returned", cidrs.len()),
+            format!("after the fence ({} to {})", millis(fence), millis(BLOCKS_WITHIN)),
+            gone.blocks,
+            within(gone.blocks, BLOCKS_WITHIN) && gone.blocks.is_some_and(|time| time >= fence),
+        ),
+        Row::new(
+            format!("{name} and its Node gone: flow between others"),
+            "0 lost",
+            loss.to_string(),
+            loss.lost == 0,
+        ),
+    ])
+}
+
+/// Since when nothing of a lost node is left, and where.
+#[derive(Default)]
+struct Gone {
+    mesh: Option<Duration>,
+    others: Option<Duration>,
+    blocks: Option<Duration>,
+    left: String,
+}
+
+impl Gone {
+    fn look(
+        &mut self,
+        lab: &Lab,
+        node: &str,
+        cidrs: &BTreeSet<IpNet>,
+        mesh: &BTreeSet<String>,
+        started: Instant,
+    ) -> Result<(), Error> {
+        let mut holders = Vec::new();
+        for (name, machine) in lab.centre.machines() {
+            let routes = BgpRoutes::read(machine)?;
+            if cidrs.iter().any(|cidr| routes.learned.contains_key(cidr)) {
+                holders.push(name.to_owned());
+            }
+        }
+        let blocks = own(&lab.cluster, node)?.len();
+        let now = started.elapsed();
+        // A route that comes back, because a neighbour offers an older one, counts as not gone.
+        let note = |time: &mut Option<Duration>, gone: bool| {
+            *time = if gone { time.or(Some(now)) } else { None };
+        };
+        note(&mut self.mesh, !holders.iter().any(|name| mesh.contains(name)));
+        note(&mut self.others, holders.iter().all(|name| mesh.contains(name)));
+        note(&mut self.blocks, blocks == 0);
+        self.left = format!("{blocks} blocks in the API, routes on {holders:?}");
+        Ok(())
+    }
+}
+
+/// Pods that fill a block of the lab's pools.
+const BLOCK_SIZE: usize = 16;
+/// Between a kill and the restart, as a kubelet would do it.
+const DOWN: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_secs(1);
+const RECOVERY: Duration = Duration::from_secs(10);
+const AT_ONCE: Duration = Duration::from_secs(1);
+const HOLD_TIME: Duration = Duration::from_secs(3);
+const BLOCKS_WITHIN: Duration = Duration::from_secs(15);

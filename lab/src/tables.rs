@@ -1,0 +1,66 @@
+//! What the kernels of the lab's machines hold of Cairn's.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use cairn_kernel::ROUTE_PROTOCOL;
+use cairn_kernel::route::{Change, DumpFilter, Family, Route, TABLE_MAIN, Target};
+use ipnet::IpNet;
+
+use crate::datacenter::Machine;
+use crate::error::Error;
+
+/// Cairn's routes in one machine's main table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BgpRoutes {
+    /// Learned routes with their gateways.
+    pub learned: BTreeMap<IpNet, BTreeSet<IpAddr>>,
+    /// Own blocks: routes that drop what no pod's route takes.
+    pub own: BTreeSet<IpNet>,
+}
+
+impl BgpRoutes {
+    /// Reads a machine's routes.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when the table cannot be read.
+    pub fn read(machine: &Machine) -> Result<BgpRoutes, Error> {
+        let mut routes = BgpRoutes::default();
+        for route in dump(machine)? {
+            match route.target {
+                Target::Unicast(hops) => {
+                    let gateways = routes.learned.entry(route.prefix).or_default();
+                    gateways.extend(hops.iter().filter_map(|hop| hop.gateway));
+                }
+                Target::Blackhole | Target::Other(_) => {
+                    routes.own.insert(route.prefix);
+                }
+            }
+        }
+        Ok(routes)
+    }
+}
+
+/// Deletes every route of Cairn's on a machine, as a careless hand would; returns how many.
+///
+/// # Errors
+/// [`Error::Kernel`] when the table cannot be read or a deletion is refused.
+pub fn delete_all(machine: &Machine) -> Result<usize, Error> {
+    let changes: Vec<Change> = dump(machine)?
+        .iter()
+        .map(|route| Change::Delete { key: route.key(), protocol: route.protocol })
+        .collect();
+    machine.routes().apply(&changes).map_err(Error::kernel("the deletion of routes"))?;
+    Ok(changes.len())
+}
+
+fn dump(machine: &Machine) -> Result<Vec<Route>, Error> {
+    let filter = DumpFilter { table: Some(TABLE_MAIN), protocol: Some(ROUTE_PROTOCOL) };
+    let mut socket = machine.routes();
+    let mut routes = Vec::new();
+    for family in Family::ALL {
+        let part = socket.dump(family, filter).map_err(Error::kernel("a list of routes"))?;
+        routes.extend(part);
+    }
+    Ok(routes)
+}
