@@ -77,7 +77,7 @@ render: ## The manifests render
 crds: build ## Writes the generated files anew: manifests/crds and docs/reference/objects.md
 	CAIRN=$(CAIRN) scripts/generate.sh
 
-bench: ## Measurements against other daemons
+bench: ## The measurements (none yet)
 	$(CARGO) run --locked --release -p cairn-bench
 
 image: ## Builds the container image (IMAGE=cairn:dev)
