@@ -187,6 +187,47 @@ fn a_pod_cannot_send_under_anothers_address() {
 }
 
 #[test]
+fn a_service_address_on_the_node_is_never_the_source_towards_pods() {
+    let (node, pod) = (TestNetNs::node(), TestNetNs::create());
+    let mut netlink = node.netlink();
+    for address in ["203.0.113.1/32", "2001:db8:ffff::1/128"] {
+        let address = address.parse().unwrap();
+        link::add_address(&mut netlink, 1, address, DuplicateDetection::Skip).unwrap();
+    }
+    node.attach(&pod, &spec("c", &["10.244.0.5", "fd00::5"])).unwrap();
+    assert_eq!(exchange(&node, &pod, "10.244.0.5").to_string(), NODE_V4);
+    assert_eq!(exchange(&node, &pod, "fd00::5").to_string(), NODE_V6);
+}
+
+#[test]
+fn a_pod_whose_ethernet_address_changes_still_finds_its_gateway() {
+    let (node, pod) = (TestNetNs::node(), TestNetNs::create());
+    let mut netlink = node.netlink();
+    let uplink = link::find(&mut netlink, "uplink").unwrap().unwrap().index;
+    let default = Route {
+        prefix: "0.0.0.0/0".parse().unwrap(),
+        table: route::TABLE_MAIN,
+        metric: 0,
+        protocol: route::PROTOCOL_STATIC,
+        target: Target::Unicast(vec![NextHop::via("192.0.2.254".parse().unwrap(), uplink)]),
+        prefsrc: None,
+    };
+    link::add_route(&mut netlink, &default).unwrap();
+    node.attach(&pod, &spec("c", &["10.244.0.5", "fd00::5"])).unwrap();
+    // As the tuning plugin does it: the kernel drops the pod's permanent neighbour entries.
+    let mut inside = pod.netlink();
+    let eth0 = link::find(&mut inside, "eth0").unwrap().unwrap().index;
+    let mac = link::LinkSettings { mac: Some(Mac([2, 0, 0, 0, 0, 9])), ..Default::default() };
+    link::set(&mut inside, eth0, &mac).unwrap();
+    for gateway in ["169.254.1.1", "fe80::1"] {
+        link::delete_neighbour(&mut inside, eth0, gateway.parse().unwrap()).unwrap();
+    }
+    assert_eq!(exchange(&pod, &node, NODE_V4).to_string(), "10.244.0.5");
+    assert_eq!(exchange(&pod, &node, NODE_V6).to_string(), "fd00::5");
+    assert_eq!(exchange(&node, &pod, "10.244.0.5").to_string(), NODE_V4);
+}
+
+#[test]
 fn the_kernel_tells_who_holds_what() {
     let (node, first, second) = (TestNetNs::node(), TestNetNs::create(), TestNetNs::create());
     assert!(node.list().is_empty());
