@@ -11,4 +11,5 @@ pub mod rib;
 pub mod session;
 #[cfg(feature = "speaker")]
 pub mod speaker;
+pub mod status;
 pub mod wire;

@@ -1,1 +1,492 @@
-//! placeholder
+//! The routing information base: what was learned, what is best, what each peer and the kernel are
+//! to be told. No IO and no clock.
+//!
+//! ```text
+//!  UpdateBatch ──import: loops, policy──► candidates ──decision──► best ──┬─ mark ─► update groups ─► Output
+//!  (one peer)                             (Adj-RIB-In)            (Loc-RIB)│                          (Chunk)
+//!  Origination ────────────────────────────────────────────────────────────┴─ mark ─► FibChange
+//! ```
+//!
+//! Input comes in batches, output is pulled: [`Rib::flush`] fills what peers can take, as told by
+//! [`Rib::set_room`], and [`Rib::take_fib`] reads changed forwarding entries. Between two pulls a
+//! prefix that changes a hundred times is told once.
+//!
+//! Rejected routes are kept with their verdict, so that a change of policy is applied by evaluation
+//! and never needs a session reset.
+
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
+
+mod attributes;
+mod batch;
+mod decision;
+mod export;
+mod family;
+mod fib;
+mod group;
+mod import;
+mod peer;
+mod query;
+mod table;
+mod verdict;
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use foldhash::fast::FixedState;
+
+use crate::config::Origination;
+use crate::prefix::{Families, Family, Prefix};
+use crate::wire::{Community, Origin, PathAttributes};
+
+use attributes::Interner;
+use export::{ExportContext, GroupKey};
+use family::{AddressFamily, Ipv4, Ipv6};
+use group::Group;
+use peer::{Peer, PeerFamily, Peers};
+use table::{Candidate, Delta, RankContext, Table};
+use verdict::Verdicts;
+
+pub use attributes::{DEFAULT_LOCAL_PREF, RouteAttributes};
+pub use batch::UpdateBatch;
+pub use decision::Step;
+pub use fib::{FibChange, FibPath, FibRoute};
+pub use group::{Chunk, Output, WireMessage};
+pub use peer::{PeerId, PeerSession, RibPeerConfig};
+pub use query::{CandidateInfo, PrefixFilter, RouteFilter, RouteInfo};
+pub use verdict::Verdict;
+
+/// The routes of a speaker.
+#[derive(Debug)]
+pub struct Rib {
+    router_id: Ipv4Addr,
+    multipath_max: u16,
+    peers: Peers,
+    interner: Interner,
+    verdicts: Verdicts,
+    ipv4: Table<Ipv4>,
+    ipv6: Table<Ipv6>,
+    originated: BTreeMap<Prefix, Origination>,
+    deferral: Deferral,
+}
+
+/// How a RIB begins.
+#[derive(Clone, Copy, Debug)]
+pub struct RibConfig {
+    /// The speaker's BGP identifier, which is its cluster ID, too.
+    pub router_id: Ipv4Addr,
+    /// Paths of equal cost in one route.
+    pub multipath_max: u16,
+    /// Seed of the hash maps, from outside because the core has no randomness.
+    pub seed: u64,
+    /// When to stop waiting for End-of-RIB markers (RFC 4724 section 4.1).
+    pub deferral_until: Instant,
+    /// Whether the speaker restarts gracefully: learned routes are then announced only after the
+    /// deferral. A first start has nothing to keep and announces at once.
+    pub restarting: bool,
+}
+
+/// The wait for all peers' routes after the start.
+#[derive(Clone, Copy, Debug)]
+enum Deferral {
+    Waiting { until: Instant, holds_announcements: bool },
+    Over,
+}
+
+/// A peer sent more prefixes of a family than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more than {prefixes_max} prefixes of {family}")]
+pub struct PrefixLimitExceeded {
+    /// The family.
+    pub family: Family,
+    /// The configured limit.
+    pub prefixes_max: u32,
+}
+
+/// How many routes of one family are exchanged with a peer.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+pub struct RouteCounts {
+    /// Received and kept, rejected ones included.
+    pub received: usize,
+    /// Received and accepted by policy.
+    pub accepted: usize,
+    /// Announced to the peer.
+    pub advertised: usize,
+}
+
+impl Rib {
+    /// An empty RIB.
+    pub fn new(config: RibConfig) -> Rib {
+        let hasher = FixedState::with_seed(config.seed);
+        Rib {
+            router_id: config.router_id,
+            multipath_max: config.multipath_max,
+            peers: Peers::default(),
+            interner: Interner::new(hasher.clone()),
+            verdicts: Verdicts::default(),
+            ipv4: Table::new(hasher.clone()),
+            ipv6: Table::new(hasher),
+            originated: BTreeMap::new(),
+            deferral: Deferral::Waiting {
+                until: config.deferral_until,
+                holds_announcements: config.restarting,
+            },
+        }
+    }
+
+    /// Changes what all routes depend on; the best paths are worked out again.
+    pub fn configure(&mut self, router_id: Ipv4Addr, multipath_max: u16) {
+        self.router_id = router_id;
+        if std::mem::replace(&mut self.multipath_max, multipath_max) != multipath_max {
+            let context = RankContext { peers: &self.peers, multipath_max };
+            self.ipv4.rank_all(context);
+            self.ipv6.rank_all(context);
+        }
+    }
+
+    /// Adds a peer without a session.
+    pub fn add_peer(&mut self, config: RibPeerConfig) -> PeerId {
+        let awaits_end_of_rib = matches!(self.deferral, Deferral::Waiting { .. });
+        let family = PeerFamily { awaits_end_of_rib, ..PeerFamily::default() };
+        self.peers.insert(Peer {
+            config,
+            session: None,
+            router_id: Ipv4Addr::UNSPECIFIED,
+            families: [family; 2],
+            room: 0,
+        })
+    }
+
+    /// Replaces a peer's configuration. Policies are asked again for what is there; nothing is reset.
+    pub fn configure_peer(&mut self, id: PeerId, config: RibPeerConfig) {
+        let Some(peer) = self.peers.peer_mut(id) else { return };
+        let old = std::mem::replace(&mut peer.config, config);
+        if old.import != peer.config.import {
+            self.import_again::<Ipv4>(id);
+            self.import_again::<Ipv6>(id);
+        }
+        let Some(peer) = self.peers.peer(id) else { return };
+        let Some(session) = peer.session else { return };
+        let key = GroupKey::new(peer, &session);
+        let context = RankContext { peers: &self.peers, multipath_max: self.multipath_max };
+        if old.address != peer.config.address {
+            self.ipv4.rank_all(context);
+            self.ipv6.rank_all(context);
+        }
+        if old.route_reflector_client != peer.config.route_reflector_client {
+            // What was learned from this peer may now go elsewhere, or no longer.
+            self.ipv4.mark_all();
+            self.ipv6.mark_all();
+        }
+        self.ipv4.regroup(id, &key);
+        self.ipv6.regroup(id, &key);
+    }
+
+    /// Removes a peer with all its routes.
+    pub fn remove_peer(&mut self, id: PeerId) {
+        self.peer_down(id, Families::NONE);
+        self.peers.remove(id);
+    }
+
+    /// Notes that a peer's session is established, and prepares to send it everything.
+    pub fn peer_up(&mut self, id: PeerId, session: PeerSession) {
+        let Some(peer) = self.peers.peer_mut(id) else { return };
+        let identity_changed = peer.router_id != session.router_id;
+        peer.session = Some(session);
+        peer.router_id = session.router_id;
+        peer.room = 0;
+        for family in Family::ALL {
+            let in_use = session.families.contains(family);
+            peer.family_mut(family).awaits_end_of_rib &= in_use && session.promises_end_of_rib;
+        }
+        if identity_changed {
+            let context = RankContext { peers: &self.peers, multipath_max: self.multipath_max };
+            self.ipv4.rank_all(context);
+            self.ipv6.rank_all(context);
+        }
+        let stale = Family::ALL.into_iter().filter(|f| !session.stale_kept.contains(*f)).collect();
+        self.flush_stale(id, stale);
+        let Some(peer) = self.peers.peer(id) else { return };
+        let key = GroupKey::new(peer, &session);
+        if session.families.contains(Family::Ipv4Unicast) {
+            self.ipv4.join(id, &key, Vec::new(), true);
+        }
+        if session.families.contains(Family::Ipv6Unicast) {
+            self.ipv6.join(id, &key, Vec::new(), true);
+        }
+    }
+
+    /// Notes that a peer's session is over. Its routes of the families in `keep` become stale and
+    /// stay, unless they were stale already (RFC 4724 section 4.2); all others go.
+    pub fn peer_down(&mut self, id: PeerId, keep: Families) {
+        self.ipv4.drop_member(id);
+        self.ipv6.drop_member(id);
+        self.flush_stale(id, keep);
+        let Some(peer) = self.peers.peer_mut(id) else { return };
+        peer.session = None;
+        let mut gone = Families::NONE;
+        for family in Family::ALL {
+            let state = peer.family_mut(family);
+            // Also what the flush of a family that is not kept looks for.
+            state.epoch = state.epoch.wrapping_add(1);
+            state.has_stale = state.received > 0;
+            if !keep.contains(family) {
+                gone = gone.with(family);
+            }
+        }
+        self.flush_stale(id, gone);
+    }
+
+    /// Removes the stale routes of a peer.
+    pub fn flush_stale(&mut self, id: PeerId, families: Families) {
+        if families.contains(Family::Ipv4Unicast) {
+            self.sweep::<Ipv4>(id);
+        }
+        if families.contains(Family::Ipv6Unicast) {
+            self.sweep::<Ipv6>(id);
+        }
+    }
+
+    /// Takes in what a peer announced and withdrew.
+    ///
+    /// # Errors
+    /// The peer's prefix limit is exceeded; the rest of the batch was not taken in, and the session
+    /// has to end.
+    pub fn update(&mut self, id: PeerId, batch: UpdateBatch) -> Result<(), PrefixLimitExceeded> {
+        import::update(self, id, batch)
+    }
+
+    /// Sends a family's routes again to a peer that asked (RFC 2918).
+    pub fn refresh(&mut self, id: PeerId, family: Family) {
+        match family {
+            Family::Ipv4Unicast => self.ipv4.groups.iter_mut().for_each(|g| g.refresh(id)),
+            Family::Ipv6Unicast => self.ipv6.groups.iter_mut().for_each(|g| g.refresh(id)),
+        }
+    }
+
+    /// Replaces the set of originated prefixes; only differences are touched.
+    pub fn set_originated(&mut self, wanted: &BTreeMap<Prefix, Origination>) {
+        let removed: Vec<Prefix> =
+            self.originated.keys().filter(|prefix| !wanted.contains_key(prefix)).copied().collect();
+        for prefix in removed {
+            self.originated.remove(&prefix);
+            self.originate(prefix, None);
+        }
+        for (prefix, origination) in wanted {
+            if self.originated.get(prefix) != Some(origination) {
+                self.originated.insert(*prefix, origination.clone());
+                let attributes = Arc::new(originated_attributes(origination));
+                let attributes = self.interner.intern(attributes);
+                self.originate(*prefix, Some(attributes));
+            }
+        }
+    }
+
+    fn originate(&mut self, prefix: Prefix, attributes: Option<Arc<RouteAttributes>>) {
+        let verdict = self.verdicts.id(&Verdict::AcceptedByDefault);
+        let candidate = attributes.map(|attributes| Candidate {
+            source: PeerId::LOCAL,
+            verdict,
+            epoch: 0,
+            received: Arc::clone(&attributes),
+            used: Some(attributes),
+        });
+        let context = RankContext { peers: &self.peers, multipath_max: self.multipath_max };
+        match prefix {
+            Prefix::V4(key) => self.ipv4.change(context, key, PeerId::LOCAL, candidate),
+            Prefix::V6(key) => self.ipv6.change(context, key, PeerId::LOCAL, candidate),
+        };
+    }
+
+    /// Says how many octets may be handed out for a peer from now on.
+    pub fn set_room(&mut self, id: PeerId, octets: usize) {
+        if let Some(peer) = self.peers.peer_mut(id) {
+            peer.room = octets;
+        }
+    }
+
+    /// Encodes what peers have room for.
+    pub fn flush(&mut self, output: &mut Vec<Output>) {
+        let deferring = self.holds_announcements();
+        let mut context = ExportContext {
+            peers: &mut self.peers,
+            interner: &mut self.interner,
+            router_id: self.router_id,
+            deferring,
+        };
+        for group in &mut self.ipv4.groups {
+            group.flush(&mut context, &self.ipv4.entries, output);
+        }
+        for group in &mut self.ipv6.groups {
+            group.flush(&mut context, &self.ipv6.entries, output);
+        }
+    }
+
+    /// Whether [`Rib::take_fib`] has something.
+    pub fn fib_pending(&self) -> bool {
+        self.ipv4.fib_pending() || self.ipv6.fib_pending()
+    }
+
+    /// Reads up to `max` changed forwarding entries in their latest state.
+    pub fn take_fib(&mut self, max: usize) -> Vec<FibChange> {
+        let mut changes = Vec::new();
+        self.ipv4.take_fib(&self.peers, max, &mut changes);
+        self.ipv6.take_fib(&self.peers, max.saturating_sub(changes.len()), &mut changes);
+        changes
+    }
+
+    /// Whether the start's deferral is over: what the RIB says about the forwarding table is complete
+    /// once [`Rib::take_fib`] has been drained.
+    pub fn in_sync(&self) -> bool {
+        matches!(self.deferral, Deferral::Over)
+    }
+
+    /// Ends the start's deferral when its time has come or nobody has to be waited for any more.
+    pub fn tick(&mut self, now: Instant) {
+        let Deferral::Waiting { until, holds_announcements } = self.deferral else { return };
+        let awaited = |peer: &Peer| peer.families.iter().any(|family| family.awaits_end_of_rib);
+        if until > now && self.peers.iter().any(|(_, peer)| awaited(peer)) {
+            return;
+        }
+        self.deferral = Deferral::Over;
+        for (_, peer) in self.peers.iter_mut() {
+            peer.families.iter_mut().for_each(|family| family.awaits_end_of_rib = false);
+        }
+        if holds_announcements {
+            self.ipv4.mark_all();
+            self.ipv6.mark_all();
+        }
+    }
+
+    /// When [`Rib::tick`] has to be called at the latest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        match self.deferral {
+            Deferral::Waiting { until, .. } => Some(until),
+            Deferral::Over => None,
+        }
+    }
+
+    /// Whether the initial routes have been handed out for a peer, with End-of-RIB, in all families.
+    pub fn is_told(&self, id: PeerId) -> bool {
+        !self.ipv4.groups.iter().any(|group| group.owes_end_of_rib(id))
+            && !self.ipv6.groups.iter().any(|group| group.owes_end_of_rib(id))
+    }
+
+    /// How many routes of a family are exchanged with a peer.
+    pub fn counts(&self, id: PeerId, family: Family) -> RouteCounts {
+        let Some(peer) = self.peers.peer(id) else { return RouteCounts::default() };
+        let advertised = match family {
+            Family::Ipv4Unicast => self.ipv4.groups.iter().find_map(|g| g.advertised(id)),
+            Family::Ipv6Unicast => self.ipv6.groups.iter().find_map(|g| g.advertised(id)),
+        };
+        let state = peer.family(family);
+        RouteCounts {
+            received: state.received as usize,
+            accepted: state.accepted as usize,
+            advertised: advertised.unwrap_or(0),
+        }
+    }
+
+    /// Prefixes with at least one route, and different attribute values held.
+    pub fn sizes(&self) -> (usize, usize) {
+        (self.ipv4.entries.len() + self.ipv6.entries.len(), self.interner.len())
+    }
+
+    fn holds_announcements(&self) -> bool {
+        matches!(self.deferral, Deferral::Waiting { holds_announcements: true, .. })
+    }
+
+    /// Removes the routes of former epochs.
+    fn sweep<A: TableOf>(&mut self, id: PeerId) {
+        let Some(state) = self.peers.peer(id).map(|peer| *peer.family(A::FAMILY)) else { return };
+        if !state.has_stale {
+            return;
+        }
+        let (table, peers, multipath_max) = A::table(self);
+        let context = RankContext { peers, multipath_max };
+        let delta = table.change_all(context, id, |_, candidate| {
+            (candidate.epoch == state.epoch).then(|| candidate.clone())
+        });
+        self.count(id, A::FAMILY, delta);
+        if let Some(peer) = self.peers.peer_mut(id) {
+            peer.family_mut(A::FAMILY).has_stale = false;
+        }
+    }
+
+    fn import_again<A: TableOf>(&mut self, id: PeerId) {
+        let delta = import::again::<A>(self, id);
+        self.count(id, A::FAMILY, delta);
+    }
+
+    fn count(&mut self, id: PeerId, family: Family, delta: Delta) {
+        if let Some(peer) = self.peers.peer_mut(id) {
+            let state = peer.family_mut(family);
+            state.received = state.received.saturating_add_signed(delta.received);
+            state.accepted = state.accepted.saturating_add_signed(delta.accepted);
+        }
+    }
+}
+
+impl<A: AddressFamily> Table<A> {
+    fn mark_all(&mut self) {
+        self.groups.iter_mut().for_each(|group| group.mark_all(&self.entries));
+    }
+
+    fn join(&mut self, id: PeerId, key: &GroupKey, known: Vec<A::Key>, owes_end_of_rib: bool) {
+        if let Some(group) = self.groups.iter_mut().find(|group| group.key == *key) {
+            group.join(id, known, owes_end_of_rib);
+        } else {
+            let mut group = Group::new(key.clone(), &self.entries);
+            group.join(id, known, owes_end_of_rib);
+            self.groups.push(group);
+        }
+    }
+
+    fn drop_member(&mut self, id: PeerId) {
+        self.groups.iter_mut().for_each(|group| group.drop_member(id));
+        self.groups.retain(|group| !group.is_empty());
+    }
+
+    /// Moves a member into the group of `key`, where it is told the difference.
+    fn regroup(&mut self, id: PeerId, key: &GroupKey) {
+        let Some(group) = self.groups.iter_mut().find(|g| g.advertised(id).is_some()) else {
+            return;
+        };
+        if group.key == *key {
+            return;
+        }
+        let owes_end_of_rib = group.owes_end_of_rib(id);
+        let known = group.leave(id).unwrap_or_default();
+        self.groups.retain(|group| !group.is_empty());
+        self.join(id, key, known, owes_end_of_rib);
+    }
+}
+
+/// The table of a family, with what ranking in it needs.
+trait TableOf: AddressFamily + Sized {
+    fn table(rib: &mut Rib) -> (&mut Table<Self>, &Peers, u16);
+}
+
+impl TableOf for Ipv4 {
+    fn table(rib: &mut Rib) -> (&mut Table<Ipv4>, &Peers, u16) {
+        (&mut rib.ipv4, &rib.peers, rib.multipath_max)
+    }
+}
+
+impl TableOf for Ipv6 {
+    fn table(rib: &mut Rib) -> (&mut Table<Ipv6>, &Peers, u16) {
+        (&mut rib.ipv6, &rib.peers, rib.multipath_max)
+    }
+}
+
+fn originated_attributes(origination: &Origination) -> RouteAttributes {
+    let plain = PathAttributes::originated(Origin::Igp);
+    let communities: Vec<_> = origination.communities.iter().map(|c| Community(*c)).collect();
+    let mut builder = plain.edit();
+    builder.add_communities(&communities).local_pref(origination.local_pref);
+    RouteAttributes::originated(builder.build())
+}

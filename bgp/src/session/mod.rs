@@ -1,1 +1,273 @@
-//! placeholder
+//! The session of one peer: the finite state machine of RFC 4271 section 8, without IO.
+//!
+//! The caller owns sockets and clock. It tells a [`Session`] what happened and gets back what to do;
+//! it calls again with [`Event::Tick`] when [`Session::next_deadline`] has passed. A session never
+//! blocks, never looks at a clock and takes its randomness as a seed.
+//!
+//! ```text
+//!            Start                          OPEN            KEEPALIVE
+//!   ┌──────┐ ─────► ┌─────────────────────────────────────┐ ─────────► ┌─────────────┐
+//!   │ Idle │        │ Opening                             │            │ Established │
+//!   └──────┘ ◄───── │  outgoing: waiting │ connecting │ handshake      │             │
+//!      ▲     Stop   │  incoming: none │ handshake         │ ◄───────── └─────────────┘
+//!      │            └─────────────────────────────────────┘  lost: graceful restart decides
+//!      └───────────────────────────── Stop ──────────────────────────────────┘
+//! ```
+//!
+//! A handshake is OpenSent or OpenConfirm of the RFC; Connect and Active are the two ways in which
+//! the outgoing side of `Opening` waits. Both directions may shake hands at once: collisions are
+//! resolved by RFC 4271 section 6.8.
+//!
+//! Routes are not here: [`Action::Up`] and [`Action::Down`] tell the RIB what to keep, which is where
+//! the receiving role of graceful restart (RFC 4724 section 4.2) is decided.
+
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
+
+mod error;
+mod fsm;
+mod open;
+mod timers;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::config::{PeerConfig, SpeakerConfig};
+use crate::prefix::{Families, Family};
+use crate::wire::{GracefulRestart, Negotiated, Notification, Open, SessionSort};
+
+pub use error::{DownReason, LastError, StopReason};
+pub use fsm::Session;
+pub use timers::Jitter;
+
+/// What one session needs to know of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionConfig {
+    /// The peer's address, for texts and for the tie-break of equal identifiers.
+    pub address: IpAddr,
+    /// The AS number that this side shows.
+    pub local_asn: u32,
+    /// The AS number that the peer must show.
+    pub peer_asn: u32,
+    /// The local BGP identifier.
+    pub router_id: Ipv4Addr,
+    /// Never connect out.
+    pub passive: bool,
+    /// Families to offer.
+    pub families: Families,
+    /// Hold time to offer, in seconds; 0 is none.
+    pub hold_time_secs: u16,
+    /// Wait between attempts to connect, in seconds, before jitter.
+    pub connect_retry_secs: u16,
+    /// Restart time to offer (RFC 4724), in seconds; `None` leaves the capability out.
+    pub graceful_restart_secs: Option<u16>,
+}
+
+/// What this speaker says about its own restart (RFC 4724 section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restart {
+    /// Restart State bit: this speaker started a moment ago and waits for End-of-RIB.
+    pub restarting: bool,
+    /// Forwarding State bit of every family: routes survived in the kernel.
+    pub forwarding_preserved: bool,
+}
+
+/// One TCP connection of a session; never used twice in a session's life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// Own addresses that may stand as a next hop in what goes over a connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalAddresses {
+    /// The local IPv4 address of the session, or of its interface.
+    pub ipv4: Option<Ipv4Addr>,
+    /// The local IPv6 address of the session, or of its interface; never a link-local one.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Begin to connect and to accept.
+    Start,
+    /// End whatever there is.
+    Stop(StopReason),
+    /// The connection asked for by [`Action::Connect`] stands.
+    Connected {
+        /// The one of the action.
+        connection: ConnectionId,
+        /// Next hops that it allows.
+        addresses: LocalAddresses,
+    },
+    /// The connection asked for by [`Action::Connect`] failed.
+    ConnectFailed {
+        /// The one of the action.
+        connection: ConnectionId,
+        /// The operating system's words.
+        error: String,
+    },
+    /// The peer connected; the identifier comes from [`Session::next_connection`].
+    Accepted {
+        /// A fresh identifier.
+        connection: ConnectionId,
+        /// Next hops that it allows.
+        addresses: LocalAddresses,
+    },
+    /// The connection is closed or broken.
+    Lost {
+        /// Which one.
+        connection: ConnectionId,
+        /// The operating system's words; `None` when the peer closed it.
+        error: Option<String>,
+    },
+    /// A message arrived.
+    Received {
+        /// Where.
+        connection: ConnectionId,
+        /// What.
+        message: Received,
+    },
+    /// Octets arrived that are no message, or an UPDATE that ends the session.
+    Malformed {
+        /// Where.
+        connection: ConnectionId,
+        /// What to tell the peer.
+        notification: Notification,
+    },
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// A message as far as the state machine needs it. The content of an UPDATE does not pass through
+/// it: the caller hands it to the RIB when [`Session::established`] names its connection.
+#[derive(Clone, Debug)]
+pub enum Received {
+    /// OPEN.
+    Open(Box<Open>),
+    /// UPDATE, or several in a row.
+    Update,
+    /// NOTIFICATION.
+    Notification(Notification),
+    /// KEEPALIVE.
+    Keepalive,
+    /// ROUTE-REFRESH.
+    RouteRefresh,
+}
+
+/// What to do.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Open a TCP connection to the peer; answer with [`Event::Connected`] or
+    /// [`Event::ConnectFailed`].
+    Connect(ConnectionId),
+    /// Send a message behind what is queued already.
+    Send(ConnectionId, Message),
+    /// Close the connection once what is queued has left, or give up connecting. No event about it
+    /// is wanted afterwards; one that is on its way is ignored.
+    Close(ConnectionId),
+    /// The session is established.
+    Up(Box<Established>),
+    /// The session is over.
+    Down {
+        /// Why.
+        reason: DownReason,
+        /// Families whose routes become stale and stay (RFC 4724 section 4.2); all other routes of
+        /// the peer go at once.
+        keep: Families,
+    },
+    /// Stale routes of these families have waited long enough and go.
+    FlushStale(Families),
+}
+
+/// A message to send.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// OPEN. What the connection's reader needs to know as well, to decode what follows.
+    Open(Box<Open>),
+    /// KEEPALIVE.
+    Keepalive,
+    /// NOTIFICATION.
+    Notification(Notification),
+}
+
+/// What two OPENs agreed on.
+#[derive(Clone, Debug)]
+pub struct Established {
+    /// The connection that carries the session.
+    pub connection: ConnectionId,
+    /// What this side said.
+    pub local: Open,
+    /// What the peer said.
+    pub peer: Open,
+    /// What follows from both.
+    pub negotiated: Negotiated,
+    /// Own addresses for next hops.
+    pub addresses: LocalAddresses,
+    /// The peer's graceful restart capability where both sides have it.
+    pub graceful_restart: Option<GracefulRestart>,
+    /// Families whose stale routes may stay until End-of-RIB: the peer kept forwarding.
+    pub stale_kept: Families,
+}
+
+/// Where a session stands, in the words of RFC 4271 section 8.2.2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+pub enum SessionState {
+    /// Stopped.
+    Idle,
+    /// A TCP connection is being opened.
+    Connect,
+    /// Waiting for the peer, or for the next attempt.
+    Active,
+    /// Our OPEN is sent, the peer's is awaited.
+    OpenSent,
+    /// The peer's OPEN was accepted, its KEEPALIVE is awaited.
+    OpenConfirm,
+    /// Routes flow.
+    Established,
+}
+
+impl SessionConfig {
+    /// The part of a speaker's and a peer's configuration that a session needs.
+    pub fn new(speaker: &SpeakerConfig, peer: &PeerConfig) -> SessionConfig {
+        SessionConfig {
+            address: peer.address,
+            local_asn: peer.local_asn.unwrap_or(speaker.asn),
+            peer_asn: peer.asn,
+            router_id: speaker.router_id,
+            passive: peer.passive,
+            families: peer.families,
+            hold_time_secs: peer.hold_time_secs,
+            connect_retry_secs: peer.connect_retry_secs,
+            graceful_restart_secs: peer.graceful_restart_secs,
+        }
+    }
+
+    /// Whether the peer is in another AS.
+    pub fn sort(&self) -> SessionSort {
+        if self.local_asn == self.peer_asn { SessionSort::Ibgp } else { SessionSort::Ebgp }
+    }
+}
+
+impl LocalAddresses {
+    /// Whether routes of `family` can carry a next hop of ours.
+    pub fn covers(self, family: Family) -> bool {
+        match family {
+            Family::Ipv4Unicast => self.ipv4.is_some(),
+            Family::Ipv6Unicast => self.ipv6.is_some(),
+        }
+    }
+}
+
+impl Established {
+    /// The families of the session: those that both sides offered.
+    pub fn families(&self) -> Families {
+        self.negotiated.families
+    }
+
+    /// Whether the peer will mark the end of its initial routes (it supports RFC 4724 and does not
+    /// wait for us in turn).
+    pub fn promises_end_of_rib(&self) -> bool {
+        self.graceful_restart.as_ref().is_some_and(|restart| !restart.restarting)
+    }
+}

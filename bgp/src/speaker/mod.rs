@@ -1,1 +1,265 @@
-//! placeholder
+//! The speaker: sessions and RIB on real sockets, driven by tokio.
+//!
+//! It holds no rules: what to do comes from [`crate::session`] and [`crate::rib`]. One task, the
+//! owner, has all the state; around it are tasks that wait for the kernel. All run on the runtime of
+//! the caller, for which one thread is enough; on several, decoding and writing run beside the owner.
+//!
+//! ```text
+//!              accept task ─┐                                   ┌─► SpeakerHandle: snapshot, routes
+//!   connect task, a try ────┤                                   │
+//!                           ▼ Input (bounded)                   │
+//!  socket ─► reader task ─────► owner: Sessions + Rib ──────────┼─► FibFeed (bounded)
+//!    ▲       frames, decode     │  handle ► actions             │
+//!    │                          │  update ► mark ► flush        └─► changes(): a counter to watch
+//!    └────── writer task ◄──────┘ chunks, up to WRITE_QUEUE_OCTETS_MAX
+//!            next hop patched     ▲
+//!               └── room again ───┘
+//! ```
+//!
+//! Every queue is bounded: a reader waits when the owner is busy, and TCP makes the peer wait; a
+//! writer's queue is bounded in octets, and what does not fit stays in the RIB as a set of prefixes;
+//! the forwarding feed is filled when there is room, with the latest state.
+
+mod connection;
+mod listener;
+mod owner;
+mod peer;
+mod socket;
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::config::SpeakerConfig;
+use crate::rib::{FibChange, RouteFilter, RouteInfo};
+use crate::status::SpeakerSnapshot;
+
+use owner::Owner;
+
+/// Starts speakers.
+#[derive(Debug)]
+pub enum Speaker {}
+
+/// What a speaker says about its former life.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpeakerOptions {
+    /// The kernel still has the routes of a former life: the Forwarding State bit of RFC 4724.
+    pub forwarding_preserved: bool,
+    /// There was a former life a moment ago: the Restart State bit of RFC 4724. Learned routes are
+    /// then announced only after all peers have sent theirs, or after `selection_deferral_secs`.
+    pub restarting: bool,
+}
+
+/// A running speaker. When the last handle is dropped, the speaker ends its sessions with Cease.
+#[derive(Clone, Debug)]
+pub struct SpeakerHandle {
+    config: watch::Sender<SpeakerConfig>,
+    commands: mpsc::Sender<Command>,
+    changes: watch::Receiver<u64>,
+}
+
+/// Changes of the forwarding table, in the latest state of each prefix.
+#[derive(Debug)]
+pub struct FibFeed {
+    batches: mpsc::Receiver<FibBatch>,
+}
+
+/// Some changes of the forwarding table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FibBatch {
+    /// Prefixes and their new routes.
+    pub changes: Vec<FibChange>,
+    /// All that is known has been told with this batch, and the wait for the peers' initial routes is
+    /// over: what the kernel still holds besides may be swept.
+    pub in_sync: bool,
+}
+
+/// How a speaker ends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shutdown {
+    /// Tell all peers; they drop the routes at once.
+    Cease {
+        /// For the peers' operators (RFC 9003).
+        text: String,
+    },
+    /// Close the connections without a word: peers with graceful restart keep the routes.
+    KeepRoutes,
+}
+
+/// Why a speaker cannot be started.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// No runtime to run on.
+    #[error("a speaker can only be started on a tokio runtime")]
+    NoRuntime,
+    /// A configuration that cannot work.
+    #[error("{0}")]
+    Config(#[from] ConfigError),
+    /// The speaker has ended.
+    #[error("the speaker has ended")]
+    Ended,
+}
+
+/// A configuration that cannot work.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// RFC 6286 section 2.1.
+    #[error("the router ID is 0.0.0.0: give the speaker a router ID")]
+    ZeroRouterId,
+    /// RFC 7607.
+    #[error("AS number 0 is reserved: give the speaker an AS number")]
+    ZeroAsn,
+    /// RFC 4271 section 4.2.
+    #[error("peer {peer}: a hold time of {secs} s is not allowed: use 0 or at least 3")]
+    HoldTime {
+        /// The peer's name.
+        peer: String,
+        /// The hold time.
+        secs: u16,
+    },
+    /// Incoming connections are told apart by their address.
+    #[error("peers {first} and {second} have the same address {address}")]
+    SameAddress {
+        /// A peer's name.
+        first: String,
+        /// Another peer's name.
+        second: String,
+        /// Their address.
+        address: std::net::IpAddr,
+    },
+}
+
+pub(crate) enum Command {
+    Snapshot(oneshot::Sender<SpeakerSnapshot>),
+    Routes(RouteFilter, oneshot::Sender<Vec<RouteInfo>>),
+    Shutdown(Shutdown, oneshot::Sender<()>),
+}
+
+impl Speaker {
+    /// Starts a speaker on the current tokio runtime. Sockets that cannot be opened are no error:
+    /// they are reported by [`SpeakerHandle::snapshot`] and tried again.
+    ///
+    /// # Errors
+    /// There is no runtime, or `config` cannot work.
+    pub fn start(
+        config: SpeakerConfig,
+        options: SpeakerOptions,
+    ) -> Result<(SpeakerHandle, FibFeed), Error> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        check(&config)?;
+        let (config_sender, config) = watch::channel(config);
+        let (command_sender, commands) = mpsc::channel(COMMANDS_MAX);
+        let (changes_sender, changes) = watch::channel(0);
+        let (fib, batches) = mpsc::channel(FIB_BATCHES_MAX);
+        let owner = Owner::new(config, commands, changes_sender, fib, options);
+        runtime.spawn(owner.run());
+        let handle = SpeakerHandle { config: config_sender, commands: command_sender, changes };
+        Ok((handle, FibFeed { batches }))
+    }
+}
+
+impl SpeakerHandle {
+    /// Replaces the wanted state. Only what differs is touched; see
+    /// [`crate::config::PeerConfig::needs_reset`]. Of values that follow each other faster than they
+    /// are taken up, the last one counts.
+    ///
+    /// # Errors
+    /// `config` cannot work; the former one stays in force.
+    pub fn apply(&self, config: SpeakerConfig) -> Result<(), Error> {
+        check(&config)?;
+        self.config.send(config).map_err(|_| Error::Ended)
+    }
+
+    /// The state of all sessions and listeners, with what was applied before taken up.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn snapshot(&self) -> Result<SpeakerSnapshot, Error> {
+        self.ask(Command::Snapshot).await
+    }
+
+    /// The routes that `filter` names.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn routes(&self, filter: RouteFilter) -> Result<Vec<RouteInfo>, Error> {
+        self.ask(|answer| Command::Routes(filter, answer)).await
+    }
+
+    /// Ends the speaker and waits until its peers have been told, or for a few seconds.
+    pub async fn shutdown(&self, how: Shutdown) {
+        // A speaker that has ended already is what is wanted.
+        let _ = self.ask(|answer| Command::Shutdown(how, answer)).await;
+    }
+
+    /// A counter that grows with every change of a session's or listener's state.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.clone()
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.commands.send(command(answer)).await.map_err(|_| Error::Ended)?;
+        answered.await.map_err(|_| Error::Ended)
+    }
+}
+
+impl FibFeed {
+    /// The next changes; `None` when the speaker has ended.
+    pub async fn recv(&mut self) -> Option<FibBatch> {
+        self.batches.recv().await
+    }
+}
+
+/// Refuses what cannot work whatever the network does.
+fn check(config: &SpeakerConfig) -> Result<(), ConfigError> {
+    if config.router_id == Ipv4Addr::UNSPECIFIED {
+        return Err(ConfigError::ZeroRouterId);
+    }
+    if config.asn == 0 {
+        return Err(ConfigError::ZeroAsn);
+    }
+    let mut addresses = BTreeMap::new();
+    for (name, peer) in &config.peers {
+        if matches!(peer.hold_time_secs, 1 | 2) {
+            let secs = peer.hold_time_secs;
+            return Err(ConfigError::HoldTime { peer: name.to_string(), secs });
+        }
+        let key = (peer.address, peer.source_address);
+        if let Some(first) = addresses.insert(key, name) {
+            return Err(ConfigError::SameAddress {
+                first: first.to_string(),
+                second: name.to_string(),
+                address: peer.address,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Ports and addresses of one connection.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Endpoints {
+    pub(crate) local: SocketAddr,
+    pub(crate) remote: SocketAddr,
+}
+
+/// Questions that may wait for the owner.
+const COMMANDS_MAX: usize = 64;
+/// Batches that may wait for the kernel side.
+const FIB_BATCHES_MAX: usize = 4;
+/// Changes in one of them.
+pub(crate) const FIB_BATCH_CHANGES_MAX: usize = 4096;
+/// Inputs that may wait for the owner.
+pub(crate) const INPUTS_MAX: usize = 256;
+/// Prefixes that a reader puts into one input.
+pub(crate) const UPDATE_BATCH_PREFIXES_MAX: usize = 8192;
+/// Octets that wait in a writer's queue before the RIB holds back. The batch that crosses the mark
+/// still goes in.
+pub(crate) const WRITE_QUEUE_OCTETS_MAX: usize = 512 * 1024;
+/// How long a listener that could not be opened rests.
+pub(crate) const LISTEN_RETRY: Duration = Duration::from_secs(5);
+/// How long a connection may take to say its last words.
+pub(crate) const FAREWELL_WAIT: Duration = Duration::from_secs(2);

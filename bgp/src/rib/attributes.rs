@@ -1,0 +1,163 @@
+//! What a route carries besides its prefix, shared among all the routes that carry the same.
+
+use std::hash::{BuildHasher, Hash, Hasher};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+
+use crate::wire::{Community, NextHop, Origin, PathAttributes};
+
+/// The next hop and path attributes of a route, with what the decision process compares read out
+/// once. Values are interned: inside one RIB, equal attributes are one allocation.
+#[derive(Clone, Debug)]
+pub struct RouteAttributes {
+    /// Where to; unspecified on a route that this speaker originates.
+    pub next_hop: NextHop,
+    /// Everything that goes from router to router unchanged.
+    pub path: Arc<PathAttributes>,
+    local_pref: u32,
+    as_path_len: u32,
+    med: u32,
+    neighbour_as: Option<u32>,
+    originator_id: Option<Ipv4Addr>,
+    cluster_list_len: u32,
+    origin: Origin,
+    scope: CommunityScope,
+}
+
+/// How far the well-known communities let a route travel (RFC 1997), narrowest last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum CommunityScope {
+    Everywhere,
+    OwnAs,
+    Nowhere,
+}
+
+impl RouteAttributes {
+    /// Attributes with a next hop.
+    pub fn new(next_hop: NextHop, path: impl Into<Arc<PathAttributes>>) -> RouteAttributes {
+        let path = path.into();
+        let mut scope = CommunityScope::Everywhere;
+        for community in path.communities() {
+            scope = scope.max(match community {
+                Community::NO_ADVERTISE => CommunityScope::Nowhere,
+                Community::NO_EXPORT | Community::NO_EXPORT_SUBCONFED => CommunityScope::OwnAs,
+                _ => CommunityScope::Everywhere,
+            });
+        }
+        RouteAttributes {
+            next_hop,
+            local_pref: path.local_pref().unwrap_or(DEFAULT_LOCAL_PREF),
+            as_path_len: path.as_path_len(),
+            med: path.med().unwrap_or(0),
+            neighbour_as: path.neighbour_as(),
+            originator_id: path.originator_id(),
+            cluster_list_len: path.cluster_list_len(),
+            origin: path.origin(),
+            scope,
+            path,
+        }
+    }
+
+    /// Attributes of a route that this speaker originates.
+    pub fn originated(path: impl Into<Arc<PathAttributes>>) -> RouteAttributes {
+        RouteAttributes::new(NextHop::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED)), path)
+    }
+
+    /// LOCAL_PREF, [`DEFAULT_LOCAL_PREF`] when there is none.
+    pub fn local_pref(&self) -> u32 {
+        self.local_pref
+    }
+
+    /// Length of AS_PATH as the decision process counts it.
+    pub fn as_path_len(&self) -> u32 {
+        self.as_path_len
+    }
+
+    /// MULTI_EXIT_DISC, 0 when there is none (RFC 4271 section 9.1.2.2 c).
+    pub fn med(&self) -> u32 {
+        self.med
+    }
+
+    /// The AS that MED is compared within.
+    pub fn neighbour_as(&self) -> Option<u32> {
+        self.neighbour_as
+    }
+
+    /// ORIGINATOR_ID, if there is one.
+    pub fn originator_id(&self) -> Option<Ipv4Addr> {
+        self.originator_id
+    }
+
+    /// Entries of CLUSTER_LIST.
+    pub fn cluster_list_len(&self) -> u32 {
+        self.cluster_list_len
+    }
+
+    /// ORIGIN.
+    pub fn origin(&self) -> Origin {
+        self.origin
+    }
+
+    pub(crate) fn scope(&self) -> CommunityScope {
+        self.scope
+    }
+}
+
+impl PartialEq for RouteAttributes {
+    fn eq(&self, other: &RouteAttributes) -> bool {
+        self.next_hop == other.next_hop && self.path == other.path
+    }
+}
+
+impl Eq for RouteAttributes {}
+
+impl Hash for RouteAttributes {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.next_hop.hash(state);
+        self.path.hash(state);
+    }
+}
+
+/// The attributes in use, each once.
+#[derive(Debug)]
+pub(crate) struct Interner {
+    known: HashTable<Arc<RouteAttributes>>,
+    sweep_at: usize,
+    hasher: FixedState,
+}
+
+impl Interner {
+    pub(crate) fn new(hasher: FixedState) -> Interner {
+        Interner { known: HashTable::new(), sweep_at: INTERNED_MIN, hasher }
+    }
+
+    /// The one shared value that equals `attributes`.
+    pub(crate) fn intern(&mut self, attributes: Arc<RouteAttributes>) -> Arc<RouteAttributes> {
+        let hash = self.hasher.hash_one(&*attributes);
+        if let Some(known) = self.known.find(hash, |known| **known == *attributes) {
+            return Arc::clone(known);
+        }
+        if self.known.len() >= self.sweep_at {
+            // Amortised: the table doubles between two sweeps.
+            self.known.retain(|known| Arc::strong_count(known) > 1);
+            self.sweep_at = (2 * self.known.len()).max(INTERNED_MIN);
+        }
+        let hasher = &self.hasher;
+        let rehash = |known: &Arc<RouteAttributes>| hasher.hash_one(&**known);
+        self.known.insert_unique(hash, Arc::clone(&attributes), rehash);
+        attributes
+    }
+
+    /// How many different attributes are known, those not used any more and not swept included.
+    pub(crate) fn len(&self) -> usize {
+        self.known.len()
+    }
+}
+
+/// LOCAL_PREF of a route that has none (RFC 4271 leaves it to configuration; all know 100).
+pub const DEFAULT_LOCAL_PREF: u32 = 100;
+/// Below so many there is nothing to win by sweeping.
+const INTERNED_MIN: usize = 1024;

@@ -1,0 +1,85 @@
+//! What one peer announces and withdraws, as the RIB takes it in.
+
+use std::sync::Arc;
+
+use crate::prefix::{Family, Prefix};
+use crate::wire::Update;
+
+use super::attributes::RouteAttributes;
+
+/// A run of changes from one peer, in the order of the wire. Prefixes lie in one allocation, and the
+/// attributes of an UPDATE are one value.
+#[derive(Clone, Debug, Default)]
+pub struct UpdateBatch {
+    pub(crate) runs: Vec<Run>,
+    pub(crate) prefixes: Vec<Prefix>,
+}
+
+/// Prefixes with one fate.
+#[derive(Clone, Debug)]
+pub(crate) struct Run {
+    pub(crate) change: Change,
+    /// How many of the batch's prefixes belong here.
+    pub(crate) prefixes: usize,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Change {
+    Announce(Arc<RouteAttributes>),
+    Withdraw,
+    EndOfRib(Family),
+}
+
+impl UpdateBatch {
+    /// Appends what an UPDATE says.
+    pub fn push(&mut self, update: &Update<'_>) {
+        if let Some(family) = update.end_of_rib {
+            self.push_end_of_rib(family);
+            return;
+        }
+        self.push_withdrawals(update.withdrawn());
+        let Some(attributes) = &update.attributes else { return };
+        for announcement in update.announcements() {
+            let attributes = RouteAttributes::new(announcement.next_hop, Arc::clone(attributes));
+            self.push_announcements(Arc::new(attributes), announcement.prefixes.iter());
+        }
+    }
+
+    /// Appends prefixes that are announced with `attributes`.
+    pub fn push_announcements(
+        &mut self,
+        attributes: Arc<RouteAttributes>,
+        prefixes: impl IntoIterator<Item = Prefix>,
+    ) {
+        self.push_run(Change::Announce(attributes), prefixes);
+    }
+
+    /// Appends prefixes that are withdrawn.
+    pub fn push_withdrawals(&mut self, prefixes: impl IntoIterator<Item = Prefix>) {
+        self.push_run(Change::Withdraw, prefixes);
+    }
+
+    /// Appends an End-of-RIB marker.
+    pub fn push_end_of_rib(&mut self, family: Family) {
+        self.runs.push(Run { change: Change::EndOfRib(family), prefixes: 0 });
+    }
+
+    /// How many prefixes are announced or withdrawn.
+    pub fn len(&self) -> usize {
+        self.prefixes.len()
+    }
+
+    /// Whether nothing is in it, not even a marker.
+    pub fn is_empty(&self) -> bool {
+        self.runs.is_empty()
+    }
+
+    fn push_run(&mut self, change: Change, prefixes: impl IntoIterator<Item = Prefix>) {
+        let before = self.prefixes.len();
+        self.prefixes.extend(prefixes);
+        let prefixes = self.prefixes.len() - before;
+        if prefixes > 0 {
+            self.runs.push(Run { change, prefixes });
+        }
+    }
+}

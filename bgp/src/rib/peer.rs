@@ -1,0 +1,201 @@
+//! What the RIB knows of each peer.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+use crate::config::{ExportScope, NextHopMode, PeerConfig, PeerName, SpeakerConfig};
+use crate::policy::{self, Action, Decision, Policy, RouteSort, RouteView};
+use crate::prefix::{Families, Family};
+use crate::session::LocalAddresses;
+use crate::wire::{MessageFormat, SessionSort};
+
+use super::decision::RouteOrigin;
+
+/// A peer's place in the RIB; used again after [`super::Rib::remove_peer`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PeerId(pub(crate) u32);
+
+impl PeerId {
+    /// The source of what this speaker originates; never a peer's place.
+    pub(crate) const LOCAL: PeerId = PeerId(u32::MAX);
+}
+
+/// The part of a configuration that the RIB needs for one peer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RibPeerConfig {
+    /// The peer's name.
+    pub name: PeerName,
+    /// The peer's address, the last tie-break.
+    pub address: IpAddr,
+    /// Whether the peer is in another AS.
+    pub sort: SessionSort,
+    /// AS numbers put in front of AS_PATH towards an eBGP peer, outermost first.
+    pub prepend: Vec<u32>,
+    /// We reflect for this peer (RFC 4456).
+    pub route_reflector_client: bool,
+    /// How the next hop is chosen.
+    pub next_hop: NextHopMode,
+    /// Which routes may go to the peer.
+    pub export_scope: ExportScope,
+    /// Prefixes accepted at most per family, before policy.
+    pub prefixes_max: Option<u32>,
+    /// Import policies.
+    pub import: Vec<Arc<Policy>>,
+    /// Export policies.
+    pub export: Vec<Arc<Policy>>,
+}
+
+/// What the RIB has to know of an established session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerSession {
+    /// The peer's BGP identifier.
+    pub router_id: Ipv4Addr,
+    /// Negotiated families.
+    pub families: Families,
+    /// How messages are written.
+    pub format: MessageFormat,
+    /// Own addresses on this session, that routes back to ourselves show as next hop.
+    pub addresses: LocalAddresses,
+    /// The peer will send End-of-RIB and does not wait for us to do so first.
+    pub promises_end_of_rib: bool,
+    /// Families whose stale routes wait for End-of-RIB.
+    pub stale_kept: Families,
+}
+
+/// One peer.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) config: RibPeerConfig,
+    pub(crate) session: Option<PeerSession>,
+    /// Outlives the session, for stale routes.
+    pub(crate) router_id: Ipv4Addr,
+    pub(crate) families: [PeerFamily; 2],
+    /// Octets that may be handed out for this peer now.
+    pub(crate) room: usize,
+}
+
+/// What is kept per peer and family.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct PeerFamily {
+    /// Routes with another number are stale.
+    pub(crate) epoch: u8,
+    pub(crate) received: u32,
+    pub(crate) accepted: u32,
+    /// Only then is a sweep worth a walk.
+    pub(crate) has_stale: bool,
+    /// The start's deferral waits for this End-of-RIB (RFC 4724 section 4.1).
+    pub(crate) awaits_end_of_rib: bool,
+}
+
+/// The peers by number.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    slots: Vec<Option<Peer>>,
+}
+
+impl RibPeerConfig {
+    /// The part of a speaker's and a peer's configuration that the RIB needs.
+    pub fn new(speaker: &SpeakerConfig, name: &PeerName, peer: &PeerConfig) -> RibPeerConfig {
+        let local_asn = peer.local_asn.unwrap_or(speaker.asn);
+        let sort = match local_asn == peer.asn {
+            true => SessionSort::Ibgp,
+            false => SessionSort::Ebgp,
+        };
+        // RFC 7705 section 3.1: the local AS goes in front of the speaker's own.
+        let mut prepend = vec![local_asn];
+        if local_asn != speaker.asn {
+            prepend.push(speaker.asn);
+        }
+        RibPeerConfig {
+            name: Arc::clone(name),
+            address: peer.address,
+            sort,
+            prepend,
+            route_reflector_client: peer.route_reflector_client,
+            next_hop: peer.next_hop,
+            export_scope: peer.export_scope,
+            prefixes_max: peer.prefixes_max,
+            import: peer.import.clone(),
+            export: peer.export.clone(),
+        }
+    }
+
+    /// What decides when no policy does (RFC 8212).
+    pub(crate) fn default_action(&self) -> Action {
+        match self.sort {
+            SessionSort::Ebgp => Action::Reject,
+            SessionSort::Ibgp => Action::Accept,
+        }
+    }
+
+    pub(crate) fn route_sort(&self) -> RouteSort {
+        match self.sort {
+            SessionSort::Ebgp => RouteSort::Ebgp,
+            SessionSort::Ibgp => RouteSort::Ibgp,
+        }
+    }
+
+    /// Asks the import policies.
+    pub(crate) fn import(&self, route: &RouteView<'_>) -> Decision {
+        policy::evaluate_all(&self.import, self.default_action(), route)
+    }
+}
+
+impl Peer {
+    pub(crate) fn family(&self, family: Family) -> &PeerFamily {
+        let [v4, v6] = &self.families;
+        match family {
+            Family::Ipv4Unicast => v4,
+            Family::Ipv6Unicast => v6,
+        }
+    }
+
+    pub(crate) fn family_mut(&mut self, family: Family) -> &mut PeerFamily {
+        let [v4, v6] = &mut self.families;
+        match family {
+            Family::Ipv4Unicast => v4,
+            Family::Ipv6Unicast => v6,
+        }
+    }
+
+    pub(crate) fn origin(&self) -> RouteOrigin {
+        RouteOrigin::Peer {
+            ibgp: self.config.sort == SessionSort::Ibgp,
+            router_id: self.router_id,
+            address: self.config.address,
+        }
+    }
+}
+
+impl Peers {
+    pub(crate) fn insert(&mut self, peer: Peer) -> PeerId {
+        let free = self.slots.iter().position(Option::is_none);
+        let index = free.unwrap_or(self.slots.len());
+        match self.slots.get_mut(index) {
+            Some(slot) => *slot = Some(peer),
+            None => self.slots.push(Some(peer)),
+        }
+        PeerId(index as u32)
+    }
+
+    pub(crate) fn remove(&mut self, id: PeerId) -> Option<Peer> {
+        self.slots.get_mut(id.0 as usize).and_then(Option::take)
+    }
+
+    pub(crate) fn peer(&self, id: PeerId) -> Option<&Peer> {
+        self.slots.get(id.0 as usize).and_then(Option::as_ref)
+    }
+
+    pub(crate) fn peer_mut(&mut self, id: PeerId) -> Option<&mut Peer> {
+        self.slots.get_mut(id.0 as usize).and_then(Option::as_mut)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
+        self.slots.iter().enumerate().filter_map(|(i, p)| Some((PeerId(i as u32), p.as_ref()?)))
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = (PeerId, &mut Peer)> {
+        let slots = self.slots.iter_mut().enumerate();
+        slots.filter_map(|(i, p)| Some((PeerId(i as u32), p.as_mut()?)))
+    }
+}

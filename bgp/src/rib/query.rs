@@ -1,0 +1,198 @@
+//! Questions to the RIB: which routes there are, which is best, and why the others lost.
+
+use serde::Serialize;
+
+use crate::config::PeerName;
+use crate::prefix::Prefix;
+use crate::wire::Origin;
+
+use super::decision::{Step, rank};
+use super::peer::PeerId;
+use super::table::{Candidate, Entry, RankContext, Table};
+use super::{AddressFamily, Rib};
+
+/// Which routes to show.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouteFilter {
+    /// By prefix.
+    pub prefix: PrefixFilter,
+    /// Only prefixes with a route from this peer.
+    pub peer: Option<PeerName>,
+    /// At most so many prefixes.
+    pub prefixes_max: usize,
+}
+
+/// Which prefixes to show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixFilter {
+    /// All.
+    Any,
+    /// This one.
+    Exact(Prefix),
+    /// This one and all inside it.
+    Within(Prefix),
+    /// This one and all that contain it.
+    Covering(Prefix),
+}
+
+/// All routes to a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct RouteInfo {
+    /// The prefix.
+    pub prefix: Prefix,
+    /// The routes, best first.
+    pub candidates: Vec<CandidateInfo>,
+}
+
+/// One route to a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct CandidateInfo {
+    /// The peer that announced it; `None` when this speaker originates it.
+    pub peer: Option<String>,
+    /// What asked for an originated prefix, for example `ipblock/10.244.3.64-26`.
+    pub source: Option<String>,
+    /// The next hop; `None` when this speaker originates it.
+    pub next_hop: Option<String>,
+    /// AS_PATH as text.
+    pub as_path: String,
+    /// ORIGIN.
+    pub origin: &'static str,
+    /// LOCAL_PREF, the default where there is none.
+    pub local_pref: u32,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// COMMUNITIES as text.
+    pub communities: Vec<String>,
+    /// LARGE_COMMUNITY as text.
+    pub large_communities: Vec<String>,
+    /// This is the best route.
+    pub best: bool,
+    /// This route is in use beside the best one.
+    pub multipath: bool,
+    /// Kept over the peer's restart and not confirmed yet.
+    pub stale: bool,
+    /// What import decided.
+    pub verdict: String,
+    /// The step of the decision process at which it lost against the best route.
+    pub lost_at: Option<Step>,
+}
+
+impl Default for RouteFilter {
+    fn default() -> RouteFilter {
+        RouteFilter { prefix: PrefixFilter::Any, peer: None, prefixes_max: usize::MAX }
+    }
+}
+
+impl PrefixFilter {
+    fn matches(&self, prefix: Prefix) -> bool {
+        match self {
+            PrefixFilter::Any => true,
+            PrefixFilter::Exact(wanted) => *wanted == prefix,
+            PrefixFilter::Within(outer) => outer.contains(prefix),
+            PrefixFilter::Covering(inner) => prefix.contains(*inner),
+        }
+    }
+}
+
+impl Rib {
+    /// The routes that `filter` names, in the order of their prefixes.
+    pub fn routes(&self, filter: &RouteFilter) -> Vec<RouteInfo> {
+        let mut routes = Vec::new();
+        self.collect(&self.ipv4, filter, &mut routes);
+        self.collect(&self.ipv6, filter, &mut routes);
+        routes
+    }
+
+    /// The attributes under which a prefix is announced to a peer, before AS_PATH is prepended.
+    pub fn advertised_as_path(&self, id: PeerId, prefix: Prefix) -> Option<String> {
+        let attributes = match prefix {
+            Prefix::V4(key) => self.ipv4.groups.iter().find_map(|g| g.advertised_route(id, key)),
+            Prefix::V6(key) => self.ipv6.groups.iter().find_map(|g| g.advertised_route(id, key)),
+        };
+        attributes.map(|attributes| attributes.path.as_path().to_string())
+    }
+
+    fn collect<A: AddressFamily>(
+        &self,
+        table: &Table<A>,
+        filter: &RouteFilter,
+        routes: &mut Vec<RouteInfo>,
+    ) {
+        let peer = match &filter.peer {
+            Some(name) => match self.peers.iter().find(|(_, p)| p.config.name == *name) {
+                Some((id, _)) => Some(id),
+                None => return,
+            },
+            None => None,
+        };
+        let wanted = |entry: &Entry| {
+            peer.is_none_or(|peer| entry.candidates().iter().any(|c| c.source == peer))
+        };
+        let mut keys: Vec<A::Key> = match filter.prefix {
+            PrefixFilter::Exact(prefix) => A::key(prefix)
+                .filter(|key| table.entries.get(key).is_some_and(wanted))
+                .into_iter()
+                .collect(),
+            ref prefixes => table
+                .entries
+                .iter()
+                .filter(|(key, entry)| prefixes.matches(A::prefix(**key)) && wanted(entry))
+                .map(|(key, _)| *key)
+                .collect(),
+        };
+        keys.sort_unstable();
+        keys.truncate(filter.prefixes_max.saturating_sub(routes.len()));
+        for key in keys {
+            if let Some(entry) = table.entries.get(&key) {
+                routes.push(self.explain(A::prefix(key), entry));
+            }
+        }
+    }
+
+    /// Runs the decision once more and writes down where each candidate dropped out.
+    fn explain(&self, prefix: Prefix, entry: &Entry) -> RouteInfo {
+        let context = RankContext { peers: &self.peers, multipath_max: self.multipath_max };
+        let mut candidates = entry.candidates().to_vec();
+        let mut steps = Vec::new();
+        let ranking = rank(&context, &mut candidates, self.multipath_max.into(), |step, left| {
+            steps.push((step, left));
+        });
+        let candidates = candidates.iter().enumerate().map(|(index, candidate)| {
+            let best = index == 0 && ranking.selected > 0;
+            let lost_at = steps.iter().find(|(_, left)| index >= *left).map(|(step, _)| *step);
+            let multipath = !best && index < ranking.selected;
+            CandidateInfo { best, multipath, lost_at, ..self.describe(prefix, candidate) }
+        });
+        RouteInfo { prefix, candidates: candidates.collect() }
+    }
+
+    fn describe(&self, prefix: Prefix, candidate: &Candidate) -> CandidateInfo {
+        let peer = self.peers.peer(candidate.source);
+        let attributes = candidate.used.as_ref().unwrap_or(&candidate.received);
+        let path = &attributes.path;
+        let verdict = self.verdicts.verdict(candidate.verdict);
+        CandidateInfo {
+            peer: peer.map(|peer| peer.config.name.to_string()),
+            source: match peer {
+                Some(_) => None,
+                None => self.originated.get(&prefix).map(|o| o.source.to_string()),
+            },
+            next_hop: peer.map(|_| attributes.next_hop.address.to_string()),
+            as_path: path.as_path().to_string(),
+            origin: match path.origin() {
+                Origin::Igp => "IGP",
+                Origin::Egp => "EGP",
+                Origin::Incomplete => "Incomplete",
+            },
+            local_pref: attributes.local_pref(),
+            med: path.med(),
+            communities: path.communities().map(|c| c.to_string()).collect(),
+            large_communities: path.large_communities().map(|c| c.to_string()).collect(),
+            best: false,
+            multipath: false,
+            stale: peer.is_some_and(|p| p.family(prefix.family()).epoch != candidate.epoch),
+            verdict: verdict.map(ToString::to_string).unwrap_or_default(),
+            lost_at: None,
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Why a received route is used or not.
+
+use std::fmt;
+use std::sync::Arc;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+/// What import decided about a route.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// No policy decided, and routes of this session pass by default.
+    AcceptedByDefault,
+    /// A policy rule let it pass.
+    Accepted {
+        /// The policy's name.
+        policy: Arc<str>,
+        /// Index of the rule.
+        rule: usize,
+    },
+    /// A policy rule stopped it.
+    Rejected {
+        /// The policy's name.
+        policy: Arc<str>,
+        /// Index of the rule.
+        rule: usize,
+    },
+    /// No policy let it pass, and eBGP routes do not pass by default (RFC 8212).
+    RejectedByDefault,
+    /// Our own AS is in AS_PATH.
+    AsLoop,
+    /// ORIGINATOR_ID is our own identifier (RFC 4456 section 8).
+    OriginatorLoop,
+    /// Our own cluster is in CLUSTER_LIST (RFC 4456 section 8).
+    ClusterLoop,
+    /// The next hop is our own address (RFC 4271 section 5.1.3).
+    OwnNextHop,
+}
+
+/// The verdicts in use, each once; a route holds an index.
+#[derive(Debug, Default)]
+pub(crate) struct Verdicts {
+    known: Vec<Verdict>,
+    ids: HashMap<Verdict, VerdictId, FixedState>,
+}
+
+/// An index into [`Verdicts`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VerdictId(u16);
+
+impl Verdict {
+    /// Whether the route is a candidate for the best path.
+    pub fn is_accepted(&self) -> bool {
+        matches!(self, Verdict::AcceptedByDefault | Verdict::Accepted { .. })
+    }
+}
+
+impl Verdicts {
+    pub(crate) fn id(&mut self, verdict: &Verdict) -> VerdictId {
+        if let Some(id) = self.ids.get(verdict) {
+            return *id;
+        }
+        // Rules are bounded by configuration; were there ever too many, the last number is shared
+        // and only the text is wrong.
+        let id = VerdictId(u16::try_from(self.known.len()).unwrap_or(u16::MAX));
+        if self.known.len() <= usize::from(u16::MAX) {
+            self.known.push(verdict.clone());
+            self.ids.insert(verdict.clone(), id);
+        }
+        id
+    }
+
+    pub(crate) fn verdict(&self, id: VerdictId) -> Option<&Verdict> {
+        self.known.get(usize::from(id.0))
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Verdict::AcceptedByDefault => f.write_str("accepted: no import policy"),
+            Verdict::Accepted { policy, rule } => write!(f, "accepted by {policy} rule {rule}"),
+            Verdict::Rejected { policy, rule } => write!(f, "rejected by {policy} rule {rule}"),
+            Verdict::RejectedByDefault => {
+                f.write_str("rejected: no import policy of this eBGP peer accepts it (RFC 8212)")
+            }
+            Verdict::AsLoop => f.write_str("rejected: our own AS is in AS_PATH"),
+            Verdict::OriginatorLoop => f.write_str("rejected: we are its ORIGINATOR_ID"),
+            Verdict::ClusterLoop => f.write_str("rejected: our cluster is in CLUSTER_LIST"),
+            Verdict::OwnNextHop => f.write_str("rejected: its next hop is our own address"),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! One peer at runtime: its session, its connections and what to report about them.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use hashbrown::HashMap;
+use tokio::task::JoinHandle;
+
+use crate::config::{PeerConfig, PeerName};
+use crate::prefix::Family;
+use crate::rib::{PeerId, Rib};
+use crate::session::{ConnectionId, Session};
+use crate::status::{ErrorSnapshot, NegotiatedSnapshot, PeerSnapshot};
+
+use super::connection::Connection;
+
+/// A peer with everything that runs for it.
+#[derive(Debug)]
+pub(super) struct Peer {
+    pub(super) name: PeerName,
+    pub(super) config: PeerConfig,
+    pub(super) session: Session,
+    pub(super) rib_id: PeerId,
+    pub(super) connections: HashMap<ConnectionId, Connection, foldhash::fast::FixedState>,
+    pub(super) connecting: HashMap<ConnectionId, JoinHandle<()>, foldhash::fast::FixedState>,
+    pub(super) since: SystemTime,
+    pub(super) established_count: u64,
+    pub(super) warnings: Throttle,
+}
+
+/// Lets one of many equal log lines pass.
+#[derive(Debug, Default)]
+pub(super) struct Throttle {
+    next: Option<Instant>,
+    held_back: u64,
+}
+
+impl Throttle {
+    /// How many lines were held back since the last one, when another one may pass.
+    pub(super) fn pass(&mut self, now: Instant) -> Option<u64> {
+        if self.next.is_some_and(|next| next > now) {
+            self.held_back += 1;
+            return None;
+        }
+        self.next = Some(now + WARNING_REST);
+        Some(std::mem::take(&mut self.held_back))
+    }
+}
+
+impl Peer {
+    /// Whether a connection between these addresses may be this peer's.
+    pub(super) fn accepts(&self, local: IpAddr, remote: IpAddr) -> bool {
+        self.config.address == remote
+            && self.config.source_address.is_none_or(|source| source == local)
+    }
+
+    pub(super) fn snapshot(&self, now: Instant, rib: &Rib) -> PeerSnapshot {
+        let established = self.session.established();
+        let negotiated = established.and_then(|established| {
+            let connection = self.connections.get(&established.connection)?;
+            let restart = established.graceful_restart.as_ref();
+            Some(NegotiatedSnapshot {
+                remote_router_id: established.peer.router_id.to_string(),
+                local_address: connection.local_address(),
+                hold_time_secs: established.negotiated.hold_time_secs,
+                families: established.families().iter().collect(),
+                peer_restart_time_secs: restart.map(|restart| restart.restart_time_secs),
+                route_refresh: established.negotiated.route_refresh,
+                four_octet_as: established.negotiated.as4,
+            })
+        });
+        PeerSnapshot {
+            address: self.config.address,
+            remote_asn: self.config.asn,
+            state: self.session.state(),
+            since_unix_secs: unix_secs(self.since),
+            established_count: self.established_count,
+            last_error: self.session.last_error().map(|error| ErrorSnapshot {
+                at_unix_secs: unix_secs(SystemTime::now() - now.saturating_duration_since(error.at)),
+                text: error.text.clone(),
+            }),
+            negotiated,
+            routes: Family::ALL
+                .into_iter()
+                .filter(|family| self.config.families.contains(*family))
+                .map(|family| (family, rib.counts(self.rib_id, family)))
+                .collect(),
+        }
+    }
+}
+
+fn unix_secs(at: SystemTime) -> u64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// Time between two warnings about one peer's messages.
+const WARNING_REST: Duration = Duration::from_secs(10);

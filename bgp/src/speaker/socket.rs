@@ -1,0 +1,261 @@
+//! Sockets with the options that BGP asks for.
+
+use std::io;
+use std::mem::{MaybeUninit, size_of};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use crate::config::PeerConfig;
+use crate::session::LocalAddresses;
+use crate::wire::SessionSort;
+
+/// Connects to a peer, from its source address and with its key and TTL.
+pub(super) async fn connect(peer: PeerConfig, sort: SessionSort) -> io::Result<TcpStream> {
+    let remote = SocketAddr::new(peer.address, peer.port);
+    let socket = match remote {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    set_ttl(socket.as_raw_fd(), &peer, sort)?;
+    if let Some(password) = &peer.password {
+        set_md5_key(socket.as_raw_fd(), peer.address, Some(&password.0))?;
+    }
+    if let Some(source) = peer.source_address {
+        socket.bind(SocketAddr::new(source, 0))?;
+    }
+    socket.connect(remote).await
+}
+
+/// Opens a listening socket.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A speaker that restarts must not wait for its former connections to time out.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        // IPv4 peers have a listener of their own.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    TcpListener::from_std(socket.into())
+}
+
+/// What is wrong with a listener's address, and what to do.
+pub(super) fn explain_listen_error(address: SocketAddr, error: &io::Error) -> String {
+    let port = address.port();
+    match error.kind() {
+        io::ErrorKind::AddrInUse => format!(
+            "port {port} of {} is taken by another process{}: stop it or set another listenPort; \
+             outgoing sessions go on",
+            address.ip(),
+            holder_of(address).map(|holder| format!(" ({holder})")).unwrap_or_default()
+        ),
+        io::ErrorKind::PermissionDenied => format!(
+            "no permission to listen on port {port}: run as root, grant CAP_NET_BIND_SERVICE, or \
+             set a listenPort above 1023; outgoing sessions go on"
+        ),
+        io::ErrorKind::AddrNotAvailable => format!(
+            "{} is no address of this machine: correct listenAddresses; outgoing sessions go on",
+            address.ip()
+        ),
+        _ => format!("cannot listen on {address}: {error}; outgoing sessions go on"),
+    }
+}
+
+/// Which process listens on a port: name and process number, from /proc.
+fn holder_of(address: SocketAddr) -> Option<String> {
+    let inodes = listening_inodes(address.port());
+    for process in std::fs::read_dir("/proc").ok()?.flatten().take(PROCESSES_MAX) {
+        let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
+        let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        for descriptor in descriptors.flatten() {
+            let Ok(target) = std::fs::read_link(descriptor.path()) else { continue };
+            let target = target.to_string_lossy();
+            let inode = target.strip_prefix("socket:[").and_then(|rest| rest.strip_suffix(']'));
+            if inode.is_some_and(|inode| inodes.iter().any(|i| i == inode)) {
+                let name = std::fs::read_to_string(process.path().join("comm")).ok()?;
+                return Some(format!("{}, process {pid}", name.trim()));
+            }
+        }
+    }
+    None
+}
+
+fn listening_inodes(port: u16) -> Vec<String> {
+    let mut inodes = Vec::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let text = std::fs::read_to_string(table).unwrap_or_default();
+        for line in text.lines().skip(1) {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (Some(local), Some(state), Some(inode)) =
+                (fields.get(1), fields.get(3), fields.get(9))
+            else {
+                continue;
+            };
+            let local_port = local.rsplit(':').next().and_then(|p| u16::from_str_radix(p, 16).ok());
+            if *state == "0A" && local_port == Some(port) {
+                inodes.push((*inode).to_owned());
+            }
+        }
+    }
+    inodes
+}
+
+/// Sets TTL and, with GTSM, the least TTL accepted (RFC 5082).
+pub(super) fn set_ttl(fd: RawFd, peer: &PeerConfig, sort: SessionSort) -> io::Result<()> {
+    let hops = i32::from(peer.multihop.max(1));
+    let ttl = match (peer.ttl_security, sort) {
+        (true, _) | (false, SessionSort::Ibgp) => 255,
+        (false, SessionSort::Ebgp) => hops,
+    };
+    let least = if peer.ttl_security { 256 - hops } else { 0 };
+    match peer.address {
+        IpAddr::V4(_) => {
+            set_option(fd, libc::IPPROTO_IP, libc::IP_TTL, &ttl)?;
+            set_option(fd, libc::IPPROTO_IP, IP_MINTTL, &least)
+        }
+        IpAddr::V6(_) => {
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, &ttl)?;
+            set_option(fd, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, &least)
+        }
+    }
+}
+
+/// Sets or removes the TCP MD5 key for an address (RFC 2385; tcp(7), `TCP_MD5SIG`).
+pub(super) fn set_md5_key(fd: RawFd, address: IpAddr, key: Option<&str>) -> io::Result<()> {
+    let key = key.unwrap_or_default().as_bytes();
+    let mut signature = Md5Signature {
+        // SAFETY: all zeroes is a valid sockaddr_storage.
+        address: unsafe { MaybeUninit::zeroed().assume_init() },
+        flags: 0,
+        prefix_len: 0,
+        key_len: 0,
+        interface: 0,
+        key: [0; MD5_KEY_OCTETS_MAX],
+    };
+    let Some(field) = signature.key.get_mut(..key.len()) else {
+        let text = format!("the password is longer than {MD5_KEY_OCTETS_MAX} octets");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+    };
+    field.copy_from_slice(key);
+    signature.key_len = key.len() as u16;
+    let address = SockAddr::from(SocketAddr::new(address, 0));
+    // SAFETY: a SockAddr is at most as long as the sockaddr_storage that it is copied into.
+    unsafe {
+        std::ptr::copy_nonoverlapping(
+            address.as_ptr().cast::<u8>(),
+            (&raw mut signature.address).cast::<u8>(),
+            (address.len() as usize).min(size_of::<libc::sockaddr_storage>()),
+        );
+    }
+    match set_option(fd, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &signature) {
+        // There was no key to remove.
+        Err(error) if key.is_empty() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+/// Whether octets wait to be read.
+pub(super) fn has_unread(stream: &TcpStream) -> bool {
+    let mut octets: libc::c_int = 0;
+    // SAFETY: FIONREAD writes one int.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::FIONREAD, &raw mut octets) };
+    result == 0 && octets > 0
+}
+
+/// The own addresses that may stand as next hop on a session with this local address: itself, and
+/// the first fitting one of the other family on the same interface.
+pub(super) fn local_addresses(local: IpAddr) -> LocalAddresses {
+    let mut addresses = LocalAddresses::default();
+    match local {
+        IpAddr::V4(own) => addresses.ipv4 = Some(own),
+        IpAddr::V6(own) if !own.is_unicast_link_local() => addresses.ipv6 = Some(own),
+        IpAddr::V6(_) => {}
+    }
+    let all = interface_addresses();
+    let Some(interface) = all.iter().find(|(_, a)| *a == local).map(|(name, _)| name.clone())
+    else {
+        return addresses;
+    };
+    for (_, address) in all.into_iter().filter(|(name, _)| *name == interface) {
+        match address {
+            IpAddr::V4(own) => addresses.ipv4 = addresses.ipv4.or(Some(own)),
+            IpAddr::V6(own) if own.is_unicast_link_local() => {}
+            IpAddr::V6(own) => addresses.ipv6 = addresses.ipv6.or(Some(own)),
+        }
+    }
+    addresses
+}
+
+/// The addresses of all interfaces by interface name (getifaddrs(3)).
+fn interface_addresses() -> Vec<(Vec<u8>, IpAddr)> {
+    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
+    // SAFETY: on success `list` is a list that freeifaddrs takes back below.
+    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
+        return Vec::new();
+    }
+    let mut addresses = Vec::new();
+    let mut next = list;
+    while !next.is_null() {
+        // SAFETY: `next` is an element of the list, which lives until freeifaddrs.
+        let entry = unsafe { &*next };
+        next = entry.ifa_next;
+        if entry.ifa_addr.is_null() || entry.ifa_name.is_null() {
+            continue;
+        }
+        // SAFETY: ifa_name is a string that ends in 0; ifa_addr is of the sort its family says.
+        let (name, address) = unsafe {
+            let name = std::ffi::CStr::from_ptr(entry.ifa_name).to_bytes().to_vec();
+            let address = match i32::from((*entry.ifa_addr).sa_family) {
+                libc::AF_INET => {
+                    let address = &*entry.ifa_addr.cast::<libc::sockaddr_in>();
+                    IpAddr::V4(Ipv4Addr::from_bits(u32::from_be(address.sin_addr.s_addr)))
+                }
+                libc::AF_INET6 => {
+                    let address = &*entry.ifa_addr.cast::<libc::sockaddr_in6>();
+                    IpAddr::V6(Ipv6Addr::from(address.sin6_addr.s6_addr))
+                }
+                _ => continue,
+            };
+            (name, address)
+        };
+        addresses.push((name, address));
+    }
+    // SAFETY: the list comes from getifaddrs and is not used any more.
+    unsafe { libc::freeifaddrs(list) };
+    addresses
+}
+
+fn set_option<T>(fd: RawFd, level: i32, option: i32, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: the kernel reads `length` octets from `value`.
+    let result =
+        unsafe { libc::setsockopt(fd, level, option, std::ptr::from_ref(value).cast(), length) };
+    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `struct tcp_md5sig` of linux/tcp.h.
+#[repr(C)]
+struct Md5Signature {
+    address: libc::sockaddr_storage,
+    flags: u8,
+    prefix_len: u8,
+    key_len: u16,
+    interface: libc::c_int,
+    key: [u8; MD5_KEY_OCTETS_MAX],
+}
+
+/// `TCP_MD5SIG_MAXKEYLEN` of linux/tcp.h.
+const MD5_KEY_OCTETS_MAX: usize = 80;
+/// linux/in.h.
+const IP_MINTTL: i32 = 21;
+/// linux/in6.h.
+const IPV6_MINHOPCOUNT: i32 = 73;
+/// Peers that may connect in one moment: a reflector's clients all do when it comes back.
+const BACKLOG: i32 = 1024;
+/// Processes looked at for the one that has our port.
+const PROCESSES_MAX: usize = 10_000;

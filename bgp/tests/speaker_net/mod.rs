@@ -1,0 +1,256 @@
+//! Speakers on loopback addresses of their own.
+
+#![allow(dead_code, reason = "shared by several test files")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use cairn_bgp::config::{
+    ExportScope, NextHopMode, Origination, PeerConfig, PeerName, SpeakerConfig,
+};
+use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
+use cairn_bgp::prefix::{Families, Family};
+use cairn_bgp::rib::FibRoute;
+use cairn_bgp::speaker::{FibFeed, Speaker, SpeakerHandle, SpeakerOptions};
+use cairn_bgp::wire::{
+    Capability, Frame, MESSAGE_OCTETS_MAX, MessageType, Notification, Open, keepalive,
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+
+/// Loopback addresses that no other test uses.
+pub struct Net {
+    next: AtomicU32,
+    base: u32,
+}
+
+/// A speaker before its start.
+#[derive(Clone)]
+pub struct Setup {
+    pub config: SpeakerConfig,
+    pub options: SpeakerOptions,
+}
+
+/// A running speaker.
+pub struct Node {
+    pub config: SpeakerConfig,
+    pub handle: SpeakerHandle,
+    pub feed: FibFeed,
+}
+
+/// The forwarding table that a feed describes.
+pub struct Fib {
+    feed: FibFeed,
+    pub routes: BTreeMap<String, FibRoute>,
+    pub removed: BTreeSet<String>,
+    pub in_sync: bool,
+}
+
+/// Peers as a test writes them by hand.
+pub struct FakePeer {
+    stream: TcpStream,
+}
+
+impl Net {
+    pub fn new() -> Net {
+        static NETS: AtomicU32 = AtomicU32::new(0);
+        let net = NETS.fetch_add(1, Ordering::Relaxed);
+        // 127/8 has room for the process and 256 addresses a test.
+        let base = 127 << 24 | (std::process::id() % 200 + 20) << 16 | (net % 250 + 1) << 8;
+        Net { next: AtomicU32::new(1), base }
+    }
+
+    pub fn address(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(self.base + self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    pub fn speaker(&self, asn: u32) -> Setup {
+        let address = self.address();
+        Setup {
+            config: SpeakerConfig {
+                asn,
+                router_id: address,
+                listen: vec![SocketAddr::new(address.into(), PORT)],
+                peers: BTreeMap::new(),
+                originate: BTreeMap::new(),
+                selection_deferral_secs: 10,
+                multipath_max: 1,
+            },
+            options: SpeakerOptions::default(),
+        }
+    }
+
+    /// Two speakers `a` and `b` that know each other; `a` connects.
+    pub fn pair(&self, asn_a: u32, asn_b: u32) -> (Setup, Setup) {
+        let (mut a, mut b) = (self.speaker(asn_a), self.speaker(asn_b));
+        connect(&mut a, "a", &mut b, "b");
+        (a, b)
+    }
+}
+
+/// Makes two speakers peers of each other; the first one connects.
+pub fn connect(a: &mut Setup, name_a: &str, b: &mut Setup, name_b: &str) {
+    let (address_a, address_b) = (a.config.listen[0].ip(), b.config.listen[0].ip());
+    let to_b = peer(address_a, address_b, b.config.asn, false);
+    let to_a = peer(address_b, address_a, a.config.asn, true);
+    a.config.peers.insert(PeerName::from(name_b), to_b);
+    b.config.peers.insert(PeerName::from(name_a), to_a);
+}
+
+pub fn peer(local: IpAddr, remote: IpAddr, asn: u32, passive: bool) -> PeerConfig {
+    PeerConfig {
+        address: remote,
+        port: PORT,
+        asn,
+        local_asn: None,
+        source_address: Some(local),
+        passive,
+        multihop: 1,
+        families: Families::from_iter(Family::ALL),
+        hold_time_secs: 90,
+        connect_retry_secs: 1,
+        graceful_restart_secs: Some(30),
+        password: None,
+        ttl_security: false,
+        route_reflector_client: false,
+        next_hop: NextHopMode::Auto,
+        export_scope: ExportScope::All,
+        enforce_first_as: true,
+        prefixes_max: None,
+        import: Vec::new(),
+        export: Vec::new(),
+    }
+}
+
+pub fn originate(config: &mut SpeakerConfig, prefixes: &[&str]) {
+    for prefix in prefixes {
+        let source = Arc::from("test");
+        let origination = Origination { source, communities: Vec::new(), local_pref: None };
+        config.originate.insert(prefix.parse().expect("a prefix"), origination);
+    }
+}
+
+pub fn accept_all() -> Arc<Policy> {
+    let (matches, set) = (Match::default(), Changes::default());
+    Arc::new(Policy { name: "all".into(), rules: vec![Rule { matches, action: Action::Accept, set }] })
+}
+
+impl Node {
+    pub fn start(setup: Setup) -> Node {
+        let Setup { config, options } = setup;
+        let (handle, feed) = Speaker::start(config.clone(), options).expect("a valid configuration");
+        Node { config, handle, feed }
+    }
+}
+
+impl Fib {
+    pub fn new(feed: FibFeed) -> Fib {
+        Fib { feed, routes: BTreeMap::new(), removed: BTreeSet::new(), in_sync: false }
+    }
+
+    pub fn next_hop(&self, prefix: &str) -> String {
+        self.routes[prefix].paths[0].next_hop.to_string()
+    }
+
+    pub async fn until_has(&mut self, prefixes: &[&str]) {
+        let prefixes = prefixes.to_vec();
+        self.until(&format!("{prefixes:?} are there"), |fib| {
+            prefixes.iter().all(|prefix| fib.routes.contains_key(*prefix))
+        })
+        .await;
+    }
+
+    pub async fn until_exactly(&mut self, prefixes: &[&str]) {
+        let wanted: BTreeSet<&str> = prefixes.iter().copied().collect();
+        self.until(&format!("the routes are {wanted:?}"), |fib| {
+            fib.routes.keys().map(String::as_str).collect::<BTreeSet<_>>() == wanted
+        })
+        .await;
+    }
+
+    pub async fn until_in_sync(&mut self) {
+        self.until("the feed is in sync", |fib| fib.in_sync).await;
+    }
+
+    async fn until(&mut self, what: &str, holds: impl Fn(&Fib) -> bool) {
+        let waiting = async {
+            while !holds(self) {
+                let batch = self.feed.recv().await.expect("the speaker runs");
+                for change in batch.changes {
+                    let prefix = change.prefix.to_string();
+                    match change.route {
+                        Some(route) => {
+                            self.routes.insert(prefix, route);
+                        }
+                        None => {
+                            self.routes.remove(&prefix);
+                            self.removed.insert(prefix);
+                        }
+                    }
+                }
+                self.in_sync |= batch.in_sync;
+            }
+        };
+        if tokio::time::timeout(PATIENCE, waiting).await.is_err() {
+            panic!("never: {what}; routes are {:?}", self.routes.keys().collect::<Vec<_>>());
+        }
+    }
+}
+
+impl FakePeer {
+    /// Accepts a session and takes it to Established.
+    pub async fn accept(listen: SocketAddr, asn: u32, router_id: Ipv4Addr) -> FakePeer {
+        let listener = TcpListener::bind(listen).await.expect("a free address");
+        let (mut stream, _) = listener.accept().await.expect("a connection");
+        let open = Open {
+            asn,
+            hold_time_secs: 90,
+            router_id,
+            capabilities: vec![
+                Capability::multiprotocol(Family::Ipv4Unicast),
+                Capability::FourOctetAs(asn),
+            ],
+        };
+        stream.write_all(&open.encode()).await.expect("an open socket");
+        stream.write_all(&keepalive()).await.expect("an open socket");
+        FakePeer { stream }
+    }
+
+    /// Reads until a NOTIFICATION comes.
+    pub async fn notification(mut self) -> Notification {
+        let mut buffer = BytesMut::new();
+        loop {
+            while let Some(frame) = Frame::split(&mut buffer, MESSAGE_OCTETS_MAX).expect("a frame") {
+                if frame.message_type == MessageType::Notification {
+                    return Notification::decode(&frame.body).expect("a notification");
+                }
+            }
+            let read = self.stream.read_buf(&mut buffer).await.expect("an open socket");
+            assert!(read > 0, "closed without a NOTIFICATION");
+        }
+    }
+}
+
+/// Waits until a condition holds.
+pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let waiting = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    assert!(tokio::time::timeout(PATIENCE, waiting).await.is_ok(), "never: {what}");
+}
+
+/// Lets things go their way for a while.
+pub async fn settled(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// Addresses differ, so the port need not.
+const PORT: u16 = 1790;
+/// Longest wait for something that has to happen; only a failing test takes it.
+const PATIENCE: Duration = Duration::from_secs(15);

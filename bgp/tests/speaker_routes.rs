@@ -1,0 +1,251 @@
+//! Speakers on loopback TCP: sessions, routes both ways, reconfiguration, restarts, bad peers.
+
+mod speaker_net;
+
+use std::time::Duration;
+
+use cairn_bgp::rib::{PrefixFilter, RouteFilter};
+use cairn_bgp::session::SessionState;
+use cairn_bgp::speaker::{Shutdown, SpeakerOptions};
+use speaker_net::{Fib, Net, Node, originate, settled, until};
+
+fn established(node: &Node, peer: &str) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = bool>>> {
+    let (handle, peer) = (node.handle.clone(), peer.to_owned());
+    move || {
+        let (handle, peer) = (handle.clone(), peer.clone());
+        Box::pin(async move {
+            let snapshot = handle.snapshot().await.expect("speaker runs");
+            snapshot.peers[&peer].state == SessionState::Established
+        })
+    }
+}
+
+#[tokio::test]
+async fn routes_of_both_families_are_announced_and_withdrawn() {
+    let net = Net::new();
+    let (mut a, mut b) = net.pair(65001, 65001);
+    originate(&mut a.config, &["10.1.0.0/26", "10.1.0.64/26", "fd00:1::/122"]);
+    originate(&mut b.config, &["10.2.0.0/26"]);
+    let (a, b) = (Node::start(a), Node::start(b));
+    until("a is established", established(&a, "b")).await;
+    let mut fib = Fib::new(b.feed);
+    // IPv6 needs an own IPv6 address on the interface of the session; loopback has ::1.
+    fib.until_has(&["10.1.0.0/26", "10.1.0.64/26", "fd00:1::/122"]).await;
+    let mut fib_a = Fib::new(a.feed);
+    fib_a.until_has(&["10.2.0.0/26"]).await;
+    assert_eq!(fib.next_hop("10.1.0.0/26"), a.config.listen[0].ip().to_string());
+
+    let mut config = a.config.clone();
+    config.originate.clear();
+    originate(&mut config, &["10.1.0.64/26"]);
+    a.handle.apply(config).expect("a valid configuration");
+    fib.until_exactly(&["10.1.0.64/26"]).await;
+    assert!(fib.in_sync, "all peers have sent End-of-RIB");
+
+    let routes = b.handle.routes(RouteFilter::default()).await.expect("b runs");
+    let learned: Vec<_> = routes.iter().filter(|r| r.candidates[0].peer.is_some()).collect();
+    assert_eq!(learned.len(), 1);
+    assert!(learned[0].candidates[0].best);
+    let snapshot = b.handle.snapshot().await.expect("b runs");
+    let counts = snapshot.peers["a"].routes[&cairn_bgp::prefix::Family::Ipv4Unicast];
+    assert_eq!((counts.received, counts.accepted, counts.advertised), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn a_peer_with_another_as_is_refused_with_a_sentence() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65002);
+    a.config.peers.values_mut().for_each(|peer| peer.asn = 65003);
+    let (a, _b) = (Node::start(a), Node::start(b));
+    let handle = a.handle.clone();
+    until("the error is reported", || {
+        let handle = handle.clone();
+        async move {
+            let snapshot = handle.snapshot().await.expect("a runs");
+            let error = snapshot.peers["b"].last_error.as_ref().map(|e| e.text.clone());
+            error.is_some_and(|e| e.starts_with("peer says AS 65002, configured is 65003: correct"))
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn without_policies_nothing_passes_between_ases() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65002);
+    originate(&mut a.config, &["10.1.0.0/26"]);
+    let (a, b) = (Node::start(a), Node::start(b));
+    until("b is established", established(&b, "a")).await;
+    let mut fib = Fib::new(b.feed);
+    fib.until_in_sync().await;
+    assert!(fib.routes.is_empty());
+
+    // The export side opens: b keeps the route and says why it is not used.
+    let mut config = a.config.clone();
+    config.peers.values_mut().for_each(|peer| peer.export = vec![speaker_net::accept_all()]);
+    a.handle.apply(config).expect("a valid configuration");
+    let handle = b.handle.clone();
+    until("b has the route", || {
+        let handle = handle.clone();
+        async move {
+            let prefix = PrefixFilter::Exact("10.1.0.0/26".parse().expect("a prefix"));
+            let filter = RouteFilter { prefix, ..RouteFilter::default() };
+            let routes = handle.routes(filter).await.expect("b runs");
+            routes.first().is_some_and(|r| r.candidates[0].verdict.contains("RFC 8212"))
+        }
+    })
+    .await;
+
+    let mut config = b.config.clone();
+    config.peers.values_mut().for_each(|peer| peer.import = vec![speaker_net::accept_all()]);
+    b.handle.apply(config).expect("a valid configuration");
+    fib.until_exactly(&["10.1.0.0/26"]).await;
+    let snapshot = b.handle.snapshot().await.expect("b runs");
+    assert_eq!(snapshot.peers["a"].established_count, 1, "policies need no reset");
+    let routes = b.handle.routes(RouteFilter::default()).await.expect("b runs");
+    assert_eq!(routes[0].candidates[0].as_path, "65001");
+}
+
+#[tokio::test]
+async fn a_restart_with_graceful_restart_keeps_routes_and_sweeps_what_is_gone() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65001);
+    originate(&mut a.config, &["10.1.0.0/26", "10.1.0.64/26"]);
+    let again = a.clone();
+    let (a, b) = (Node::start(a), Node::start(b));
+    let mut fib = Fib::new(b.feed);
+    fib.until_has(&["10.1.0.0/26", "10.1.0.64/26"]).await;
+    fib.removed.clear();
+    a.handle.shutdown(Shutdown::KeepRoutes).await;
+    let handle = b.handle.clone();
+    until("b has noticed", || {
+        let handle = handle.clone();
+        async move {
+            let snapshot = handle.snapshot().await.expect("b runs");
+            snapshot.peers["a"].state != SessionState::Established
+        }
+    })
+    .await;
+    let routes = b.handle.routes(RouteFilter::default()).await.expect("b runs");
+    assert!(routes.iter().all(|route| route.candidates[0].stale), "{routes:?}");
+    let mut again = again;
+    again.config.originate.clear();
+    originate(&mut again.config, &["10.1.0.64/26", "10.1.0.128/26"]);
+    again.options = SpeakerOptions { forwarding_preserved: true, restarting: true };
+    let _a = Node::start(again);
+    fib.until_exactly(&["10.1.0.64/26", "10.1.0.128/26"]).await;
+    assert!(!fib.removed.contains("10.1.0.64/26"), "a route that still exists was never removed");
+}
+
+#[tokio::test]
+async fn a_cease_removes_routes_at_once() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65001);
+    originate(&mut a.config, &["10.1.0.0/26"]);
+    let (a, b) = (Node::start(a), Node::start(b));
+    let mut fib = Fib::new(b.feed);
+    fib.until_has(&["10.1.0.0/26"]).await;
+    a.handle.shutdown(Shutdown::Cease { text: "maintenance".into() }).await;
+    fib.until_exactly(&[]).await;
+    let snapshot = b.handle.snapshot().await.expect("b runs");
+    let error = snapshot.peers["a"].last_error.as_ref().expect("an error").text.clone();
+    assert!(error.contains("maintenance"), "{error}");
+}
+
+#[tokio::test]
+async fn a_changed_hold_time_resets_and_an_unchanged_peer_stays() {
+    let net = Net::new();
+    let (a, b) = net.pair(65001, 65001);
+    let (a, b) = (Node::start(a), Node::start(b));
+    until("a is established", established(&a, "b")).await;
+    let mut config = a.config.clone();
+    config.multipath_max = 4;
+    originate(&mut config, &["10.9.0.0/26"]);
+    a.handle.apply(config.clone()).expect("a valid configuration");
+    let mut fib = Fib::new(b.feed);
+    fib.until_has(&["10.9.0.0/26"]).await;
+    let snapshot = a.handle.snapshot().await.expect("a runs");
+    assert_eq!(snapshot.peers["b"].established_count, 1);
+    config.peers.values_mut().for_each(|peer| peer.hold_time_secs = 30);
+    a.handle.apply(config).expect("a valid configuration");
+    let handle = a.handle.clone();
+    until("a new session has the new hold time", || {
+        let handle = handle.clone();
+        async move {
+            let snapshot = handle.snapshot().await.expect("a runs");
+            let peer = &snapshot.peers["b"];
+            peer.negotiated.as_ref().is_some_and(|n| n.hold_time_secs == 30)
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn both_sides_connecting_at_once_end_with_one_session() {
+    for _ in 0..5 {
+        let net = Net::new();
+        let (mut a, mut b) = net.pair(65001, 65001);
+        a.config.peers.values_mut().for_each(|peer| peer.passive = false);
+        b.config.peers.values_mut().for_each(|peer| peer.passive = false);
+        let (a, b) = (Node::start(a), Node::start(b));
+        until("a is established", established(&a, "b")).await;
+        until("b is established", established(&b, "a")).await;
+        settled(Duration::from_millis(300)).await;
+        assert!(established(&a, "b")().await && established(&b, "a")().await);
+    }
+}
+
+#[tokio::test]
+async fn a_silent_peer_is_given_up_after_the_hold_time() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65001);
+    a.config.peers.values_mut().for_each(|peer| peer.hold_time_secs = 3);
+    let listen = b.config.listen[0];
+    let a = Node::start(a);
+    // A peer that opens a session and never speaks again.
+    let fake = speaker_net::FakePeer::accept(listen, 65001, b.config.router_id).await;
+    until("a is established", established(&a, "b")).await;
+    let started = std::time::Instant::now();
+    let notification = fake.notification().await;
+    assert!(started.elapsed() > Duration::from_secs(2), "{:?}", started.elapsed());
+    assert_eq!(notification.error, cairn_bgp::wire::NotificationError::HoldTimerExpired);
+    let snapshot = a.handle.snapshot().await.expect("a runs");
+    let error = snapshot.peers["b"].last_error.as_ref().expect("an error").text.clone();
+    assert!(error.contains("for 3 s"), "{error}");
+}
+
+#[tokio::test]
+async fn a_taken_port_is_reported_and_outgoing_sessions_go_on() {
+    let net = Net::new();
+    let (a, b) = net.pair(65001, 65001);
+    let taken = std::net::TcpListener::bind(a.config.listen[0]).expect("a free port");
+    let (mut a, mut b) = (a, b);
+    a.config.peers.values_mut().for_each(|peer| peer.passive = false);
+    b.config.peers.values_mut().for_each(|peer| peer.passive = true);
+    let (a, _b) = (Node::start(a), Node::start(b));
+    until("a is established", established(&a, "b")).await;
+    let snapshot = a.handle.snapshot().await.expect("a runs");
+    let error = snapshot.listeners[0].error.clone().expect("the port is taken");
+    assert!(error.contains("taken by another process") && error.contains("process "), "{error}");
+    drop(taken);
+}
+
+#[tokio::test]
+async fn more_prefixes_than_allowed_end_the_session() {
+    let net = Net::new();
+    let (mut a, mut b) = net.pair(65001, 65001);
+    originate(&mut a.config, &["10.1.0.0/26", "10.1.0.64/26", "10.1.0.128/26"]);
+    b.config.peers.values_mut().for_each(|peer| peer.prefixes_max = Some(2));
+    let (_a, b) = (Node::start(a), Node::start(b));
+    let handle = b.handle.clone();
+    until("b has stopped the session", || {
+        let handle = handle.clone();
+        async move {
+            let snapshot = handle.snapshot().await.expect("b runs");
+            let peer = &snapshot.peers["a"];
+            peer.state == SessionState::Idle
+                && peer.last_error.as_ref().is_some_and(|e| e.text.contains("2 prefixes"))
+        }
+    })
+    .await;
+}
