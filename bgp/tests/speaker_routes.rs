@@ -1,4 +1,4 @@
-//! Speakers on loopback TCP: sessions, routes both ways, reconfiguration, restarts, bad peers.
+//! Speakers on real sockets: sessions, routes both ways, reconfiguration, restarts, bad peers.
 
 mod speaker_net;
 
@@ -29,7 +29,6 @@ async fn routes_of_both_families_are_announced_and_withdrawn() {
     let (a, b) = (Node::start(a), Node::start(b));
     until("a is established", established(&a, "b")).await;
     let mut fib = Fib::new(b.feed);
-    // IPv6 needs an own IPv6 address on the interface of the session; loopback has ::1.
     fib.until_has(&["10.1.0.0/26", "10.1.0.64/26", "fd00:1::/122"]).await;
     let mut fib_a = Fib::new(a.feed);
     fib_a.until_has(&["10.2.0.0/26"]).await;

@@ -1,4 +1,4 @@
-//! Speakers on loopback addresses of their own.
+//! Speakers on addresses of their own in a network namespace of their own.
 
 #![allow(dead_code, reason = "shared by several test files")]
 
@@ -22,10 +22,9 @@ use cairn_bgp::wire::{
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Loopback addresses that no other test uses.
+/// A network namespace: codec and RIB refuse loopback next hops, as they should.
 pub struct Net {
     next: AtomicU32,
-    base: u32,
 }
 
 /// A speaker before its start.
@@ -56,16 +55,24 @@ pub struct FakePeer {
 }
 
 impl Net {
+    /// Moves this thread into a new network namespace, which goes with its last socket.
     pub fn new() -> Net {
-        static NETS: AtomicU32 = AtomicU32::new(0);
-        let net = NETS.fetch_add(1, Ordering::Relaxed);
-        // 127/8 has room for the process and 256 addresses a test.
-        let base = 127 << 24 | (std::process::id() % 200 + 20) << 16 | (net % 250 + 1) << 8;
-        Net { next: AtomicU32::new(1), base }
+        // SAFETY: no memory is passed; a runtime of one thread opens all its sockets on it.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        let error = std::io::Error::last_os_error();
+        assert_eq!(result, 0, "a network namespace needs root: run the tests as root ({error})");
+        ip("link set lo up");
+        Net { next: AtomicU32::new(1) }
     }
 
+    /// An address on an interface of its own, with an IPv6 address beside it.
     pub fn address(&self) -> Ipv4Addr {
-        Ipv4Addr::from_bits(self.base + self.next.fetch_add(1, Ordering::Relaxed))
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        ip(&format!("link add d{number} type veth peer name p{number}"));
+        ip(&format!("link set d{number} up"));
+        ip(&format!("addr add 192.0.2.{number}/32 dev d{number}"));
+        ip(&format!("addr add 2001:db8::{number}/128 dev d{number} nodad"));
+        Ipv4Addr::new(192, 0, 2, number as u8)
     }
 
     pub fn speaker(&self, asn: u32) -> Setup {
@@ -233,6 +240,12 @@ impl FakePeer {
             assert!(read > 0, "closed without a NOTIFICATION");
         }
     }
+}
+
+fn ip(arguments: &str) {
+    let status = std::process::Command::new("ip").args(arguments.split(' ')).status();
+    let status = status.expect("the ip command: apt-get install iproute2");
+    assert!(status.success(), "ip {arguments}: {status}");
 }
 
 /// Waits until a condition holds.
