@@ -124,6 +124,8 @@ pub fn overlapped_by<'a>(pool: &Pool, pools: &'a [Pool]) -> Option<&'a Pool> {
 pub enum BlockState {
     /// Nothing speaks against it.
     Confirmed,
+    /// Its object names this node, but no consistent look has shown yet that nothing overlaps it.
+    Unverified,
     /// Another block object overlaps it. Neither side hands out.
     Conflict,
     /// Its object is being deleted.
@@ -240,6 +242,20 @@ pub struct Decision {
     pub problems: Vec<String>,
 }
 
+/// The families of which a pod on this node gets an address each: those of the pools that serve it.
+pub fn families(pools: &[Pool]) -> Vec<Family> {
+    let serves = |family| {
+        pools.iter().any(|pool| {
+            Family::of_net(pool.cidr) == family
+                && pool.selected
+                && !pool.terminating
+                && !pool.disabled
+                && overlapped_by(pool, pools).is_none()
+        })
+    };
+    [Family::V4, Family::V6].into_iter().filter(|family| serves(*family)).collect()
+}
+
 /// Decides what to claim, which blocks hand out, and which go back.
 pub fn decide(known: &Knowledge<'_>) -> Decision {
     let mut decision = Decision::default();
@@ -275,6 +291,9 @@ fn closed(block: &OwnBlock, known: &Knowledge<'_>) -> Option<String> {
     }
     match block.state {
         BlockState::Confirmed => {}
+        BlockState::Unverified => {
+            return Some("the API server has not confirmed yet that it is ours alone".to_owned());
+        }
         BlockState::Conflict => return Some("another IPBlock overlaps it".to_owned()),
         BlockState::Terminating => {
             return Some("it is being deleted; it goes when its last pod has gone".to_owned());
@@ -311,7 +330,9 @@ fn closed(block: &OwnBlock, known: &Knowledge<'_>) -> Option<String> {
 /// A pool that `known.node` may claim from, now.
 fn claimable(pool: &Pool, known: &Knowledge<'_>) -> bool {
     let own = known.own.iter().filter(|block| block.pool_uid == pool.uid).count();
-    let pending = known.pending.iter().filter(|(_, uid)| *uid == pool.uid).count();
+    let is_own = |cidr: &IpNet| known.own.iter().any(|block| block.cidr == *cidr);
+    let pending = known.pending.iter().filter(|(cidr, uid)| *uid == pool.uid && !is_own(cidr));
+    let pending = pending.count();
     let room = pool.max_blocks_per_node.is_none_or(|max| own + pending < max as usize);
     pool.selected
         && room
@@ -343,7 +364,13 @@ fn claim(family: Family, known: &Knowledge<'_>, decision: &mut Decision) {
         .iter()
         .filter(|block| Family::of_net(block.cidr) == family && is_open(block.cidr, decision))
         .fold(0u128, |sum, block| sum.saturating_add(block.cold()));
-    let short = known.short.contains(&family);
+    // A block that the address book has not heard of yet ends the shortage without another.
+    let unheard = known.own.iter().any(|block| {
+        Family::of_net(block.cidr) == family
+            && is_open(block.cidr, decision)
+            && block.usage.as_ref().is_none_or(|usage| !usage.hand_out)
+    });
+    let short = known.short.contains(&family) && !unheard;
     // A quarter of a block is what a burst of pod starts takes while a claim is on its way.
     let block_size = known
         .pools
@@ -381,7 +408,7 @@ fn release(family: Family, known: &Knowledge<'_>, decision: &mut Decision) {
         let ends = match block.state {
             BlockState::Terminating | BlockState::Conflict | BlockState::Releasing => true,
             BlockState::Lost => false,
-            BlockState::Confirmed => pool.is_none_or(|pool| {
+            BlockState::Confirmed | BlockState::Unverified => pool.is_none_or(|pool| {
                 pool.terminating || !pool.selected || overlapped_by(pool, known.pools).is_some()
             }),
         };

@@ -20,7 +20,7 @@ use std::time::Duration;
 
 /// The most time between two looks at the Leases. After a longer gap every wait starts anew: the
 /// API may have been away, and nodes unable to write.
-pub const OBSERVATION_GAP_MAX: Duration = Duration::from_secs(60);
+pub const OBSERVATION_GAP_MAX: Duration = Duration::from_secs(180);
 
 /// What a node knows of its own promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -231,12 +231,12 @@ mod tests {
 
     #[test]
     fn a_gap_between_looks_and_the_stale_time_of_graceful_restart_count() {
-        let mut watch = LeaseWatch::new(secs(1), secs(120));
+        let mut watch = LeaseWatch::new(secs(1), secs(300));
         watch.observe([gone()], &lease("7", "u1", 8), secs(0));
-        watch.observe([gone()], &lease("7", "u1", 8), secs(59));
-        assert_eq!(watch.verdict(&gone(), secs(59)), Return::Wait(secs(61)));
-        watch.observe([gone()], &lease("7", "u1", 8), secs(59 + 61));
-        assert_eq!(watch.verdict(&gone(), secs(120)), Return::Wait(secs(120)));
+        watch.observe([gone()], &lease("7", "u1", 8), secs(180));
+        assert_eq!(watch.verdict(&gone(), secs(180)), Return::Wait(secs(120)));
+        watch.observe([gone()], &lease("7", "u1", 8), secs(361));
+        assert_eq!(watch.verdict(&gone(), secs(361)), Return::Wait(secs(300)));
     }
 
     #[test]

@@ -152,7 +152,8 @@ fn of_overlapping_pools_the_first_by_age_then_uid_is_used() {
 #[test]
 fn what_closes_a_block_and_when_it_goes() {
     type Change = fn(&mut Pool, &mut OwnBlock);
-    let cases: [(&str, Change, bool); 9] = [
+    let cases: [(&str, Change, bool); 10] = [
+        ("not verified", |_, b| b.state = BlockState::Unverified, false),
         ("pool disabled", |p, _| p.disabled = true, false),
         ("pool terminating", |p, _| p.terminating = true, true),
         ("pool replaced", |p, _| p.uid = "other".into(), true),

@@ -1,0 +1,179 @@
+//! Calls about blocks. Every read that a hand-out or a delete stands on leaves the resourceVersion
+//! unset, so that the answer is not older than the call (IPAM rule 2).
+
+use cairn_api::{
+    FINALIZER, IPBlock, IPBlockSpec, IPPool, ObjectReference, block_name, block_range,
+};
+use cairn_ipam::Pool;
+use cairn_ipam::claims::{overlap, overlapped_by};
+use ipnet::IpNet;
+use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::{Client, ResourceExt};
+use serde_json::json;
+
+use super::error::{IpamError, call};
+
+/// The annotation that the owner writes when it takes up a block that it finds: only a write that
+/// changes the object voids a DELETE still on its way.
+const TAKEN_UP: &str = "cairn.network/taken-up";
+
+/// Blocks and pools at the API server.
+#[derive(Clone, Debug)]
+pub(super) struct BlockApi {
+    blocks: Api<IPBlock>,
+    pools: Api<IPPool>,
+}
+
+/// What consistent reads say about a block that this node has claimed or found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verification {
+    /// It is ours alone and its pool stands.
+    Sole,
+    /// Its object is gone, is being deleted or is another one.
+    Gone,
+    /// Its pool is gone, ends, is disabled, or an older pool overlaps it.
+    PoolUnfit(String),
+    /// Another node's block overlaps it.
+    Overlaps(String),
+}
+
+impl BlockApi {
+    pub(super) fn new(client: &Client) -> BlockApi {
+        BlockApi { blocks: Api::all(client.clone()), pools: Api::all(client.clone()) }
+    }
+
+    /// Creates the block. A refusal with 409 says that somebody has it.
+    pub(super) async fn claim(
+        &self,
+        cidr: IpNet,
+        pool: &Pool,
+        node: ObjectReference,
+    ) -> Result<IPBlock, IpamError> {
+        let spec = IPBlockSpec {
+            cidr: cidr.to_string(),
+            range: block_range(cidr),
+            pool: ObjectReference { name: pool.name.clone(), uid: pool.uid.clone() },
+            node,
+        };
+        let mut block = IPBlock::new(&block_name(cidr), spec);
+        block.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+        let what = || format!("cannot claim block {cidr}");
+        call(what, self.blocks.create(&PostParams::default(), &block)).await
+    }
+
+    /// Changes a block that was found, not claimed by this process, so that no earlier DELETE with
+    /// its resourceVersion can still be carried out.
+    pub(super) async fn take_up(&self, block: &IPBlock, by: &str) -> Result<IPBlock, IpamError> {
+        let name = block.name_any();
+        let patch = json!({"metadata": {
+            "uid": block.metadata.uid,
+            "resourceVersion": block.metadata.resource_version,
+            "annotations": {TAKEN_UP: by},
+        }});
+        let what = || format!("cannot take up block {}", block.spec.cidr);
+        let params = PatchParams::default();
+        call(what, self.blocks.patch(&name, &params, &Patch::Merge(patch))).await
+    }
+
+    /// Reads pool, pools and blocks consistently. Of two nodes that both write and then read at
+    /// least one sees the other's block (IPAM rule 1).
+    pub(super) async fn verify(
+        &self,
+        cidr: IpNet,
+        uid: &str,
+        pool: &ObjectReference,
+    ) -> Result<Verification, IpamError> {
+        let what = || format!("cannot verify block {cidr}");
+        let all = call(what, self.pools.list(&ListParams::default())).await?;
+        let labels = Default::default();
+        // A pool whose cidr cannot be read gives no blocks and hides none.
+        let pools: Vec<Pool> =
+            all.items.iter().filter_map(|pool| Pool::parse(pool, &labels).ok()).collect();
+        let Some(own) = pools.iter().find(|other| other.uid == pool.uid) else {
+            return Ok(Verification::PoolUnfit(format!("IPPool {} is gone", pool.name)));
+        };
+        let unfit = if own.terminating {
+            Some(format!("IPPool {} is being deleted", own.name))
+        } else if own.disabled {
+            Some(format!("IPPool {} is disabled", own.name))
+        } else {
+            overlapped_by(own, &pools)
+                .map(|first| format!("IPPool {} overlaps the older {}", own.name, first.name))
+        };
+        if let Some(reason) = unfit {
+            return Ok(Verification::PoolUnfit(reason));
+        }
+        let range = ListParams::default().fields(&format!("spec.range={}", block_range(cidr)));
+        let listed = call(what, self.blocks.list(&range)).await?;
+        let mut found = false;
+        for other in &listed.items {
+            if other.metadata.uid.as_deref() == Some(uid) {
+                found = other.metadata.deletion_timestamp.is_none();
+                continue;
+            }
+            let Ok(net) = other.spec.cidr.parse::<IpNet>() else { continue };
+            if overlap(net, cidr) {
+                let node = &other.spec.node.name;
+                return Ok(Verification::Overlaps(format!("block {net} of node {node}")));
+            }
+        }
+        Ok(if found { Verification::Sole } else { Verification::Gone })
+    }
+
+    /// The block's object now.
+    pub(super) async fn read(&self, cidr: IpNet) -> Result<Option<IPBlock>, IpamError> {
+        let what = || format!("cannot read block {cidr}");
+        call(what, self.blocks.get_opt(&block_name(cidr))).await
+    }
+
+    /// Every block now.
+    pub(super) async fn list(&self) -> Result<Vec<IPBlock>, IpamError> {
+        let what = || "cannot list blocks".to_owned();
+        Ok(call(what, self.blocks.list(&ListParams::default())).await?.items)
+    }
+
+    /// Returns the block whose object has `uid`, if `may` agrees with what a consistent read shows:
+    /// DELETE under preconditions, then the finalizer. True when it is gone.
+    pub(super) async fn give_back(
+        &self,
+        cidr: IpNet,
+        uid: &str,
+        may: impl Fn(&IPBlock) -> bool,
+    ) -> Result<bool, IpamError> {
+        let what = || format!("cannot give block {cidr} back");
+        let name = block_name(cidr);
+        let Some(mut block) = self.read(cidr).await? else { return Ok(true) };
+        if block.metadata.uid.as_deref() != Some(uid) {
+            return Ok(true);
+        }
+        if !may(&block) {
+            return Ok(false);
+        }
+        if block.metadata.deletion_timestamp.is_none() {
+            let preconditions = Preconditions {
+                uid: block.metadata.uid.clone(),
+                resource_version: block.metadata.resource_version.clone(),
+            };
+            let params =
+                DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            // A Status instead of the object says that it went at once.
+            match call(what, self.blocks.delete(&name, &params)).await?.left() {
+                Some(terminating) => block = terminating,
+                None => return Ok(true),
+            }
+        }
+        let kept: Vec<&String> =
+            block.finalizers().iter().filter(|finalizer| *finalizer != FINALIZER).collect();
+        let patch = json!({"metadata": {
+            "uid": block.metadata.uid,
+            "resourceVersion": block.metadata.resource_version,
+            "finalizers": kept,
+        }});
+        let params = PatchParams::default();
+        match call(what, self.blocks.patch(&name, &params, &Patch::Merge(patch))).await {
+            Ok(_) => Ok(kept.is_empty()),
+            Err(error) if error.is_not_found() => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+}

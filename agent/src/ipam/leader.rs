@@ -1,0 +1,382 @@
+//! Duties of one agent for the whole cluster: blocks of Nodes that are gone go back, and pools say
+//! how they stand.
+//!
+//! The Lease `cairn-leader` elects as client-go does: whoever sees it unchanged for its duration
+//! writes itself in, and the resourceVersion decides between two. Nothing depends on there being
+//! one leader only: every write is under preconditions, and the waits of the fence are each leader's
+//! own.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use cairn_api::{Condition, ConditionStatus, IPBlock, IPPool, IPPoolStatus, set_condition};
+use cairn_ipam::FreeIndex;
+use cairn_ipam::claims::{Pool, overlap, overlapped_by};
+use cairn_ipam::fence::{GoneNode, LeaseSeen, LeaseWatch, Return};
+use ipnet::IpNet;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, Time};
+use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
+use serde_json::json;
+
+use super::api::BlockApi;
+use super::error::{IpamError, call};
+use super::lease::{lease_name, node_uid_of};
+use super::{Shared, since_boot};
+
+/// Stands for leader, and does the leader's duties while it is.
+pub(super) async fn run(shared: Shared) {
+    let duties_interval =
+        (shared.options.offline / 20).clamp(DUTIES_INTERVAL_MIN, DUTIES_INTERVAL_MAX);
+    let mut leader = Leader::new(shared);
+    let mut duties_due = Duration::ZERO;
+    loop {
+        let mut problems = Vec::new();
+        match leader.stand().await {
+            Ok(()) => {}
+            Err(error) => problems.push(error.to_string()),
+        }
+        let leads = leader.leads(since_boot());
+        leader.shared.reports.change(|holdings| holdings.leads = leads);
+        if !leads {
+            leader.leases.interrupt();
+        } else if since_boot() >= duties_due {
+            problems.extend(leader.duties().await);
+            duties_due = since_boot().saturating_add(duties_interval);
+        }
+        leader.shared.reports.report("leader", problems);
+        let pause = if leads { duties_interval.min(RENEW_INTERVAL) } else { RENEW_INTERVAL };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+struct Leader {
+    shared: Shared,
+    api: BlockApi,
+    pools: Api<IPPool>,
+    nodes: Api<Node>,
+    lease_api: Api<Lease>,
+    /// The last version of the leader's Lease and since when it is unchanged.
+    seen: Option<(String, Duration)>,
+    /// When this agent last wrote the leader's Lease with success.
+    renewed: Option<Duration>,
+    leases: LeaseWatch,
+}
+
+impl Leader {
+    fn new(shared: Shared) -> Leader {
+        let client = shared.client.clone();
+        Leader {
+            api: BlockApi::new(&client),
+            pools: Api::all(client.clone()),
+            nodes: Api::all(client.clone()),
+            lease_api: Api::namespaced(client, &shared.options.namespace),
+            leases: LeaseWatch::new(shared.options.offline, shared.options.stale_max),
+            seen: None,
+            renewed: None,
+            shared,
+        }
+    }
+
+    fn leads(&self, now: Duration) -> bool {
+        self.renewed.is_some_and(|renewed| now < renewed.saturating_add(LEASE_DURATION))
+    }
+
+    /// Takes or renews the Lease if this agent may.
+    async fn stand(&mut self) -> Result<(), IpamError> {
+        let now = since_boot();
+        if self.shared.membership().is_err() {
+            self.renewed = None;
+            return Ok(());
+        }
+        let due = self.renewed.map_or(Duration::ZERO, |at| at.saturating_add(RENEW_INTERVAL / 2));
+        if now < due {
+            return Ok(());
+        }
+        let what = || format!("cannot write the Lease {LEADER}");
+        let old = call(what, self.lease_api.get_opt(LEADER)).await?;
+        let version = old.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+        let spec = old.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
+        let holder = spec.holder_identity.clone().unwrap_or_default();
+        let me = format!("{}/{}", self.shared.options.node, self.shared.options.boot_id);
+        if old.is_some() && !holder.is_empty() && holder != me {
+            self.renewed = None;
+            let since = match &self.seen {
+                Some((seen, since)) if Some(seen) == version.as_ref() => *since,
+                _ => {
+                    self.seen = version.map(|version| (version, now));
+                    return Ok(());
+                }
+            };
+            let secs = spec.lease_duration_seconds.and_then(|secs| u64::try_from(secs).ok());
+            let duration = secs.map_or(LEASE_DURATION, Duration::from_secs);
+            if now.saturating_sub(since) < duration {
+                return Ok(());
+            }
+        }
+        let mut lease = old.clone().unwrap_or_default();
+        lease.metadata.name = Some(LEADER.to_owned());
+        let time = MicroTime(Timestamp::now());
+        let taken_over = holder != me;
+        lease.spec = Some(LeaseSpec {
+            holder_identity: Some(me),
+            lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
+            acquire_time: if taken_over { Some(time.clone()) } else { spec.acquire_time },
+            renew_time: Some(time),
+            lease_transitions: Some(
+                spec.lease_transitions.unwrap_or(0).saturating_add(i32::from(taken_over)),
+            ),
+            ..LeaseSpec::default()
+        });
+        let params = PostParams::default();
+        let written = match old {
+            None => call(what, self.lease_api.create(&params, &lease)).await,
+            Some(_) => call(what, self.lease_api.replace(LEADER, &params, &lease)).await,
+        };
+        match written {
+            Ok(_) => {
+                if taken_over {
+                    tracing::info!("this agent leads");
+                }
+                self.renewed = Some(now);
+                Ok(())
+            }
+            // Another agent was first; the next look shows it.
+            Err(error) if error.is_conflict() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// One pass over blocks and pools. What fails is named and tried again in the next.
+    async fn duties(&mut self) -> Vec<String> {
+        let mut problems = Vec::new();
+        let looked = async {
+            let blocks = self.api.list().await?;
+            let what = || "cannot list pools".to_owned();
+            let pools = call(what, self.pools.list(&ListParams::default())).await?.items;
+            let gone = self.gone_nodes(&blocks).await?;
+            Ok::<_, IpamError>((blocks, pools, gone))
+        };
+        let (blocks, pools, gone) = match looked.await {
+            Ok(looked) => looked,
+            Err(error) => {
+                self.leases.interrupt();
+                return vec![error.to_string()];
+            }
+        };
+        self.return_blocks(&blocks, &gone, &mut problems).await;
+        for pool in &pools {
+            if let Err(error) = self.write_pool(pool, &pools, &blocks).await
+                && !error.is_conflict()
+                && !error.is_not_found()
+            {
+                problems.push(error.to_string());
+            }
+        }
+        problems
+    }
+
+    /// Owners of blocks whose Node does not exist, and a look at their Leases.
+    async fn gone_nodes(&mut self, blocks: &[IPBlock]) -> Result<BTreeSet<GoneNode>, IpamError> {
+        let owners: BTreeSet<GoneNode> = blocks
+            .iter()
+            .map(|block| GoneNode {
+                name: block.spec.node.name.clone(),
+                uid: block.spec.node.uid.clone(),
+            })
+            .collect();
+        let what = || "cannot list Nodes".to_owned();
+        let nodes = call(what, self.nodes.list_metadata(&ListParams::default())).await?;
+        let live: BTreeSet<GoneNode> = nodes
+            .items
+            .iter()
+            .map(|node| GoneNode { name: node.name_any(), uid: node.uid().unwrap_or_default() })
+            .collect();
+        let gone: BTreeSet<GoneNode> = owners.difference(&live).cloned().collect();
+        let mut leases = BTreeMap::new();
+        for name in gone.iter().map(|node| &node.name).collect::<BTreeSet<_>>() {
+            let what = || format!("cannot read the Lease of node {name}");
+            let found = call(what, self.lease_api.get_opt(&lease_name(name))).await?;
+            if let Some(seen) = found.and_then(lease_seen) {
+                leases.insert(name.clone(), seen);
+            }
+        }
+        self.leases.observe(gone.iter().cloned(), &leases, since_boot());
+        Ok(gone)
+    }
+
+    async fn return_blocks(
+        &mut self,
+        blocks: &[IPBlock],
+        gone: &BTreeSet<GoneNode>,
+        problems: &mut Vec<String>,
+    ) {
+        let mut checked: BTreeMap<GoneNode, bool> = BTreeMap::new();
+        for block in blocks {
+            let node =
+                GoneNode { name: block.spec.node.name.clone(), uid: block.spec.node.uid.clone() };
+            if !gone.contains(&node) || self.leases.verdict(&node, since_boot()) != Return::Allowed
+            {
+                continue;
+            }
+            let Ok(cidr) = block.spec.cidr.parse::<IpNet>() else { continue };
+            if let Some(route) = self.route_into(cidr) {
+                problems.push(format!(
+                    "block {cidr} of the vanished node {} stays: somebody announces {route}; is \
+                     the machine still on?",
+                    node.name
+                ));
+                continue;
+            }
+            let is_gone = match checked.get(&node) {
+                Some(is_gone) => *is_gone,
+                None => {
+                    let is_gone = self.is_gone(&node).await;
+                    checked.insert(node.clone(), is_gone);
+                    is_gone
+                }
+            };
+            if !is_gone {
+                continue;
+            }
+            let uid = block.metadata.uid.clone().unwrap_or_default();
+            let of_node = |found: &IPBlock| found.spec.node.uid == node.uid;
+            match self.api.give_back(cidr, &uid, of_node).await {
+                Ok(_) => {
+                    tracing::info!(block = %cidr, node = node.name, "block of a vanished node returned")
+                }
+                Err(error) if error.is_conflict() => {}
+                Err(error) => problems.push(error.to_string()),
+            }
+            tokio::time::sleep(RETURN_PAUSE).await;
+            if !self.leads(since_boot()) && self.stand().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Whether a consistent read of the Node itself, and of its Lease, still agrees.
+    async fn is_gone(&self, node: &GoneNode) -> bool {
+        let what = || format!("cannot read Node {}", node.name);
+        match call(what, self.nodes.get_metadata_opt(&node.name)).await {
+            Ok(found) => found.and_then(|found| found.uid()).as_deref() != Some(&node.uid),
+            Err(_) => false,
+        }
+    }
+
+    fn route_into(&self, cidr: IpNet) -> Option<IpNet> {
+        let routes = self.shared.routes.borrow();
+        let mut inside = routes.range(cidr..).take_while(|route| cidr.contains(&route.addr()));
+        inside.next().copied()
+    }
+
+    async fn write_pool(
+        &self,
+        pool: &IPPool,
+        pools: &[IPPool],
+        blocks: &[IPBlock],
+    ) -> Result<(), IpamError> {
+        let old = pool.status.clone().unwrap_or_default();
+        let new = pool_status(pool, pools, blocks);
+        if new == old {
+            return Ok(());
+        }
+        let patch = json!({
+            "metadata": {"resourceVersion": pool.metadata.resource_version},
+            "status": {
+                "blockSize": new.block_size,
+                "blocks": new.blocks,
+                "used": new.used,
+                "free": new.free,
+                "conditions": new.conditions,
+            },
+        });
+        let name = pool.name_any();
+        let what = || format!("cannot write the status of IPPool {name}");
+        let params = PatchParams::default();
+        call(what, self.pools.patch_status(&name, &params, &Patch::Merge(patch))).await?;
+        Ok(())
+    }
+}
+
+fn lease_seen(lease: Lease) -> Option<LeaseSeen> {
+    let spec = lease.spec?;
+    let secs = spec.lease_duration_seconds.and_then(|secs| u64::try_from(secs).ok());
+    Some(LeaseSeen {
+        version: lease.metadata.resource_version?,
+        node_uid: node_uid_of(&spec.holder_identity?).to_owned(),
+        promise: Duration::from_secs(secs?),
+    })
+}
+
+/// What a pool's status should be.
+fn pool_status(pool: &IPPool, pools: &[IPPool], blocks: &[IPBlock]) -> IPPoolStatus {
+    let labels = BTreeMap::new();
+    let mut status = pool.status.clone().unwrap_or_default();
+    let parsed = Pool::parse(pool, &labels);
+    let (ready, reason, message) = match &parsed {
+        Err(error) => (false, "Invalid", error.to_string()),
+        Ok(own) => {
+            let all: Vec<Pool> =
+                pools.iter().filter_map(|pool| Pool::parse(pool, &labels).ok()).collect();
+            if own.terminating {
+                let message = "the pool is being deleted: no new blocks or addresses";
+                (false, "Terminating", message.to_owned())
+            } else if let Some(first) = overlapped_by(own, &all) {
+                let (name, cidr) = (&first.name, first.cidr);
+                let message = format!(
+                    "{} overlaps {cidr} of the older IPPool {name} and is not used: delete one",
+                    own.cidr
+                );
+                (false, "Overlap", message)
+            } else if own.disabled {
+                let message = "spec.disabled is true: no new blocks or addresses";
+                (false, "Disabled", message.to_owned())
+            } else {
+                (true, "Ready", "nodes may claim blocks".to_owned())
+            }
+        }
+    };
+    if let Ok(own) = &parsed {
+        let of_pool: Vec<&IPBlock> =
+            blocks.iter().filter(|block| block.spec.pool.uid == own.uid).collect();
+        let used = of_pool
+            .iter()
+            .filter(|block| {
+                block.spec.cidr.parse::<IpNet>().is_ok_and(|cidr| overlap(cidr, own.cidr))
+            })
+            .filter_map(|block| block.status.as_ref()?.used.as_ref()?.parse::<u128>().ok())
+            .fold(0u128, u128::saturating_add);
+        let host_bits = own.cidr.max_prefix_len() - own.cidr.prefix_len();
+        let addresses = 1u128.checked_shl(host_bits.into()).unwrap_or(u128::MAX);
+        let total = FreeIndex::new(own.cidr, own.block_size).total();
+        status.block_size = Some(own.block_size);
+        status.blocks = Some(format!("{}/{total}", of_pool.len()));
+        status.used = Some(used.to_string());
+        status.free = Some(addresses.saturating_sub(used).to_string());
+    }
+    set_condition(
+        &mut status.conditions,
+        Condition {
+            type_: "Ready".to_owned(),
+            status: if ready { ConditionStatus::True } else { ConditionStatus::False },
+            reason: reason.to_owned(),
+            message,
+            last_transition_time: Time(Timestamp::now()),
+            observed_generation: pool.metadata.generation,
+        },
+    );
+    status
+}
+
+const LEADER: &str = "cairn-leader";
+const LEASE_DURATION: Duration = Duration::from_secs(15);
+const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+const DUTIES_INTERVAL_MIN: Duration = Duration::from_secs(1);
+/// Well under the gap after which the waits of the fence start anew.
+const DUTIES_INTERVAL_MAX: Duration = Duration::from_secs(60);
+/// Between two returns, so that thousands of blocks of a rack do not starve the API server.
+const RETURN_PAUSE: Duration = Duration::from_millis(20);

@@ -1,0 +1,174 @@
+//! The node's blocks: what the API server says is this node's, and what follows from it.
+//!
+//! ```text
+//!  view, usage, routes ──► blocks ──decide()──► claims, returns ──► API server
+//!                            │ ▲
+//!                 Holdings ◄─┘ └── fence ◄── lease (own Lease, renewed)
+//!  usage, view ──► status (what each block holds)
+//!  leader: blocks of Nodes that are gone, status of pools
+//! ```
+//!
+//! The rules are in `cairn_ipam`; this module reads, asks them, and writes. A block is handed out
+//! from only after its object exists and consistent reads have shown that its pool stands and
+//! nothing overlaps it ([`api::BlockApi::verify`]), and never again once its return was told to the
+//! server. What is in the kernel and what is announced does not depend on the API server answering.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_ipam::{Family, OwnedBlock, Standing};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+use kube::Client;
+use tokio::sync::watch;
+
+use crate::pods::Usage;
+use crate::view::ClusterView;
+
+mod api;
+mod blocks;
+mod error;
+mod leader;
+mod lease;
+mod status;
+
+pub use error::IpamError;
+
+/// What a node's IPAM must know from the start.
+#[derive(Clone, Debug)]
+pub struct IpamOptions {
+    /// The node's name.
+    pub node: String,
+    /// The boot id of the running kernel ([`boot_id`]).
+    pub boot_id: String,
+    /// Where Leases are: cairn-system.
+    pub namespace: String,
+    /// How long the node may hand out addresses without the API server taking its Lease.
+    pub offline: Duration,
+    /// The longest time that a peer keeps routes of a node that is gone.
+    pub stale_max: Duration,
+    /// After how long without an address a block goes back, unless it is the last.
+    pub idle_release: Option<Duration>,
+}
+
+/// What flows into the node's IPAM and out of it.
+#[derive(Debug)]
+pub struct IpamChannels {
+    /// The cluster as the watches show it.
+    pub view: watch::Receiver<Arc<ClusterView>>,
+    /// The addresses of the node's pods.
+    pub usage: watch::Receiver<Usage>,
+    /// Prefixes in the Adj-RIB-In, those of other nodes, rejected ones included.
+    pub routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    /// What this node holds.
+    pub holdings: watch::Sender<Arc<Holdings>>,
+}
+
+/// What this node holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Holdings {
+    /// The blocks to announce and to blackhole, in order: confirmed ones, and those with pods.
+    pub announced: Vec<IpNet>,
+    /// All blocks of the node, with whether each may hand out.
+    pub blocks: Vec<OwnedBlock>,
+    /// The families of which a pod gets an address each.
+    pub families: Vec<Family>,
+    /// What a person should know, one sentence each.
+    pub problems: Vec<String>,
+    /// Whether this agent leads.
+    pub leads: bool,
+}
+
+/// Keeps the node's blocks for as long as it is polled.
+pub async fn run(client: Client, options: IpamOptions, channels: IpamChannels) {
+    let IpamChannels { view, usage, routes, holdings } = channels;
+    let fence = watch::Sender::new(cairn_ipam::fence::OwnFence::new(options.offline));
+    let reports = Reports { holdings, parts: Arc::default() };
+    let shared = Shared { client, options, view, usage, routes, reports };
+    tokio::join!(
+        lease::run(shared.clone(), &fence),
+        blocks::run(shared.clone(), fence.subscribe()),
+        status::run(shared.clone()),
+        leader::run(shared.clone()),
+    );
+}
+
+/// The boot id of the running kernel.
+pub fn boot_id() -> std::io::Result<String> {
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+}
+
+/// What the parts share. Clones see the same channels.
+#[derive(Clone)]
+struct Shared {
+    client: Client,
+    options: IpamOptions,
+    view: watch::Receiver<Arc<ClusterView>>,
+    usage: watch::Receiver<Usage>,
+    routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    reports: Reports,
+}
+
+impl Shared {
+    /// The UID of the Node for which this agent may act, or why it may not (IPAM rule 5).
+    fn membership(&self) -> Result<String, Standing> {
+        let view = self.view.borrow();
+        view.node
+            .as_ref()
+            .ok_or(Standing::NodeMissing)
+            .and_then(|node| member_uid(node, &self.options.boot_id))
+    }
+}
+
+/// The UID of `node` if it is the machine that booted with `boot_id`.
+fn member_uid(node: &Node, boot_id: &str) -> Result<String, Standing> {
+    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+    let registered = info.map_or("", |info| info.boot_id.as_str());
+    if !registered.is_empty() && registered != boot_id {
+        return Err(Standing::OtherMachine);
+    }
+    node.metadata.uid.clone().ok_or(Standing::NodeMissing)
+}
+
+/// One sentence each of what is wrong, by the part that says it, and what the node holds.
+#[derive(Clone, Debug)]
+struct Reports {
+    holdings: watch::Sender<Arc<Holdings>>,
+    parts: Arc<std::sync::Mutex<BTreeMap<&'static str, Vec<String>>>>,
+}
+
+impl Reports {
+    /// Replaces what `part` reports.
+    fn report(&self, part: &'static str, problems: Vec<String>) {
+        let mut parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        for problem in &problems {
+            if !parts.get(part).is_some_and(|old| old.contains(problem)) {
+                tracing::warn!(part, "{problem}");
+            }
+        }
+        parts.insert(part, problems);
+        let all: Vec<String> = parts.values().flatten().cloned().collect();
+        self.change(|holdings| holdings.problems = all);
+    }
+
+    /// Changes what the node holds, and tells if it differs.
+    fn change(&self, change: impl FnOnce(&mut Holdings)) {
+        self.holdings.send_if_modified(|held| {
+            let mut new = Holdings::clone(held);
+            change(&mut new);
+            let changed = new != **held;
+            if changed {
+                *held = Arc::new(new);
+            }
+            changed
+        });
+    }
+}
+
+/// Time since boot, counted on through sleep.
+fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let secs = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::new(secs, u32::try_from(now.tv_nsec).unwrap_or_default())
+}

@@ -1,0 +1,159 @@
+//! The status of this node's blocks: what each holds, for people and for the leader's sums.
+//!
+//! A pod start causes at most one write, of one object that no other agent watches. Writes of one
+//! block are at least [`WRITE_INTERVAL`] apart; what changes meanwhile goes with the next.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_api::{Allocation, IPBlock, IPBlockStatus, block_name};
+use cairn_ipam::BlockUsage;
+use ipnet::IpNet;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::json;
+
+use super::error::{IpamError, call};
+use super::{Holdings, Shared, since_boot};
+use crate::pods::Usage;
+
+/// The allocations that a block's status lists at most, about 150 KB.
+pub(super) const ALLOCATIONS_MAX: usize = 1024;
+
+/// Writes the status of blocks whenever it differs from what the watch shows.
+pub(super) async fn run(shared: Shared) {
+    let api: Api<IPBlock> = Api::all(shared.client.clone());
+    let mut view = shared.view.clone();
+    let mut usage = shared.usage.clone();
+    let mut holdings = shared.reports.holdings.subscribe();
+    let mut writes: BTreeMap<String, Write> = BTreeMap::new();
+    loop {
+        view.mark_unchanged();
+        usage.mark_unchanged();
+        holdings.mark_unchanged();
+        let next = pass(&shared, &api, &mut writes).await;
+        let wait = next.map_or(Duration::MAX, |at| at.saturating_sub(since_boot()));
+        tokio::select! {
+            changed = view.changed() => if changed.is_err() { return },
+            changed = usage.changed() => if changed.is_err() { return },
+            changed = holdings.changed() => if changed.is_err() { return },
+            () = tokio::time::sleep(wait.max(WAKE_MIN)), if next.is_some() => {}
+        }
+    }
+}
+
+/// The last write of a block's status.
+struct Write {
+    uid: Option<String>,
+    status: IPBlockStatus,
+    /// The version that the write made, empty if it failed.
+    version: Option<String>,
+    at: Duration,
+}
+
+/// Writes what is due; returns when the next write is.
+async fn pass(
+    shared: &Shared,
+    api: &Api<IPBlock>,
+    writes: &mut BTreeMap<String, Write>,
+) -> Option<Duration> {
+    if shared.membership().is_err() {
+        return None;
+    }
+    let view = Arc::clone(&shared.view.borrow());
+    let usage = shared.usage.borrow().clone();
+    let holdings = Arc::clone(&shared.reports.holdings.borrow());
+    writes.retain(|name, _| view.own_blocks.contains_key(name));
+    let mut next: Option<Duration> = None;
+    let mut problems = Vec::new();
+    for owned in &holdings.blocks {
+        let name = block_name(owned.cidr);
+        let Some(block) = view.own_blocks.get(&name) else { continue };
+        let Some(held) = usage.blocks.iter().find(|held| held.cidr == owned.cidr) else { continue };
+        let mut wanted = status_of(held, &usage, &holdings);
+        let shown = block.status.clone().unwrap_or_default();
+        wanted.conditions = shown.conditions.clone();
+        let last = writes.get(&name).filter(|last| last.uid == block.metadata.uid);
+        let is_written = last.is_some_and(|last| last.version.is_some() && last.status == wanted);
+        // What was written may not be in the view yet; what is in the view may be another's edit.
+        let behind = last.is_some_and(|last| {
+            last.version.as_deref().map(number)
+                > block.metadata.resource_version.as_deref().map(number)
+        });
+        if shown == wanted || (is_written && behind) {
+            continue;
+        }
+        let now = since_boot();
+        let due = last.map_or(Duration::ZERO, |last| last.at.saturating_add(WRITE_INTERVAL));
+        if now < due || behind {
+            let due = due.max(now.saturating_add(WAKE_MIN));
+            next = Some(next.map_or(due, |next| next.min(due)));
+            continue;
+        }
+        let answer = write(api, &name, block, &wanted).await;
+        let version = match answer {
+            Ok(written) => written.metadata.resource_version,
+            Err(error) => {
+                if !error.is_conflict() && !error.is_not_found() {
+                    problems.push(error.to_string());
+                }
+                let retry = since_boot().saturating_add(WRITE_INTERVAL);
+                next = Some(next.map_or(retry, |next| next.min(retry)));
+                None
+            }
+        };
+        let uid = block.metadata.uid.clone();
+        writes.insert(name, Write { uid, status: wanted, version, at: since_boot() });
+    }
+    shared.reports.report("status", problems);
+    next
+}
+
+async fn write(
+    api: &Api<IPBlock>,
+    name: &str,
+    block: &IPBlock,
+    status: &IPBlockStatus,
+) -> Result<IPBlock, IpamError> {
+    // A uid alone is accepted when it is wrong; the resourceVersion is what is checked.
+    let patch = json!({
+        "metadata": {"resourceVersion": block.metadata.resource_version},
+        "status": {
+            "used": status.used,
+            "free": status.free,
+            "advertised": status.advertised,
+            "allocations": status.allocations,
+        },
+    });
+    let what = || format!("cannot write the status of block {}", block.spec.cidr);
+    call(what, api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch))).await
+}
+
+fn status_of(held: &BlockUsage, usage: &Usage, holdings: &Holdings) -> IPBlockStatus {
+    let allocations = held.allocations.iter().take(ALLOCATIONS_MAX);
+    IPBlockStatus {
+        used: Some(held.used.to_string()),
+        free: Some(held.free.to_string()),
+        advertised: Some(is_announced(holdings, held.cidr)),
+        allocations: allocations
+            .map(|(address, id)| Allocation {
+                address: address.to_string(),
+                pod: usage.pods.get(id).filter(|pod| pod.name().is_some()).map(|p| p.to_string()),
+                container: Some(id.container_id.clone()),
+            })
+            .collect(),
+        conditions: Vec::new(),
+    }
+}
+
+fn is_announced(holdings: &Holdings, cidr: IpNet) -> bool {
+    holdings.announced.binary_search(&cidr).is_ok()
+}
+
+/// A resourceVersion as a number; versions of one server can be compared.
+fn number(version: &str) -> u64 {
+    version.parse().unwrap_or_default()
+}
+
+const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+const WAKE_MIN: Duration = Duration::from_millis(100);
