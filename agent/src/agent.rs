@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cairn_api::{BGPNodeStatusSpec, ObjectReference, RoutesStatus};
+use cairn_api::{BGPNode, BGPNodeStatus, BGPNodeStatusSpec, ObjectReference, RoutesStatus};
 use cairn_bgp::config::SpeakerConfig;
 use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
 use clap::Args;
@@ -92,8 +92,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
     let (bgp_node, bgp_node_wanted) = watch::channel(Wanted::None);
     let (status, status_wanted) = watch::channel(Wanted::None);
-    tokio::spawn(publish::bgp_node(client.clone(), name.clone(), bgp_node_wanted));
-    tokio::spawn(publish::bgp_node_status(client.clone(), name.clone(), status_wanted));
+    tokio::spawn(publish::keep::<BGPNode>(client.clone(), name.clone(), bgp_node_wanted));
+    tokio::spawn(publish::keep::<BGPNodeStatus>(client.clone(), name.clone(), status_wanted));
     let (report_out, report) = watch::channel(Arc::new(Report::default()));
     let listener = control::bind(&options.run_dir).with_context(|| {
         format!("cannot make the control socket in {}", options.run_dir.display())

@@ -79,7 +79,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         #[cfg(feature = "lab")]
-        Command::Lab(options) => cairn_lab::run(options),
+        Command::Lab(options) => Ok(cairn_lab::run(options)?),
         Command::Version => {
             println!("cairn {}", env!("CARGO_PKG_VERSION"));
             Ok(ExitCode::SUCCESS)

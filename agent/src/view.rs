@@ -2,9 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cairn_api::{
-    BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, IPBlock, IPPool,
-};
+use cairn_api::{BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, IPBlock, IPPool};
 use k8s_openapi::api::core::v1::Node;
 
 /// The objects that an agent watches, as its caches hold them.

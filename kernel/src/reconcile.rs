@@ -9,8 +9,9 @@
 //!
 //! The reconciler remembers what the kernel holds and writes only where that differs from what is
 //! wanted. What it cannot be sure about (lost answers, a taken key, an unexpected notification) makes
-//! it ask for a dump ([`RouteReconciler::needs_resync`]), never guess. Nothing is removed before
-//! [`RouteReconciler::allow_sweep`]. All of it is pure except [`RouteReconciler::apply`].
+//! it ask for a dump ([`RouteReconciler::needs_resync`]), never guess. What nobody wanted in this
+//! life is removed only after [`RouteReconciler::allow_sweep`]. All of it is pure except
+//! [`RouteReconciler::apply`].
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -45,6 +46,9 @@ struct Entry {
     present: Option<PathId>,
     queued: bool,
     foreign: bool,
+    /// It was wanted in this life and is not any more: its removal was asked for and waits for no
+    /// other input.
+    withdrawn: bool,
 }
 
 const _: () = assert!(size_of::<(RouteKey, Entry)>() <= ENTRY_BYTES_MAX);
@@ -121,6 +125,7 @@ impl RouteReconciler {
         }
         let entry = self.entries.entry(key).or_default();
         let before = std::mem::replace(&mut entry.wanted, wanted);
+        entry.withdrawn = wanted.is_none() && (entry.withdrawn || before.is_some());
         self.paths.release(before);
         if before != wanted {
             self.forgive(&key);
@@ -128,8 +133,8 @@ impl RouteReconciler {
         }
     }
 
-    /// Allows to remove routes of ours that nobody wants, now and later. To be called once every
-    /// input has said what it wants.
+    /// Allows to remove routes of ours that nobody wanted in this life, now and later. To be called
+    /// once every input has said what it wants; what was wanted and is withdrawn goes without it.
     pub fn allow_sweep(&mut self) {
         self.sweep_allowed = true;
         let mut stale: Vec<RouteKey> = self
@@ -296,7 +301,7 @@ impl RouteReconciler {
             let Some(key) = self.queue.pop_front() else { break };
             let Some(entry) = self.entries.get_mut(&key) else { continue };
             entry.queued = false;
-            if entry.wanted.is_none() && !self.sweep_allowed {
+            if entry.wanted.is_none() && !self.sweep_allowed && !entry.withdrawn {
                 continue;
             }
             if entry.wanted.is_some() && entry.foreign {

@@ -1,5 +1,6 @@
 //! Plans and the reconciler against a model of the kernel's FIB. No root is needed.
 
+use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use cairn_kernel::reconcile::RouteReconciler;
@@ -224,6 +225,7 @@ proptest! {
         let mut fib = Fib { routes: present, ..Fib::default() };
         let mut reconciler = RouteReconciler::new(OURS);
         let mut wanted: Vec<Route> = Vec::new();
+        let mut ever_wanted = HashSet::new();
         let mut now = Instant::now();
         let mut swept = false;
         for step in history {
@@ -231,6 +233,7 @@ proptest! {
                 Step::Want(route) => {
                     wanted.retain(|earlier| earlier.key() != route.key());
                     wanted.push(route.clone());
+                    ever_wanted.insert(route.key());
                     reconciler.set(route.key(), Some(route));
                 }
                 Step::Unwant(route) => {
@@ -274,7 +277,8 @@ proptest! {
                     prop_assert_eq!(fib.foreign(), foreign);
                     for route in unwanted {
                         let kept = fib.routes.contains(&route);
-                        prop_assert!(swept || kept, "swept early: {:?}", route);
+                        let withdrawn = ever_wanted.contains(&route.key());
+                        prop_assert!(swept || kept || withdrawn, "swept early: {:?}", route);
                     }
                 }
                 Step::AllowSweep => {
@@ -351,4 +355,31 @@ fn unanswered_writes_lead_to_a_dump() {
     reconciler.resync([route.clone()]);
     assert!(reconciler.is_installed(&route.key()));
     assert_eq!(reconciler.changes(now), []);
+}
+
+/// A node that dies while this agent starts must not leave its route here until every other input
+/// has arrived.
+#[test]
+fn a_withdrawn_route_goes_before_the_sweep_and_an_unclaimed_one_stays() {
+    let now = Instant::now();
+    let route = |prefix: &str| Route {
+        prefix: prefix.parse().expect("a network"),
+        table: TABLE_MAIN,
+        metric: 198,
+        protocol: 198,
+        target: Target::Blackhole,
+        prefsrc: None,
+    };
+    let (kept, withdrawn) = (route("10.0.0.0/24"), route("10.0.1.0/24"));
+    let mut reconciler = RouteReconciler::new(198);
+    reconciler.resync([kept.clone(), withdrawn.clone()]);
+    reconciler.set(withdrawn.key(), Some(withdrawn.clone()));
+    assert_eq!(reconciler.changes(now), []);
+    reconciler.set(withdrawn.key(), None);
+    let delete = |route: &Route| Change::Delete { key: route.key(), protocol: 198 };
+    let changes = reconciler.changes(now);
+    assert_eq!(changes, [delete(&withdrawn)]);
+    reconciler.applied(now, changes, Ok(Vec::new()));
+    reconciler.allow_sweep();
+    assert_eq!(reconciler.changes(now), [delete(&kept)]);
 }
