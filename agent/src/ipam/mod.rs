@@ -10,7 +10,7 @@
 //!
 //! The rules are in `cairn_ipam`; this module reads, asks them, and writes. A block is handed out
 //! from only after its object exists and consistent reads have shown that its pool stands and
-//! nothing overlaps it ([`api::BlockApi::verify`]), and never again once its return was told to the
+//! nothing overlaps it (`BlockApi::verify`), and never again once its return was told to the
 //! server. What is in the kernel and what is announced does not depend on the API server answering.
 
 use std::collections::{BTreeMap, BTreeSet};
