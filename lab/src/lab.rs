@@ -11,6 +11,7 @@ use crate::options::LabOptions;
 use crate::pod::{Plugin, Pod};
 use crate::process::Process;
 use crate::rows::at_once;
+use crate::status;
 use crate::workspace::{KUBECONFIG, Workspace};
 
 /// A running lab. Dropping it ends its processes, then removes pods, objects and namespaces.
@@ -117,6 +118,13 @@ impl Lab {
         self.processes.values_mut().try_for_each(Process::check)
     }
 
+    /// How many sessions the agent or speaker of a machine says are established; none while it does
+    /// not answer.
+    pub fn established(&self, machine: &str) -> usize {
+        let report = status::ask(&self.programs.run.join(machine));
+        report.map_or(0, |report| status::established(&report))
+    }
+
     /// The CNI plugin as the runtime of `node` calls it.
     pub fn plugin(&self, node: &str) -> Plugin {
         Plugin {
@@ -208,6 +216,8 @@ impl Programs {
 
     fn cairn(&self) -> Command {
         let mut command = Command::new(&self.cairn);
+        // The output is a file.
+        command.env("NO_COLOR", "1");
         if self.verbose {
             command.env("CAIRN_LOG", "debug");
         }

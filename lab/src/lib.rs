@@ -26,6 +26,7 @@ pub mod process;
 pub mod report;
 mod rows;
 mod run;
+pub mod status;
 pub mod tables;
 pub mod workspace;
 

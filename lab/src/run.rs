@@ -30,7 +30,8 @@ pub fn run(options: LabOptions) -> Result<ExitCode, Error> {
     match ran {
         Ok(()) => {}
         Err(Error::Interrupted) => report.say("interrupted; everything of the lab is removed"),
-        Err(ref error) => report.say(format!("the lab ends early: {error}")),
+        // Whoever called says what it is.
+        Err(_) => {}
     }
     let failed = !report.passed() && !matches!(ran, Err(Error::Interrupted));
     if failed {
@@ -81,8 +82,7 @@ fn prove(
     interrupt.check()?;
 
     lab.start(workspace)?;
-    let layout = lab.centre.layout.clone();
-    let row = model::sessions(&layout, &mut lab, interrupt)?;
+    let row = model::sessions(&mut lab, interrupt)?;
     report.row(row);
     report.phase("sessions");
 
@@ -95,6 +95,7 @@ fn prove(
     report.row(model::blocks(&lab.centre, &lab.cluster, interrupt)?);
     report.row(model::paths(&lab.centre, &lab.cluster)?);
     report.row(model::objects(&lab.centre, &lab.cluster, interrupt)?);
+    report.row(model::reports(&lab, interrupt)?);
     for row in model::network(&lab.centre, &lab.pods)? {
         report.row(row);
     }

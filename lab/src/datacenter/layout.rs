@@ -103,14 +103,17 @@ impl Layout {
         address.is_ipv4() || self.families == Families::Dual
     }
 
-    /// The sessions that all nodes together have when everything is up, each session between two
-    /// nodes counted at both ends.
-    pub fn sessions(&self) -> usize {
-        let all: Vec<&Node> = self.nodes().collect();
-        let mesh = |node: &Node| {
-            all.iter().filter(|other| other.asn == node.asn).count().saturating_sub(1)
-        };
-        all.iter().map(|node| mesh(node) + TOR_SESSIONS).sum()
+    /// The number of sessions that `machine` has when everything is up.
+    pub fn sessions(&self, machine: &str) -> usize {
+        if machine == SPINE {
+            return self.racks.len();
+        }
+        if let Some(rack) = self.racks.iter().find(|rack| rack.tor() == machine) {
+            return rack.nodes.len() + SPINE_SESSIONS;
+        }
+        let same_as = |node: &Node| self.nodes().filter(|other| other.asn == node.asn).count();
+        let node = self.nodes().find(|node| node.name() == machine);
+        node.map_or(0, |node| same_as(node).saturating_sub(1) + TOR_SESSIONS)
     }
 }
 
@@ -193,6 +196,8 @@ const TOR_ASN: u32 = 65200;
 const NODE_ASN: u32 = 65100;
 /// Sessions of a node with routers.
 const TOR_SESSIONS: usize = 1;
+/// Sessions of a rack's router with the spine.
+const SPINE_SESSIONS: usize = 1;
 /// Node N has this plus N as its host number.
 const NODE_HOST: u8 = 10;
 
@@ -208,10 +213,15 @@ mod tests {
         let racks: Vec<Vec<String>> =
             layout.racks.iter().map(|rack| rack.nodes.iter().map(Node::name).collect()).collect();
         assert_eq!(racks, [vec!["n1", "n2"], vec!["n3"]]);
-        // n1 and n2 with each other, and each node with its router.
-        assert_eq!(layout.sessions(), 2 + 3);
+        let sessions = |layout: &Layout| {
+            layout.machines().iter().map(|(name, _)| layout.sessions(name)).collect::<Vec<_>>()
+        };
+        // The spine with both routers; each router with the spine and its nodes; each node with its
+        // router and the others of its AS.
+        assert_eq!(sessions(&layout), [2, 3, 2, 2, 2, 1]);
         let single = Layout::new("lab", 3, AsnPlan::Single, Families::Dual);
-        assert_eq!(single.sessions(), 6 + 3);
+        assert_eq!(sessions(&single), [2, 3, 2, 3, 3, 3]);
+        assert_eq!(layout.sessions("n9"), 0);
     }
 
     #[test]

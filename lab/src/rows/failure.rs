@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 
-use super::{established, model, node_routes, some_of, spread};
-use crate::cluster::{Block, Cluster, resource};
+use super::{model, node_routes, some_of, spread};
+use crate::cluster::{Block, Cluster};
 use crate::datacenter::{DataCenter, Node};
 use crate::error::Error;
 use crate::flow::{Flow, Loss};
@@ -118,14 +118,12 @@ fn agent_killed(
     let at = flows.mark();
     lab.kill(&name);
     interrupt.sleep(DOWN)?;
-    // What the killed agent last reported must not be taken for the new one's report.
-    lab.cluster.delete(&resource::<cairn_api::BGPNodeStatus>(), &name)?;
     lab.start_agent(&name, workspace)?;
     let started = Instant::now();
-    let wanted = sessions_of(lab, node);
+    let wanted = lab.centre.layout.sessions(&name);
     let back = interrupt.poll(RECOVERY, || {
         lab.check()?;
-        let up = established(&lab.cluster)?.get(&name).map_or(0, |(up, _)| *up);
+        let up = lab.established(&name);
         Ok(if up == wanted {
             Seen::Done(started.elapsed())
         } else {
@@ -145,12 +143,6 @@ fn agent_killed(
         format!("{loss}, {back}"),
         ok && loss.lost == 0,
     ))
-}
-
-fn sessions_of(lab: &Lab, node: &Node) -> usize {
-    let same = lab.centre.layout.nodes().filter(|other| other.asn == node.asn).count();
-    // The others of its AS, and the router.
-    same.saturating_sub(1) + 1
 }
 
 fn routes_deleted(
@@ -335,7 +327,7 @@ fn node_lost(
     lab.lose(victim)?;
     lab.cluster.delete("nodes", &name)?;
     let mut gone = Gone::default();
-    let last = interrupt.poll(BLOCKS_WITHIN * 2, || {
+    let last = interrupt.poll(BLOCKS_WITHIN + AT_ONCE, || {
         lab.check()?;
         gone.look(lab, &name, &cidrs, &mesh, started)?;
         Ok(match (gone.mesh, gone.others, gone.blocks) {
@@ -361,7 +353,7 @@ fn node_lost(
         ),
         row(
             "routes withdrawn by all others",
-            format!("hold time ({})", millis(HOLD_TIME)),
+            format!("within hold time and a bit ({})", millis(HOLD_TIME + AT_ONCE)),
             gone.others,
             within(gone.others, HOLD_TIME + AT_ONCE),
         ),
@@ -427,4 +419,6 @@ const SETTLE: Duration = Duration::from_secs(1);
 const RECOVERY: Duration = Duration::from_secs(10);
 const AT_ONCE: Duration = Duration::from_secs(1);
 const HOLD_TIME: Duration = Duration::from_secs(3);
-const BLOCKS_WITHIN: Duration = Duration::from_secs(15);
+/// When the lost node's agent led, another must take over first, and it counts the fence from the
+/// moment at which it began to watch: 15 s for the leader's Lease, then the fence.
+const BLOCKS_WITHIN: Duration = Duration::from_secs(30);

@@ -9,7 +9,7 @@ use std::thread;
 
 use ipnet::IpNet;
 
-use crate::cluster::{Block, Cluster};
+use crate::cluster::Block;
 use crate::datacenter::{DataCenter, Layout};
 use crate::error::Error;
 use crate::tables::BgpRoutes;
@@ -25,18 +25,6 @@ fn node_routes(centre: &DataCenter) -> Result<NodeRoutes, Error> {
         }
     }
     Ok(tables)
-}
-
-/// Sessions that agents report as established, of those that they report.
-fn established(cluster: &Cluster) -> Result<BTreeMap<String, (usize, usize)>, Error> {
-    let reports = cluster.reports()?;
-    Ok(reports
-        .into_iter()
-        .map(|report| {
-            let up = report.spec.sessions.iter().filter(|one| one.state == "Established").count();
-            (report.metadata.name.unwrap_or_default(), (up, report.spec.sessions.len()))
-        })
-        .collect())
 }
 
 /// Pairs of a block and a node that is not its owner, with whether that node's kernel has a route.

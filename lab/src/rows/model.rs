@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::{established, gateway, node_routes, some_of, spread};
+use super::{gateway, node_routes, some_of, spread};
 use crate::cluster::{Block, Cluster};
 use crate::datacenter::layout::POOLS;
 use crate::datacenter::{DataCenter, Layout};
@@ -15,22 +15,44 @@ use crate::options::Families;
 use crate::pod::Pod;
 use crate::probe::{self, Endpoint, Outcome, Probe, Protocol};
 use crate::report::Row;
+use crate::status;
 
-/// Waits until all sessions of all nodes are up.
+/// Waits until all sessions of all machines are up.
 ///
 /// # Errors
 /// When the run ends, also because a process of the lab did.
-pub fn sessions(layout: &Layout, lab: &mut Lab, interrupt: &Interrupt) -> Result<Row, Error> {
-    let wanted = layout.sessions();
+pub fn sessions(lab: &mut Lab, interrupt: &Interrupt) -> Result<Row, Error> {
+    let machines = lab.centre.layout.machines();
+    let wanted: usize = machines.iter().map(|(name, _)| lab.centre.layout.sessions(name)).sum();
     let seen = interrupt.poll(SESSIONS_WITHIN, || {
         lab.check()?;
-        let up: usize = established(&lab.cluster)?.values().map(|(up, _)| up).sum();
+        let up: usize = machines.iter().map(|(name, _)| lab.established(name)).sum();
         let seen = format!("{up}/{wanted}");
         Ok(if up == wanted { Seen::Done(seen) } else { Seen::NotYet(seen) })
     })?;
     let ok = seen.is_ok();
     let seen = seen.unwrap_or_else(|seen| seen);
-    Ok(Row::new("BGP sessions of nodes established", format!("{wanted}/{wanted}"), seen, ok))
+    Ok(Row::new("BGP session ends established", format!("{wanted}/{wanted}"), seen, ok))
+}
+
+/// Waits until the BGPNodeStatus objects say that all sessions of the nodes are up.
+///
+/// # Errors
+/// When the run ends.
+pub fn reports(lab: &Lab, interrupt: &Interrupt) -> Result<Row, Error> {
+    let layout = &lab.centre.layout;
+    let wanted: usize = layout.nodes().map(|node| layout.sessions(&node.name())).sum();
+    let seen = interrupt.poll(REPORTS_WITHIN, || {
+        let reports = lab.cluster.reports()?;
+        let up: usize = reports.iter().map(|report| status::established(&report.spec)).sum();
+        let seen = format!("{up}/{wanted} in {} objects", reports.len());
+        let done = up == wanted && reports.len() == layout.nodes().count();
+        Ok(if done { Seen::Done(seen) } else { Seen::NotYet(seen) })
+    })?;
+    let ok = seen.is_ok();
+    let seen = seen.unwrap_or_else(|seen| seen);
+    let expected = format!("{wanted}/{wanted} in {} objects", layout.nodes().count());
+    Ok(Row::new("sessions in BGPNodeStatus objects", expected, seen, ok))
 }
 
 /// Waits until every node owns a block of each family and every other node's kernel has them.
@@ -274,5 +296,6 @@ pub fn address_of(pod: &Pod, v4: bool) -> Option<IpAddr> {
 }
 
 const SESSIONS_WITHIN: Duration = Duration::from_secs(20);
+const REPORTS_WITHIN: Duration = Duration::from_secs(5);
 const ROUTES_WITHIN: Duration = Duration::from_secs(10);
 const OBJECTS_WITHIN: Duration = Duration::from_secs(3);
