@@ -1,0 +1,444 @@
+//! The IPAM shell of several nodes in one process against the embedded API server. The pods of a
+//! node are an address book without a kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cairn_agent::ipam::{self, Holdings, IpamChannels, IpamOptions};
+use cairn_agent::pods::Usage;
+use cairn_agent::watch as watches;
+use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family};
+use cairn_lab::apiserver::{ApiServer, Options, Serving};
+use ipnet::IpNet;
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+const BLOCKS: &str = "ipblocks.cairn.network";
+const POOLS: &str = "ippools.cairn.network";
+
+struct Cluster {
+    server: ApiServer,
+    serving: Serving,
+}
+
+impl Cluster {
+    fn new() -> Cluster {
+        let server = ApiServer::new(Options::default());
+        for crd in cairn_api::crds() {
+            let crd = serde_json::to_value(crd).expect("a CRD is JSON");
+            server
+                .create("customresourcedefinitions.apiextensions.k8s.io", None, crd)
+                .expect("CRD");
+        }
+        let namespace = json!({"metadata": {"name": "cairn-system"}});
+        server.create("namespaces", None, namespace).expect("a namespace");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let serving = server.serve(listener).expect("served");
+        Cluster { server, serving }
+    }
+
+    fn client(&self) -> Client {
+        let uri = format!("http://{}", self.serving.address()).parse().expect("a URI");
+        Client::try_from(Config::new(uri)).expect("a plain HTTP client")
+    }
+
+    fn pool(&self, name: &str, cidr: &str, block_size: u8) {
+        let pool = json!({
+            "apiVersion": "cairn.network/v1alpha1",
+            "kind": "IPPool",
+            "metadata": {"name": name},
+            "spec": {"cidr": cidr, "blockSize": block_size},
+        });
+        self.server.create(POOLS, None, pool).expect("a pool");
+    }
+
+    fn node(&self, name: &str, boot_id: &str) {
+        let node = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name},
+        });
+        self.server.create("nodes", None, node).expect("a Node");
+        let status = json!({"status": {"nodeInfo": {
+            "architecture": "", "bootID": boot_id, "containerRuntimeVersion": "",
+            "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "",
+            "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "",
+        }}});
+        self.server.patch_status("nodes", None, name, &status).expect("a status");
+    }
+
+    fn blocks(&self) -> Vec<Value> {
+        self.server.list(BLOCKS, None, "").expect("blocks")
+    }
+}
+
+/// A node's IPAM and its pods.
+struct Node {
+    tasks: JoinSet<()>,
+    book: Arc<Mutex<AddressBook>>,
+    usage: watch::Sender<Usage>,
+    routes: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    holdings: watch::Receiver<Arc<Holdings>>,
+}
+
+impl Node {
+    fn start(cluster: &Cluster, name: &str, boot_id: &str, offline: Duration) -> Node {
+        let book = Arc::new(Mutex::new(AddressBook::new(Duration::ZERO)));
+        Node::with_book(cluster, name, boot_id, offline, book)
+    }
+
+    fn with_book(
+        cluster: &Cluster,
+        name: &str,
+        boot_id: &str,
+        offline: Duration,
+        book: Arc<Mutex<AddressBook>>,
+    ) -> Node {
+        let client = cluster.client();
+        let usage = watch::Sender::new(Usage::default());
+        let routes = watch::Sender::new(Arc::new(BTreeSet::new()));
+        let (told, holdings) = watch::channel(Arc::new(Holdings::default()));
+        let options = IpamOptions {
+            node: name.to_owned(),
+            boot_id: boot_id.to_owned(),
+            namespace: "cairn-system".to_owned(),
+            offline,
+            stale_max: Duration::ZERO,
+            idle_release: None,
+        };
+        let channels = IpamChannels {
+            view: watches::start(&client, name),
+            usage: usage.subscribe(),
+            routes: routes.subscribe(),
+            holdings: told,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(ipam::run(client, options, channels));
+        let (mut changes, pods, publish) = (holdings.clone(), Arc::clone(&book), usage.clone());
+        tasks.spawn(async move {
+            loop {
+                {
+                    let mut book = pods.lock().expect("the book");
+                    book.set_blocks(changes.borrow_and_update().blocks.clone());
+                    publish.send_modify(|usage| {
+                        usage.blocks = book.usage();
+                        usage.exhausted.clear();
+                    });
+                }
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Node { tasks, book, usage, routes, holdings }
+    }
+
+    fn add(&self, pod: &str) -> Result<Vec<IpAddr>, AssignError> {
+        let mut book = self.book.lock().expect("the book");
+        let answer = book.assign(&id(pod), &[Family::V4], Duration::from_secs(1));
+        self.usage.send_modify(|usage| {
+            usage.blocks = book.usage();
+            if answer.is_err() {
+                usage.exhausted.insert(Family::V4);
+            }
+        });
+        answer
+    }
+
+    fn del(&self, pod: &str) {
+        let mut book = self.book.lock().expect("the book");
+        book.release(&id(pod), Duration::from_secs(1));
+        self.usage.send_modify(|usage| usage.blocks = book.usage());
+    }
+
+    async fn until(&mut self, what: &str, holds: impl Fn(&Holdings) -> bool) -> Arc<Holdings> {
+        let waited = self.holdings.wait_for(|holdings| holds(holdings));
+        let seen = tokio::time::timeout(PATIENCE, waited).await;
+        if let Ok(Ok(holdings)) = seen {
+            return Arc::clone(&holdings);
+        }
+        drop(seen);
+        panic!("{what}: {:#?}", self.holdings.borrow());
+    }
+
+    fn open(holdings: &Holdings) -> Vec<IpNet> {
+        holdings.blocks.iter().filter(|block| block.hand_out).map(|block| block.cidr).collect()
+    }
+
+    async fn until_open(&mut self, count: usize) -> Vec<IpNet> {
+        let holdings = self.until("open blocks", |h| Node::open(h).len() >= count).await;
+        Node::open(&holdings)
+    }
+}
+
+fn id(pod: &str) -> AttachmentId {
+    AttachmentId { container_id: pod.to_owned(), ifname: "eth0".to_owned() }
+}
+
+async fn until(what: &str, holds: impl Fn() -> bool) {
+    let waited = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waited).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[tokio::test]
+async fn nodes_that_race_for_too_few_blocks_own_each_block_once() {
+    let cluster = Cluster::new();
+    cluster.pool("small", "10.244.0.0/26", 28);
+    let mut nodes = Vec::new();
+    for n in 0..6 {
+        cluster.node(&format!("n{n}"), &format!("boot{n}"));
+        nodes.push(Node::start(&cluster, &format!("n{n}"), &format!("boot{n}"), HOUR));
+    }
+    until("four blocks", || cluster.blocks().len() == 4).await;
+    let open = || -> Vec<IpNet> {
+        nodes.iter().flat_map(|node| Node::open(&node.holdings.borrow())).collect()
+    };
+    until("all are confirmed", || open().len() == 4).await;
+    assert_eq!(open().into_iter().collect::<BTreeSet<_>>().len(), 4, "no block twice");
+    until("the two without a block say why", || {
+        let full = |node: &&Node| {
+            node.holdings.borrow().problems.iter().any(|p| p.contains("has no free block"))
+        };
+        nodes.iter().filter(full).count() == 2
+    })
+    .await;
+    let owners: BTreeSet<String> =
+        cluster.blocks().iter().map(|block| block["spec"]["node"]["name"].to_string()).collect();
+    assert_eq!(owners.len(), 4);
+}
+
+#[tokio::test]
+async fn a_pod_gets_an_address_and_the_block_and_the_pool_show_it() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    let block = node.until_open(1).await[0];
+    let address = node.add("pod-a").expect("an address")[0];
+    assert!(block.contains(&address));
+    assert_eq!(node.holdings.borrow().announced, [block]);
+    until("the block's status", || {
+        let status = &cluster.blocks()[0]["status"];
+        status["used"] == "1"
+            && status["free"] == "63"
+            && status["advertised"] == true
+            && status["allocations"][0]["address"] == address.to_string()
+            && status["allocations"][0]["container"] == "pod-a"
+    })
+    .await;
+    node.del("pod-a");
+    until("an empty block again", || {
+        let status = &cluster.blocks()[0]["status"];
+        status["used"] == "0" && status["allocations"].as_array().is_none_or(Vec::is_empty)
+    })
+    .await;
+    until("the pool's status", || {
+        let pool = cluster.server.get(POOLS, None, "default").expect("the pool");
+        let status = &pool["status"];
+        status["blockSize"] == 26
+            && status["blocks"] == "1/1024"
+            && status["conditions"][0]["status"] == "True"
+    })
+    .await;
+    assert!(node.holdings.borrow().problems.is_empty(), "{:?}", node.holdings.borrow().problems);
+    assert!(node.holdings.borrow().leads);
+}
+
+#[tokio::test]
+async fn a_full_block_brings_a_second_before_the_first_refusal() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/16", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    node.until_open(1).await;
+    for n in 0..13 {
+        node.add(&format!("pod{n}")).expect("an address");
+    }
+    node.until_open(2).await;
+    for n in 13..29 {
+        node.add(&format!("pod{n}")).expect("an address of the second");
+    }
+    node.until_open(3).await;
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert_eq!(cluster.blocks().len(), 3, "no more than what is needed");
+}
+
+#[tokio::test]
+async fn of_two_pools_that_overlap_the_younger_is_not_used_and_says_so() {
+    let cluster = Cluster::new();
+    cluster.pool("b-old", "10.244.0.0/20", 26);
+    // The times have a grain of a second.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    cluster.pool("a-young", "10.244.0.0/16", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    node.until_open(1).await;
+    assert_eq!(cluster.blocks()[0]["spec"]["pool"]["name"], "b-old");
+    until("the condition", || {
+        let pool = cluster.server.get(POOLS, None, "a-young").expect("the pool");
+        let ready = &pool["status"]["conditions"][0];
+        ready["reason"] == "Overlap" && ready["status"] == "False"
+    })
+    .await;
+    let problems = node.holdings.borrow().problems.clone();
+    assert!(problems.iter().any(|p| p.contains("IPPool a-young")), "{problems:?}");
+}
+
+#[tokio::test]
+async fn a_claim_that_another_block_overlaps_is_given_up() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/26", 26);
+    // Of another size, so that no name stands in the way.
+    let block = json!({
+        "apiVersion": "cairn.network/v1alpha1",
+        "kind": "IPBlock",
+        "metadata": {"name": "10.244.0.16-28", "finalizers": ["cairn.network/block"]},
+        "spec": {
+            "cidr": "10.244.0.16/28", "range": "10.244.0.0/16",
+            "pool": {"name": "default", "uid": "earlier"},
+            "node": {"name": "n9", "uid": "u9"},
+        },
+    });
+    cluster.server.create(BLOCKS, None, block).expect("a block");
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    let holdings =
+        node.until("the report", |h| h.problems.iter().any(|p| p.contains("10.244.0.16/28"))).await;
+    assert!(Node::open(&holdings).is_empty());
+    until("the claim is gone", || cluster.blocks().len() == 1).await;
+    assert_eq!(cluster.blocks()[0]["spec"]["node"]["name"], "n9");
+}
+
+#[tokio::test]
+async fn a_block_deleted_by_hand_stays_until_its_last_pod_has_gone() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    let block = node.until_open(1).await[0];
+    let address = node.add("pod-a").expect("an address")[0];
+    let name = cluster.blocks()[0]["metadata"]["name"].as_str().expect("a name").to_owned();
+    assert!(!cluster.server.delete(BLOCKS, None, &name).expect("deleted"), "a finalizer holds it");
+    node.until("another block", |h| {
+        let open = Node::open(h);
+        open.len() == 1 && open[0] != block && h.announced.contains(&block)
+    })
+    .await;
+    let other = node.add("pod-b").expect("an address")[0];
+    assert!(!block.contains(&other));
+    assert_eq!(node.add("pod-a"), Ok(vec![address]), "what lives there stays");
+    node.del("pod-a");
+    until("the block is gone", || cluster.server.get(BLOCKS, None, &name).is_err()).await;
+    node.until("it is not announced", |h| !h.announced.contains(&block)).await;
+}
+
+#[tokio::test]
+async fn blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announced() {
+    let offline = Duration::from_secs(3);
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    cluster.node("n2", "boot2");
+    let mut stays = Node::start(&cluster, "n1", "boot1", offline);
+    stays.until("it leads", |h| h.leads).await;
+    let mut goes = Node::start(&cluster, "n2", "boot2", offline);
+    let block = goes.until_open(1).await[0];
+    goes.add("pod").expect("an address");
+    until("its Lease", || {
+        cluster
+            .server
+            .get("leases.coordination.k8s.io", Some("cairn-system"), "cairn-node-n2")
+            .is_ok()
+    })
+    .await;
+    stays.routes.send_replace(Arc::new(BTreeSet::from([block])));
+    // The machine is off and its Node deleted.
+    goes.tasks.shutdown().await;
+    cluster.server.delete("nodes", None, "n2").expect("deleted");
+    let off = std::time::Instant::now();
+    let of_n2 = || cluster.blocks().iter().any(|b| b["spec"]["node"]["name"] == "n2");
+    stays.until("the route keeps it", |h| h.problems.iter().any(|p| p.contains("vanished"))).await;
+    assert!(off.elapsed() > offline, "the fence came first");
+    assert!(of_n2());
+    stays.routes.send_replace(Arc::default());
+    until("the block is returned", || !of_n2()).await;
+}
+
+#[tokio::test]
+async fn past_the_fence_nothing_is_handed_out_until_the_api_is_back() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", Duration::from_secs(2));
+    let block = node.until_open(1).await[0];
+    cluster.server.pause();
+    let first = node.add("pod-a").expect("the API is away, the fence stands");
+    let fenced = node.until("fenced", |h| Node::open(h).is_empty()).await;
+    assert_eq!(fenced.announced, [block], "forwarding goes on");
+    assert!(fenced.problems.iter().any(|p| p.contains("fence")), "{:?}", fenced.problems);
+    until("the book has heard", || matches!(node.add("pod-b"), Err(AssignError::Closed { .. })))
+        .await;
+    assert_eq!(node.add("pod-a"), Ok(first));
+    cluster.server.resume();
+    node.until_open(1).await;
+    until("the book is open", || node.add("pod-b").is_ok()).await;
+}
+
+#[tokio::test]
+async fn a_restarted_agent_takes_up_its_blocks_and_another_machine_does_not() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    let block = node.until_open(1).await[0];
+    let before = cluster.blocks()[0]["metadata"]["resourceVersion"].clone();
+    node.tasks.shutdown().await;
+    let mut again = Node::start(&cluster, "n1", "boot1", HOUR);
+    assert_eq!(again.until_open(1).await, [block]);
+    let taken_up = &cluster.blocks()[0]["metadata"];
+    assert_ne!(taken_up["resourceVersion"], before, "an old DELETE must be void");
+    assert_eq!(cluster.blocks().len(), 1);
+    let mut other = Node::start(&cluster, "n1", "another-boot", HOUR);
+    let holdings = other
+        .until("the report", |h| h.problems.iter().any(|p| p.contains("another machine")))
+        .await;
+    assert!(Node::open(&holdings).is_empty());
+}
+
+#[tokio::test]
+async fn failures_of_the_server_delay_and_lose_nothing() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    let mut given: BTreeMap<IpAddr, String> = BTreeMap::new();
+    for n in 0..48 {
+        if n % 4 == 0 {
+            cluster.server.fail_next(3);
+        }
+        let pod = format!("pod{n}");
+        let mut answer = node.add(&pod);
+        let deadline = tokio::time::Instant::now() + PATIENCE;
+        while answer.is_err() {
+            assert!(tokio::time::Instant::now() < deadline, "{:#?}", node.holdings.borrow());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            answer = node.add(&pod);
+        }
+        for address in answer.expect("just checked") {
+            assert_eq!(given.insert(address, pod.clone()), None, "{address} twice");
+        }
+    }
+    node.until("no problem stays", |h| h.problems.is_empty()).await;
+    assert!((3..=5).contains(&cluster.blocks().len()), "{} blocks", cluster.blocks().len());
+}
