@@ -1,1 +1,3 @@
-//! placeholder
+//! What tests that span crates share.
+
+pub mod bird;

@@ -118,7 +118,9 @@ impl<A: AddressFamily> Table<A> {
                 });
                 if accepted > 0 {
                     mark_groups(&mut self.groups, key);
-                    self.marks.mark_fib(key, entry);
+                    if source != PeerId::LOCAL {
+                        self.marks.mark_fib(key, entry);
+                    }
                 }
                 Delta { received: 1, accepted }
             }
@@ -127,14 +129,7 @@ impl<A: AddressFamily> Table<A> {
                 self.marks.remember(entry);
                 let (delta, empty) = entry.replace(source, new);
                 if empty {
-                    let had = self.marks.best_before().is_some();
-                    self.marks.before.clear();
-                    if had {
-                        mark_groups(&mut self.groups, key);
-                        if !entry.fib_queued {
-                            self.marks.fib.push(key);
-                        }
-                    }
+                    self.marks.settle_removed(key, entry, &mut self.groups);
                     occupied.remove();
                     return delta;
                 }
@@ -166,14 +161,7 @@ impl<A: AddressFamily> Table<A> {
             let (delta, empty) = entry.replace(source, new);
             total.add(delta);
             if empty {
-                let had = marks.best_before().is_some();
-                marks.before.clear();
-                if had {
-                    mark_groups(groups, *key);
-                    if !entry.fib_queued {
-                        marks.fib.push(*key);
-                    }
-                }
+                marks.settle_removed(*key, entry, groups);
                 return false;
             }
             entry.rank(context);
@@ -232,11 +220,23 @@ impl<A: AddressFamily> Marks<A> {
         if entry.best().map(Candidate::identity) != self.best_before() {
             mark_groups(groups, key);
         }
-        let same = entry.selected().iter().map(Candidate::identity).eq(self.before.iter().copied());
+        let now = entry.selected().iter().map(Candidate::identity);
+        let same = forwarded(now).eq(forwarded(self.before.iter().copied()));
         self.before.clear();
         if !same {
             self.mark_fib(key, entry);
         }
+    }
+
+    /// As [`Marks::settle`], for an entry that is about to be removed.
+    fn settle_removed(&mut self, key: A::Key, entry: &Entry, groups: &mut [Group<A>]) {
+        if self.best_before().is_some() {
+            mark_groups(groups, key);
+        }
+        if forwarded(self.before.iter().copied()).next().is_some() && !entry.fib_queued {
+            self.fib.push(key);
+        }
+        self.before.clear();
     }
 
     fn mark_fib(&mut self, key: A::Key, entry: &mut Entry) {
@@ -244,6 +244,11 @@ impl<A: AddressFamily> Marks<A> {
             self.fib.push(key);
         }
     }
+}
+
+/// What of a selection is in the forwarding table: nothing while we originate the prefix ourselves.
+fn forwarded(selected: impl Iterator<Item = Identity>) -> impl Iterator<Item = Identity> {
+    selected.take_while(|(source, _)| *source != PeerId::LOCAL)
 }
 
 fn mark_groups<A: AddressFamily>(groups: &mut [Group<A>], key: A::Key) {
