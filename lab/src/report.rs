@@ -103,6 +103,11 @@ impl Report {
         self.phases.push(Phase { name: name.into(), millis: took.as_millis() as u64 });
     }
 
+    /// Whether nothing was looked at yet.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
     /// Whether every row is as expected and there is one.
     pub fn passed(&self) -> bool {
         !self.rows.is_empty() && self.rows.iter().all(|row| row.ok)

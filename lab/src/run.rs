@@ -34,7 +34,7 @@ pub fn run(options: LabOptions) -> Result<ExitCode, Error> {
         Err(_) => {}
     }
     let failed = !report.passed() && !matches!(ran, Err(Error::Interrupted));
-    if failed {
+    if failed && workspace.has_logs() {
         workspace.keep_logs();
         report.say(format!("logs are in {}", workspace.logs().display()));
     }
@@ -56,7 +56,9 @@ fn attempt(
     let lab = match proved {
         Ok(lab) => lab,
         Err(error) => {
-            print(report)?;
+            if !report.is_empty() && !matches!(error, Error::Interrupted) {
+                print(report)?;
+            }
             return Err(error);
         }
     };

@@ -100,6 +100,11 @@ impl Workspace {
             .map_err(Error::io(format!("write {}", path.display())))
     }
 
+    /// Whether any process has logged.
+    pub fn has_logs(&self) -> bool {
+        fs::read_dir(self.logs()).is_ok_and(|mut logs| logs.next().is_some())
+    }
+
     /// Leaves the logs in place at the end: a row failed and somebody will ask why.
     pub fn keep_logs(&mut self) {
         self.keep_logs = true;

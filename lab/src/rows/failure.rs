@@ -36,7 +36,7 @@ pub fn all(
     interrupt.sleep(SETTLE)?;
     let loss = flows.since(&at);
     report.row(Row::new(
-        "flow between pods of two racks, undisturbed",
+        "flow between racks, undisturbed",
         "0 lost",
         loss.to_string(),
         loss.lost == 0 && loss.sent > 0,
@@ -134,11 +134,11 @@ fn agent_killed(
     interrupt.sleep(SETTLE)?;
     let loss = flows.since(&at);
     let (back, ok) = match back {
-        Ok(time) => (format!("sessions back in {}", millis(time)), true),
+        Ok(time) => (format!("back in {}", millis(time)), true),
         Err(seen) => (seen, false),
     };
     Ok(Row::new(
-        format!("agent of {name} killed (-9) and started {} later", millis(DOWN)),
+        format!("agent of {name} killed -9, started {} later", millis(DOWN)),
         "0 lost, sessions back",
         format!("{loss}, {back}"),
         ok && loss.lost == 0,
@@ -188,12 +188,11 @@ fn block_filled(
     interrupt: &Interrupt,
 ) -> Result<Row, Error> {
     let name = cast.victim.name();
-    let what = format!("a block of {name} filled by {BLOCK_SIZE} more pods");
-    let expected = "a second block in every other node's kernel";
+    let what = format!("block of {name} filled by {BLOCK_SIZE} more pods");
+    let expected = "a second one in all kernels";
     let at = flows.mark();
     let before: BTreeSet<IpNet> = own(&lab.cluster, &name)?.into_iter().map(|b| b.cidr).collect();
     let on: Vec<String> = (0..BLOCK_SIZE).map(|_| name.clone()).collect();
-    let started = Instant::now();
     // The claims are watched while the pods start: the block comes before it is needed.
     let (centre, cluster) = (&lab.centre, &lab.cluster);
     let watcher = Watcher { centre, cluster, node: &name, before: &before };
@@ -203,7 +202,6 @@ fn block_filled(
         let seen = seen.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         (made, seen)
     });
-    let added = started.elapsed();
     let failed: Vec<String> =
         made.into_iter().filter_map(|pod| lab.keep(pod).err().map(|e| e.to_string())).collect();
     let reached = match (lab.last_pod(&cast.far.name()), lab.last_pod(&name)) {
@@ -217,11 +215,7 @@ fn block_filled(
         Ok((blocks, time)) if wrong.is_empty() => Row::new(
             what,
             expected,
-            format!(
-                "{blocks} new, each there {} after its claim; pods in {}; {loss}",
-                millis(time),
-                millis(added)
-            ),
+            format!("{blocks} new, in all within {}, {loss}", millis(time)),
             loss.lost == 0,
         ),
         Ok(_) => Row::new(what, expected, some_of(wrong), false),
@@ -303,8 +297,8 @@ fn api_away(
         (Err(error), _) => (error.to_string(), false),
     };
     Ok(Row::new(
-        format!("API server away while a pod starts on {name}"),
-        "ADD succeeds, pod reached, 0 lost",
+        format!("API away while a pod starts on {name}"),
+        "ADD done, pod reached, 0 lost",
         seen,
         ok && loss.lost == 0,
     ))
@@ -341,30 +335,30 @@ fn node_lost(
     let row = |what: &str, expected: String, time: Option<Duration>, in_time: bool| {
         let seen =
             time.map_or_else(|| format!("not yet: {left}"), |t| format!("after {}", millis(t)));
-        Row::new(format!("{name} and its Node gone: {what}"), expected, seen, in_time)
+        Row::new(format!("{name} gone: {what}"), expected, seen, in_time)
     };
     let within = |time: Option<Duration>, most: Duration| time.is_some_and(|time| time <= most);
     Ok(vec![
         row(
-            "routes withdrawn by its mesh",
-            format!("at once ({})", millis(AT_ONCE)),
+            "its mesh drops the routes",
+            format!("at once (up to {})", millis(AT_ONCE)),
             gone.mesh,
             within(gone.mesh, AT_ONCE),
         ),
         row(
-            "routes withdrawn by all others",
-            format!("within hold time and a bit ({})", millis(HOLD_TIME + AT_ONCE)),
+            "all others drop the routes",
+            format!("by the hold time (up to {})", millis(HOLD_TIME + AT_ONCE)),
             gone.others,
             within(gone.others, HOLD_TIME + AT_ONCE),
         ),
         row(
-            &format!("its {} blocks returned", cidrs.len()),
-            format!("after the fence ({} to {})", millis(fence), millis(BLOCKS_WITHIN)),
+            &format!("its {} blocks return", cidrs.len()),
+            format!("fenced ({} to {})", millis(fence), millis(BLOCKS_WITHIN)),
             gone.blocks,
             within(gone.blocks, BLOCKS_WITHIN) && gone.blocks.is_some_and(|time| time >= fence),
         ),
         Row::new(
-            format!("{name} and its Node gone: flow between others"),
+            format!("{name} gone: flow between others"),
             "0 lost",
             loss.to_string(),
             loss.lost == 0,

@@ -138,7 +138,7 @@ pub fn objects(
     })?;
     let ok = seen.is_ok();
     let seen = seen.unwrap_or_else(|seen| seen);
-    Ok(Row::new("IPBlock objects as their owners' kernels", "all", seen, ok))
+    Ok(Row::new("IPBlock objects as in owners' kernels", "all", seen, ok))
 }
 
 /// Proves the Kubernetes network model: every pod reaches every pod and node, every node every pod,
