@@ -68,16 +68,6 @@ pub enum Error {
         /// The plugin's own words.
         message: String,
     },
-    /// Something did not happen in time.
-    #[error("{what} did not come about within {within_secs} s: {seen}")]
-    TooLate {
-        /// What was waited for.
-        what: String,
-        /// How long, in seconds.
-        within_secs: u64,
-        /// What there was instead.
-        seen: String,
-    },
     /// The embedded API refused an object or a request of the lab.
     #[error("the lab's API server: {0}")]
     Api(String),
