@@ -208,54 +208,32 @@ fn an_idle_block_goes_back_except_the_last() {
     assert!(decide(&knowledge).releases.is_empty(), "the rest has less than a block free");
 }
 
-/// Claims as rounds: every node that has no block tries one candidate; one node wins each block, and
-/// the others learn only that this one is taken.
-fn race(nodes: u32, pool: &Pool, taken: &BTreeSet<IpNet>) -> (u64, u32) {
-    let mut owners: BTreeSet<IpNet> = taken.clone();
-    let start = free_index(pool, taken);
+#[test]
+fn claims_of_5_000_nodes_in_a_pool_that_is_90_percent_full_rarely_meet() {
+    // All nodes know the same and claim before any hears of another. With k of F free blocks gone
+    // a try is refused with probability k/F; over all nodes the mean is (F/k) ln(F/(F-k)) - 1
+    // refusals: 0.89 for 5,000 of 6,554. A refused block is not noted here, which costs a few more.
+    let nodes = 5_000;
+    let pool = pool("a", "10.0.0.0/10", 26);
+    let all = FreeIndex::new(pool.cidr, pool.block_size);
+    let taken: BTreeSet<IpNet> =
+        (0..all.total() * 9 / 10).filter_map(|n| all.nth_free(n * 40_503 % all.total())).collect();
+    let index = free_index(&pool, &taken);
+    assert_eq!((all.total(), index.free()), (65_536, 6_554));
+    let mut owned = taken;
     let (mut refused, mut worst) = (0, 0);
     for node in 0..nodes {
         let name = format!("node-{node}");
-        let mut index = start.clone();
         let mut attempt = 0;
-        loop {
-            let block = candidate(&name, pool, &index, attempt).expect("a free block");
-            if owners.insert(block) {
-                break;
-            }
-            index.take(block);
-            refused += 1;
+        while !owned.insert(candidate(&name, &pool, &index, attempt).expect("a free block")) {
             attempt += 1;
         }
+        refused += attempt;
         worst = worst.max(attempt);
     }
-    (refused, worst)
-}
-
-#[test]
-fn claims_of_5_000_nodes_in_a_pool_that_is_90_percent_full_rarely_meet() {
-    // 2^16 blocks of which 6,554 are free, and all nodes claim before any of them hears of another:
-    // with k of F blocks gone a try meets one with probability k/F, so that the mean over all nodes
-    // is (F/k) ln(F/(F-k)) - 1 = 0.89 refusals.
-    let pool = pool("a", "10.0.0.0/10", 26);
-    let mut taken = BTreeSet::new();
-    let index = FreeIndex::new(pool.cidr, pool.block_size);
-    let total = index.total();
-    let mut n = 0u128;
-    while (taken.len() as u128) < total * 9 / 10 {
-        taken.insert(index.nth_free(n * 40_503 % total).expect("a block"));
-        n += 1;
-    }
-    // The index is cloned per node: fewer nodes on a pool of the same fill keep the test short.
-    let small = Pool { cidr: net("10.0.0.0/16"), ..pool.clone() };
-    let inside: BTreeSet<IpNet> =
-        taken.iter().filter(|block| small.cidr.contains(*block)).copied().collect();
-    let free = 1024 - inside.len() as u32;
-    let nodes = free * 76 / 100;
-    let (refused, worst) = race(nodes, &small, &inside);
-    let mean = refused as f64 / f64::from(nodes);
-    assert!(mean < 1.4, "{mean} refusals a node, {worst} at most");
-    assert!(worst < 32, "{worst} refusals of one node");
+    let mean = f64::from(refused) / f64::from(nodes);
+    assert!(mean < 1.1, "{mean} refusals a node, {worst} at most");
+    assert!(worst < 64, "{worst} refusals of one node");
 }
 
 #[test]

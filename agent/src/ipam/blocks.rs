@@ -693,8 +693,9 @@ async fn claim(api: BlockApi, node: ObjectReference, pools: Vec<Pool>, taken: Ve
 
 /// A refused candidate is believed to be taken this long; then its owner may have returned it.
 const REFUSED_FOR: Duration = Duration::from_secs(300);
-/// A claim without a clear answer is waited for this long before another is sent.
-const PENDING_FOR: Duration = Duration::from_secs(15);
+/// A claim without a clear answer is waited for this long before another is sent. One that lands
+/// later is safe: the watch shows it and it is verified; short, since pods may be waiting.
+const PENDING_FOR: Duration = Duration::from_secs(2);
 /// The watch has this long to show a block that was claimed.
 const UNSEEN_MAX: Duration = Duration::from_secs(10);
 const RETRY_MIN: Duration = Duration::from_millis(200);

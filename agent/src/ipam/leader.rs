@@ -48,7 +48,12 @@ pub(super) async fn run(shared: Shared) {
             duties_due = since_boot().saturating_add(duties_interval);
         }
         leader.shared.reports.report("leader", problems);
-        let pause = if leads { duties_interval.min(RENEW_INTERVAL) } else { RENEW_INTERVAL };
+        let pause = match leader.shared.membership() {
+            Ok(_) if leads => duties_interval.min(RENEW_INTERVAL),
+            Ok(_) => RENEW_INTERVAL,
+            // The view has not come yet, or the Node is not there: no call, only a look at it.
+            Err(_) => MEMBERSHIP_INTERVAL,
+        };
         tokio::time::sleep(pause).await;
     }
 }
@@ -376,6 +381,7 @@ const LEADER: &str = "cairn-leader";
 const LEASE_DURATION: Duration = Duration::from_secs(15);
 const RENEW_INTERVAL: Duration = Duration::from_secs(5);
 const DUTIES_INTERVAL_MIN: Duration = Duration::from_secs(1);
+const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 /// Well under the gap after which the waits of the fence start anew.
 const DUTIES_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Between two returns, so that thousands of blocks of a rack do not starve the API server.
