@@ -263,7 +263,7 @@ impl Leader {
         }
     }
 
-    /// Whether a consistent read of the Node itself, and of its Lease, still agrees.
+    /// Whether a consistent read of the Node itself still agrees that it is gone.
     async fn is_gone(&self, node: &GoneNode) -> bool {
         let what = || format!("cannot read Node {}", node.name);
         match call(what, self.nodes.get_metadata_opt(&node.name)).await {
