@@ -215,17 +215,26 @@ impl<A: AddressFamily> Group<A> {
         entries: &Entries<A>,
         output: &mut Vec<Output>,
     ) {
-        while !self.queue.is_empty()
-            && self.members.iter().any(|m| m.pending.is_none() && m.has_room(context))
-        {
-            self.flush_stream(context, entries, output);
-        }
-        for index in 0..self.members.len() {
-            self.flush_member(context, index, output);
+        loop {
+            while self.stream_can_move(context) {
+                self.flush_stream(context, entries, output);
+            }
+            for index in 0..self.members.len() {
+                self.flush_member(context, index, output);
+            }
+            // A member that has just caught up may be the first one to move the stream.
+            if !self.stream_can_move(context) {
+                break;
+            }
         }
         if self.queue.is_empty() {
             self.queue.shrink_to(QUEUE_KEPT);
         }
+    }
+
+    fn stream_can_move(&self, context: &ExportContext<'_>) -> bool {
+        !self.queue.is_empty()
+            && self.members.iter().any(|m| m.pending.is_none() && m.has_room(context))
     }
 
     fn flush_stream(

@@ -1,0 +1,644 @@
+//! The RIB against a naive model: random histories of sessions, routes, policies and slow readers,
+//! then what each peer has been told and what the kernel has been told must be what follows from the
+//! last state alone.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cairn_bgp::config::{ExportScope, NextHopMode, Origination};
+use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
+use cairn_bgp::prefix::{Families, Family, Prefix};
+use cairn_bgp::rib::{
+    FibRoute, Output, PeerId, PeerSession, Rib, RibConfig, RibPeerConfig, RouteAttributes,
+    RouteFilter, UpdateBatch,
+};
+use cairn_bgp::session::LocalAddresses;
+use cairn_bgp::wire::{
+    Community, HEADER_OCTETS, MessageFormat, NextHop, Origin, PathAttributes, SessionSort,
+    UpdateBody, UpdateContext,
+};
+use proptest::prelude::*;
+
+const LOCAL_ASN: u32 = 65000;
+const LOCAL_ID: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 254);
+
+/// A small generator: a failing seed is enough to repeat a run.
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: usize) -> usize {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        (self.0 >> 33) as usize % sides
+    }
+}
+
+/// A route as the model keeps it.
+#[derive(Clone, Debug)]
+struct Route {
+    next_hop: IpAddr,
+    local_pref: Option<u32>,
+    as_path: Vec<u32>,
+    origin: Origin,
+    med: Option<u32>,
+    communities: Vec<Community>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Sort {
+    Ebgp(u32),
+    Ibgp,
+    Client,
+}
+
+struct ModelPeer {
+    id: PeerId,
+    index: usize,
+    sort: Sort,
+    up: bool,
+    config: RibPeerConfig,
+    accepts: bool,
+    exports: bool,
+    /// Routes as received.
+    routes: BTreeMap<Prefix, Route>,
+    /// What the peer has been told, as it reads it.
+    told: BTreeMap<Prefix, Told>,
+}
+
+/// What a peer reads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Told {
+    next_hop: IpAddr,
+    local_pref: Option<u32>,
+    as_path: String,
+    origin: Origin,
+    med: Option<u32>,
+    communities: Vec<Community>,
+    originator_id: Option<Ipv4Addr>,
+    clusters: Vec<Ipv4Addr>,
+}
+
+impl ModelPeer {
+    fn router_id(&self) -> Ipv4Addr {
+        Ipv4Addr::new(192, 0, 2, self.index as u8 + 1)
+    }
+
+    fn local(&self) -> LocalAddresses {
+        LocalAddresses {
+            ipv4: Some(Ipv4Addr::new(203, 0, 113, self.index as u8 + 1)),
+            ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, self.index as u16 + 1)),
+        }
+    }
+
+    fn session(&self) -> PeerSession {
+        PeerSession {
+            router_id: self.router_id(),
+            families: Families::from_iter(Family::ALL),
+            format: MessageFormat { octets_max: 4096, as4: true, extended_next_hop: false },
+            addresses: self.local(),
+            promises_end_of_rib: true,
+            stale_kept: Families::NONE,
+        }
+    }
+
+    fn is_ebgp(&self) -> bool {
+        matches!(self.sort, Sort::Ebgp(_))
+    }
+}
+
+fn policy(name: &str, action: Action) -> Arc<Policy> {
+    let (matches, set) = (Match::default(), Changes::default());
+    Arc::new(Policy { name: name.into(), rules: vec![Rule { matches, action, set }] })
+}
+
+struct World {
+    dice: Dice,
+    now: Instant,
+    rib: Rib,
+    peers: Vec<ModelPeer>,
+    originated: BTreeMap<Prefix, Origination>,
+    fib: BTreeMap<Prefix, FibRoute>,
+    multipath_max: u16,
+}
+
+impl World {
+    fn new(seed: u64) -> World {
+        let now = Instant::now();
+        let multipath_max = 1 + (seed % 3) as u16;
+        let mut world = World {
+            dice: Dice(seed | 1),
+            now,
+            rib: Rib::new(RibConfig {
+                router_id: LOCAL_ID,
+                multipath_max,
+                seed,
+                deferral_until: now + Duration::from_secs(10),
+                restarting: seed.is_multiple_of(2),
+            }),
+            peers: Vec::new(),
+            originated: BTreeMap::new(),
+            fib: BTreeMap::new(),
+            multipath_max,
+        };
+        let sorts = [Sort::Ebgp(65001), Sort::Ebgp(65001), Sort::Ebgp(65002), Sort::Ibgp, Sort::Ibgp]
+            .into_iter()
+            .chain([Sort::Client, Sort::Client]);
+        for (index, sort) in sorts.enumerate() {
+            let sort_of_session = match sort {
+                Sort::Ebgp(_) => SessionSort::Ebgp,
+                _ => SessionSort::Ibgp,
+            };
+            let config = RibPeerConfig {
+                name: format!("p{index}").into(),
+                address: Ipv4Addr::new(198, 51, 100, index as u8 + 1).into(),
+                sort: sort_of_session,
+                prepend: vec![LOCAL_ASN],
+                route_reflector_client: sort == Sort::Client,
+                next_hop: NextHopMode::Auto,
+                export_scope: ExportScope::All,
+                prefixes_max: None,
+                import: vec![policy("in", Action::Accept)],
+                export: vec![policy("out", Action::Accept)],
+            };
+            let id = world.rib.add_peer(config.clone());
+            world.peers.push(ModelPeer {
+                id,
+                index,
+                sort,
+                up: false,
+                config,
+                accepts: true,
+                exports: true,
+                routes: BTreeMap::new(),
+                told: BTreeMap::new(),
+            });
+        }
+        world
+    }
+
+    fn prefix(&mut self) -> Prefix {
+        let number = self.dice.roll(6);
+        let text = match self.dice.roll(2) {
+            0 => format!("10.{number}.0.0/24"),
+            _ => format!("fd00:{number}::/64"),
+        };
+        text.parse().expect("a prefix")
+    }
+
+    fn route(&mut self, sort: Sort, family: Family) -> Route {
+        let dice = &mut self.dice;
+        let mut as_path = Vec::new();
+        if let Sort::Ebgp(asn) = sort {
+            as_path.push(asn);
+        }
+        for _ in 0..dice.roll(3) {
+            as_path.push([65010, 65011, 65001][dice.roll(3)]);
+        }
+        if dice.roll(12) == 0 {
+            as_path.push(LOCAL_ASN);
+        }
+        let host = dice.roll(3) as u8 + 1;
+        let communities = match dice.roll(8) {
+            0 => vec![Community::NO_EXPORT],
+            1 => vec![Community::NO_ADVERTISE],
+            2 => vec![Community(7)],
+            _ => Vec::new(),
+        };
+        Route {
+            next_hop: match family {
+                Family::Ipv4Unicast => Ipv4Addr::new(198, 51, 100, 100 + host).into(),
+                Family::Ipv6Unicast => {
+                    Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, host.into()).into()
+                }
+            },
+            local_pref: match sort {
+                Sort::Ebgp(_) => None,
+                _ => Some(100 + 10 * dice.roll(2) as u32),
+            },
+            as_path,
+            origin: [Origin::Igp, Origin::Incomplete][dice.roll(2)],
+            med: [None, Some(0), Some(5)][dice.roll(3)],
+            communities,
+        }
+    }
+
+    fn attributes(route: &Route) -> Arc<RouteAttributes> {
+        let plain = PathAttributes::originated(route.origin);
+        let mut builder = plain.edit();
+        for asn in route.as_path.iter().rev() {
+            builder.prepend(*asn, 1);
+        }
+        builder.local_pref(route.local_pref).med(route.med).add_communities(&route.communities);
+        Arc::new(RouteAttributes::new(NextHop::new(route.next_hop), builder.build()))
+    }
+
+    fn step(&mut self) {
+        let index = self.dice.roll(self.peers.len());
+        match self.dice.roll(24) {
+            0 => self.toggle(index),
+            1 => {
+                let accepts = !self.peers[index].accepts;
+                let peer = &mut self.peers[index];
+                peer.accepts = accepts;
+                let action = if accepts { Action::Accept } else { Action::Reject };
+                peer.config.import = vec![policy("in", action)];
+                self.rib.configure_peer(peer.id, peer.config.clone());
+            }
+            2 => {
+                let peer = &mut self.peers[index];
+                peer.exports = !peer.exports;
+                let action = if peer.exports { Action::Accept } else { Action::Reject };
+                peer.config.export = vec![policy("out", action)];
+                self.rib.configure_peer(peer.id, peer.config.clone());
+            }
+            3 => {
+                let prefix = self.prefix();
+                if self.originated.remove(&prefix).is_none() {
+                    let origination =
+                        Origination { source: "t".into(), communities: vec![7], local_pref: None };
+                    self.originated.insert(prefix, origination);
+                }
+                self.rib.set_originated(&self.originated);
+            }
+            4 => {
+                let family = Family::ALL[self.dice.roll(2)];
+                self.rib.refresh(self.peers[index].id, family);
+            }
+            5..=8 => self.exchange(),
+            9..=12 => self.withdraw(index),
+            _ => self.announce(index),
+        }
+    }
+
+    fn toggle(&mut self, index: usize) {
+        let peer = &mut self.peers[index];
+        peer.up = !peer.up;
+        if peer.up {
+            peer.told.clear();
+            self.rib.peer_up(peer.id, peer.session());
+        } else {
+            peer.routes.clear();
+            self.rib.peer_down(peer.id, Families::NONE);
+        }
+    }
+
+    fn announce(&mut self, index: usize) {
+        if !self.peers[index].up {
+            return;
+        }
+        let prefix = self.prefix();
+        let route = self.route(self.peers[index].sort, prefix.family());
+        let mut batch = UpdateBatch::default();
+        batch.push_announcements(Self::attributes(&route), [prefix]);
+        self.peers[index].routes.insert(prefix, route);
+        self.rib.update(self.peers[index].id, batch).expect("no limit is set");
+    }
+
+    fn withdraw(&mut self, index: usize) {
+        let prefix = self.prefix();
+        let peer = &mut self.peers[index];
+        if peer.up {
+            let mut batch = UpdateBatch::default();
+            batch.push_withdrawals([prefix]);
+            peer.routes.remove(&prefix);
+            self.rib.update(peer.id, batch).expect("no limit is set");
+        }
+    }
+
+    /// Some peers can take something, some not; the kernel side reads a little.
+    fn exchange(&mut self) {
+        for index in 0..self.peers.len() {
+            let room = [0, 1, 100, 100_000][self.dice.roll(4)];
+            self.rib.set_room(self.peers[index].id, room);
+        }
+        self.flush();
+        let max = self.dice.roll(4);
+        self.read_fib(max);
+    }
+
+    fn flush(&mut self) {
+        let mut output = Vec::new();
+        self.rib.flush(&mut output);
+        for Output { peer, chunk } in output {
+            let peer = self.peers.iter_mut().find(|p| p.id == peer).expect("a known peer");
+            assert!(peer.up, "nothing is sent to a peer that is down");
+            for message in &chunk.messages {
+                let mut bytes = message.bytes.to_vec();
+                if let Some(range) = message.next_hop.clone() {
+                    let local = peer.local();
+                    match range.len() {
+                        4 => bytes[range].copy_from_slice(&local.ipv4.expect("set").octets()),
+                        _ => bytes[range].copy_from_slice(&local.ipv6.expect("set").octets()),
+                    }
+                }
+                peer.read(&bytes);
+            }
+        }
+    }
+
+    fn read_fib(&mut self, max: usize) {
+        for change in self.rib.take_fib(max) {
+            match change.route {
+                Some(route) => drop(self.fib.insert(change.prefix, route)),
+                None => drop(self.fib.remove(&change.prefix)),
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        self.rib.tick(self.now + Duration::from_secs(11));
+        for index in 0..self.peers.len() {
+            self.rib.set_room(self.peers[index].id, usize::MAX);
+        }
+        self.flush();
+        while self.rib.fib_pending() {
+            self.read_fib(3);
+        }
+    }
+
+    /// The usable routes to a prefix: peer index and route; `None` is our own.
+    fn candidates(&self, prefix: Prefix) -> Vec<(&ModelPeer, &Route)> {
+        let of_peer = |peer: &'_ ModelPeer| peer.up && peer.accepts;
+        let peers = self.peers.iter().filter(|peer| of_peer(peer));
+        let routes = peers.filter_map(|peer| Some((peer, peer.routes.get(&prefix)?)));
+        routes.filter(|(_, route)| !route.as_path.contains(&LOCAL_ASN)).collect()
+    }
+
+    /// RFC 4271 section 9.1.2.2, step by step, one list after the other.
+    fn best(&self, prefix: Prefix) -> Vec<(&ModelPeer, &Route)> {
+        let mut left = self.candidates(prefix);
+        let most = left.iter().map(|(_, r)| r.local_pref.unwrap_or(100)).max();
+        left.retain(|(_, r)| Some(r.local_pref.unwrap_or(100)) == most);
+        let shortest = left.iter().map(|(_, r)| r.as_path.len()).min();
+        left.retain(|(_, r)| Some(r.as_path.len()) == shortest);
+        let origin = left.iter().map(|(_, r)| r.origin).min();
+        left.retain(|(_, r)| Some(r.origin) == origin);
+        let all = left.clone();
+        left.retain(|(_, r)| {
+            !all.iter().any(|(_, other)| {
+                other.as_path.first() == r.as_path.first()
+                    && other.med.unwrap_or(0) < r.med.unwrap_or(0)
+            })
+        });
+        if left.iter().any(|(peer, _)| peer.is_ebgp()) {
+            left.retain(|(peer, _)| peer.is_ebgp());
+        }
+        left.sort_by_key(|(peer, _)| peer.router_id());
+        left
+    }
+
+    fn expected(&self, to: &ModelPeer, prefix: Prefix) -> Option<Told> {
+        if !to.up || !to.exports {
+            return None;
+        }
+        let own = match prefix.family() {
+            Family::Ipv4Unicast => IpAddr::V4(to.local().ipv4?),
+            Family::Ipv6Unicast => IpAddr::V6(to.local().ipv6?),
+        };
+        if self.originated.contains_key(&prefix) {
+            return Some(Told {
+                next_hop: own,
+                local_pref: (!to.is_ebgp()).then_some(100),
+                as_path: if to.is_ebgp() { LOCAL_ASN.to_string() } else { String::new() },
+                origin: Origin::Igp,
+                med: None,
+                communities: vec![Community(7)],
+                originator_id: None,
+                clusters: Vec::new(),
+            });
+        }
+        let best = self.best(prefix);
+        let (from, route) = best.first()?;
+        let inside = !from.is_ebgp() && !to.is_ebgp();
+        let reflects = from.sort == Sort::Client || to.sort == Sort::Client;
+        if from.index == to.index
+            || (inside && !reflects)
+            || route.communities.contains(&Community::NO_ADVERTISE)
+            || (to.is_ebgp() && route.communities.contains(&Community::NO_EXPORT))
+        {
+            return None;
+        }
+        let mut as_path: Vec<String> = route.as_path.iter().map(ToString::to_string).collect();
+        if to.is_ebgp() {
+            as_path.insert(0, LOCAL_ASN.to_string());
+        }
+        Some(Told {
+            next_hop: if to.is_ebgp() { own } else { route.next_hop },
+            local_pref: (!to.is_ebgp()).then(|| route.local_pref.unwrap_or(100)),
+            as_path: as_path.join(" "),
+            origin: route.origin,
+            med: if to.is_ebgp() { None } else { route.med },
+            communities: route.communities.clone(),
+            originator_id: inside.then(|| from.router_id()),
+            clusters: if inside { vec![LOCAL_ID] } else { Vec::new() },
+        })
+    }
+
+    fn check(&self) {
+        let mut prefixes: Vec<Prefix> = self.originated.keys().copied().collect();
+        prefixes.extend(self.peers.iter().flat_map(|peer| peer.routes.keys().copied()));
+        prefixes.sort_unstable();
+        prefixes.dedup();
+        for peer in self.peers.iter().filter(|peer| peer.up) {
+            let expected: BTreeMap<Prefix, Told> =
+                prefixes.iter().filter_map(|p| Some((*p, self.expected(peer, *p)?))).collect();
+            assert_eq!(peer.told, expected, "what {} has been told", peer.config.name);
+            for family in Family::ALL {
+                let counts = self.rib.counts(peer.id, family);
+                let of_family = |p: &&Prefix| p.family() == family;
+                assert_eq!(counts.received, peer.routes.keys().filter(of_family).count());
+                assert_eq!(counts.advertised, expected.keys().filter(of_family).count());
+            }
+        }
+        let mut fib = BTreeMap::new();
+        for prefix in &prefixes {
+            let mut next_hops = Vec::new();
+            for (_, route) in self.best(*prefix).iter().take(self.multipath_max.into()) {
+                if !next_hops.contains(&route.next_hop) {
+                    next_hops.push(route.next_hop);
+                }
+            }
+            if !next_hops.is_empty() && !self.originated.contains_key(prefix) {
+                fib.insert(*prefix, next_hops);
+            }
+        }
+        let told: BTreeMap<Prefix, Vec<IpAddr>> = self
+            .fib
+            .iter()
+            .map(|(prefix, route)| (*prefix, route.paths.iter().map(|p| p.next_hop).collect()))
+            .collect();
+        assert_eq!(told, fib, "forwarding table");
+        self.check_explanations();
+    }
+
+    /// Exactly the best route has not lost, and its equals are those in use.
+    fn check_explanations(&self) {
+        for route in self.rib.routes(&RouteFilter::default()) {
+            for (index, candidate) in route.candidates.iter().enumerate() {
+                assert_eq!(candidate.lost_at.is_none(), candidate.best, "{route:?}");
+                assert!(!candidate.best || index == 0, "{route:?}");
+            }
+        }
+    }
+}
+
+impl ModelPeer {
+    fn read(&mut self, message: &[u8]) {
+        let context = UpdateContext {
+            sort: self.config.sort,
+            as4: true,
+            families: Families::from_iter(Family::ALL),
+            extended_next_hop: false,
+            first_as: self.is_ebgp().then_some(LOCAL_ASN),
+        };
+        let body = UpdateBody::split(&message[HEADER_OCTETS..]).expect("a well-formed UPDATE");
+        let update = body.decode(&context).expect("a valid UPDATE");
+        assert!(update.errors.is_empty(), "{:?}", update.errors);
+        for prefix in update.withdrawn() {
+            self.told.remove(&prefix);
+        }
+        for announcement in update.announcements() {
+            let path = update.attributes.as_ref().expect("attributes");
+            let told = Told {
+                next_hop: announcement.next_hop.address,
+                local_pref: path.local_pref(),
+                as_path: path.as_path().to_string(),
+                origin: path.origin(),
+                med: path.med(),
+                communities: path.communities().collect(),
+                originator_id: path.originator_id(),
+                clusters: path.cluster_list().collect(),
+            };
+            for prefix in announcement.prefixes.iter() {
+                self.told.insert(prefix, told.clone());
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(3000) })]
+
+    #[test]
+    fn any_history_ends_in_what_its_last_state_says(seed: u64, steps in 1usize..400) {
+        let mut world = World::new(seed);
+        for _ in 0..steps {
+            world.step();
+        }
+        world.settle();
+        world.check();
+    }
+}
+
+/// A peer that never reads costs its prefixes, and gets the last state when it reads again.
+#[test]
+fn a_peer_that_does_not_read_is_told_the_last_state_later() {
+    let mut world = World::new(2);
+    world.toggle(0);
+    world.toggle(3);
+    world.settle();
+    let slow = world.peers[3].id;
+    world.rib.set_room(slow, 0);
+    let mut handed_out = 0;
+    for _ in 0..2000 {
+        world.announce(0);
+        world.rib.set_room(world.peers[0].id, usize::MAX);
+        let mut output = Vec::new();
+        world.rib.flush(&mut output);
+        handed_out += output.iter().filter(|output| output.peer == slow).count();
+    }
+    assert_eq!(handed_out, 0);
+    world.settle();
+    world.check();
+}
+
+/// RFC 4724 section 4.1: nothing learned is announced before the deferral is over.
+#[test]
+fn a_restarting_speaker_announces_after_the_deferral() {
+    let mut world = World::new(4);
+    world.toggle(0);
+    world.toggle(2);
+    for _ in 0..20 {
+        world.announce(0);
+    }
+    let prefix: Prefix = "10.77.0.0/24".parse().expect("a prefix");
+    let origination = Origination { source: "t".into(), communities: vec![7], local_pref: None };
+    world.originated.insert(prefix, origination);
+    world.rib.set_originated(&world.originated);
+    world.rib.tick(world.now);
+    for peer in &world.peers {
+        world.rib.set_room(peer.id, usize::MAX);
+    }
+    world.flush();
+    assert!(!world.rib.in_sync());
+    assert_eq!(world.peers[2].told.keys().copied().collect::<Vec<_>>(), [prefix]);
+    assert!(!world.rib.is_told(world.peers[2].id), "no End-of-RIB yet");
+    world.settle();
+    assert!(world.rib.in_sync() && world.rib.is_told(world.peers[2].id));
+    world.check();
+}
+
+/// RFC 4724 section 4.2: stale routes stay until End-of-RIB, and only those not sent again go.
+#[test]
+fn stale_routes_are_swept_at_end_of_rib() {
+    let mut world = World::new(2);
+    world.toggle(0);
+    let prefixes: Vec<Prefix> =
+        ["10.1.0.0/24", "10.2.0.0/24"].iter().map(|p| p.parse().expect("a prefix")).collect();
+    let route = world.route(Sort::Ebgp(65001), Family::Ipv4Unicast);
+    let route = Route { as_path: vec![65001], ..route };
+    let announce = |world: &mut World, prefixes: &[Prefix]| {
+        let mut batch = UpdateBatch::default();
+        batch.push_announcements(World::attributes(&route), prefixes.iter().copied());
+        world.rib.update(world.peers[0].id, batch).expect("no limit is set");
+    };
+    announce(&mut world, &prefixes);
+    world.settle();
+    assert_eq!(world.fib.len(), 2);
+    let id = world.peers[0].id;
+    let both = Families::from_iter(Family::ALL);
+    world.rib.peer_down(id, both);
+    world.settle();
+    assert_eq!(world.fib.len(), 2, "kept while the peer restarts");
+    world.rib.peer_up(id, PeerSession { stale_kept: both, ..world.peers[0].session() });
+    announce(&mut world, &prefixes[1..]);
+    world.settle();
+    assert_eq!(world.fib.len(), 2, "kept until End-of-RIB");
+    let mut batch = UpdateBatch::default();
+    batch.push_end_of_rib(Family::Ipv4Unicast);
+    world.rib.update(id, batch).expect("no limit is set");
+    world.settle();
+    assert_eq!(world.fib.keys().copied().collect::<Vec<_>>(), prefixes[1..]);
+    // A second restart before the first one is over: what was stale already goes.
+    world.rib.peer_down(id, both);
+    world.rib.peer_up(id, PeerSession { stale_kept: both, ..world.peers[0].session() });
+    announce(&mut world, &prefixes[..1]);
+    world.rib.peer_down(id, both);
+    world.settle();
+    assert_eq!(world.fib.keys().copied().collect::<Vec<_>>(), prefixes[..1]);
+}
+
+#[test]
+fn the_prefix_limit_counts_what_policy_rejects() {
+    let mut world = World::new(2);
+    world.toggle(0);
+    let peer = &mut world.peers[0];
+    peer.config.prefixes_max = Some(2);
+    peer.config.import = vec![policy("in", Action::Reject)];
+    world.rib.configure_peer(peer.id, peer.config.clone());
+    let route = world.route(Sort::Ebgp(65001), Family::Ipv4Unicast);
+    let announce = |prefixes: &[&str]| {
+        let mut batch = UpdateBatch::default();
+        let prefixes = prefixes.iter().map(|p| p.parse().expect("a prefix"));
+        batch.push_announcements(World::attributes(&route), prefixes);
+        batch
+    };
+    let id = world.peers[0].id;
+    world.rib.update(id, announce(&["10.0.0.0/24", "10.0.1.0/24"])).expect("within the limit");
+    world.rib.update(id, announce(&["10.0.0.0/24"])).expect("no new prefix");
+    let exceeded = world.rib.update(id, announce(&["10.0.2.0/24"])).expect_err("over the limit");
+    assert_eq!((exceeded.family, exceeded.prefixes_max), (Family::Ipv4Unicast, 2));
+}
