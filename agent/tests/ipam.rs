@@ -71,6 +71,19 @@ impl Cluster {
         self.server.patch_status("nodes", None, name, &status).expect("a status");
     }
 
+    /// Peers drop the routes of a node that is gone at once: nothing to wait for but the fence.
+    fn without_graceful_restart(&self) {
+        let configuration = json!({
+            "apiVersion": "cairn.network/v1alpha1",
+            "kind": "BGPConfiguration",
+            "metadata": {"name": "default"},
+            "spec": {"gracefulRestart": {"enabled": false}},
+        });
+        self.server
+            .create("bgpconfigurations.cairn.network", None, configuration)
+            .expect("a BGPConfiguration");
+    }
+
     fn blocks(&self) -> Vec<Value> {
         self.server.list(BLOCKS, None, "").expect("blocks")
     }
@@ -107,7 +120,6 @@ impl Node {
             boot_id: boot_id.to_owned(),
             namespace: "cairn-system".to_owned(),
             offline,
-            stale_max: Duration::ZERO,
             idle_release: None,
         };
         let channels = IpamChannels {
@@ -347,6 +359,7 @@ async fn a_block_deleted_by_hand_stays_until_its_last_pod_has_gone() {
 async fn blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announced() {
     let offline = Duration::from_secs(3);
     let cluster = Cluster::new();
+    cluster.without_graceful_restart();
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
     cluster.node("n2", "boot2");

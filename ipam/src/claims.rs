@@ -459,7 +459,7 @@ pub fn free_index<'a>(pool: &Pool, taken: impl IntoIterator<Item = &'a IpNet>) -
 
 /// 128 well mixed bits of `parts`. Every version of the agent may choose otherwise; nothing depends
 /// on two nodes agreeing.
-fn spread(parts: &[&[u8]]) -> u128 {
+pub(crate) fn spread(parts: &[&[u8]]) -> u128 {
     // FNV-1a (public domain) collects, the finaliser of SplitMix64 mixes.
     let mut hash = 0xcbf2_9ce4_8422_2325u64;
     for part in parts {

@@ -98,10 +98,20 @@ struct Wait {
 }
 
 impl LeaseWatch {
-    /// `default_promise` counts where no Lease says otherwise; no wait is shorter than `wait_min`,
-    /// the longest stale time of graceful restart.
-    pub fn new(default_promise: Duration, wait_min: Duration) -> LeaseWatch {
-        LeaseWatch { default_promise, wait_min, looked: None, waits: BTreeMap::new() }
+    /// `default_promise` counts where no Lease says otherwise.
+    pub fn new(default_promise: Duration) -> LeaseWatch {
+        LeaseWatch {
+            default_promise,
+            wait_min: Duration::ZERO,
+            looked: None,
+            waits: BTreeMap::new(),
+        }
+    }
+
+    /// Sets what no wait is shorter than: the longest time for which a peer may keep the routes of
+    /// a node that is gone (graceful restart).
+    pub fn set_wait_min(&mut self, wait_min: Duration) {
+        self.wait_min = wait_min;
     }
 
     /// The API did not answer: every wait starts anew.
@@ -158,6 +168,20 @@ impl LeaseWatch {
     }
 }
 
+/// Whether `node` is among the `candidates_max` nodes of the cluster that stand for leader: those
+/// first in the rendezvous order of their names. A Lease that every agent polled would be a load
+/// that grows with the cluster for nothing.
+pub fn stands<'a>(
+    node: &str,
+    others: impl IntoIterator<Item = &'a String>,
+    candidates_max: usize,
+) -> bool {
+    let weight = |name: &str| crate::claims::spread(&[b"leader", name.as_bytes()]);
+    let mine = weight(node);
+    let before = others.into_iter().filter(|other| *other != node && weight(other) > mine);
+    before.take(candidates_max).count() < candidates_max
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -194,7 +218,7 @@ mod tests {
         for promise in 1..200 {
             let mut fence = OwnFence::new(secs(promise));
             fence.wrote(secs(50));
-            let mut watch = LeaseWatch::new(secs(1), Duration::ZERO);
+            let mut watch = LeaseWatch::new(secs(1));
             let mut now = secs(50);
             watch.observe([gone()], &lease("7", "u1", promise), now);
             while watch.verdict(&gone(), now) != Return::Allowed {
@@ -218,7 +242,8 @@ mod tests {
             ("a successor", |w| w.observe([gone()], &lease("9", "u2", 8), secs(9)), true),
         ];
         for (what, event, allowed) in cases {
-            let mut watch = LeaseWatch::new(secs(1), secs(1));
+            let mut watch = LeaseWatch::new(secs(1));
+            watch.set_wait_min(secs(1));
             watch.observe([gone()], &seen, secs(0));
             event(&mut watch);
             let after = if what == "a successor" { lease("9", "u2", 8) } else { seen.clone() };
@@ -231,7 +256,8 @@ mod tests {
 
     #[test]
     fn a_gap_between_looks_and_the_stale_time_of_graceful_restart_count() {
-        let mut watch = LeaseWatch::new(secs(1), secs(300));
+        let mut watch = LeaseWatch::new(secs(1));
+        watch.set_wait_min(secs(300));
         watch.observe([gone()], &lease("7", "u1", 8), secs(0));
         watch.observe([gone()], &lease("7", "u1", 8), secs(180));
         assert_eq!(watch.verdict(&gone(), secs(180)), Return::Wait(secs(120)));
@@ -241,11 +267,27 @@ mod tests {
 
     #[test]
     fn without_a_lease_the_default_promise_counts() {
-        let mut watch = LeaseWatch::new(secs(40), Duration::ZERO);
+        let mut watch = LeaseWatch::new(secs(40));
         assert_eq!(watch.verdict(&gone(), secs(0)), Return::Wait(secs(50)));
         watch.observe([gone()], &BTreeMap::new(), secs(0));
         watch.observe([gone()], &BTreeMap::new(), secs(49));
         assert_eq!(watch.verdict(&gone(), secs(49)), Return::Wait(secs(1)));
         assert_eq!(watch.verdict(&gone(), secs(50)), Return::Allowed);
+    }
+
+    #[test]
+    fn five_of_many_stand_and_all_of_few() {
+        let names: Vec<String> = (0..200).map(|n| format!("node-{n}")).collect();
+        let standing = |names: &[String]| names.iter().filter(|n| stands(n, names, 5)).count();
+        assert_eq!(standing(&names), 5);
+        assert_eq!(standing(&names[..5]), 5);
+        assert_eq!(standing(&names[..3]), 3);
+        assert!(stands("alone", &[], 5));
+        let fewer: Vec<String> = names[1..].to_vec();
+        let kept = |names: &[String]| -> Vec<String> {
+            names.iter().filter(|n| stands(n, names, 5)).cloned().collect()
+        };
+        let (before, after) = (kept(&names), kept(&fewer));
+        assert!(before.iter().filter(|n| **n != names[0]).all(|n| after.contains(n)));
     }
 }

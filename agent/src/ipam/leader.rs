@@ -9,10 +9,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use cairn_api::{Condition, ConditionStatus, IPBlock, IPPool, IPPoolStatus, set_condition};
+use cairn_api::{
+    Condition, ConditionStatus, GracefulRestart, IPBlock, IPPool, IPPoolStatus, set_condition,
+};
 use cairn_ipam::FreeIndex;
 use cairn_ipam::claims::{Pool, overlap, overlapped_by};
-use cairn_ipam::fence::{GoneNode, LeaseSeen, LeaseWatch, Return};
+use cairn_ipam::fence::{GoneNode, LeaseSeen, LeaseWatch, Return, stands};
 use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
@@ -26,6 +28,7 @@ use super::api::BlockApi;
 use super::error::{IpamError, call};
 use super::lease::{lease_name, node_uid_of};
 use super::{Shared, since_boot};
+use crate::view::ClusterView;
 
 /// Stands for leader, and does the leader's duties while it is.
 pub(super) async fn run(shared: Shared) {
@@ -49,8 +52,8 @@ pub(super) async fn run(shared: Shared) {
         }
         leader.shared.reports.report("leader", problems);
         let pause = match leader.shared.membership() {
-            Ok(_) if leads => duties_interval.min(RENEW_INTERVAL),
-            Ok(_) => RENEW_INTERVAL,
+            Ok(_) if leads => duties_interval.min(leader.renewal()),
+            Ok(_) => leader.renewal(),
             // The view has not come yet, or the Node is not there: no call, only a look at it.
             Err(_) => MEMBERSHIP_INTERVAL,
         };
@@ -69,6 +72,8 @@ struct Leader {
     /// When this agent last wrote the leader's Lease with success.
     renewed: Option<Duration>,
     leases: LeaseWatch,
+    /// For how long the leader's Lease holds without being renewed.
+    term: Duration,
 }
 
 impl Leader {
@@ -79,7 +84,8 @@ impl Leader {
             pools: Api::all(client.clone()),
             nodes: Api::all(client.clone()),
             lease_api: Api::namespaced(client, &shared.options.namespace),
-            leases: LeaseWatch::new(shared.options.offline, shared.options.stale_max),
+            leases: LeaseWatch::new(shared.options.offline),
+            term: (shared.options.offline / 2).clamp(TERM_MIN, TERM_MAX),
             seen: None,
             renewed: None,
             shared,
@@ -87,17 +93,27 @@ impl Leader {
     }
 
     fn leads(&self, now: Duration) -> bool {
-        self.renewed.is_some_and(|renewed| now < renewed.saturating_add(LEASE_DURATION))
+        self.renewed.is_some_and(|renewed| now < renewed.saturating_add(self.term))
+    }
+
+    /// How often the Lease is renewed, or looked at by who stands for it.
+    fn renewal(&self) -> Duration {
+        self.term / 3
+    }
+
+    fn is_candidate(&self) -> bool {
+        let view = self.shared.view.borrow();
+        stands(&self.shared.options.node, view.bgp_nodes.keys(), CANDIDATES_MAX)
     }
 
     /// Takes or renews the Lease if this agent may.
     async fn stand(&mut self) -> Result<(), IpamError> {
         let now = since_boot();
-        if self.shared.membership().is_err() {
+        if self.shared.membership().is_err() || !self.is_candidate() {
             self.renewed = None;
             return Ok(());
         }
-        let due = self.renewed.map_or(Duration::ZERO, |at| at.saturating_add(RENEW_INTERVAL / 2));
+        let due = self.renewed.map_or(Duration::ZERO, |at| at.saturating_add(self.renewal() / 2));
         if now < due {
             return Ok(());
         }
@@ -117,7 +133,7 @@ impl Leader {
                 }
             };
             let secs = spec.lease_duration_seconds.and_then(|secs| u64::try_from(secs).ok());
-            let duration = secs.map_or(LEASE_DURATION, Duration::from_secs);
+            let duration = secs.map_or(self.term, Duration::from_secs);
             if now.saturating_sub(since) < duration {
                 return Ok(());
             }
@@ -128,7 +144,7 @@ impl Leader {
         let taken_over = holder != me;
         lease.spec = Some(LeaseSpec {
             holder_identity: Some(me),
-            lease_duration_seconds: i32::try_from(LEASE_DURATION.as_secs()).ok(),
+            lease_duration_seconds: i32::try_from(self.term.as_secs()).ok(),
             acquire_time: if taken_over { Some(time.clone()) } else { spec.acquire_time },
             renew_time: Some(time),
             lease_transitions: Some(
@@ -172,6 +188,7 @@ impl Leader {
                 return vec![error.to_string()];
             }
         };
+        self.leases.set_wait_min(stale_time_max(&self.shared.view.borrow()));
         self.return_blocks(&blocks, &gone, &mut problems).await;
         for pool in &pools {
             if let Err(error) = self.write_pool(pool, &pools, &blocks).await
@@ -378,11 +395,24 @@ fn pool_status(pool: &IPPool, pools: &[IPPool], blocks: &[IPBlock]) -> IPPoolSta
 }
 
 const LEADER: &str = "cairn-leader";
-const LEASE_DURATION: Duration = Duration::from_secs(15);
-const RENEW_INTERVAL: Duration = Duration::from_secs(5);
+/// The agents that stand for leader at most.
+const CANDIDATES_MAX: usize = 5;
+/// The leader's term: half of what a node may go on alone, since a new leader begins to count only
+/// when it leads, within what Kubernetes' own components use.
+const TERM_MIN: Duration = Duration::from_secs(2);
+const TERM_MAX: Duration = Duration::from_secs(15);
 const DUTIES_INTERVAL_MIN: Duration = Duration::from_secs(1);
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 /// Well under the gap after which the waits of the fence start anew.
 const DUTIES_INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Between two returns, so that thousands of blocks of a rack do not starve the API server.
 const RETURN_PAUSE: Duration = Duration::from_millis(20);
+
+/// The longest time for which any peer keeps the routes of a node that is gone (RFC 4724).
+fn stale_time_max(view: &ClusterView) -> Duration {
+    let default = GracefulRestart::default();
+    let cluster = view.bgp_configuration.as_ref().map_or(default, |c| c.spec.graceful_restart);
+    let peers = view.bgp_peers.values().filter_map(|peer| peer.spec.graceful_restart);
+    let times = peers.chain([cluster]).filter(|restart| restart.enabled);
+    Duration::from_secs(times.map(|restart| restart.restart_time_secs).max().unwrap_or(0).into())
+}

@@ -46,8 +46,6 @@ pub struct IpamOptions {
     pub namespace: String,
     /// How long the node may hand out addresses without the API server taking its Lease.
     pub offline: Duration,
-    /// The longest time that a peer keeps routes of a node that is gone.
-    pub stale_max: Duration,
     /// After how long without an address a block goes back, unless it is the last.
     pub idle_release: Option<Duration>,
 }

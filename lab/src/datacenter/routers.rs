@@ -16,9 +16,9 @@ use crate::options::Families;
 
 /// The timers of every session: a dead machine is noticed within the hold time of 3 s.
 pub const TIMERS: Timers = Timers { hold_time_secs: 3, connect_retry_secs: 1 };
-/// How long routes of a restarting speaker are kept.
+/// How long routes of a restarting speaker are kept; blocks of a lost node return no sooner.
 pub const GRACEFUL_RESTART: GracefulRestart =
-    GracefulRestart { enabled: true, restart_time_secs: 10 };
+    GracefulRestart { enabled: true, restart_time_secs: 5 };
 
 /// The routers' names with the contents of their files.
 ///

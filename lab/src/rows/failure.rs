@@ -414,5 +414,5 @@ const RECOVERY: Duration = Duration::from_secs(10);
 const AT_ONCE: Duration = Duration::from_secs(1);
 const HOLD_TIME: Duration = Duration::from_secs(3);
 /// When the lost node's agent led, another must take over first, and it counts the fence from the
-/// moment at which it began to watch: 15 s for the leader's Lease, then the fence.
-const BLOCKS_WITHIN: Duration = Duration::from_secs(30);
+/// moment at which it began to watch: 2 s for the leader's Lease, then the fence.
+const BLOCKS_WITHIN: Duration = Duration::from_secs(15);
