@@ -6,11 +6,12 @@
 
 pub mod batch;
 pub mod error;
+pub mod feature;
 pub mod link;
 pub mod monitor;
 pub mod netns;
-pub mod pod;
 mod paths;
+pub mod pod;
 pub mod reconcile;
 pub mod resolve;
 pub mod route;

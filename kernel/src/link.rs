@@ -391,10 +391,15 @@ impl Batch {
 
     /// As [`create_bridge`].
     pub fn create_bridge(&mut self, name: &str) -> &mut Batch {
+        self.create_link(name, "bridge")
+    }
+
+    /// A link of a kind that needs nothing but a name.
+    pub(crate) fn create_link(&mut self, name: &str, kind: &str) -> &mut Batch {
         self.begin(libc::RTM_NEWLINK, CREATE_EXCL, &link_header(0, 0, 0));
         self.attr_str(libc::IFLA_IFNAME, name);
         let info = self.open(libc::IFLA_LINKINFO);
-        self.attr(libc::IFLA_INFO_KIND, b"bridge").close(info)
+        self.attr(libc::IFLA_INFO_KIND, kind.as_bytes()).close(info)
     }
 
     /// As [`set`].

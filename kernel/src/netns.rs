@@ -196,11 +196,21 @@ fn share_directory() -> Result<(), Error> {
 
 /// Makes a namespace on the calling thread, which must end afterwards, and binds it to `path`.
 fn make_at(path: &Path) -> Result<(), Error> {
-    // SAFETY: only `UnshareFlags::FILES` can invalidate descriptors of other threads.
-    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
-        .map_err(|errno| Error::system("make a network namespace", errno))?;
+    unshare()?;
     rustix::mount::mount_bind(THREAD_NETNS, path)
         .map_err(|errno| Error::system(format!("bind {}", path.display()), errno))
+}
+
+/// Runs `work` in a new namespace without a name, which ends with it.
+pub(crate) fn in_scratch<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Error> {
+    on_thread(|| unshare().map(|()| work()))?
+}
+
+/// Moves the calling thread into a new namespace.
+fn unshare() -> Result<(), Error> {
+    // SAFETY: only `UnshareFlags::FILES` can invalidate descriptors of other threads.
+    unsafe { rustix::thread::unshare_unsafe(UnshareFlags::NEWNET) }
+        .map_err(|errno| Error::system("make a network namespace", errno))
 }
 
 fn on_thread<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, Error> {

@@ -363,9 +363,10 @@ impl RouteSocket {
             if kind != libc::RTM_NEWROUTE {
                 return Ok(None);
             }
-            // Older kernels ignore the filter in the request.
+            // Older kernels ignore the filter in the request; one without IPv6 dumps all families.
             Ok(parse(body)?.filter(|route| {
-                filter.table.is_none_or(|table| route.table == table)
+                family_of(route.prefix.addr()) == header[0]
+                    && filter.table.is_none_or(|table| route.table == table)
                     && filter.protocol.is_none_or(|protocol| route.protocol == protocol)
             }))
         });

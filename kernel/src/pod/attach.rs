@@ -2,7 +2,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
-use std::path::Path;
 
 use ipnet::IpNet;
 use rustix::io::Errno;
@@ -13,6 +12,7 @@ use super::{
 };
 use crate::batch::Batch;
 use crate::error::{Error, Refusal};
+use crate::feature;
 use crate::link::{self, DuplicateDetection, Link, LinkSettings, Mac, Veth, VethEnd};
 use crate::netns::NetNs;
 use crate::route::{self, NextHop, Route, Target};
@@ -434,8 +434,7 @@ fn vanished(ifname: &str) -> AttachError {
 }
 
 fn ipv6_ready() -> bool {
-    Path::new("/proc/sys/net/ipv6").exists()
-        && matches!(sysctl::read("ipv6/conf/default/disable_ipv6"), Ok(0))
+    feature::has_ipv6() && matches!(sysctl::read("ipv6/conf/default/disable_ipv6"), Ok(0))
 }
 
 const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 1);
