@@ -149,8 +149,7 @@ impl PeerConfig {
                 p.password.clone(),
             )
         };
-        let capabilities =
-            |p: &PeerConfig| (p.families, p.hold_time_secs, p.graceful_restart_secs);
+        let capabilities = |p: &PeerConfig| (p.families, p.hold_time_secs, p.graceful_restart_secs);
         if transport(self) != transport(new) {
             Some(ResetReason::Transport)
         } else if capabilities(self) != capabilities(new) {

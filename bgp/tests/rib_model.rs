@@ -143,9 +143,10 @@ impl World {
             fib: BTreeMap::new(),
             multipath_max,
         };
-        let sorts = [Sort::Ebgp(65001), Sort::Ebgp(65001), Sort::Ebgp(65002), Sort::Ibgp, Sort::Ibgp]
-            .into_iter()
-            .chain([Sort::Client, Sort::Client]);
+        let sorts =
+            [Sort::Ebgp(65001), Sort::Ebgp(65001), Sort::Ebgp(65002), Sort::Ibgp, Sort::Ibgp]
+                .into_iter()
+                .chain([Sort::Client, Sort::Client]);
         for (index, sort) in sorts.enumerate() {
             let sort_of_session = match sort {
                 Sort::Ebgp(_) => SessionSort::Ebgp,

@@ -9,7 +9,10 @@ use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::{Shutdown, SpeakerOptions};
 use speaker_net::{Fib, Net, Node, originate, settled, until};
 
-fn established(node: &Node, peer: &str) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = bool>>> {
+fn established(
+    node: &Node,
+    peer: &str,
+) -> impl Fn() -> std::pin::Pin<Box<dyn Future<Output = bool>>> {
     let (handle, peer) = (node.handle.clone(), peer.to_owned());
     move || {
         let (handle, peer) = (handle.clone(), peer.clone());
@@ -247,4 +250,39 @@ async fn more_prefixes_than_allowed_end_the_session() {
         }
     })
     .await;
+}
+
+/// More than any queue between the two holds: writer, sockets, feed.
+#[tokio::test]
+async fn a_large_table_passes_queues_that_are_smaller() {
+    let net = Net::new();
+    let (mut a, mut b) = net.pair(65001, 65001);
+    // A second listener to the same table, and one that joins when it stands.
+    let (mut c, mut d) = (net.speaker(65001), net.speaker(65001));
+    speaker_net::connect(&mut a, "a", &mut c, "c");
+    speaker_net::connect(&mut a, "a", &mut d, "d");
+    b.config.multipath_max = 2;
+    for number in 0..60_000_u32 {
+        let prefix = format!("10.{}.{}.{}/32", number >> 16, number >> 8 & 255, number & 255);
+        originate(&mut a.config, &[&prefix]);
+        // A community of its own for each pair: attributes do not shrink the stream.
+        let prefix = prefix.parse().expect("a prefix");
+        let origination = a.config.originate.get_mut(&prefix).expect("just put in");
+        origination.communities = vec![number / 2];
+    }
+    let a = Node::start(a);
+    for setup in [b, c] {
+        let node = Node::start(setup);
+        let mut fib = Fib::new(node.feed);
+        fib.until_in_sync().await;
+        assert_eq!(fib.routes.len(), 60_000);
+    }
+    let d = Node::start(d);
+    let mut fib = Fib::new(d.feed);
+    fib.until_in_sync().await;
+    assert_eq!(fib.routes.len(), 60_000);
+    let mut config = a.config.clone();
+    config.originate.clear();
+    a.handle.apply(config).expect("a valid configuration");
+    fib.until_exactly(&[]).await;
 }

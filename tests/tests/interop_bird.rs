@@ -95,8 +95,11 @@ fn config(transport: IpAddr, asn: u32, bird_asn: u32, originate: &[&str]) -> Spe
         import: vec![Arc::clone(&all)],
         export: vec![all],
     };
-    let origination =
-        || Origination { source: "test".into(), communities: vec![65001 << 16 | 7], local_pref: None };
+    let origination = || Origination {
+        source: "test".into(),
+        communities: vec![65001 << 16 | 7],
+        local_pref: None,
+    };
     SpeakerConfig {
         asn,
         router_id: Ipv4Addr::new(10, 0, 0, 1),
@@ -273,7 +276,12 @@ async fn bird_gets_everything_again_when_it_asks() {
 fn import_updates(bird: &Bird) -> usize {
     let text = bird.ask("show protocols all cairn").unwrap_or_default();
     let counts = text.lines().filter_map(|line| {
-        line.trim().strip_prefix("Import updates:")?.split_whitespace().next()?.parse::<usize>().ok()
+        line.trim()
+            .strip_prefix("Import updates:")?
+            .split_whitespace()
+            .next()?
+            .parse::<usize>()
+            .ok()
     });
     counts.sum()
 }

@@ -165,11 +165,7 @@ fn least_of<C>(
 
 /// RFC 4271 section 9.1.2.2 c: a route loses against any other of the same neighbour AS with a lower
 /// MED, whether or not that other one stays in.
-fn keep_least_med<C>(
-    view: &impl CandidateView<C>,
-    candidates: &mut [C],
-    alive: usize,
-) -> usize {
+fn keep_least_med<C>(view: &impl CandidateView<C>, candidates: &mut [C], alive: usize) -> usize {
     let Some(candidates) = candidates.get_mut(..alive).filter(|c| c.len() > 1) else {
         return alive;
     };

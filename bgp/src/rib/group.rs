@@ -360,7 +360,8 @@ impl<A: AddressFamily> Group<A> {
         let mut buckets: Vec<_> = announce.into_iter().collect();
         // By source, so that each source's routes are one chunk; by prefix, so that a run can be
         // repeated whatever the addresses of allocations are.
-        buckets.sort_unstable_by_key(|((_, source), bucket)| (*source, bucket.keys.first().copied()));
+        buckets
+            .sort_unstable_by_key(|((_, source), bucket)| (*source, bucket.keys.first().copied()));
         let mut announcements: Vec<(Option<PeerId>, Chunk)> = Vec::new();
         for ((_, source), bucket) in buckets {
             let path = self.key.path(context, &bucket.attributes, source);
@@ -452,10 +453,10 @@ impl<A: AddressFamily> Batch<A> {
 
     fn announce(&mut self, route: Sent, key: A::Key) {
         let address = Arc::as_ptr(&route.attributes).addr();
-        let bucket = self.announce.entry((address, route.source)).or_insert_with(|| Bucket {
-            attributes: route.attributes,
-            keys: Vec::new(),
-        });
+        let bucket = self
+            .announce
+            .entry((address, route.source))
+            .or_insert_with(|| Bucket { attributes: route.attributes, keys: Vec::new() });
         bucket.keys.push(key);
     }
 }

@@ -98,14 +98,8 @@ pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
         delta = table.change_all(context, id, |key, old| {
             let prefix = <A as AddressFamily>::prefix(key);
             let looped = loop_verdict(peer, router_id, &old.received);
-            let (verdict, used) = judge(
-                peer,
-                looped.as_ref(),
-                prefix,
-                &old.received,
-                &mut interner,
-                &mut verdicts,
-            );
+            let (verdict, used) =
+                judge(peer, looped.as_ref(), prefix, &old.received, &mut interner, &mut verdicts);
             Some(Candidate { verdict, used, ..old.clone() })
         });
     }

@@ -252,7 +252,8 @@ impl Session {
             self.remember(now, reason.to_string());
         }
         if was_up {
-            actions.push(Action::Down { reason: DownReason::Stopped(reason), keep: Families::NONE });
+            actions
+                .push(Action::Down { reason: DownReason::Stopped(reason), keep: Families::NONE });
         } else if let Some(stale) = self.stale {
             actions.push(Action::FlushStale(stale.families));
         }
@@ -381,7 +382,9 @@ impl Session {
             (Phase::OpenSent { .. }, _) => {
                 self.unexpected(now, connection, FsmError::UnexpectedInOpenSent, actions);
             }
-            (Phase::OpenConfirm(_), Received::Keepalive) => self.confirmed(now, connection, actions),
+            (Phase::OpenConfirm(_), Received::Keepalive) => {
+                self.confirmed(now, connection, actions)
+            }
             (Phase::OpenConfirm(_), _) => {
                 self.unexpected(now, connection, FsmError::UnexpectedInOpenConfirm, actions);
             }
@@ -657,11 +660,8 @@ impl Session {
         // its turn, so that two sides that disagree do not spin.
         let lasted = up.since + retry <= now && matches!(reason, DownReason::Lost(_));
         let retry_at = if lasted { now } else { now + retry };
-        let outgoing = if self.config.passive {
-            Outgoing::Passive
-        } else {
-            Outgoing::Waiting { retry_at }
-        };
+        let outgoing =
+            if self.config.passive { Outgoing::Passive } else { Outgoing::Waiting { retry_at } };
         self.state = State::Opening { outgoing, incoming: None };
         actions.push(Action::Down { reason, keep });
     }

@@ -111,10 +111,7 @@ pub(super) fn forwarding_families(restart: &GracefulRestart) -> Families {
     listed(restart, |family| family.forwarding)
 }
 
-fn listed(
-    restart: &GracefulRestart,
-    wanted: impl Fn(&GracefulRestartFamily) -> bool,
-) -> Families {
+fn listed(restart: &GracefulRestart, wanted: impl Fn(&GracefulRestartFamily) -> bool) -> Families {
     let families = restart.families.iter().filter(|f| wanted(f));
     families.filter_map(|f| Family::from_afi_safi(f.afi, f.safi)).collect()
 }

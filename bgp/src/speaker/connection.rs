@@ -18,9 +18,7 @@ use crate::wire::{
 };
 
 use super::owner::{Input, InputKind, PeerKey};
-use super::{
-    Endpoints, FAREWELL_WAIT, UPDATE_BATCH_PREFIXES_MAX, WRITE_QUEUE_OCTETS_MAX, socket,
-};
+use super::{Endpoints, FAREWELL_WAIT, UPDATE_BATCH_PREFIXES_MAX, WRITE_QUEUE_OCTETS_MAX, socket};
 
 /// The owner's end of a connection. Dropping it writes what is queued, then closes.
 #[derive(Debug)]
@@ -285,11 +283,7 @@ impl Decoder {
     }
 }
 
-fn update(
-    body: &[u8],
-    context: &UpdateContext,
-    items: &mut Vec<Item>,
-) -> Result<(), Notification> {
+fn update(body: &[u8], context: &UpdateContext, items: &mut Vec<Item>) -> Result<(), Notification> {
     let update = UpdateBody::split(body)?.decode(context)?;
     let full = |batch: &UpdateBatch| batch.len() >= UPDATE_BATCH_PREFIXES_MAX;
     match items.last_mut() {

@@ -106,10 +106,9 @@ impl Listeners {
 
     pub(super) fn snapshot(&self) -> Vec<ListenerSnapshot> {
         let listeners = self.by_address.iter().map(|(address, state)| match state {
-            State::Open { socket, .. } => ListenerSnapshot {
-                address: socket.local_addr().unwrap_or(*address),
-                error: None,
-            },
+            State::Open { socket, .. } => {
+                ListenerSnapshot { address: socket.local_addr().unwrap_or(*address), error: None }
+            }
             State::Closed { error, .. } => {
                 ListenerSnapshot { address: *address, error: Some(error.clone()) }
             }

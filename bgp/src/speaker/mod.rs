@@ -20,6 +20,11 @@
 //! writer's queue is bounded in octets, and what does not fit stays in the RIB as a set of prefixes;
 //! the forwarding feed is filled when there is room, with the latest state.
 
+#![cfg_attr(
+    not(test),
+    deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
+)]
+
 mod connection;
 mod listener;
 mod owner;
@@ -199,7 +204,10 @@ impl SpeakerHandle {
         self.changes.clone()
     }
 
-    async fn ask<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, Error> {
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<T>) -> Command,
+    ) -> Result<T, Error> {
         let (answer, answered) = oneshot::channel();
         self.commands.send(command(answer)).await.map_err(|_| Error::Ended)?;
         answered.await.map_err(|_| Error::Ended)

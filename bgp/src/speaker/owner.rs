@@ -227,9 +227,7 @@ impl Owner {
                 let expired = peer.session.hold_expired(now);
                 expired
                     .and_then(|connection| peer.connections.get(&connection))
-                    .is_some_and(|connection| {
-                        !self.inputs.is_empty() || connection.has_unread()
-                    })
+                    .is_some_and(|connection| !self.inputs.is_empty() || connection.has_unread())
             });
             if unread {
                 all = false;
@@ -252,9 +250,8 @@ impl Owner {
             }
             for Output { peer: rib_id, chunk } in output.drain(..) {
                 let peer = self.by_rib_id.get(&rib_id).and_then(|key| self.peers.get(key));
-                let connection = peer.and_then(|peer| {
-                    peer.connections.get(&peer.session.established()?.connection)
-                });
+                let connection = peer
+                    .and_then(|peer| peer.connections.get(&peer.session.established()?.connection));
                 if let Some(connection) = connection {
                     connection.send_chunk(chunk);
                     // Only a queue that is really full may stop the RIB: it is what reports room.
@@ -308,7 +305,8 @@ impl Owner {
         };
         let key = *key;
         let sort = peer.session.config().sort();
-        if let Err(error) = socket::set_ttl(std::os::fd::AsRawFd::as_raw_fd(&stream), &peer.config, sort)
+        if let Err(error) =
+            socket::set_ttl(std::os::fd::AsRawFd::as_raw_fd(&stream), &peer.config, sort)
         {
             tracing::warn!(peer = %peer.name, %error, "cannot set the TTL of a connection");
             return;
@@ -353,8 +351,7 @@ impl Owner {
         let mailbox = Mailbox { inputs: self.mailbox.clone(), peer: key, connection };
         let peer = self.peers.get_mut(&key)?;
         let first_as = peer.config.enforce_first_as.then_some(peer.config.asn);
-        let started =
-            Connection::start(stream, endpoints, ReaderConfig { first_as }, mailbox);
+        let started = Connection::start(stream, endpoints, ReaderConfig { first_as }, mailbox);
         let addresses = started.addresses();
         peer.connections.insert(connection, started);
         Some(addresses)
@@ -446,7 +443,8 @@ impl Owner {
                         let result = socket::connect(config, sort).await;
                         let kind = InputKind::Connected(result);
                         // An owner that has gone does not need the connection.
-                        let _ = mailbox.send(Input::Connection { peer: key, connection, kind }).await;
+                        let _ =
+                            mailbox.send(Input::Connection { peer: key, connection, kind }).await;
                     });
                     peer.connecting.insert(connection, connecting);
                 }
@@ -615,7 +613,9 @@ impl Owner {
             asn: self.config.asn,
             router_id: self.config.router_id.to_string(),
             in_sync: self.rib.in_sync(),
-            peers: peers.map(|peer| (peer.name.to_string(), peer.snapshot(now, &self.rib))).collect(),
+            peers: peers
+                .map(|peer| (peer.name.to_string(), peer.snapshot(now, &self.rib)))
+                .collect(),
             listeners: self.listeners.snapshot(),
             prefixes,
             attribute_sets,
@@ -654,7 +654,9 @@ fn explain_connect_error(peer: &PeerConfig, error: &io::Error) -> String {
             peer.port
         ),
         io::ErrorKind::AddrNotAvailable => match peer.source_address {
-            Some(source) => format!("{source} is no address of this machine: correct sourceAddress"),
+            Some(source) => {
+                format!("{source} is no address of this machine: correct sourceAddress")
+            }
             None => error.to_string(),
         },
         _ => error.to_string(),

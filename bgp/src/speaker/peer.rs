@@ -76,7 +76,9 @@ impl Peer {
             since_unix_secs: unix_secs(self.since),
             established_count: self.established_count,
             last_error: self.session.last_error().map(|error| ErrorSnapshot {
-                at_unix_secs: unix_secs(SystemTime::now() - now.saturating_duration_since(error.at)),
+                at_unix_secs: unix_secs(
+                    SystemTime::now() - now.saturating_duration_since(error.at),
+                ),
                 text: error.text.clone(),
             }),
             negotiated,

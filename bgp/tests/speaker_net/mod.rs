@@ -143,13 +143,17 @@ pub fn originate(config: &mut SpeakerConfig, prefixes: &[&str]) {
 
 pub fn accept_all() -> Arc<Policy> {
     let (matches, set) = (Match::default(), Changes::default());
-    Arc::new(Policy { name: "all".into(), rules: vec![Rule { matches, action: Action::Accept, set }] })
+    Arc::new(Policy {
+        name: "all".into(),
+        rules: vec![Rule { matches, action: Action::Accept, set }],
+    })
 }
 
 impl Node {
     pub fn start(setup: Setup) -> Node {
         let Setup { config, options } = setup;
-        let (handle, feed) = Speaker::start(config.clone(), options).expect("a valid configuration");
+        let (handle, feed) =
+            Speaker::start(config.clone(), options).expect("a valid configuration");
         Node { config, handle, feed }
     }
 }
@@ -231,7 +235,8 @@ impl FakePeer {
     pub async fn notification(mut self) -> Notification {
         let mut buffer = BytesMut::new();
         loop {
-            while let Some(frame) = Frame::split(&mut buffer, MESSAGE_OCTETS_MAX).expect("a frame") {
+            while let Some(frame) = Frame::split(&mut buffer, MESSAGE_OCTETS_MAX).expect("a frame")
+            {
                 if frame.message_type == MessageType::Notification {
                     return Notification::decode(&frame.body).expect("a notification");
                 }
