@@ -220,7 +220,7 @@ async fn a_silent_peer_is_given_up_after_the_hold_time() {
 async fn a_taken_port_is_reported_and_outgoing_sessions_go_on() {
     let net = Net::new();
     let (a, b) = net.pair(65001, 65001);
-    let taken = std::net::TcpListener::bind(a.config.listen[0]).expect("a free port");
+    let taken = speaker_net::PortHolder::new(a.config.listen[0]);
     let (mut a, mut b) = (a, b);
     a.config.peers.values_mut().for_each(|peer| peer.passive = false);
     b.config.peers.values_mut().for_each(|peer| peer.passive = true);
@@ -228,7 +228,8 @@ async fn a_taken_port_is_reported_and_outgoing_sessions_go_on() {
     until("a is established", established(&a, "b")).await;
     let snapshot = a.handle.snapshot().await.expect("a runs");
     let error = snapshot.listeners[0].error.clone().expect("the port is taken");
-    assert!(error.contains("taken by another process") && error.contains("process "), "{error}");
+    let holder = format!("process {})", taken.pid());
+    assert!(error.contains("taken by another process") && error.contains(&holder), "{error}");
     drop(taken);
 }
 

@@ -212,6 +212,43 @@ impl Fib {
     }
 }
 
+/// Another process that has a port.
+pub struct PortHolder(libc::pid_t);
+
+impl PortHolder {
+    pub fn new(address: SocketAddr) -> PortHolder {
+        let listener = std::net::TcpListener::bind(address).expect("a free port");
+        // SAFETY: the child does nothing but wait with the socket that it inherits.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork: {}", std::io::Error::last_os_error());
+        if pid == 0 {
+            // SAFETY: system calls only; the kernel ends the child with this thread.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        drop(listener);
+        PortHolder(pid)
+    }
+
+    pub fn pid(&self) -> libc::pid_t {
+        self.0
+    }
+}
+
+impl Drop for PortHolder {
+    fn drop(&mut self) {
+        // SAFETY: our own child, which nobody else waits for.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
 impl FakePeer {
     /// Accepts a session and takes it to Established.
     pub async fn accept(listen: SocketAddr, asn: u32, router_id: Ipv4Addr) -> FakePeer {
