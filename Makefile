@@ -6,6 +6,7 @@ CAIRN      := $(TARGET_DIR)/debug/cairn
 # Tools that the checks need and that no distribution has, outside of the checkout.
 TOOLS      ?= $(HOME)/.cache/cairn-tools
 LAB_ARGS   ?=
+BENCH_ARGS ?=
 IMAGE      ?= cairn:dev
 
 export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
@@ -77,8 +78,8 @@ render: ## The manifests render
 crds: build ## Writes the generated files anew: manifests/crds and docs/reference/objects.md
 	CAIRN=$(CAIRN) scripts/generate.sh
 
-bench: ## The measurements (none yet)
-	$(CARGO) run --locked --release -p cairn-bench
+bench: ## The measurements, in one table of ratios (root; BENCH_ARGS="--only wire -o json")
+	$(CARGO) run --locked --release -p cairn-bench -- $(BENCH_ARGS)
 
 image: ## Builds the container image (IMAGE=cairn:dev)
 	docker build --tag $(IMAGE) .
