@@ -1,6 +1,6 @@
 //! The task that owns sessions and RIB.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::prefix::Families;
 use crate::rib::{Output, PeerId, PeerSession, Rib, RibConfig, RibPeerConfig};
 use crate::session::{
     Action, ConnectionId, DownReason, Event, Jitter, Message, Restart, Session, SessionConfig,
-    StopReason,
+    SessionState, StopReason,
 };
 use crate::status::SpeakerSnapshot;
 use crate::wire::{RefreshKind, keepalive};
@@ -68,6 +68,26 @@ pub(super) struct Owner {
     seed: u64,
     changed: bool,
     output: Vec<Output>,
+}
+
+/// How an attempt to bring a session up ended, for the log.
+#[derive(Clone, Copy)]
+enum Attempt {
+    /// One side does not want the other: somebody has to correct something.
+    Refused,
+    /// There is nobody to talk to, which passes.
+    Failed,
+}
+
+impl Attempt {
+    /// What an event that brings an error means; malformed messages are told where they are read.
+    fn of(event: &Event) -> Option<Attempt> {
+        match event {
+            Event::Received { .. } => Some(Attempt::Refused),
+            Event::ConnectFailed { .. } | Event::Lost { .. } | Event::Tick => Some(Attempt::Failed),
+            _ => None,
+        }
+    }
 }
 
 enum Wake {
@@ -423,8 +443,21 @@ impl Owner {
         let mut actions = Vec::new();
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let before = peer.session.state();
+        let sort = Attempt::of(&event);
         peer.session.handle(now, event, &mut actions);
         let after = peer.session.state();
+        if let (Some(sort), Some(error)) = (sort, peer.session.last_error())
+            && before != SessionState::Established
+            && error.at == now
+            && peer.refusals.len() < REFUSALS_MAX
+            && peer.refusals.insert(error.text.clone())
+        {
+            let (peer, address) = (&peer.name, peer.config.address);
+            match sort {
+                Attempt::Refused => tracing::warn!(%peer, %address, "{}", error.text),
+                Attempt::Failed => tracing::info!(%peer, %address, "no session: {}", error.text),
+            }
+        }
         if before != after {
             self.changed = true;
             tracing::debug!(peer = %peer.name, from = ?before, to = ?after, "session");
@@ -467,6 +500,7 @@ impl Owner {
                 Action::Up(established) => {
                     peer.since = SystemTime::now();
                     peer.established_count += 1;
+                    peer.refusals.clear();
                     self.changed = true;
                     tracing::info!(
                         peer = %peer.name,
@@ -524,6 +558,7 @@ impl Owner {
             since: SystemTime::now(),
             established_count: 0,
             warnings: Throttle::default(),
+            refusals: BTreeSet::new(),
         };
         self.by_rib_id.insert(rib_id, key);
         self.peers.insert(key, peer);
@@ -663,6 +698,8 @@ fn explain_connect_error(peer: &PeerConfig, error: &io::Error) -> String {
     }
 }
 
+/// Different reasons that the log hears of between two sessions with a peer.
+const REFUSALS_MAX: usize = 8;
 /// Rounds of encoding between two looks at inputs.
 const FLUSHES_PER_TURN_MAX: usize = 8;
 /// Inputs taken in between two looks at deadlines and at what can be sent.

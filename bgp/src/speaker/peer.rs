@@ -1,5 +1,6 @@
 //! One peer at runtime: its session, its connections and what to report about them.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -26,6 +27,8 @@ pub(super) struct Peer {
     pub(super) since: SystemTime,
     pub(super) established_count: u64,
     pub(super) warnings: Throttle,
+    /// What the log has heard of attempts since the last session.
+    pub(super) refusals: BTreeSet<String>,
 }
 
 /// Lets one of many equal log lines pass.

@@ -68,7 +68,7 @@ pub(super) fn explain_listen_error(address: SocketAddr, error: &io::Error) -> St
 
 /// Which process listens on a port: name and process number, from /proc.
 fn holder_of(address: SocketAddr) -> Option<String> {
-    let inodes = listening_inodes(address.port());
+    let inodes = listening_inodes(address);
     for process in std::fs::read_dir("/proc").ok()?.flatten().take(PROCESSES_MAX) {
         let Ok(pid) = process.file_name().to_string_lossy().parse::<u32>() else { continue };
         let Ok(descriptors) = std::fs::read_dir(process.path().join("fd")) else { continue };
@@ -85,24 +85,45 @@ fn holder_of(address: SocketAddr) -> Option<String> {
     None
 }
 
-fn listening_inodes(port: u16) -> Vec<String> {
-    let mut inodes = Vec::new();
-    for table in ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"] {
-        let text = std::fs::read_to_string(table).unwrap_or_default();
-        for line in text.lines().skip(1) {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (Some(local), Some(state), Some(inode)) =
-                (fields.get(1), fields.get(3), fields.get(9))
-            else {
-                continue;
-            };
-            let local_port = local.rsplit(':').next().and_then(|p| u16::from_str_radix(p, 16).ok());
-            if *state == "0A" && local_port == Some(port) {
-                inodes.push((*inode).to_owned());
-            }
+/// The sockets that listen where nobody else then can: on the same port of this address, or of all.
+fn listening_inodes(address: SocketAddr) -> Vec<String> {
+    let read = |table: &str| {
+        std::fs::read_to_string(format!("/proc/thread-self/net/{table}")).unwrap_or_default()
+    };
+    match address {
+        SocketAddr::V4(_) => {
+            let inodes = inodes_of(&read("tcp"), address);
+            // One of both families holds the port of every IPv4 address too.
+            let both = || inodes_of(&read("tcp6"), (Ipv6Addr::UNSPECIFIED, address.port()).into());
+            if inodes.is_empty() { both() } else { inodes }
         }
+        SocketAddr::V6(_) => inodes_of(&read("tcp6"), address),
     }
-    inodes
+}
+
+/// From the text of `/proc/net/tcp` or `tcp6`.
+fn inodes_of(table: &str, address: SocketAddr) -> Vec<String> {
+    let octets = match address.ip() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    // The kernel prints words of 32 bits in its own order of octets.
+    let wanted: String = octets
+        .chunks_exact(4)
+        .filter_map(|word| word.try_into().ok())
+        .map(|word| format!("{:08X}", u32::from_ne_bytes(word)))
+        .collect();
+    let listens_there = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let (local, state) = (fields.get(1)?, fields.get(3)?);
+        let (host, port) = local.rsplit_once(':')?;
+        let all = host.bytes().all(|digit| digit == b'0');
+        let there = all || host == wanted || address.ip().is_unspecified();
+        let same_port = u16::from_str_radix(port, 16).ok()? == address.port();
+        let found = *state == LISTENING && there && same_port;
+        if found { fields.get(9).map(|inode| (*inode).to_owned()) } else { None }
+    };
+    table.lines().skip(1).filter_map(listens_there).collect()
 }
 
 /// Sets TTL and, with GTSM, the least TTL accepted (RFC 5082).
@@ -257,5 +278,34 @@ const IP_MINTTL: i32 = 21;
 const IPV6_MINHOPCOUNT: i32 = 73;
 /// Peers that may connect in one moment: a reflector's clients all do when it comes back.
 const BACKLOG: i32 = 1024;
+/// TCP_LISTEN in `/proc/net/tcp`.
+const LISTENING: &str = "0A";
 /// Processes looked at for the one that has our port.
 const PROCESSES_MAX: usize = 10_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_listener_in_the_way_is_the_one_at_the_address() {
+        let line = |local: &str, state: &str, inode: u32| {
+            format!(" 0: {local} 00000000:0000 {state} 0:0 00:0 0 0 0 {inode} 1 0\n")
+        };
+        let word = |octets| format!("{:08X}", u32::from_ne_bytes(octets));
+        let (one, two) = (word([192, 0, 2, 1]), word([192, 0, 2, 2]));
+        let table = format!(
+            "head\n{}{}{}{}garbage\n",
+            line(&format!("{one}:00B3"), "0A", 11),
+            line(&format!("{two}:00B3"), "0A", 12),
+            line("00000000:0050", "0A", 13),
+            line(&format!("{one}:00B3"), "01", 14),
+        );
+        let found = |address: &str| inodes_of(&table, address.parse().expect("an address"));
+        assert_eq!(found("192.0.2.1:179"), ["11"]);
+        assert_eq!(found("192.0.2.2:179"), ["12"]);
+        assert_eq!(found("192.0.2.3:179"), Vec::<String>::new());
+        assert_eq!(found("0.0.0.0:179"), ["11", "12"]);
+        assert_eq!(found("192.0.2.3:80"), ["13"], "a listener at all addresses");
+    }
+}
