@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use cairn_api::{BGPNode, BGPNodeStatus, BGPNodeStatusSpec, ObjectReference, RoutesStatus};
@@ -27,9 +27,10 @@ use tokio::sync::watch;
 use crate::fib::Fib;
 use crate::ipam::Holdings;
 use crate::plan::{Local, plan};
+use crate::problems::{Line, ProblemLog};
 use crate::publish::{self, Wanted};
 use crate::report::{self, BlockReport, Report};
-use crate::view::ClusterView;
+use crate::view::{ClusterView, WatchFailure};
 use crate::{control, ipam, pods, watch as watches};
 
 /// Options of `cairn agent`.
@@ -62,6 +63,7 @@ pub struct Options {
 /// The node cannot be an agent's: no right to write routes, another agent, no way to the API.
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     crate::require_net_admin("cairn agent")?;
+    crate::require_pod_links()?;
     let name = options.node_name.clone();
     let (pods, pod_network) = pods::Pods::start(pods::PodsOptions {
         run_dir: options.run_dir.clone(),
@@ -69,8 +71,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         address_wait: ADDRESS_WAIT,
     })
     .await?;
+    let listener = control::bind(&options.run_dir)?;
+    let (client, server) = client(options.kubeconfig.as_deref()).await?;
     let mut fib = Fib::start(Some(pods.clone())).await?;
-    let client = client(options.kubeconfig.as_deref()).await?;
     let views = watches::start(&client, &name);
     let (holdings_out, holdings) = watch::channel(Arc::default());
     let ipam_options = ipam::IpamOptions {
@@ -78,7 +81,6 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         boot_id: ipam::boot_id().context("cannot read this machine's boot id")?,
         namespace: options.namespace.clone(),
         offline: Duration::from_secs(options.offline_secs.into()),
-        stale_max: Duration::ZERO,
         idle_release: None,
     };
     let channels = ipam::IpamChannels {
@@ -94,15 +96,15 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let (status, status_wanted) = watch::channel(Wanted::None);
     tokio::spawn(publish::keep::<BGPNode>(client.clone(), name.clone(), bgp_node_wanted));
     tokio::spawn(publish::keep::<BGPNodeStatus>(client.clone(), name.clone(), status_wanted));
-    let (report_out, report) = watch::channel(Arc::new(Report::default()));
-    let listener = control::bind(&options.run_dir).with_context(|| {
-        format!("cannot make the control socket in {}", options.run_dir.display())
-    })?;
+    let (report_out, report) =
+        watch::channel(Arc::new(Report { node: Some(name.clone()), ..Report::default() }));
     tokio::spawn(control::serve(listener, async move || Report::clone(&report.borrow())));
     tracing::info!(node = name, run_dir = %options.run_dir.display(), "started");
 
     let mut agent = Agent {
         name,
+        server,
+        unreachable: None,
         views,
         holdings,
         reachable: fib.reachable.clone(),
@@ -114,6 +116,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         status,
         report: report_out,
         problems: Vec::new(),
+        log: ProblemLog::default(),
         first_plan: None,
         start_by: None,
     };
@@ -126,6 +129,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
 
 struct Agent {
     name: String,
+    /// The API server's address, for messages.
+    server: String,
+    /// Why the API server could first not be reached, for as long as it cannot.
+    unreachable: Option<String>,
     views: watch::Receiver<Arc<ClusterView>>,
     holdings: watch::Receiver<Arc<Holdings>>,
     reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
@@ -137,6 +144,7 @@ struct Agent {
     status: watch::Sender<Wanted<BGPNodeStatusSpec>>,
     report: watch::Sender<Arc<Report>>,
     problems: Vec<String>,
+    log: ProblemLog,
     first_plan: Option<tokio::time::Instant>,
     /// When the speaker starts at the latest.
     start_by: Option<tokio::time::Instant>,
@@ -145,7 +153,7 @@ struct Agent {
 struct Running {
     handle: SpeakerHandle,
     changes: watch::Receiver<u64>,
-    config: SpeakerConfig,
+    config: Arc<SpeakerConfig>,
 }
 
 impl Agent {
@@ -159,21 +167,28 @@ impl Agent {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut report_due: Option<tokio::time::Instant> = None;
         loop {
-            let report_soon = || Some(tokio::time::Instant::now() + REPORT_DELAY);
             tokio::select! {
-                Ok(()) = self.views.changed() => self.plan(fib)?,
-                Ok(()) = self.holdings.changed() => self.plan(fib)?,
-                Ok(()) = self.reachable.changed() => self.plan(fib)?,
-                Ok(()) = self.routes.changed() => {}
-                Ok(()) = self.usage.changed() => {}
+                changed = self.views.changed() => {
+                    changed.context("the watches ended")?;
+                    self.plan(fib);
+                }
+                changed = self.holdings.changed() => {
+                    changed.context("the IPAM ended")?;
+                    self.plan(fib);
+                }
+                changed = self.reachable.changed() => {
+                    changed.context("the kernel side ended")?;
+                    self.plan(fib);
+                }
+                changed = self.routes.changed() => changed.context("the kernel side ended")?,
+                changed = self.usage.changed() => changed.context("the pod network ended")?,
                 () = until(self.start_by) => {
                     self.start_by = None;
-                    self.plan(fib)?;
+                    self.plan(fib);
                 }
-                () = changed(&mut self.speaker) => {}
+                changed = changed(&mut self.speaker) => changed.context("the speaker ended")?,
                 () = until(report_due) => {
-                    report_due = None;
-                    self.tell().await?;
+                    report_due = self.tell().await?.map(tokio::time::Instant::from_std);
                     continue;
                 }
                 ended = &mut served => {
@@ -182,19 +197,26 @@ impl Agent {
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
             }
-            report_due = report_due.or_else(report_soon);
+            let soon = tokio::time::Instant::now() + REPORT_DELAY;
+            report_due = Some(report_due.map_or(soon, |due| due.min(soon)));
         }
     }
 
     /// Plans with what is known now, and hands each part what it has to do.
-    fn plan(&mut self, fib: &mut Fib) -> anyhow::Result<()> {
+    fn plan(&mut self, fib: &mut Fib) {
         let view = self.views.borrow_and_update().clone();
+        self.problems = self.watch_problems(&view);
         if !view.synced {
-            return Ok(());
+            return;
         }
         let holdings = self.holdings.borrow_and_update().clone();
         let reachable = self.reachable.borrow_and_update().clone();
-        let local = Local { blocks: &holdings.announced, reachable: &reachable };
+        let running = self.speaker.as_ref().map(|running| Arc::clone(&running.config));
+        let local = Local {
+            blocks: &holdings.announced,
+            reachable: &reachable,
+            running: running.as_deref(),
+        };
         let plan = plan(&view, &self.name, &local);
         self.pods.set_blocks(holdings.blocks.clone(), holdings.families.clone());
         fib.blocks.send_if_modified(|held| {
@@ -208,18 +230,48 @@ impl Agent {
                 mtu: underlay_mtu(&plan.addresses),
             });
         }
+        // Others know this node by that object alone, so it comes back when somebody deletes it.
+        let shown = view.bgp_nodes.get(&self.name).map(|object| &object.spec);
+        let drifted = plan.bgp_node.as_ref().is_some_and(|(_, wanted)| Some(wanted) != shown);
         self.bgp_node.send_if_modified(|held| {
             let differs = *held != plan.bgp_node;
             held.clone_from(&plan.bgp_node);
-            differs
+            differs || drifted
         });
-        self.problems = plan.problems;
-        match plan.speaker {
-            Some(config) if self.speaker.is_some() || self.may_start(&view, &local) => {
-                self.apply(config, fib)
-            }
-            _ => Ok(()),
+        self.problems.extend(plan.problems);
+        if let Some(config) = plan.speaker
+            && (self.speaker.is_some() || self.may_start(&view, &local))
+        {
+            self.apply(config, fib);
         }
+    }
+
+    /// What is wrong with the way to the API server. The reason of an outage is the first one: the
+    /// others are its echoes.
+    fn watch_problems(&mut self, view: &ClusterView) -> Vec<String> {
+        let mut problems = Vec::new();
+        let unreachable = view.unwatched.values().find_map(|failure| match failure {
+            WatchFailure::Unreachable(reason) => Some(reason),
+            WatchFailure::Refused(_) => None,
+        });
+        self.unreachable =
+            unreachable.map(|reason| self.unreachable.take().unwrap_or(reason.clone()));
+        if let Some(reason) = &self.unreachable {
+            let consequence = match view.synced {
+                true => "sessions, routes and pods go on with what was last known",
+                false => "nothing is known of the cluster yet, and pods wait",
+            };
+            problems.push(format!(
+                "the API server at {} cannot be reached ({reason}): check that it runs and that \
+                 this address is right; {consequence}",
+                self.server
+            ));
+        }
+        problems.extend(view.unwatched.iter().filter_map(|(kind, failure)| match failure {
+            WatchFailure::Unreachable(_) => None,
+            WatchFailure::Refused(text) => Some(format!("cannot watch {kind}: {text}")),
+        }));
+        problems
     }
 
     /// Whether the first configuration is complete: peers that kept our routes over a restart drop
@@ -243,40 +295,49 @@ impl Agent {
         false
     }
 
-    fn apply(&mut self, config: SpeakerConfig, fib: &mut Fib) -> anyhow::Result<()> {
+    /// Hands the speaker its configuration. One that cannot work leaves the last one in force.
+    fn apply(&mut self, config: SpeakerConfig, fib: &mut Fib) {
         match &mut self.speaker {
-            Some(running) if running.config == config => {}
-            Some(running) => {
-                // A value that cannot work leaves the last one in force.
-                match running.handle.apply(config.clone()) {
-                    Ok(()) => running.config = config,
-                    Err(error) => {
-                        self.problems.push(format!("BGP keeps its old settings: {error}"))
-                    }
-                }
-            }
+            Some(running) if *running.config == config => {}
+            Some(running) => match running.handle.apply(config.clone()) {
+                Ok(()) => running.config = Arc::new(config),
+                Err(error) => self.problems.push(format!("BGP keeps its old settings: {error}")),
+            },
             None => {
                 let options = SpeakerOptions {
                     forwarding_preserved: fib.preserved,
                     restarting: fib.preserved,
                 };
-                let (handle, feed) = Speaker::start(config.clone(), options)?;
-                fib.follow(feed);
-                let changes = handle.changes();
-                self.speaker = Some(Running { handle, changes, config });
+                match Speaker::start(config.clone(), options) {
+                    Ok((handle, feed)) => {
+                        fib.follow(feed);
+                        let changes = handle.changes();
+                        self.speaker = Some(Running { handle, changes, config: Arc::new(config) });
+                    }
+                    Err(error) => self.problems.push(format!("BGP does not start: {error}")),
+                }
             }
         }
-        Ok(())
     }
 
-    /// Gathers the report for `cairn status` and the status object.
-    async fn tell(&mut self) -> anyhow::Result<()> {
-        let (sessions, mut problems) = match &self.speaker {
+    /// Gathers the report for `cairn status` and the status object, and tells the log what is new;
+    /// returns when the log may have more to hear.
+    async fn tell(&mut self) -> anyhow::Result<Option<Instant>> {
+        let (sessions, listening) = match &self.speaker {
             Some(running) => report::sessions(&running.handle.snapshot().await?),
             None => Default::default(),
         };
-        problems.splice(0..0, self.problems.iter().cloned());
+        let mut problems = self.problems.clone();
         problems.extend(self.holdings.borrow().problems.iter().cloned());
+        let (lines, log_due) = self.log.observe(Instant::now(), &problems);
+        for line in lines {
+            match line {
+                Line::Began(problem) => tracing::warn!("{problem}"),
+                Line::Ended(problem) => tracing::info!("no longer: {problem}"),
+            }
+        }
+        // The speaker logs its own.
+        problems.extend(listening);
         let usage = self.usage.borrow_and_update().clone();
         let blocks = usage
             .blocks
@@ -293,11 +354,6 @@ impl Agent {
             routes: self.routes.borrow_and_update().clone(),
             problems,
         };
-        for problem in &self.problems {
-            if !self.report.borrow().bgp.problems.contains(problem) {
-                tracing::warn!("{problem}");
-            }
-        }
         let owner = self.views.borrow().node.as_ref().map(|node| ObjectReference {
             name: self.name.clone(),
             uid: node.metadata.uid.clone().unwrap_or_default(),
@@ -310,17 +366,13 @@ impl Agent {
             differs
         });
         self.report.send_replace(Arc::new(report));
-        Ok(())
+        Ok(log_due)
     }
 }
 
-async fn changed(speaker: &mut Option<Running>) {
+async fn changed(speaker: &mut Option<Running>) -> Result<(), watch::error::RecvError> {
     match speaker {
-        // An error: the speaker has ended, which the next report notices.
-        Some(running) => match running.changes.changed().await {
-            Ok(()) => {}
-            Err(_) => std::future::pending().await,
-        },
+        Some(running) => running.changes.changed().await,
         None => std::future::pending().await,
     }
 }
@@ -354,19 +406,24 @@ fn underlay_mtu(addresses: &[IpAddr]) -> u32 {
     }
 }
 
-/// The way to the API server: a kubeconfig, or the environment of a pod. The address comes from the
-/// environment and not by DNS, since cluster DNS needs the network that this agent makes.
-async fn client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Client> {
+/// The way to the API server, and its address: a kubeconfig, or the environment of a pod. The address
+/// comes from the environment and not by DNS, since cluster DNS needs the network that this agent
+/// makes.
+async fn client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<(Client, String)> {
     let config = match kubeconfig {
         Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path)
-                .with_context(|| format!("cannot use the kubeconfig {}", path.display()))?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await?
+            let unusable = || format!("cannot use the kubeconfig {}", path.display());
+            let kubeconfig = Kubeconfig::read_from(path).with_context(unusable)?;
+            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
+                .await
+                .with_context(unusable)?
         }
         None => kube::Config::incluster_env()
             .context("not a pod of a cluster: give --kubeconfig, or run it from the DaemonSet")?,
     };
-    Client::try_from(config).context("cannot make a client for the API server")
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    let client = Client::try_from(config).context("cannot make a client for the API server")?;
+    Ok((client, server))
 }
 
 /// Ethernet's, where the uplink's cannot be read.

@@ -23,10 +23,22 @@ pub fn path(run_dir: &Path) -> PathBuf {
 /// Binds the socket, in place of one that an earlier process left behind.
 ///
 /// # Errors
-/// The directory cannot be made or written.
-pub fn bind(run_dir: &Path) -> io::Result<UnixListener> {
-    std::fs::create_dir_all(run_dir)?;
+/// The directory cannot be made or written, or a daemon that lives answers there.
+pub fn bind(run_dir: &Path) -> anyhow::Result<UnixListener> {
     let path = path(run_dir);
+    if UnixStream::connect(&path).is_ok() {
+        bail!(
+            "another agent or speaker already answers on {}: stop it first, or give this one \
+             another --run-dir",
+            path.display()
+        );
+    }
+    take_place(run_dir, &path)
+        .with_context(|| format!("cannot make the control socket {}", path.display()))
+}
+
+fn take_place(run_dir: &Path, path: &Path) -> io::Result<UnixListener> {
+    std::fs::create_dir_all(run_dir)?;
     let fresh = path.with_extension("new");
     match std::fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -34,7 +46,7 @@ pub fn bind(run_dir: &Path) -> io::Result<UnixListener> {
     }
     let listener = UnixListener::bind(&fresh)?;
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
-    std::fs::rename(&fresh, &path)?;
+    std::fs::rename(&fresh, path)?;
     Ok(listener)
 }
 

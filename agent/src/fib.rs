@@ -27,7 +27,7 @@ use cairn_kernel::route::{
     DumpFilter, Family, NextHop, Route, RouteEvent, RouteKey, RouteSocket, TABLE_MAIN, Target,
 };
 use cairn_kernel::{
-    BLACKHOLE_METRIC, POD_ROUTE_PROTOCOL, ROUTE_METRIC, ROUTE_PROTOCOL, link, sysctl,
+    BLACKHOLE_METRIC, POD_ROUTE_PROTOCOL, ROUTE_METRIC, ROUTE_PROTOCOL, feature, link, sysctl,
 };
 use ipnet::IpNet;
 use tokio::sync::{oneshot, watch};
@@ -129,6 +129,8 @@ struct Worker {
     pod_links: BTreeSet<u32>,
     /// When the underlay is read again after it changed.
     underlay_due: Option<tokio::time::Instant>,
+    /// How long changes of the underlay are gathered before it is read.
+    gather: Duration,
     /// What BGP wants, as it was told: next hops are resolved anew when the underlay changes.
     learned: BTreeMap<Prefix, FibRoute>,
     blocks: Option<BTreeSet<IpNet>>,
@@ -137,6 +139,8 @@ struct Worker {
     swept: bool,
     tell: Tell,
     state_dirty: bool,
+    /// What failed last, and when.
+    complaint: Option<(String, Instant)>,
 }
 
 /// Who hears of what the thread sees.
@@ -153,8 +157,9 @@ impl Worker {
         // Subscribed before the first dump, so that no change falls between.
         let mut monitor = Monitor::open()?;
         monitor.ignore_port(socket.port());
-        for family in Family::ALL {
-            sysctl::enable_forwarding(family).context("forwarding must be on for pods")?;
+        for family in Family::ALL.into_iter().filter(|f| *f == Family::V4 || feature::has_ipv6()) {
+            sysctl::enable_forwarding(family)
+                .context("packets for others must be forwarded, which is off")?;
         }
         let resolver = resolver(&mut socket)?;
         let filter = DumpFilter { protocol: Some(ROUTE_PROTOCOL), ..DumpFilter::default() };
@@ -169,6 +174,7 @@ impl Worker {
             resolver,
             pod_links: BTreeSet::new(),
             underlay_due: None,
+            gather: GATHER,
             learned: BTreeMap::new(),
             blocks: None,
             unresolved: BTreeSet::new(),
@@ -176,6 +182,7 @@ impl Worker {
             swept: false,
             tell,
             state_dirty: true,
+            complaint: None,
         };
         Ok((worker, preserved))
     }
@@ -223,7 +230,9 @@ impl Worker {
                 events = self.monitor.next() => match events {
                     Ok(events) => self.observe(events),
                     Err(error) => {
-                        tracing::error!(%error, "the kernel's notifications failed: reading all again");
+                        self.complain(format!(
+                            "the kernel's notifications failed, reading all again: {error}"
+                        ));
                         self.reconciler.request_resync();
                         tokio::time::sleep(RETRY).await;
                     }
@@ -268,7 +277,9 @@ impl Worker {
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "cannot read or write the kernel's routes, retrying");
+                    self.complain(format!(
+                        "cannot read or write the kernel's routes, retrying: {error}"
+                    ));
                     self.state_dirty = true;
                 }
             }
@@ -357,13 +368,24 @@ impl Worker {
     }
 
     fn observe(&mut self, events: Vec<KernelEvent>) {
-        let mut underlay_changed = false;
-        let mut pod_gone = false;
+        let (mut underlay_changed, mut pods_changed) = (false, false);
+        // What a pod takes along when it goes is still known as a pod's below.
+        let mut gone = Vec::new();
+        for event in &events {
+            if let KernelEvent::Link { index, name, state } = event
+                && name.starts_with(HOST_INTERFACE_PREFIX)
+            {
+                self.pod_links.insert(*index);
+                if *state == LinkState::Removed {
+                    gone.push(*index);
+                }
+            }
+        }
         for event in events {
             match event {
                 KernelEvent::Route(event) => {
                     let removed = matches!(event, RouteEvent::Removed(_));
-                    pod_gone |= removed && event.route().protocol == POD_ROUTE_PROTOCOL;
+                    pods_changed |= removed && event.route().protocol == POD_ROUTE_PROTOCOL;
                     underlay_changed |= self.is_underlay(event.route());
                     if self.reconciler.observe(&event) {
                         let route = event.route();
@@ -375,20 +397,21 @@ impl Worker {
                         self.state_dirty = true;
                     }
                 }
-                KernelEvent::RoutesLost { .. } => self.reconciler.request_resync(),
+                KernelEvent::RoutesLost { ifindex } => {
+                    // No route but its own leads through a pod's link.
+                    if !ifindex.is_some_and(|index| self.pod_links.contains(&index)) {
+                        self.reconciler.request_resync();
+                        pods_changed = true;
+                    }
+                }
                 KernelEvent::Overrun => {
                     tracing::warn!("kernel notifications were lost: reading all again");
                     self.reconciler.request_resync();
                     underlay_changed = true;
+                    pods_changed = true;
                 }
-                KernelEvent::Link { index, name, state } => {
-                    if name.starts_with(HOST_INTERFACE_PREFIX) {
-                        if state == LinkState::Removed {
-                            pod_gone = true;
-                            self.pod_links.remove(&index);
-                        } else {
-                            self.pod_links.insert(index);
-                        }
+                KernelEvent::Link { index, state, .. } => {
+                    if self.pod_links.contains(&index) {
                         continue;
                     }
                     underlay_changed = true;
@@ -397,16 +420,23 @@ impl Worker {
                     }
                 }
                 KernelEvent::AddressesChanged { ifindex } => {
-                    underlay_changed |= !self.pod_links.contains(&ifindex);
+                    // Host routes to pods go with the address that is their source.
+                    let of_node = !self.pod_links.contains(&ifindex);
+                    underlay_changed |= of_node;
+                    pods_changed |= of_node;
                 }
                 KernelEvent::Neighbour { .. } => {}
             }
         }
-        if let (true, Some(pods)) = (pod_gone, &self.tell.pods) {
+        pods_changed |= !gone.is_empty();
+        for index in gone {
+            self.pod_links.remove(&index);
+        }
+        if let (true, Some(pods)) = (pods_changed, &self.tell.pods) {
             pods.resync();
         }
         if underlay_changed && self.underlay_due.is_none() {
-            self.underlay_due = Some(tokio::time::Instant::now() + GATHER);
+            self.underlay_due = Some(tokio::time::Instant::now() + self.gather);
         }
     }
 
@@ -422,7 +452,11 @@ impl Worker {
     /// Reads addresses and the routes of others, and resolves every learned route again if they
     /// differ from before.
     fn resolve_anew(&mut self) {
-        match resolver(&mut self.socket) {
+        let began = Instant::now();
+        let read = resolver(&mut self.socket);
+        // A host may hold a full table that somebody else changes all the time.
+        self.gather = GATHER.max(began.elapsed() * READ_SHARE);
+        match read {
             Ok(resolver) if resolver == self.resolver => {}
             Ok(resolver) => {
                 self.resolver = resolver;
@@ -432,10 +466,23 @@ impl Worker {
                 self.state_dirty = true;
             }
             Err(error) => {
-                tracing::warn!(%error, "cannot read the underlay's routes");
+                self.complain(format!("cannot read the underlay's routes, retrying: {error}"));
                 self.reconciler.request_resync();
             }
         }
+    }
+
+    /// Tells of a failure once and not at every retry.
+    fn complain(&mut self, text: String) {
+        let now = Instant::now();
+        let known = self
+            .complaint
+            .as_ref()
+            .is_some_and(|(last, at)| *last == text && now.duration_since(*at) < COMPLAINT_REST);
+        if !known {
+            tracing::warn!("{text}");
+        }
+        self.complaint = Some((text, now));
     }
 
     fn publish(&mut self) {
@@ -545,7 +592,12 @@ async fn sleep_until(deadline: Option<tokio::time::Instant>) {
 /// The changes that one event of the underlay brings with it are read together.
 const GATHER: Duration = Duration::from_millis(10);
 
+/// Of the time at most one part in this many goes into reading the underlay.
+const READ_SHARE: u32 = 8;
+
 /// How soon a pass that failed as a whole is tried again.
+/// A failure that has not been seen for this long is news again.
+const COMPLAINT_REST: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The state is for people: it may lag a little, and counting all routes is not free.

@@ -16,12 +16,12 @@ pub mod agent;
 pub mod control;
 pub mod fib;
 pub mod file;
-pub mod holder;
 pub mod ipam;
 pub mod logging;
 pub mod objects;
 pub mod plan;
 pub mod pods;
+pub mod problems;
 pub mod publish;
 pub mod report;
 pub mod speaker;
@@ -42,5 +42,17 @@ pub fn require_net_admin(what: &str) -> anyhow::Result<()> {
         effective.contains(CapabilitySet::NET_ADMIN),
         "{what} writes routes and needs CAP_NET_ADMIN: run it as root"
     );
+    Ok(())
+}
+
+/// Checks that the kernel can connect pods; IPv6 may be missing, which is told.
+///
+/// # Errors
+/// What is missing, and which module brings it.
+pub fn require_pod_links() -> Result<(), cairn_kernel::feature::FeatureError> {
+    cairn_kernel::feature::probe("veth")?;
+    if !cairn_kernel::feature::has_ipv6() {
+        tracing::info!("this kernel has no IPv6: pods of this node get IPv4 addresses only");
+    }
     Ok(())
 }

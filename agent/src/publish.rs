@@ -86,7 +86,13 @@ pub async fn keep<K: NodeObject>(
             Err(error) => {
                 if failures == 0 {
                     let kind = K::kind(&());
-                    tracing::warn!(%kind, %error, "cannot write the node's object, retrying");
+                    match error {
+                        kube::Error::Api(_) => {
+                            tracing::warn!(%kind, %error, "cannot write the node's object, retrying")
+                        }
+                        // That the server is away is told by the watches.
+                        _ => tracing::debug!(%kind, %error, "cannot write the node's object yet"),
+                    }
                 }
                 failures = failures.saturating_add(1);
                 tokio::time::sleep(retry_after(failures)).await;

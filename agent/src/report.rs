@@ -8,8 +8,6 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::holder;
-
 /// The state of an agent or a speaker at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -87,17 +85,8 @@ impl Report {
 /// The sessions of a speaker, and what is wrong with its listeners.
 pub fn sessions(snapshot: &SpeakerSnapshot) -> (Vec<SessionStatus>, Vec<String>) {
     let sessions = snapshot.peers.iter().map(|(name, peer)| session(name, peer)).collect();
-    let problems = snapshot
-        .listeners
-        .iter()
-        .filter_map(|listener| {
-            let error = listener.error.as_ref()?;
-            let holder = holder::of_tcp_port(listener.address.port())
-                .map(|process| format!("; the port is held by {process}"))
-                .unwrap_or_default();
-            Some(format!("{error}{holder}"))
-        })
-        .collect();
+    let problems =
+        snapshot.listeners.iter().filter_map(|listener| listener.error.clone()).collect();
     (sessions, problems)
 }
 

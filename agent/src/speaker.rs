@@ -1,9 +1,8 @@
 //! `cairn speaker`: the BGP speaker of a router or route reflector, without Kubernetes.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context;
 use cairn_api::{BGPNodeStatusSpec, RoutesStatus};
 use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
 use clap::Args;
@@ -36,10 +35,18 @@ pub struct Options {
 /// # Errors
 /// The file cannot be used, or the kernel's routes cannot be written.
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
+    // Taken first: a signal that nobody awaits yet would end the process.
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     let config = file::load(&options.file)?;
-    let mut fib = None;
     if options.fib {
         crate::require_net_admin("cairn speaker --fib")?;
+    }
+    // Before anything is told to peers or kernel, as another speaker may have the directory.
+    let listener = options.run_dir.as_deref().map(control::bind).transpose()?;
+    let mut fib = None;
+    if options.fib {
         let started = Fib::start(None).await?;
         started.blocks.send_replace(Some(Default::default()));
         fib = Some(started);
@@ -52,26 +59,19 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         Some(fib) => fib.follow(feed),
         None => drain(feed),
     }
-    if let Some(run_dir) = &options.run_dir {
-        let listener = control::bind(run_dir)
-            .with_context(|| format!("cannot make the control socket in {}", run_dir.display()))?;
+    let (refused, refusal) = watch::channel(None);
+    if let Some(listener) = listener {
         let speaker = speaker.clone();
         tokio::spawn(control::serve(listener, async move || {
-            report(&speaker, routes.as_ref()).await
+            let refusal = refusal.borrow().clone();
+            report(&speaker, routes.as_ref(), refusal).await
         }));
     }
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     loop {
         tokio::select! {
-            _ = hangup.recv() => match file::load(&options.file) {
-                Ok(config) => {
-                    speaker.apply(config)?;
-                    tracing::info!(file = %options.file.display(), "read again");
-                }
-                Err(error) => tracing::error!(%error, "the file is not used, the old one stands"),
-            },
+            _ = hangup.recv() => {
+                refused.send_replace(reload(&options.file, &speaker));
+            }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
         }
@@ -88,16 +88,38 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Takes up the file as it is now; what is wrong with it, after which nothing has changed.
+fn reload(path: &Path, speaker: &SpeakerHandle) -> Option<String> {
+    let taken_up =
+        file::load(path).map_err(anyhow::Error::new).and_then(|config| Ok(speaker.apply(config)?));
+    match taken_up {
+        Ok(()) => {
+            tracing::info!(file = %path.display(), "read again");
+            None
+        }
+        Err(error) => {
+            let problem = format!("{error:#}; the settings read before stay in force");
+            tracing::error!("{problem}");
+            Some(problem)
+        }
+    }
+}
+
 /// Without `--fib` nobody reads the routes, and nothing may wait for a reader.
 fn drain(mut feed: cairn_bgp::speaker::FibFeed) {
     tokio::spawn(async move { while feed.recv().await.is_some() {} });
 }
 
-async fn report(speaker: &SpeakerHandle, routes: Option<&watch::Receiver<RoutesStatus>>) -> Report {
-    let (sessions, problems) = match speaker.snapshot().await {
+async fn report(
+    speaker: &SpeakerHandle,
+    routes: Option<&watch::Receiver<RoutesStatus>>,
+    refusal: Option<String>,
+) -> Report {
+    let (sessions, mut problems) = match speaker.snapshot().await {
         Ok(snapshot) => report::sessions(&snapshot),
         Err(error) => (Vec::new(), vec![error.to_string()]),
     };
+    problems.extend(refusal);
     let routes = routes.map(|routes| routes.borrow().clone()).unwrap_or_default();
     let peers = Report::established(&sessions);
     Report { bgp: BGPNodeStatusSpec { peers, sessions, routes, problems }, ..Report::default() }

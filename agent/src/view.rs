@@ -28,4 +28,15 @@ pub struct ClusterView {
     pub bgp_policies: BTreeMap<String, BGPPolicy>,
     /// Advertisements by name.
     pub bgp_advertisements: BTreeMap<String, BGPAdvertisement>,
+    /// Kinds that cannot be watched now: what the view says of them may be old.
+    pub unwatched: BTreeMap<String, WatchFailure>,
+}
+
+/// Why a kind cannot be watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WatchFailure {
+    /// The API server gives no answer: the reason.
+    Unreachable(String),
+    /// The API server refuses: what it says and what to do.
+    Refused(String),
 }

@@ -10,7 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cairn_api::{BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, IPBlock, IPPool};
 use futures::StreamExt;
@@ -21,7 +21,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
-use crate::view::ClusterView;
+use crate::view::{ClusterView, WatchFailure};
 
 /// Updates that wait for this task at most; a watch that is faster waits.
 const UPDATES_MAX: usize = 256;
@@ -32,6 +32,13 @@ const GATHER: Duration = Duration::from_millis(5);
 
 /// The longest wait before a watch that failed is tried again.
 const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// How often the API server is asked whether it is back, and how long it may take to answer.
+const PROBE_INTERVAL: Duration = Duration::from_secs(1);
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Failures further apart than this are not in a row: the watch ran in between. Above [`RETRY_MAX`].
+const QUIET: Duration = Duration::from_secs(10);
 
 type Update = Box<dyn FnOnce(&mut ClusterView) + Send>;
 
@@ -164,49 +171,155 @@ async fn run<K: Watched>(
     told: mpsc::Sender<Told>,
     store: impl Fn(Change<K>) -> Update,
 ) {
-    let kind = K::kind(&()).into_owned();
+    let client = api.clone().into_client();
     let config =
         watcher::Config { initial_list_strategy: InitialListStrategy::default(), ..config };
     let mut events = std::pin::pin!(watch_stream(api, config).backoff(Backoff::default()));
     let mut initial: Option<Vec<K>> = None;
     let mut listed = false;
-    let mut failing = false;
-    while let Some(event) = events.next().await {
-        let change = match event {
-            Err(error) => {
-                if !failing {
-                    tracing::warn!(kind, %error, "cannot watch: the last view stands, retrying");
-                    failing = true;
+    let mut outage = Outage::new::<K>();
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = outage.end(&client) => {
+                if told.send(Told::Change(outage.over())).await.is_err() {
+                    return;
                 }
                 continue;
             }
-            Ok(Event::Init) => {
+        };
+        let change = match event {
+            None => return,
+            Some(Err(error)) => match outage.failed(&error) {
+                Some(news) => Told::Change(news),
+                None => continue,
+            },
+            Some(Ok(Event::Init)) => {
                 initial = Some(Vec::new());
                 continue;
             }
-            Ok(Event::InitApply(object)) => {
+            Some(Ok(Event::InitApply(object))) => {
                 initial.get_or_insert_default().push(trimmed(object));
                 continue;
             }
-            Ok(Event::InitDone) => {
-                if failing {
-                    tracing::info!(kind, "watching again");
-                }
-                let update = store(Change::All(initial.take().unwrap_or_default()));
+            Some(Ok(Event::InitDone)) => {
+                let change = store(Change::All(initial.take().unwrap_or_default()));
+                let update = both(outage.over(), change);
                 if std::mem::replace(&mut listed, true) {
                     Told::Change(update)
                 } else {
                     Told::Listed(update)
                 }
             }
-            Ok(Event::Apply(object)) => Told::Change(store(Change::Set(Box::new(trimmed(object))))),
-            Ok(Event::Delete(object)) => Told::Change(store(Change::Remove(object.name_any()))),
+            Some(Ok(Event::Apply(object))) => {
+                let change = store(Change::Set(Box::new(trimmed(object))));
+                Told::Change(both(outage.over(), change))
+            }
+            Some(Ok(Event::Delete(object))) => {
+                let change = store(Change::Remove(object.name_any()));
+                Told::Change(both(outage.over(), change))
+            }
         };
-        failing = false;
         if told.send(change).await.is_err() {
             return;
         }
     }
+}
+
+fn both(first: Update, second: Update) -> Update {
+    Box::new(move |view| {
+        first(view);
+        second(view);
+    })
+}
+
+/// Whether a watch fails for longer than a moment. A connection that ends, or history that is
+/// forgotten, is repaired by the next attempt and is no news.
+struct Outage {
+    kind: String,
+    in_a_row: u32,
+    last: Option<Instant>,
+    told: Option<WatchFailure>,
+}
+
+impl Outage {
+    fn new<K: Watched>() -> Outage {
+        Outage { kind: K::kind(&()).into_owned(), in_a_row: 0, last: None, told: None }
+    }
+
+    /// Takes a failure in; what to tell about it.
+    fn failed(&mut self, error: &watcher::Error) -> Option<Update> {
+        let now = Instant::now();
+        let in_a_row = self.last.is_some_and(|last| now.duration_since(last) < QUIET);
+        self.in_a_row = if in_a_row { self.in_a_row.saturating_add(1) } else { 1 };
+        self.last = Some(now);
+        if self.in_a_row < 2 || self.told.is_some() {
+            return None;
+        }
+        let failure = explain(error);
+        self.told = Some(failure.clone());
+        let kind = self.kind.clone();
+        Some(Box::new(move |view| {
+            view.unwatched.insert(kind, failure);
+        }))
+    }
+
+    /// Returns when what was told is over. A watch that goes on where it was cut says nothing until
+    /// something changes, so the server itself is asked.
+    async fn end(&self, client: &Client) {
+        match &self.told {
+            None => std::future::pending().await,
+            Some(WatchFailure::Refused(_)) => tokio::time::sleep(QUIET).await,
+            Some(WatchFailure::Unreachable(_)) => loop {
+                tokio::time::sleep(PROBE_INTERVAL).await;
+                let asked = tokio::time::timeout(PROBE_TIMEOUT, client.apiserver_version()).await;
+                if matches!(asked, Ok(Ok(_))) {
+                    return;
+                }
+            },
+        }
+    }
+
+    /// The watch runs.
+    fn over(&mut self) -> Update {
+        (self.in_a_row, self.last) = (0, None);
+        match self.told.take() {
+            None => Box::new(|_| {}),
+            Some(_) => {
+                let kind = self.kind.clone();
+                Box::new(move |view| {
+                    view.unwatched.remove(&kind);
+                })
+            }
+        }
+    }
+}
+
+fn explain(error: &watcher::Error) -> WatchFailure {
+    use watcher::Error::{
+        InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
+    };
+    let status = match error {
+        InitialListFailed(kube::Error::Api(status))
+        | WatchStartFailed(kube::Error::Api(status))
+        | WatchFailed(kube::Error::Api(status))
+        | WatchError(status) => status,
+        NoResourceVersion => return WatchFailure::Refused(error.to_string()),
+        // The innermost error is the system's reason; those around it say how requests are made.
+        InitialListFailed(error) | WatchStartFailed(error) | WatchFailed(error) => {
+            let mut reason: &dyn std::error::Error = error;
+            while let Some(source) = reason.source() {
+                reason = source;
+            }
+            return WatchFailure::Unreachable(reason.to_string());
+        }
+    };
+    let remedy = match status.code {
+        403 => ": apply Cairn's ClusterRole and its binding",
+        404 => ": apply the definitions that `cairn crds` prints",
+        _ => "",
+    };
+    WatchFailure::Refused(format!("{} ({}){remedy}", status.message, status.code))
 }
 
 /// What no decision reads only costs memory.
@@ -216,16 +329,22 @@ fn trimmed<K: Resource>(mut object: K) -> K {
 }
 
 /// Doubles from 200 ms to [`RETRY_MAX`], with jitter so that the agents of a cluster do not return
-/// in step; a success starts anew.
+/// in step; starts anew after [`QUIET`].
 #[derive(Default)]
 struct Backoff {
     failures: u32,
+    last: Option<Instant>,
 }
 
 impl Iterator for Backoff {
     type Item = Duration;
 
     fn next(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.last.is_some_and(|last| now.duration_since(last) > QUIET) {
+            self.failures = 0;
+        }
+        self.last = Some(now);
         let base = Duration::from_millis(200) * 2u32.pow(self.failures.min(6));
         self.failures = self.failures.saturating_add(1);
         let nanos =
@@ -236,7 +355,6 @@ impl Iterator for Backoff {
 }
 
 impl kube::runtime::utils::Backoff for Backoff {
-    fn reset(&mut self) {
-        self.failures = 0;
-    }
+    /// Does nothing: a list that fails has begun well each time.
+    fn reset(&mut self) {}
 }

@@ -35,13 +35,14 @@ fn view(yaml: &str, node: &str) -> ClusterView {
         bgp_peers: objects(yaml),
         bgp_policies: objects(yaml),
         bgp_advertisements: objects(yaml),
+        unwatched: BTreeMap::new(),
     }
 }
 
 fn planned(yaml: &str, node: &str, blocks: &[&str]) -> NodePlan {
     let blocks: Vec<IpNet> = blocks.iter().map(|b| b.parse().expect("a network")).collect();
     let reachable = blocks.iter().copied().collect();
-    plan(&view(yaml, node), node, &Local { blocks: &blocks, reachable: &reachable })
+    plan(&view(yaml, node), node, &Local { blocks: &blocks, reachable: &reachable, running: None })
 }
 
 fn golden(name: &str, plan: &NodePlan) {
@@ -84,7 +85,7 @@ fn one_as_makes_one_mesh() {
 #[test]
 fn a_block_is_announced_only_once_its_route_is_in_the_kernel() {
     let block: IpNet = "10.244.0.16/28".parse().expect("a network");
-    let local = Local { blocks: &[block], reachable: &Default::default() };
+    let local = Local { blocks: &[block], reachable: &Default::default(), running: None };
     let plan = plan(&view(RACK, "n1"), "n1", &local);
     assert!(plan.blackholes.contains(&block));
     assert!(plan.speaker.expect("known").originate.is_empty());
@@ -94,7 +95,8 @@ fn a_block_is_announced_only_once_its_route_is_in_the_kernel() {
 fn without_its_node_object_an_agent_keeps_its_sessions_and_writes_nothing() {
     let mut view = view(RACK, "n1");
     view.node = None;
-    let plan = plan(&view, "n1", &Local { blocks: &[], reachable: &Default::default() });
+    let local = Local { blocks: &[], reachable: &Default::default(), running: None };
+    let plan = plan(&view, "n1", &local);
     assert!(plan.bgp_node.is_none());
     assert!(plan.speaker.expect("known from its BGPNode").peers.contains_key("mesh/n2"));
 }
@@ -117,4 +119,53 @@ fn an_unusable_as_label_is_named() {
     let plan = planned(&RACK.replace("\"65101\"", "\"many\""), "n1", &[]);
     assert!(plan.speaker.is_none());
     assert!(plan.problems.iter().any(|p| p.contains("cairn.network/asn=\"many\"")));
+}
+
+fn peers(plan: &NodePlan) -> Vec<String> {
+    let speaker = plan.speaker.as_ref().expect("the node is known");
+    speaker.peers.keys().map(|name| name.to_string()).collect()
+}
+
+/// A machine that took over the address of one whose Node is still there.
+#[test]
+fn an_address_of_two_nodes_is_one_peer_and_a_problem() {
+    let twice = RACK.replace(
+        "  name: n3\nspec: {addresses: [172.31.2.11], asn: 65102",
+        "  name: n3\nspec: {addresses: [172.31.1.12], asn: 65101",
+    );
+    let plan = planned(&twice, "n1", &[]);
+    assert_eq!(peers(&plan), ["bgppeer/tor1", "mesh/n2"]);
+    let text = "Node n3 is not peered with: 172.31.1.12 is the address of mesh/n2 too";
+    assert!(plan.problems.iter().any(|p| p == text), "{:?}", plan.problems);
+
+    let own = RACK.replace(
+        "name: n2\nspec: {addresses: [172.31.1.12]",
+        "name: n2\nspec: {addresses: [172.31.1.11]",
+    );
+    let plan = planned(&own, "n1", &[]);
+    assert_eq!(peers(&plan), ["bgppeer/tor1"]);
+    assert!(plan.problems.iter().any(|p| p.contains("this node's own address")));
+}
+
+#[test]
+fn a_peer_whose_policy_goes_keeps_its_session() {
+    let with = |policies: &str| {
+        RACK.replace("  address: 172.31.1.1\n", &format!("  address: 172.31.1.1\n{policies}"))
+    };
+    let before = planned(&with(""), "n1", &[]).speaker.expect("known");
+    let running = Local { blocks: &[], reachable: &Default::default(), running: Some(&before) };
+    let after = plan(&view(&with("  importPolicies: [gone]\n"), "n1"), "n1", &running);
+    assert_eq!(after.speaker.as_ref(), Some(&before));
+    assert!(after.problems.iter().any(|p| p.contains("keeps its old settings")));
+
+    let fresh = planned(&with("  importPolicies: [gone]\n"), "n1", &[]);
+    assert_eq!(peers(&fresh), ["mesh/n2"]);
+}
+
+#[test]
+fn a_configuration_past_the_schema_does_not_stop_a_node() {
+    let bad = RACK.replace("  asn: 64512\n", "  asn: 64512\n  listenPort: 0\n");
+    let plan = planned(&bad, "n1", &[]);
+    assert_eq!(plan.speaker.as_ref().map(|s| s.listen[0].port()), Some(179));
+    assert!(plan.problems.iter().any(|p| p.contains("spec.listenPort")));
 }

@@ -140,11 +140,6 @@ impl Reports {
     /// Replaces what `part` reports.
     fn report(&self, part: &'static str, problems: Vec<String>) {
         let mut parts = self.parts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        for problem in &problems {
-            if !parts.get(part).is_some_and(|old| old.contains(problem)) {
-                tracing::warn!(part, "{problem}");
-            }
-        }
         parts.insert(part, problems);
         let all: Vec<String> = parts.values().flatten().cloned().collect();
         self.change(|holdings| holdings.problems = all);

@@ -48,6 +48,8 @@ struct Write {
     status: IPBlockStatus,
     /// The version that the write made, empty if it failed.
     version: Option<String>,
+    /// Why it failed, told until the next attempt.
+    problem: Option<String>,
     at: Duration,
 }
 
@@ -86,24 +88,24 @@ async fn pass(
         let now = since_boot();
         let due = last.map_or(Duration::ZERO, |last| last.at.saturating_add(WRITE_INTERVAL));
         if now < due || behind {
+            problems.extend(last.and_then(|last| last.problem.clone()));
             let due = due.max(now.saturating_add(WAKE_MIN));
             next = Some(next.map_or(due, |next| next.min(due)));
             continue;
         }
         let answer = write(api, &name, block, &wanted).await;
-        let version = match answer {
-            Ok(written) => written.metadata.resource_version,
+        let (version, problem) = match answer {
+            Ok(written) => (written.metadata.resource_version, None),
             Err(error) => {
-                if !error.is_conflict() && !error.is_not_found() {
-                    problems.push(error.to_string());
-                }
                 let retry = since_boot().saturating_add(WRITE_INTERVAL);
                 next = Some(next.map_or(retry, |next| next.min(retry)));
-                None
+                let passing = error.is_conflict() || error.is_not_found();
+                (None, (!passing).then(|| error.to_string()))
             }
         };
+        problems.extend(problem.clone());
         let uid = block.metadata.uid.clone();
-        writes.insert(name, Write { uid, status: wanted, version, at: since_boot() });
+        writes.insert(name, Write { uid, status: wanted, version, problem, at: since_boot() });
     }
     shared.reports.report("status", problems);
     next
