@@ -25,14 +25,16 @@ pub struct Cluster {
 
 impl Cluster {
     pub fn new(site: &Site) -> Cluster {
+        let cluster = Cluster::without_definitions(site);
+        cluster.define();
+        cluster
+    }
+
+    fn without_definitions(site: &Site) -> Cluster {
         let api = ApiServer::new(Options::default());
         let create = |resource: &str, object: Value| {
             api.create(resource, None, object).expect("created");
         };
-        for crd in cairn_api::crds() {
-            let crd = serde_json::to_value(crd).expect("a CRD is JSON");
-            create("customresourcedefinitions.apiextensions.k8s.io", crd);
-        }
         create("namespaces", json!({"metadata": {"name": "cairn-system"}}));
         create("nodes", json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}));
         let boot_id = cairn_agent::ipam::boot_id().expect("a boot id");
@@ -64,6 +66,15 @@ impl Cluster {
         });
         let kubeconfig = site.write("kubeconfig", &cairn_lab_kubeconfig(&address.to_string()));
         Cluster { api, kubeconfig, stop: Some(stop), thread: Some(thread) }
+    }
+
+    fn define(&self) {
+        for crd in cairn_api::crds() {
+            let crd = serde_json::to_value(crd).expect("a CRD is JSON");
+            self.api
+                .create("customresourcedefinitions.apiextensions.k8s.io", None, crd)
+                .expect("created");
+        }
     }
 
     pub fn pool(&self, name: &str, cidr: &str, block_size: u8) {
@@ -329,6 +340,23 @@ fn an_api_server_that_is_away_at_the_start_is_named_and_waited_for() {
     assert!(agent.is_running());
     assert_quiet(&agent, 0);
     cluster.api.resume();
+    until_attached(&site, "c", &site.pod("p0"));
+    until("no problem is left", || {
+        let screen = site.status("agent");
+        if screen.contains("problem") { Err(screen) } else { Ok(()) }
+    });
+}
+
+#[test]
+fn a_cluster_without_the_definitions_is_told_where_they_are() {
+    let site = Site::new(&[NODE]);
+    let cluster = Cluster::without_definitions(&site);
+    let mut agent = cluster.agent(&site);
+    let screen = site.until_status("agent", "problem: cannot watch IPPool: ");
+    assert!(screen.contains("apply the definitions that `cairn crds` prints"), "{screen}");
+    assert!(agent.is_running());
+    cluster.define();
+    cluster.pool("default", "10.244.0.0/20", 26);
     until_attached(&site, "c", &site.pod("p0"));
     until("no problem is left", || {
         let screen = site.status("agent");
