@@ -3,6 +3,7 @@
 //! One pure function. Golden tests, the dry run and the simulator stand on it: nothing in here reads
 //! a clock, a socket, a file or the kernel.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -43,6 +44,8 @@ pub struct Local<'a> {
     pub blocks: &'a [IpNet],
     /// Those of them whose route is in its kernel, so that pods in them can be reached.
     pub reachable: &'a BTreeSet<IpNet>,
+    /// What its speaker runs on: a peer that cannot be used any more stays as it is.
+    pub running: Option<&'a SpeakerConfig>,
 }
 
 /// Plans what the node `name` should do. A block is announced once it is reachable.
@@ -72,7 +75,7 @@ fn configuration(view: &ClusterView, problems: &mut Vec<String>) -> BGPConfigura
     let Some(object) = &view.bgp_configuration else {
         return BGPConfigurationSpec::default();
     };
-    let spec = object.spec.clone();
+    let mut spec = object.spec.clone();
     if spec.router_id.is_some() || !spec.listen_addresses.is_empty() {
         problems.push(
             "BGPConfiguration default: spec.routerID and spec.listenAddresses are for files of \
@@ -87,9 +90,17 @@ fn configuration(view: &ClusterView, problems: &mut Vec<String>) -> BGPConfigura
                 .into(),
         );
     }
+    let default = BGPConfigurationSpec::default();
+    let mut unusable = |error| {
+        problems.push(format!("BGPConfiguration default: {error}; the default is used"));
+    };
     if let Err(error) = objects::hold_time("spec.timers.holdTimeSecs", spec.timers.hold_time_secs) {
-        problems.push(format!("BGPConfiguration default: {error}; the defaults are used"));
-        return BGPConfigurationSpec { timers: Default::default(), ..spec };
+        unusable(error);
+        spec.timers = default.timers;
+    }
+    if let Err(error) = objects::port("spec.listenPort", spec.listen_port) {
+        unusable(error);
+        spec.listen_port = default.listen_port;
     }
     spec
 }
@@ -132,7 +143,13 @@ impl Identity {
     ) -> Option<Identity> {
         let labels = node.metadata.labels.clone().unwrap_or_default();
         let asn = match labels.get(LABEL_ASN) {
-            None => configuration.asn,
+            None => match objects::asn("spec.asn", configuration.asn) {
+                Ok(asn) => asn,
+                Err(error) => {
+                    problems.push(format!("BGPConfiguration default: {error}"));
+                    return None;
+                }
+            },
             Some(text) => match text.parse().ok().filter(|n| objects::asn(LABEL_ASN, *n).is_ok()) {
                 Some(asn) => asn,
                 None => {
@@ -234,14 +251,21 @@ fn speaker(
     local: &Local<'_>,
     problems: &mut Vec<String>,
 ) -> SpeakerConfig {
-    let mut peers = BTreeMap::new();
+    let mut peers = Peers::default();
     let built_in = BuiltIn::of(view, local.blocks);
     if configuration.topology != Topology::Disabled {
         for (other, object) in view.bgp_nodes.iter().filter(|(other, _)| other.as_str() != name) {
             if object.spec.asn == me.asn
                 && let Some(peer) = mesh_peer(me, object, configuration, &built_in.mesh)
             {
-                peers.insert(PeerName::from(format!("mesh/{other}")), peer);
+                let what = format!("Node {other}");
+                match me.addresses.contains(&peer.address) {
+                    true => problems.push(format!(
+                        "{what} is not peered with: it has this node's own address {}",
+                        peer.address
+                    )),
+                    false => peers.add(format!("mesh/{other}"), &what, peer, problems),
+                }
             }
         }
     }
@@ -258,17 +282,17 @@ fn speaker(
             (&[][..], &[][..])
         };
         let defaults = DefaultPolicies { import, export };
+        let what = format!("BGPPeer {peer_name}");
+        let key = format!("bgppeer/{peer_name}");
         match objects::peer(&object.spec, configuration, &policies, defaults) {
-            Ok(peer) => match peers.iter().find(|(_, other)| other.address == peer.address) {
-                None => {
-                    peers.insert(PeerName::from(format!("bgppeer/{peer_name}")), peer);
+            Ok(peer) => peers.add(key, &what, peer, problems),
+            Err(error) => match local.running.and_then(|running| running.peers.get(key.as_str())) {
+                Some(peer) => {
+                    problems.push(format!("{what} keeps its old settings: {error}"));
+                    peers.add(key, &what, peer.clone(), problems);
                 }
-                Some((other, _)) => problems.push(format!(
-                    "BGPPeer {peer_name} is not used: {} is the address of {other} too",
-                    peer.address
-                )),
+                None => problems.push(format!("{what} is not used: {error}")),
             },
-            Err(error) => problems.push(format!("BGPPeer {peer_name} is not used: {error}")),
         }
     }
     SpeakerConfig {
@@ -279,10 +303,36 @@ fn speaker(
             .iter()
             .map(|address| SocketAddr::new(*address, configuration.listen_port))
             .collect(),
-        peers,
+        peers: peers.by_name,
         originate: originate(view, local.reachable, &labels, problems),
         selection_deferral_secs: SELECTION_DEFERRAL_SECS,
         multipath_max: MULTIPATH_MAX,
+    }
+}
+
+/// Peers, of which each address has one: two Nodes may have the same for a while, when a machine took
+/// over the address of one that is gone.
+#[derive(Default)]
+struct Peers {
+    by_name: BTreeMap<PeerName, PeerConfig>,
+    by_address: BTreeMap<IpAddr, PeerName>,
+}
+
+impl Peers {
+    /// Adds `peer`, which `what` describes for people, unless its address has one already.
+    fn add(&mut self, name: String, what: &str, peer: PeerConfig, problems: &mut Vec<String>) {
+        let name = PeerName::from(name);
+        match self.by_address.entry(peer.address) {
+            Entry::Vacant(free) => {
+                free.insert(name.clone());
+                self.by_name.insert(name, peer);
+            }
+            Entry::Occupied(other) => problems.push(format!(
+                "{what} is not peered with: {} is the address of {} too",
+                peer.address,
+                other.get()
+            )),
+        }
     }
 }
 

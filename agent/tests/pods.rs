@@ -10,12 +10,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use cairn_agent::fib::Fib;
 use cairn_agent::pods::{self, PodConfig, Pods, PodsError, PodsHandle, PodsOptions, Usage};
 use cairn_cni::plugin::{self, Outcome, Patience};
 use cairn_ipam::{AttachmentId, Family, OwnedBlock};
 use cairn_kernel::link::{self, DuplicateDetection};
 use cairn_kernel::route::{self, NextHop, Route, Target};
 use cairn_kernel::{NetNs, Netlink, POD_ROUTE_PROTOCOL, pod};
+use ipnet::IpNet;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -187,6 +189,8 @@ fn block(cidr: &str) -> OwnedBlock {
         cidr: cidr.parse().unwrap(),
         pool: "default".into(),
         hand_out: true,
+        until: Duration::MAX,
+        revision: 0,
         newly_claimed: true,
     }
 }
@@ -630,4 +634,52 @@ fn requests_for_one_interface_take_turns() {
         assert_eq!(agent.used(), 0);
         agent.stop().await;
     });
+}
+
+/// The kernel takes every host route away whose source is an address that goes, in part without a
+/// word: they come back at once, before and after the node has an address again.
+#[test]
+fn pods_stay_reachable_when_the_address_of_their_node_flaps() {
+    let node = Node::create();
+    let pod = node.pod();
+    node.run(|| async {
+        let agent = node.agent().await;
+        agent.handle.set_config(config());
+        let blocks = vec![block("10.244.0.0/29"), block("fd00::/125")];
+        agent.handle.set_blocks(blocks, vec![Family::V4, Family::V6]);
+        let _fib = Fib::start(Some(agent.handle.clone())).await.unwrap();
+        let held = node.add("flap", &pod).await;
+        let mut netlink = node.netlink();
+        let uplink = link::find(&mut netlink, "uplink").unwrap().unwrap().index;
+        let addresses: [IpNet; 2] =
+            ["192.0.2.1/24".parse().unwrap(), "2001:db8::1/64".parse().unwrap()];
+        for _ in 0..3 {
+            for address in addresses {
+                link::delete_address(&mut netlink, uplink, address).unwrap();
+            }
+            complete(&node).await;
+            for address in addresses {
+                link::add_address(&mut netlink, uplink, address, DuplicateDetection::Skip).unwrap();
+            }
+            complete(&node).await;
+            held.iter().for_each(|address| reaches(&node, &pod, *address));
+        }
+        agent.stop().await;
+    });
+}
+
+/// Waits until no host route has been missing for longer than the agent takes to look.
+async fn complete(node: &Node) {
+    let whole = async {
+        let mut since = tokio::time::Instant::now();
+        while since.elapsed() < Duration::from_millis(300) {
+            let listed = pod::list(&mut node.netlink()).unwrap();
+            if listed.iter().any(|found| !found.missing_routes().is_empty()) {
+                since = tokio::time::Instant::now();
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let reached = tokio::time::timeout(Duration::from_secs(4), whole).await;
+    assert!(reached.is_ok(), "a host route is missing");
 }

@@ -462,10 +462,11 @@ impl PodNetwork {
     }
 
     fn request_listing(&mut self) {
+        let soon = Instant::now() + LISTING_DELAY;
         self.listing = match self.listing {
-            Listing::Idle => Listing::Due(Instant::now() + LISTING_DELAY),
+            Listing::Idle => Listing::Due(soon),
             Listing::Running { .. } => Listing::Running { again: true },
-            due => due,
+            Listing::Due(at) => Listing::Due(at.min(soon)),
         };
     }
 
@@ -494,6 +495,8 @@ impl PodNetwork {
         };
         if again {
             self.request_listing();
+        } else if listed.incomplete {
+            self.listing = Listing::Due(Instant::now() + LISTING_RETRY);
         }
         let present: BTreeSet<&str> =
             listed.attachments.iter().map(|found| found.host_ifname.as_str()).collect();

@@ -61,6 +61,8 @@ pub(super) struct Listed {
     pub(super) attachments: Vec<PodAttachment>,
     /// Foreign addresses that the kernel no longer uses.
     pub(super) freed: Vec<IpAddr>,
+    /// A host route is missing and could not be put back.
+    pub(super) incomplete: bool,
 }
 
 /// Makes the interface of `addition`.
@@ -96,9 +98,9 @@ pub(super) fn list(
 ) -> Done {
     let outcome = Netlink::open().and_then(|mut host| {
         let attachments = pod::list(&mut host)?;
-        let incomplete = attachments.iter().filter(|found| !found.missing_routes().is_empty());
-        if let Some(node_addresses) = node_addresses {
-            incomplete.for_each(|found| restore(&mut host, found, node_addresses));
+        let mut incomplete = false;
+        for found in attachments.iter().filter(|found| !found.missing_routes().is_empty()) {
+            incomplete |= node_addresses.is_none_or(|own| !restore(&mut host, found, own));
         }
         let mut freed = Vec::new();
         for address in foreign {
@@ -106,19 +108,22 @@ pub(super) fn list(
                 freed.push(*address);
             }
         }
-        Ok(Listed { attachments, freed })
+        Ok(Listed { attachments, freed, incomplete })
     });
     Done::Listed { generation, outcome }
 }
 
-fn restore(host: &mut Netlink, found: &PodAttachment, node_addresses: &[IpAddr]) {
+/// Whether every host route of `found` is there again.
+fn restore(host: &mut Netlink, found: &PodAttachment, node_addresses: &[IpAddr]) -> bool {
     let interface = &found.host_ifname;
-    match pod::restore_routes(host, found, node_addresses) {
+    let restored = pod::restore_routes(host, found, node_addresses);
+    match &restored {
         Ok(()) => {
             tracing::warn!(interface, routes = ?found.missing_routes(), "host routes restored");
         }
         Err(error) => tracing::warn!(interface, %error, "host routes cannot be restored"),
     }
+    restored.is_ok()
 }
 
 /// Time since the machine's start, which goes on while it sleeps.

@@ -232,21 +232,24 @@ impl HostSide<'_> {
     ) -> Result<(), AttachError> {
         let mut steps = Steps::default();
         steps.creation(self, pod_netns, spec);
-        let refusals = steps.execute(host)?;
-        let Some(first) = refusals.into_iter().next() else {
-            return Ok(host_settings(spec, self.host_ifname)?);
-        };
-        if first.errno == Errno::EXIST {
-            if first.index == 0 {
+        for refusal in steps.execute(host)? {
+            if refusal.errno != Errno::EXIST {
+                return Err(steps.failure(refusal, spec));
+            }
+            if refusal.index == 0 {
                 // Name and index were free on the host, so the name is taken in the pod.
                 return Err(AttachError::PodInterfaceExists(spec.ifname.clone()));
             }
-            let position = first.index.checked_sub(steps.routes_from);
-            if let Some(&address) = position.and_then(|position| spec.addresses.get(position)) {
+            let position = refusal.index.checked_sub(steps.routes_from);
+            let Some(&address) = position.and_then(|at| spec.addresses.get(at)) else {
+                return Err(steps.failure(refusal, spec));
+            };
+            // Written by `restore_routes`, which saw the alias before this route.
+            if exact_route(host, address)? != Some(self.index) {
                 return Err(AttachError::AddressInUse(address));
             }
         }
-        Err(steps.failure(first, spec))
+        Ok(host_settings(spec, self.host_ifname)?)
     }
 }
 

@@ -23,6 +23,8 @@ mod attach;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use rustix::io::Errno;
+
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::link::{self, Link, Mac};
@@ -216,6 +218,9 @@ pub fn remove_half_done(host: &mut Netlink, attachment: &PodAttachment) -> Resul
 /// Writes the host routes that somebody took away, with a source address of the route's family from
 /// `node_addresses`. A route that came back meanwhile is fine.
 ///
+/// Without a source while the node does not have that address, as its lease ran out or it moves: the
+/// kernel takes such routes away with the address, but pods must stay reachable.
+///
 /// # Errors
 /// [`Error::Refused`], with EEXIST when another interface has the route now.
 pub fn restore_routes(
@@ -225,7 +230,11 @@ pub fn restore_routes(
 ) -> Result<(), Error> {
     for address in attachment.missing_routes() {
         let route = host_route(address, attachment.ifindex, node_addresses);
-        match link::add_route(host, &route) {
+        let mut written = link::add_route(host, &route);
+        if route.prefsrc.is_some() && is_source_missing(&written) {
+            written = link::add_route(host, &Route { prefsrc: None, ..route });
+        }
+        match written {
             Err(error) if error.is_present() => {
                 if exact_route(host, address)?.is_none_or(|ifindex| ifindex != attachment.ifindex) {
                     return Err(error);
@@ -235,6 +244,11 @@ pub fn restore_routes(
         }
     }
     Ok(())
+}
+
+/// Whether a route was refused for its source, which is EINVAL in both families.
+fn is_source_missing(written: &Result<(), Error>) -> bool {
+    matches!(written, Err(Error::Refused { refusal, .. }) if refusal.errno == Errno::INVAL)
 }
 
 /// Compares the host side of one attachment with the kernel.
