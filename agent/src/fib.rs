@@ -425,6 +425,13 @@ impl Worker {
                     underlay_changed |= of_node;
                     pods_changed |= of_node;
                 }
+                KernelEvent::ForwardingOff { family } => {
+                    // Pods and, through this node, others are cut off until it is on again.
+                    self.complain(format!("{family:?} forwarding was turned off, turning it on"));
+                    if let Err(error) = sysctl::enable_forwarding(family) {
+                        self.complain(format!("this node does not forward: {error}"));
+                    }
+                }
                 KernelEvent::Neighbour { .. } => {}
             }
         }
@@ -595,9 +602,10 @@ const GATHER: Duration = Duration::from_millis(10);
 /// Of the time at most one part in this many goes into reading the underlay.
 const READ_SHARE: u32 = 8;
 
-/// How soon a pass that failed as a whole is tried again.
 /// A failure that has not been seen for this long is news again.
 const COMPLAINT_REST: Duration = Duration::from_secs(60);
+
+/// How soon a pass that failed as a whole is tried again.
 const RETRY: Duration = Duration::from_millis(200);
 
 /// The state is for people: it may lag a little, and counting all routes is not free.

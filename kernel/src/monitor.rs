@@ -18,7 +18,7 @@ use crate::batch::{attributes, read_ip, read_u32};
 use crate::error::Error;
 use crate::link::{self, Link};
 use crate::netns::NetNs;
-use crate::route::{self, RouteEvent, RouteKey, TABLE_LOCAL};
+use crate::route::{self, Family, RouteEvent, RouteKey, TABLE_LOCAL};
 use crate::socket::{self, Message, Netlink, messages};
 
 /// Something that changed in the kernel.
@@ -48,6 +48,11 @@ pub enum KernelEvent {
         address: IpAddr,
         /// Whether the neighbour's link address is known now.
         present: bool,
+    },
+    /// Somebody turned forwarding off for all links at once.
+    ForwardingOff {
+        /// For which family.
+        family: Family,
     },
     /// Routes through a link, or through a next-hop object when the link is unknown, may be gone
     /// without a word: their table must be read again.
@@ -91,6 +96,7 @@ enum Subject {
     Addresses(u32),
     Neighbour(u32, IpAddr),
     RoutesLost(Option<u32>),
+    ForwardingOff(Family),
     Overrun,
 }
 
@@ -257,6 +263,7 @@ impl Sink<'_> {
                 }
             }
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => self.neighbour(message)?,
+            RTM_NEWNETCONF => self.settings(message.body),
             RTM_DELNEXTHOP => self.push(KernelEvent::RoutesLost { ifindex: None }),
             _ => {}
         }
@@ -333,6 +340,24 @@ impl Sink<'_> {
         Ok(())
     }
 
+    /// Reads a `struct netconfmsg`: one octet and padding, then the settings that changed.
+    fn settings(&mut self, body: &[u8]) {
+        let Some((header, rest)) = body.split_first_chunk::<4>() else { return };
+        let family = match i32::from(header[0]) {
+            libc::AF_INET => Family::V4,
+            libc::AF_INET6 => Family::V6,
+            _ => return,
+        };
+        let value = |wanted| {
+            attributes(rest).find(|(kind, _)| *kind == wanted).and_then(|(_, v)| read_u32(v))
+        };
+        if value(NETCONFA_IFINDEX) == Some(NETCONFA_IFINDEX_ALL)
+            && value(NETCONFA_FORWARDING) == Some(0)
+        {
+            self.push(KernelEvent::ForwardingOff { family });
+        }
+    }
+
     fn push(&mut self, event: KernelEvent) {
         let position = *self.positions.entry(subject(&event)).or_insert(self.events.len());
         match self.events.get_mut(position) {
@@ -349,6 +374,7 @@ fn subject(event: &KernelEvent) -> Subject {
         KernelEvent::AddressesChanged { ifindex } => Subject::Addresses(*ifindex),
         KernelEvent::Neighbour { ifindex, address, .. } => Subject::Neighbour(*ifindex, *address),
         KernelEvent::RoutesLost { ifindex } => Subject::RoutesLost(*ifindex),
+        KernelEvent::ForwardingOff { family } => Subject::ForwardingOff(*family),
         KernelEvent::Overrun => Subject::Overrun,
     }
 }
@@ -389,6 +415,12 @@ const NUD_USABLE: u16 = libc::NUD_REACHABLE
     | libc::NUD_PERMANENT;
 const NLM_F_REPLACE: u16 = libc::NLM_F_REPLACE as u16;
 const RTM_DELNEXTHOP: u16 = 105;
-/// Links, neighbours, IPv4 and IPv6 addresses and routes, next-hop objects: RTNLGRP_LINK, _NEIGH,
-/// _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE and _NEXTHOP.
-const GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 31;
+const RTM_NEWNETCONF: u16 = 80;
+/// `NETCONFA_*` (linux/netconf.h).
+const NETCONFA_IFINDEX: u16 = 1;
+const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
+/// Links, neighbours, IPv4 and IPv6 addresses, routes and settings, next-hop objects: RTNLGRP_LINK,
+/// _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF, _IPV6_NETCONF and
+/// _NEXTHOP.
+const GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 23 | 1 << 24 | 1 << 31;

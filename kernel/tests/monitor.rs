@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use cairn_kernel::link::{self, Link};
 use cairn_kernel::monitor::{KernelEvent, LinkState, Monitor};
 use cairn_kernel::reconcile::{Pass, RouteReconciler};
-use cairn_kernel::route::{NextHop, Route, RouteEvent, RouteSocket, TABLE_MAIN, Target};
-use cairn_kernel::{ROUTE_METRIC, ROUTE_PROTOCOL};
+use cairn_kernel::route::{Family, NextHop, Route, RouteEvent, RouteSocket, TABLE_MAIN, Target};
+use cairn_kernel::{ROUTE_METRIC, ROUTE_PROTOCOL, sysctl};
 use support::{TestNetNs, ip, veth_up};
 
 /// A namespace with an uplink, some routes of ours in it, and a watch that ignores our own writes.
@@ -249,6 +249,25 @@ async fn next_hop_objects_and_neighbours_are_watched() {
     let events = bed.events().await;
     let gone = KernelEvent::Neighbour { ifindex, address, present: false };
     assert!(events.contains(&gone), "{events:?}");
+}
+
+#[tokio::test]
+async fn forwarding_that_is_turned_off_is_told() {
+    let mut bed = Bed::new();
+    for (family, directory) in [(Family::V4, "ipv4/conf"), (Family::V6, "ipv6/conf")] {
+        let off = KernelEvent::ForwardingOff { family };
+        let set = |netns: &TestNetNs, link: &str, value| {
+            let path = format!("{directory}/{link}/forwarding");
+            netns.run(|| sysctl::write(&path, value)).unwrap().unwrap();
+        };
+        set(&bed.netns, "all", 1);
+        set(&bed.netns, "up", 0);
+        let events = bed.events().await;
+        assert!(!events.contains(&off), "one link is no matter of all: {events:?}");
+        set(&bed.netns, "all", 0);
+        let events = bed.events().await;
+        assert!(events.contains(&off), "{events:?}");
+    }
 }
 
 #[tokio::test]
