@@ -65,8 +65,13 @@ pub fn measure(extent: Extent) -> Result<Vec<Row>> {
 impl Case {
     fn new(family: Family, count: u32, ifindex: u32) -> Case {
         let sets = feed::table(family, count, 1000, &[]);
-        let prefixes = sets.into_iter().flat_map(|set| set.prefixes).map(IpNet::from);
+        // The reconciler sorts what it finds at its start. The kernel's cost depends on the order, so
+        // that both sides must write in the same one.
+        let mut prefixes: Vec<IpNet> =
+            sets.into_iter().flat_map(|set| set.prefixes).map(IpNet::from).collect();
+        prefixes.sort_unstable();
         let routes: Vec<(IpNet, IpAddr)> = prefixes
+            .into_iter()
             .zip((0..GATEWAYS).cycle())
             .map(|(prefix, number)| (prefix, gateway(family, number)))
             .collect();

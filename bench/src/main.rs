@@ -39,9 +39,9 @@
 //! **kernel** (root): routes through 7 gateways into a network namespace of its own. *install* is
 //! [`cairn_kernel::reconcile::RouteReconciler`] from its first `set` to the last acknowledgement,
 //! *resync* a dump of everything that shows no difference, *delete* the withdrawal of all. The
-//! reference sends the same messages, built beforehand, or reads the same dump without looking at the
-//! routes: what the kernel itself takes. Our goal of 90 % of the bare loop's speed is a ratio of 1.11.
-//! Not in it: the watch, other writers, next-hop objects.
+//! reference sends the same messages in the same order, that of the prefixes, built beforehand, or
+//! reads the same dump without looking at the routes: what the kernel itself takes. Our goal of 90 %
+//! of the bare loop's speed is a ratio of 1.11. Not in it: the watch, other writers, next-hop objects.
 //!
 //! **ipam**: *release and assign* is a pod that goes and one that comes on a node with 110 pods and
 //! addresses of both families; the reference is the same change in a bare map from attachment to
