@@ -135,6 +135,8 @@ fn own_blocks() -> Result<Vec<OwnedBlock>> {
             cidr: cidr.parse()?,
             pool: "default".into(),
             hand_out: true,
+            until: Duration::MAX,
+            revision: 0,
             newly_claimed: true,
         })
     };

@@ -86,6 +86,12 @@ pub struct OwnedBlock {
     /// Whether new addresses may come from it: not while the fence is down, the block or its pool
     /// ends, or another block overlaps it. What it has given stays.
     pub hand_out: bool,
+    /// When that permission ends by itself, on the clock of `now`: a process that stood still, or
+    /// whose machine slept, must not hand out before anybody has told it that its time is over.
+    pub until: Duration,
+    /// Counts what was told about `hand_out`. [`BlockUsage`] repeats it, so that whoever closes a
+    /// block knows when it is closed.
+    pub revision: u64,
     /// Whether the running agent claimed it. Its addresses then count as free for long; those of a
     /// block found at a start count as just freed, since a pod may have ended a moment before.
     pub newly_claimed: bool,
@@ -100,6 +106,8 @@ pub struct BlockUsage {
     pub pool: String,
     /// Whether it may hand out addresses.
     pub hand_out: bool,
+    /// The [`OwnedBlock::revision`] that was heard last.
+    pub revision: u64,
     /// Addresses in all.
     pub total: u128,
     /// Addresses that attachments hold.
@@ -181,6 +189,8 @@ pub struct AddressBook {
     clashes: HashSet<IpAddr>,
     blocks: BTreeMap<IpNet, Block>,
     queues: [Queue; 2],
+    /// When the first permission to hand out ends.
+    closes: Duration,
     /// Blocks that entered since the last time `now` was told.
     unstamped: Vec<IpNet>,
     refusals: [u64; 2],
@@ -200,6 +210,8 @@ struct Queue {
 struct Block {
     pool: String,
     hand_out: bool,
+    until: Duration,
+    revision: u64,
     newly_claimed: bool,
     family: Family,
     base: u128,
@@ -250,6 +262,7 @@ impl AddressBook {
             clashes: HashSet::new(),
             blocks: BTreeMap::new(),
             queues: [Queue::default(), Queue::default()],
+            closes: Duration::MAX,
             unstamped: Vec::new(),
             refusals: [0; 2],
             early_reuses: 0,
@@ -279,6 +292,8 @@ impl AddressBook {
             if let Some(block) = self.blocks.get_mut(&cidr) {
                 block.pool = owned.pool;
                 block.hand_out = owned.hand_out;
+                block.until = owned.until;
+                block.revision = owned.revision;
                 continue;
             }
             let mut block = Block::new(owned, self.clock);
@@ -294,6 +309,7 @@ impl AddressBook {
         for block in self.blocks.values_mut() {
             block.place = None;
         }
+        self.close_expired();
         let all: Vec<IpNet> = self.blocks.keys().copied().collect();
         for cidr in all {
             self.place(cidr);
@@ -438,6 +454,7 @@ impl AddressBook {
                 cidr: *cidr,
                 pool: block.pool.clone(),
                 hand_out: block.hand_out,
+                revision: block.revision,
                 total: block.size,
                 used: 0,
                 free: block.size.saturating_sub(block.taken.into()),
@@ -493,9 +510,30 @@ impl AddressBook {
         cidr.filter(|cidr| cidr.contains(&address))
     }
 
-    /// Moves the clock on, stamps new blocks, and makes blocks ready whose next address is cold.
+    /// Closes blocks whose permission has ended.
+    fn close_expired(&mut self) {
+        let mut closed = Vec::new();
+        self.closes = Duration::MAX;
+        for (cidr, block) in self.blocks.iter_mut().filter(|(_, block)| block.hand_out) {
+            if block.until <= self.clock {
+                block.hand_out = false;
+                closed.push(*cidr);
+            } else {
+                self.closes = self.closes.min(block.until);
+            }
+        }
+        for cidr in closed {
+            self.place(cidr);
+        }
+    }
+
+    /// Moves the clock on, closes blocks whose time is over, stamps new ones, and makes blocks ready
+    /// whose next address is cold.
     fn advance(&mut self, now: Duration) {
         self.clock = self.clock.max(now);
+        if self.clock >= self.closes {
+            self.close_expired();
+        }
         for cidr in std::mem::take(&mut self.unstamped) {
             if let Some(block) = self.blocks.get_mut(&cidr) {
                 block.since = self.clock;
@@ -630,6 +668,8 @@ impl Block {
         Block {
             pool: owned.pool,
             hand_out: owned.hand_out,
+            until: owned.until,
+            revision: owned.revision,
             newly_claimed: owned.newly_claimed,
             family: Family::of_net(owned.cidr),
             base: bits_of(owned.cidr.network()),

@@ -172,7 +172,7 @@ impl OwnBlock {
 pub enum Standing {
     /// The node is in order.
     Member,
-    /// The Node object does not exist.
+    /// The Node object does not exist, or names no machine yet.
     NodeMissing,
     /// Another machine is registered under this node's name.
     OtherMachine,
@@ -185,8 +185,8 @@ impl Standing {
         match self {
             Standing::Member => None,
             Standing::NodeMissing => Some(
-                "the Node object of this node does not exist: no new addresses; is kubelet \
-                 registered under this name?",
+                "the Node object of this node does not exist or has no bootID yet: no new addresses; \
+                 is kubelet registered under this name?",
             ),
             Standing::OtherMachine => Some(
                 "another machine is registered under this node's name (its bootID is not ours): \

@@ -27,17 +27,34 @@ pub const OBSERVATION_GAP_MAX: Duration = Duration::from_secs(180);
 pub struct OwnFence {
     offline: Duration,
     written: Option<Duration>,
+    term: u64,
 }
 
 impl OwnFence {
     /// A fence that is down until the first write. `offline` is the promise that the Lease carries.
     pub fn new(offline: Duration) -> OwnFence {
-        OwnFence { offline, written: None }
+        OwnFence { offline, written: None, term: 0 }
     }
 
-    /// A write of the Lease has succeeded whose request left at `sent` or later.
-    pub fn wrote(&mut self, sent: Duration) {
+    /// A write of the Lease has succeeded whose request left at `sent` or later and whose answer
+    /// came at `answered`.
+    pub fn wrote(&mut self, sent: Duration, answered: Duration) {
+        if !self.is_up(answered) {
+            self.term = self.term.saturating_add(1);
+        }
         self.written = self.written.max(Some(sent));
+    }
+
+    /// Nothing may be handed out until the next write: the node is known not to be this agent's.
+    pub fn lower(&mut self) {
+        self.written = None;
+    }
+
+    /// Counts the times that the fence was raised. While it was down the leader may have returned
+    /// this node's blocks: what was confirmed in an earlier term must be confirmed anew, by a write
+    /// that comes after the one that began this term.
+    pub fn term(&self) -> u64 {
+        self.term
     }
 
     /// The time from which on nothing may be handed out; `None` when nothing may be now.
@@ -163,6 +180,16 @@ impl LeaseWatch {
         }
     }
 
+    /// Whether a Lease that was read just now is still as it was when [`LeaseWatch::observe`] saw it
+    /// last: the Node's own agent has written nothing since.
+    pub fn is_unchanged(&self, node: &GoneNode, lease: Option<&LeaseSeen>) -> bool {
+        let held = lease.filter(|lease| lease.node_uid == node.uid);
+        let seen = self.waits.get(node);
+        seen.is_some_and(|seen| {
+            held.is_none_or(|held| seen.version.as_ref() == Some(&held.version))
+        })
+    }
+
     fn wait_of(&self, promise: Duration) -> Duration {
         promise.saturating_add(promise / 4).max(self.wait_min)
     }
@@ -204,12 +231,43 @@ mod tests {
     fn a_node_hands_out_until_its_promise_ends_counted_from_before_the_request() {
         let mut fence = OwnFence::new(secs(10));
         assert!(!fence.is_up(secs(0)), "down before the first write");
-        fence.wrote(secs(100));
+        fence.wrote(secs(100), secs(101));
         assert!(fence.is_up(secs(109)));
         assert!(!fence.is_up(secs(110)));
         // An older request whose answer comes later moves nothing back.
-        fence.wrote(secs(90));
+        fence.wrote(secs(90), secs(102));
         assert_eq!(fence.deadline(), Some(secs(110)));
+    }
+
+    #[test]
+    fn a_fence_that_was_down_when_the_answer_came_begins_a_term() {
+        let mut fence = OwnFence::new(secs(10));
+        let mut term = |sent, answered| {
+            fence.wrote(secs(sent), secs(answered));
+            fence.term()
+        };
+        assert_eq!([term(100, 100), term(105, 109), term(114, 114)], [1, 1, 1]);
+        // Sent in time, answered after the end: the leader may have come in between.
+        assert_eq!([term(123, 124), term(125, 126)], [2, 2]);
+        assert_eq!(term(200, 200), 3);
+        fence.lower();
+        assert!(!fence.is_up(secs(201)) && fence.deadline().is_none());
+        fence.wrote(secs(201), secs(201));
+        assert_eq!((fence.term(), fence.is_up(secs(210))), (4, true));
+    }
+
+    #[test]
+    fn a_lease_that_its_own_agent_writes_again_is_not_unchanged() {
+        let mut watch = LeaseWatch::new(secs(1));
+        let read = |version: &str, uid: &str| lease(version, uid, 8).remove("n1");
+        assert!(!watch.is_unchanged(&gone(), None), "never observed");
+        watch.observe([gone()], &lease("7", "u1", 8), secs(0));
+        assert!(watch.is_unchanged(&gone(), read("7", "u1").as_ref()));
+        assert!(!watch.is_unchanged(&gone(), read("8", "u1").as_ref()));
+        assert!(watch.is_unchanged(&gone(), read("8", "u2").as_ref()), "a successor's");
+        assert!(watch.is_unchanged(&gone(), None), "deleted by hand");
+        watch.observe([gone()], &lease("8", "u2", 8), secs(1));
+        assert!(!watch.is_unchanged(&gone(), read("9", "u1").as_ref()));
     }
 
     #[test]
@@ -217,7 +275,7 @@ mod tests {
         // The node's last write is seen by the leader at once, the worst case for it.
         for promise in 1..200 {
             let mut fence = OwnFence::new(secs(promise));
-            fence.wrote(secs(50));
+            fence.wrote(secs(50), secs(50));
             let mut watch = LeaseWatch::new(secs(1));
             let mut now = secs(50);
             watch.observe([gone()], &lease("7", "u1", promise), now);

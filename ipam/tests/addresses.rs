@@ -23,7 +23,14 @@ fn net(text: &str) -> IpNet {
 }
 
 fn block(cidr: &str, hand_out: bool) -> OwnedBlock {
-    OwnedBlock { cidr: net(cidr), pool: "default".into(), hand_out, newly_claimed: true }
+    OwnedBlock {
+        cidr: net(cidr),
+        pool: "default".into(),
+        hand_out,
+        until: Duration::MAX,
+        revision: 0,
+        newly_claimed: true,
+    }
 }
 
 fn secs(n: u64) -> Duration {
@@ -373,4 +380,28 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn a_permission_that_nobody_renews_ends_by_itself() {
+    let mut book = AddressBook::new(Duration::ZERO);
+    let until = |secs: u64, revision| OwnedBlock {
+        until: Duration::from_secs(secs),
+        revision,
+        ..block("10.0.0.0/29", true)
+    };
+    let asleep = Duration::from_secs(3600);
+    book.set_blocks(vec![until(100, 1)]);
+    let given = book.assign(&id(1), &[Family::V4], Duration::from_secs(99)).expect("in time");
+    let closed = Err(AssignError::Closed { family: Family::V4, blocks: 1 });
+    assert_eq!(book.assign(&id(2), &[Family::V4], asleep), closed);
+    assert_eq!(book.assign(&id(1), &[Family::V4], asleep), Ok(given), "what it holds stays");
+    let usage = &book.usage()[0];
+    assert_eq!((usage.hand_out, usage.used, usage.revision), (false, 1, 1));
+    // Told again by somebody who does not know the time yet.
+    book.set_blocks(vec![until(200, 2)]);
+    assert_eq!(book.assign(&id(2), &[Family::V4], asleep), closed);
+    book.set_blocks(vec![until(7200, 3)]);
+    assert!(book.assign(&id(2), &[Family::V4], asleep).is_ok());
+    assert_eq!(book.usage()[0].revision, 3);
 }

@@ -40,6 +40,7 @@ fn own(pool: &Pool, cidr: &str, used: u64) -> OwnBlock {
             cidr,
             pool: pool.name.clone(),
             hand_out: true,
+            revision: 0,
             total,
             used,
             free: total - u128::from(used),

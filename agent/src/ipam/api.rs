@@ -132,23 +132,13 @@ impl BlockApi {
         Ok(call(what, self.blocks.list(&ListParams::default())).await?.items)
     }
 
-    /// Returns the block whose object has `uid`, if `may` agrees with what a consistent read shows:
-    /// DELETE under preconditions, then the finalizer. True when it is gone.
-    pub(super) async fn give_back(
-        &self,
-        cidr: IpNet,
-        uid: &str,
-        may: impl Fn(&IPBlock) -> bool,
-    ) -> Result<bool, IpamError> {
+    /// Returns the block if it is still as `block` shows it: DELETE under preconditions, then the
+    /// finalizer. True when it is gone. Whatever speaks for the return must have been looked at
+    /// after `block` was read: a write that comes between voids the DELETE.
+    pub(super) async fn give_back(&self, mut block: IPBlock) -> Result<bool, IpamError> {
+        let cidr = block.spec.cidr.clone();
         let what = || format!("cannot give block {cidr} back");
-        let name = block_name(cidr);
-        let Some(mut block) = self.read(cidr).await? else { return Ok(true) };
-        if block.metadata.uid.as_deref() != Some(uid) {
-            return Ok(true);
-        }
-        if !may(&block) {
-            return Ok(false);
-        }
+        let name = block.name_any();
         if block.metadata.deletion_timestamp.is_none() {
             let preconditions = Preconditions {
                 uid: block.metadata.uid.clone(),

@@ -83,6 +83,21 @@ struct Blocks {
     claims: Backoff,
     full: BTreeSet<String>,
     errors: BTreeMap<String, String>,
+    /// The fence's term for which `held` is confirmed.
+    term: u64,
+    /// What was published of each block.
+    told: BTreeMap<IpNet, Told>,
+    revisions: u64,
+    /// The end of the permission to hand out that was published.
+    until: Duration,
+}
+
+/// What was published of a block.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    open: bool,
+    /// Which [`OwnedBlock::revision`] said so.
+    revision: u64,
 }
 
 /// A block whose object names this Node.
@@ -136,7 +151,7 @@ impl Backoff {
 
 /// What a call has brought.
 enum Done {
-    Verified { cidr: IpNet, uid: String, answer: Result<Verification, IpamError> },
+    Verified { cidr: IpNet, uid: String, term: u64, answer: Result<Verification, IpamError> },
     Claimed(Claim),
     Returned { cidr: IpNet, uid: String, answer: Result<bool, IpamError> },
     Looked { cidr: IpNet, uid: String, answer: Result<Option<IPBlock>, IpamError> },
@@ -144,6 +159,8 @@ enum Done {
 
 #[derive(Default)]
 struct Claim {
+    /// The fence's term in which it was sent.
+    term: u64,
     family: Option<Family>,
     claimed: Option<(IpNet, IPBlock)>,
     refused: Vec<IpNet>,
@@ -166,6 +183,10 @@ impl Blocks {
             claims: Backoff::default(),
             full: BTreeSet::new(),
             errors: BTreeMap::new(),
+            term: 0,
+            told: BTreeMap::new(),
+            revisions: 0,
+            until: Duration::ZERO,
         }
     }
 
@@ -180,6 +201,7 @@ impl Blocks {
         let usage = self.shared.usage.borrow().clone();
         let usages: BTreeMap<IpNet, BlockUsage> =
             usage.blocks.into_iter().map(|block| (block.cidr, block)).collect();
+        self.begin_term(fence.term());
         let membership = self.shared.membership();
         if let Ok(uid) = &membership
             && view.synced
@@ -191,6 +213,13 @@ impl Blocks {
             Ok(_) => Standing::Fenced,
             Err(standing) => standing,
         };
+        let is_member = view.synced && standing == Standing::Member;
+        // Renewed rarely, since everything that hears of blocks hears of this.
+        if let Some(deadline) = fence.deadline()
+            && self.until <= now.saturating_add(self.until_margin())
+        {
+            self.until = deadline;
+        }
         self.pending.retain(|_, (until, _)| *until > now);
         self.refused.retain(|_, until| *until > now);
         let mut problems = Vec::new();
@@ -219,10 +248,40 @@ impl Blocks {
         }
         problems.extend(self.problems());
         self.shared.reports.report("blocks", problems);
-        if !may_call || !view.synced {
+        // What is written with the fence down could come before the leader's last look at the Lease.
+        if !may_call || !is_member {
             return None;
         }
-        self.next_call(&decision, &own, now)
+        self.next_call(&decision, &own, &usages, now)
+    }
+
+    /// Holds nothing for confirmed that was confirmed before the fence was down: the leader may have
+    /// returned it meanwhile, and the watch may not show that yet.
+    fn begin_term(&mut self, term: u64) {
+        if self.term == term {
+            return;
+        }
+        self.term = term;
+        for held in self.held.values_mut() {
+            if matches!(held.phase, Phase::Confirmed | Phase::Unverified) {
+                held.phase = Phase::Unverified;
+                held.newly_claimed = false;
+                held.backoff = Backoff::default();
+            }
+        }
+    }
+
+    fn until_margin(&self) -> Duration {
+        self.shared.options.offline / 2
+    }
+
+    /// Whether the address book has closed the block since it was told to, with no pod in it: only
+    /// then no address of it can be on its way.
+    fn is_shut(&self, cidr: &IpNet, usages: &BTreeMap<IpNet, BlockUsage>) -> bool {
+        self.told.get(cidr).zip(usages.get(cidr)).is_some_and(|(told, usage)| {
+            let heard = usage.revision == told.revision;
+            !told.open && heard && !usage.hand_out && usage.used == 0
+        })
     }
 
     /// Takes in what the watch shows of this node's blocks.
@@ -286,10 +345,11 @@ impl Blocks {
             held.idle_since = idle.then(|| held.idle_since.unwrap_or(now));
         }
         // A lost block is forgotten when the address book has closed it and no pod is in it.
-        self.lost.retain(|cidr, _| {
-            foreign.contains(cidr)
-                || usages.get(cidr).is_none_or(|usage| usage.hand_out || usage.used > 0)
-        });
+        let shut = self.lost.keys().filter(|cidr| self.is_shut(cidr, usages));
+        let over: Vec<IpNet> = shut.filter(|cidr| !foreign.contains(*cidr)).copied().collect();
+        for cidr in over {
+            self.lost.remove(&cidr);
+        }
     }
 
     fn own(&self, usages: &BTreeMap<IpNet, BlockUsage>, now: Duration) -> Vec<OwnBlock> {
@@ -338,7 +398,12 @@ impl Blocks {
         }
     }
 
-    fn publish(&self, decision: &Decision, pools: &[Pool], usages: &BTreeMap<IpNet, BlockUsage>) {
+    fn publish(
+        &mut self,
+        decision: &Decision,
+        pools: &[Pool],
+        usages: &BTreeMap<IpNet, BlockUsage>,
+    ) {
         let used = |cidr: &IpNet| usages.get(cidr).is_some_and(|usage| usage.used > 0);
         let mut blocks = Vec::new();
         let mut announced = Vec::new();
@@ -351,6 +416,8 @@ impl Blocks {
                 cidr: *cidr,
                 pool: held.pool.name.clone(),
                 hand_out: open && held.phase == Phase::Confirmed,
+                until: self.until,
+                revision: 0,
                 newly_claimed: held.newly_claimed,
             });
         }
@@ -362,9 +429,22 @@ impl Blocks {
                 cidr: *cidr,
                 pool: pool.clone(),
                 hand_out: false,
+                until: self.until,
+                revision: 0,
                 newly_claimed: false,
             });
         }
+        for block in &mut blocks {
+            let open = block.hand_out;
+            let told = self.told.get(&block.cidr).filter(|told| told.open == open).copied();
+            let told = told.unwrap_or_else(|| {
+                self.revisions = self.revisions.saturating_add(1);
+                Told { open, revision: self.revisions }
+            });
+            block.revision = told.revision;
+            self.told.insert(block.cidr, told);
+        }
+        self.told.retain(|cidr, _| blocks.iter().any(|block| block.cidr == *cidr));
         announced.sort_unstable();
         blocks.sort_unstable_by_key(|block| block.cidr);
         self.shared.reports.change(|holdings| {
@@ -390,19 +470,19 @@ impl Blocks {
         &mut self,
         decision: &Decision,
         own: &[OwnBlock],
+        usages: &BTreeMap<IpNet, BlockUsage>,
         now: Duration,
     ) -> Option<BoxFuture<'static, Done>> {
-        // Without membership there is no verdict open, no claim and no release: nothing is written.
         let node_uid = self.shared.membership().ok()?;
         let due = |held: &Held| held.backoff.is_due(now);
-        let releasing = self.held.iter_mut().find(|(cidr, held)| {
-            matches!(held.phase, Phase::Releasing { .. })
-                && due(held)
-                && decision.releases.contains(cidr)
+        let releasing = self.held.iter().find(|(cidr, held)| {
+            matches!(held.phase, Phase::Releasing { .. }) && due(held) && self.is_shut(cidr, usages)
         });
-        if let Some((cidr, held)) = releasing {
+        if let Some(cidr) = releasing.map(|(cidr, _)| *cidr)
+            && let Some(held) = self.held.get_mut(&cidr)
+        {
             held.phase = Phase::Releasing { sent: true };
-            return Some(give_back(self.api.clone(), *cidr, held.uid.clone()));
+            return Some(give_back(self.api.clone(), cidr, held.uid.clone()));
         }
         let unverified = self.held.iter().find(|(_, held)| {
             matches!(held.phase, Phase::Unverified | Phase::Unfit(_) | Phase::Conflict(_))
@@ -421,7 +501,7 @@ impl Blocks {
             let mut taken: Vec<IpNet> = routes.iter().copied().collect();
             taken.extend(self.refused.keys());
             taken.extend(own.iter().map(|block| block.cidr));
-            return Some(claim(self.api.clone(), node, pools.clone(), taken).boxed());
+            return Some(claim(self.api.clone(), self.term, node, pools.clone(), taken).boxed());
         }
         // A claim that the watch never shows: deleted by hand at once, or the watch hangs.
         let unseen = self.held.iter().find(|(_, held)| {
@@ -436,10 +516,11 @@ impl Blocks {
         let api = self.api.clone();
         let routes = self.shared.routes.clone();
         let by = format!("{} {}", self.shared.options.boot_id, since_boot().as_nanos());
+        let term = self.term;
         async move {
             let uid = held.uid.clone();
             let answer = verify(&api, cidr, &held, &routes, &by).await;
-            Done::Verified { cidr, uid, answer }
+            Done::Verified { cidr, uid, term, answer }
         }
         .boxed()
     }
@@ -447,7 +528,9 @@ impl Blocks {
     /// Takes in what a call has brought.
     fn take_in(&mut self, done: Done, now: Duration) {
         match done {
-            Done::Verified { cidr, uid, answer } => self.verified(cidr, &uid, answer, now),
+            // Of an earlier term: asked again.
+            Done::Verified { term, .. } if term != self.term => {}
+            Done::Verified { cidr, uid, answer, .. } => self.verified(cidr, &uid, answer, now),
             Done::Claimed(claim) => self.claimed(claim, now),
             Done::Returned { cidr, uid, answer } => {
                 let Some(held) = self.held.get_mut(&cidr).filter(|held| held.uid == uid) else {
@@ -510,7 +593,11 @@ impl Blocks {
             }
             Ok(Verification::Gone) => {
                 held.backoff.fail(now);
-                if let Some(held) = self.held.remove(&cidr) {
+                held.phase = Phase::Unfit("its IPBlock is gone or is being deleted".to_owned());
+                // What the watch has shown it will take away.
+                if !held.seen
+                    && let Some(held) = self.held.remove(&cidr)
+                {
                     self.lost.insert(cidr, held.pool.name);
                 }
                 self.errors.remove(&key);
@@ -552,9 +639,13 @@ impl Blocks {
         match (claim.claimed, claim.error) {
             (Some((cidr, block)), _) => {
                 tracing::info!(block = %cidr, pool = block.spec.pool.name, "block claimed");
-                let uid = block.metadata.uid.clone().unwrap_or_default();
-                let held = Held { newly_claimed: true, ..Held::new(&block, uid, now) };
-                self.held.insert(cidr, held);
+                // For a Node that is gone meanwhile: the watch shows it, the leader returns it.
+                if self.node_uid.as_ref() == Some(&block.spec.node.uid) {
+                    let uid = block.metadata.uid.clone().unwrap_or_default();
+                    let newly_claimed = claim.term == self.term;
+                    let held = Held { newly_claimed, ..Held::new(&block, uid, now) };
+                    self.held.insert(cidr, held);
+                }
                 self.claims = Backoff::default();
                 self.errors.remove("claim");
             }
@@ -577,7 +668,8 @@ impl Blocks {
         let due = held.map(|held| held.backoff.due);
         let fence = fence.deadline().filter(|deadline| *deadline > now);
         let pending = self.pending.values().map(|(until, _)| *until);
-        let wakes = due.chain(pending).chain(fence).chain([self.claims.due]);
+        let until = self.until.saturating_sub(self.until_margin());
+        let wakes = due.chain(pending).chain(fence).chain([self.claims.due, until]);
         let next = wakes.filter(|due| *due > now).min().unwrap_or(Duration::MAX);
         next.saturating_sub(now).clamp(WAKE_MIN, WAKE_MAX)
     }
@@ -624,7 +716,12 @@ fn parse_pools(view: &ClusterView, problems: &mut Vec<String>) -> Vec<Pool> {
 
 fn give_back(api: BlockApi, cidr: IpNet, uid: String) -> BoxFuture<'static, Done> {
     async move {
-        let answer = api.give_back(cidr, &uid, |_| true).await;
+        let answer = match api.read(cidr).await {
+            Ok(Some(block)) if block.metadata.uid.as_ref() == Some(&uid) => {
+                api.give_back(block).await
+            }
+            found => found.map(|_| true),
+        };
         Done::Returned { cidr, uid, answer }
     }
     .boxed()
@@ -657,8 +754,14 @@ async fn verify(
 }
 
 /// Tries candidates of the pools in order until one is created.
-async fn claim(api: BlockApi, node: ObjectReference, pools: Vec<Pool>, taken: Vec<IpNet>) -> Done {
-    let mut claim = Claim::default();
+async fn claim(
+    api: BlockApi,
+    term: u64,
+    node: ObjectReference,
+    pools: Vec<Pool>,
+    taken: Vec<IpNet>,
+) -> Done {
+    let mut claim = Claim { term, ..Claim::default() };
     for pool in &pools {
         claim.family = Some(Family::of_net(pool.cidr));
         let mut index = free_index(pool, &taken);

@@ -21,11 +21,11 @@ pub enum IpamError {
         /// The answer.
         source: Box<kube::Error>,
     },
-    /// An object is not as this agent writes them.
-    #[error("{what}")]
-    Malformed {
-        /// Which object, and what is wrong with it.
-        what: String,
+    /// The node's Lease is another's, and the API server names another machine or Node.
+    #[error("Lease {lease} is not taken over: the Node is of another machine")]
+    NotOurs {
+        /// The Lease.
+        lease: String,
     },
 }
 
@@ -55,7 +55,7 @@ impl IpamError {
         match self {
             IpamError::Silent { .. } => true,
             IpamError::Api { .. } => self.code().is_none_or(|code| code >= 500),
-            IpamError::Malformed { .. } => false,
+            IpamError::NotOurs { .. } => false,
         }
     }
 }

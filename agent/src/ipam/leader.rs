@@ -220,9 +220,7 @@ impl Leader {
         let gone: BTreeSet<GoneNode> = owners.difference(&live).cloned().collect();
         let mut leases = BTreeMap::new();
         for name in gone.iter().map(|node| &node.name).collect::<BTreeSet<_>>() {
-            let what = || format!("cannot read the Lease of node {name}");
-            let found = call(what, self.lease_api.get_opt(&lease_name(name))).await?;
-            if let Some(seen) = found.and_then(lease_seen) {
+            if let Some(seen) = self.node_lease(name).await? {
                 leases.insert(name.clone(), seen);
             }
         }
@@ -245,6 +243,11 @@ impl Leader {
                 continue;
             }
             let Ok(cidr) = block.spec.cidr.parse::<IpNet>() else { continue };
+            // A block of an earlier Node of this machine in which pods live: nobody tells a speaker
+            // of its own routes.
+            if self.shared.reports.holdings.borrow().announced.contains(&cidr) {
+                continue;
+            }
             if let Some(route) = self.route_into(cidr) {
                 problems.push(format!(
                     "block {cidr} of the vanished node {} stays: somebody announces {route}; is \
@@ -264,12 +267,11 @@ impl Leader {
             if !is_gone {
                 continue;
             }
-            let uid = block.metadata.uid.clone().unwrap_or_default();
-            let of_node = |found: &IPBlock| found.spec.node.uid == node.uid;
-            match self.api.give_back(cidr, &uid, of_node).await {
-                Ok(_) => {
+            match self.give_back(cidr, &node).await {
+                Ok(true) => {
                     tracing::info!(block = %cidr, node = node.name, "block of a vanished node returned")
                 }
+                Ok(false) => {}
                 Err(error) if error.is_conflict() => {}
                 Err(error) => problems.push(error.to_string()),
             }
@@ -278,6 +280,26 @@ impl Leader {
                 return;
             }
         }
+    }
+
+    /// Returns a block unless its node's agent writes its Lease again. That agent writes its Lease
+    /// first, then changes the block, then hands out: read the other way round, one of the two is
+    /// seen or voids the DELETE.
+    async fn give_back(&self, cidr: IpNet, node: &GoneNode) -> Result<bool, IpamError> {
+        let Some(block) = self.api.read(cidr).await? else { return Ok(false) };
+        if block.spec.node.uid != node.uid {
+            return Ok(false);
+        }
+        let lease = self.node_lease(&node.name).await?;
+        if !self.leases.is_unchanged(node, lease.as_ref()) {
+            return Ok(false);
+        }
+        self.api.give_back(block).await
+    }
+
+    async fn node_lease(&self, name: &str) -> Result<Option<LeaseSeen>, IpamError> {
+        let what = || format!("cannot read the Lease of node {name}");
+        Ok(call(what, self.lease_api.get_opt(&lease_name(name))).await?.and_then(lease_seen))
     }
 
     /// Whether a consistent read of the Node itself still agrees that it is gone.

@@ -42,11 +42,14 @@ pub(super) async fn run(shared: Shared, fence: &watch::Sender<OwnFence>) {
                 let sent = since_boot();
                 match write(&shared, &leases, &nodes, &uid).await {
                     Ok(()) => {
-                        fence.send_modify(|fence| fence.wrote(sent));
+                        fence.send_modify(|fence| fence.wrote(sent, since_boot()));
                         shared.reports.report("lease", Vec::new());
                         interval
                     }
                     Err(error) => {
+                        if matches!(error, IpamError::NotOurs { .. }) {
+                            fence.send_modify(OwnFence::lower);
+                        }
                         shared.reports.report("lease", vec![error.to_string()]);
                         INTERVAL_MIN
                     }
@@ -96,9 +99,7 @@ async fn write(
             .ok_or(Standing::NodeMissing)
             .and_then(|node| member_uid(node, &options.boot_id));
         if standing.as_deref() != Ok(uid) {
-            return Err(IpamError::Malformed {
-                what: format!("Lease {name} is not taken over: the Node is of another machine"),
-            });
+            return Err(IpamError::NotOurs { lease: name });
         }
         spec.holder_identity = Some(holder);
         spec.acquire_time = Some(now.clone());

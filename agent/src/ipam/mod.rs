@@ -122,11 +122,11 @@ impl Shared {
 /// The UID of `node` if it is the machine that booted with `boot_id`.
 fn member_uid(node: &Node, boot_id: &str) -> Result<String, Standing> {
     let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
-    let registered = info.map_or("", |info| info.boot_id.as_str());
-    if !registered.is_empty() && registered != boot_id {
-        return Err(Standing::OtherMachine);
+    match info.map_or("", |info| info.boot_id.as_str()) {
+        "" => Err(Standing::NodeMissing),
+        registered if registered != boot_id => Err(Standing::OtherMachine),
+        _ => node.metadata.uid.clone().ok_or(Standing::NodeMissing),
     }
-    node.metadata.uid.clone().ok_or(Standing::NodeMissing)
 }
 
 /// One sentence each of what is wrong, by the part that says it, and what the node holds.

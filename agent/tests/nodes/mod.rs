@@ -1,0 +1,245 @@
+//! Nodes' IPAM in one process against the embedded API server. The pods of a node are an address book
+//! without a kernel.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+pub mod proxy;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cairn_agent::ipam::{self, Holdings, IpamChannels, IpamOptions};
+use cairn_agent::pods::Usage;
+use cairn_agent::watch as watches;
+use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family};
+use cairn_lab::apiserver::{ApiServer, Options, Serving};
+use ipnet::IpNet;
+use kube::{Client, Config};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use proxy::Proxy;
+
+pub const BLOCKS: &str = "ipblocks.cairn.network";
+pub const POOLS: &str = "ippools.cairn.network";
+
+pub struct Cluster {
+    pub server: ApiServer,
+    pub serving: Serving,
+}
+
+impl Cluster {
+    pub fn new() -> Cluster {
+        let server = ApiServer::new(Options::default());
+        for crd in cairn_api::crds() {
+            let crd = serde_json::to_value(crd).expect("a CRD is JSON");
+            server
+                .create("customresourcedefinitions.apiextensions.k8s.io", None, crd)
+                .expect("CRD");
+        }
+        let namespace = json!({"metadata": {"name": "cairn-system"}});
+        server.create("namespaces", None, namespace).expect("a namespace");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let serving = server.serve(listener).expect("served");
+        Cluster { server, serving }
+    }
+
+    pub fn client(&self) -> Client {
+        let uri = format!("http://{}", self.serving.address()).parse().expect("a URI");
+        Client::try_from(Config::new(uri)).expect("a plain HTTP client")
+    }
+
+    pub fn pool(&self, name: &str, cidr: &str, block_size: u8) {
+        let pool = json!({
+            "apiVersion": "cairn.network/v1alpha1",
+            "kind": "IPPool",
+            "metadata": {"name": name},
+            "spec": {"cidr": cidr, "blockSize": block_size},
+        });
+        self.server.create(POOLS, None, pool).expect("a pool");
+    }
+
+    pub fn node(&self, name: &str, boot_id: &str) {
+        let node = json!({
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": name},
+        });
+        self.server.create("nodes", None, node).expect("a Node");
+        let status = json!({"status": {"nodeInfo": {
+            "architecture": "", "bootID": boot_id, "containerRuntimeVersion": "",
+            "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "",
+            "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "",
+        }}});
+        self.server.patch_status("nodes", None, name, &status).expect("a status");
+    }
+
+    /// Peers drop the routes of a node that is gone at once: nothing to wait for but the fence.
+    pub fn without_graceful_restart(&self) {
+        let configuration = json!({
+            "apiVersion": "cairn.network/v1alpha1",
+            "kind": "BGPConfiguration",
+            "metadata": {"name": "default"},
+            "spec": {"gracefulRestart": {"enabled": false}},
+        });
+        self.server
+            .create("bgpconfigurations.cairn.network", None, configuration)
+            .expect("a BGPConfiguration");
+    }
+
+    pub fn blocks(&self) -> Vec<Value> {
+        self.server.list(BLOCKS, None, "").expect("blocks")
+    }
+}
+
+/// A node's IPAM and its pods.
+pub struct Node {
+    pub tasks: JoinSet<()>,
+    pub book: Arc<Mutex<AddressBook>>,
+    pub usage: watch::Sender<Usage>,
+    pub routes: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    pub holdings: watch::Receiver<Arc<Holdings>>,
+    /// While set the pods do not hear of blocks.
+    pub deaf: Arc<AtomicBool>,
+    /// While set the pods hear of blocks but nobody hears of the pods.
+    pub mute: Arc<AtomicBool>,
+}
+
+/// How a node starts.
+pub struct Setup<'a> {
+    pub name: &'a str,
+    pub boot_id: &'a str,
+    pub offline: Duration,
+    pub idle_release: Option<Duration>,
+    pub client: Client,
+}
+
+impl Node {
+    pub fn start(cluster: &Cluster, name: &str, boot_id: &str, offline: Duration) -> Node {
+        let client = cluster.client();
+        Node::set_up(Setup { name, boot_id, offline, idle_release: None, client })
+    }
+
+    /// A node whose calls go through `proxy`.
+    pub fn behind(proxy: &Proxy, name: &str, boot_id: &str, offline: Duration) -> Node {
+        let client = proxy.client();
+        Node::set_up(Setup { name, boot_id, offline, idle_release: None, client })
+    }
+
+    pub fn set_up(setup: Setup<'_>) -> Node {
+        let Setup { name, boot_id, offline, idle_release, client } = setup;
+        let book = Arc::new(Mutex::new(AddressBook::new(Duration::ZERO)));
+        let usage = watch::Sender::new(Usage::default());
+        let routes = watch::Sender::new(Arc::new(BTreeSet::new()));
+        let (told, holdings) = watch::channel(Arc::new(Holdings::default()));
+        let options = IpamOptions {
+            node: name.to_owned(),
+            boot_id: boot_id.to_owned(),
+            namespace: "cairn-system".to_owned(),
+            offline,
+            idle_release,
+        };
+        let channels = IpamChannels {
+            view: watches::start(&client, name),
+            usage: usage.subscribe(),
+            routes: routes.subscribe(),
+            holdings: told,
+        };
+        let mut tasks = JoinSet::new();
+        tasks.spawn(ipam::run(client, options, channels));
+        let (deaf, mute) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (mut changes, pods, publish) = (holdings.clone(), Arc::clone(&book), usage.clone());
+        let stops = [Arc::clone(&deaf), Arc::clone(&mute)];
+        tasks.spawn(async move {
+            let [deaf, mute] = stops;
+            loop {
+                released(&deaf).await;
+                let blocks = changes.borrow_and_update().blocks.clone();
+                pods.lock().expect("the book").set_blocks(blocks);
+                released(&mute).await;
+                publish.send_modify(|usage| {
+                    usage.blocks = pods.lock().expect("the book").usage();
+                    usage.exhausted.clear();
+                });
+                if changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        Node { tasks, book, usage, routes, holdings, deaf, mute }
+    }
+
+    pub fn add(&self, pod: &str) -> Result<Vec<IpAddr>, AssignError> {
+        let answer =
+            self.book.lock().expect("the book").assign(&id(pod), &[Family::V4], since_boot());
+        self.tell(answer.is_err());
+        answer
+    }
+
+    pub fn del(&self, pod: &str) {
+        self.book.lock().expect("the book").release(&id(pod), since_boot());
+        self.tell(false);
+    }
+
+    fn tell(&self, exhausted: bool) {
+        if self.mute.load(Ordering::Relaxed) {
+            return;
+        }
+        self.usage.send_modify(|usage| {
+            usage.blocks = self.book.lock().expect("the book").usage();
+            if exhausted {
+                usage.exhausted.insert(Family::V4);
+            }
+        });
+    }
+
+    pub async fn until(&mut self, what: &str, holds: impl Fn(&Holdings) -> bool) -> Arc<Holdings> {
+        let waited = self.holdings.wait_for(|holdings| holds(holdings));
+        let seen = tokio::time::timeout(PATIENCE, waited).await;
+        if let Ok(Ok(holdings)) = seen {
+            return Arc::clone(&holdings);
+        }
+        drop(seen);
+        panic!("{what}: {:#?}", self.holdings.borrow());
+    }
+
+    pub fn open(holdings: &Holdings) -> Vec<IpNet> {
+        holdings.blocks.iter().filter(|block| block.hand_out).map(|block| block.cidr).collect()
+    }
+
+    pub async fn until_open(&mut self, count: usize) -> Vec<IpNet> {
+        let holdings = self.until("open blocks", |h| Node::open(h).len() >= count).await;
+        Node::open(&holdings)
+    }
+}
+
+async fn released(stop: &AtomicBool) {
+    while stop.load(Ordering::Relaxed) {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+pub fn since_boot() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
+}
+
+pub fn id(pod: &str) -> AttachmentId {
+    AttachmentId { container_id: pod.to_owned(), ifname: "eth0".to_owned() }
+}
+
+pub async fn until(what: &str, holds: impl Fn() -> bool) {
+    let waited = async {
+        while !holds() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waited).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const HOUR: Duration = Duration::from_secs(3600);

@@ -1,0 +1,225 @@
+//! A way to the API server that loses, holds and delays what a test says.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use kube::{Client, Config};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+/// What happens to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It waits, as do later ones like it, until [`Proxy::let_pass`].
+    Waits,
+    /// The client's connection breaks; the server gets the request at [`Proxy::deliver`]. Once.
+    ComesLate,
+    /// The server answers, the client's connection breaks before it hears. Once.
+    LosesAnswer,
+}
+
+/// A proxy in front of the API server.
+pub struct Proxy {
+    address: SocketAddr,
+    faults: Arc<Mutex<Faults>>,
+    server: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+#[derive(Default)]
+struct Faults {
+    /// What the first line of a request begins with, what it holds, and what happens to it.
+    rules: Vec<(&'static str, &'static str, Fate)>,
+    /// Requests that [`Fate::ComesLate`] kept.
+    late: Vec<Vec<u8>>,
+    /// Requests that have met a rule.
+    met: usize,
+    /// Whether watches say nothing more, as over a connection that died without a word.
+    watches_hang: bool,
+    /// Whether requests wait.
+    cut: bool,
+}
+
+impl Proxy {
+    pub async fn start(server: SocketAddr) -> Proxy {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let address = listener.local_addr().expect("an address");
+        let faults = Arc::new(Mutex::new(Faults::default()));
+        let shared = Arc::clone(&faults);
+        let task = tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let shared = Arc::clone(&shared);
+                tokio::spawn(async move {
+                    let Ok(upstream) = TcpStream::connect(server).await else { return };
+                    carry(client, upstream, &shared).await;
+                });
+            }
+        });
+        Proxy { address, faults, server, task }
+    }
+
+    pub fn client(&self) -> Client {
+        let uri = format!("http://{}", self.address).parse().expect("a URI");
+        Client::try_from(Config::new(uri)).expect("a plain HTTP client")
+    }
+
+    /// Requests whose first line begins with `method` and holds `part` meet `fate`.
+    pub fn meet(&self, method: &'static str, part: &'static str, fate: Fate) {
+        self.with(|faults| faults.rules.push((method, part, fate)));
+    }
+
+    /// How many requests have met their fate.
+    pub fn met(&self) -> usize {
+        self.with(|faults| faults.met)
+    }
+
+    /// Forgets every rule; what waits goes on.
+    pub fn let_pass(&self) {
+        self.with(|faults| faults.rules.clear());
+    }
+
+    /// Nothing passes any more, in either direction.
+    pub fn cut(&self) {
+        self.with(|faults| (faults.cut, faults.watches_hang) = (true, true));
+    }
+
+    /// Requests pass again; watches stay as they are.
+    pub fn heal_requests(&self) {
+        self.with(|faults| faults.cut = false);
+    }
+
+    /// Watches hang or go on.
+    pub fn hang_watches(&self, hang: bool) {
+        self.with(|faults| faults.watches_hang = hang);
+    }
+
+    /// Has the server take in what came late, and returns its answers' first lines.
+    pub async fn deliver(&self) -> Vec<String> {
+        let late = self.with(|faults| std::mem::take(&mut faults.late));
+        let mut answers = Vec::new();
+        for request in late {
+            let mut upstream = TcpStream::connect(self.server).await.expect("the server");
+            upstream.write_all(&request).await.expect("written");
+            let mut answer = vec![0; 4096];
+            let length = upstream.read(&mut answer).await.expect("an answer");
+            let text = String::from_utf8_lossy(&answer[..length]).into_owned();
+            answers.push(text.lines().next().unwrap_or_default().to_owned());
+        }
+        answers
+    }
+
+    fn with<T>(&self, change: impl FnOnce(&mut Faults) -> T) -> T {
+        change(&mut self.faults.lock().expect("the faults"))
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Answer {
+    watch: bool,
+    lost: bool,
+}
+
+async fn carry(client: TcpStream, upstream: TcpStream, faults: &Mutex<Faults>) {
+    let (from_client, to_client) = client.into_split();
+    let (from_server, to_server) = upstream.into_split();
+    let answer = Mutex::new(Answer::default());
+    // The end of either direction is the end of both.
+    tokio::select! {
+        () = requests(from_client, to_server, faults, &answer) => {}
+        () = answers(from_server, to_client, faults, &answer) => {}
+    }
+}
+
+async fn requests(
+    mut client: OwnedReadHalf,
+    mut server: OwnedWriteHalf,
+    faults: &Mutex<Faults>,
+    answer: &Mutex<Answer>,
+) {
+    let mut buffer = Vec::new();
+    loop {
+        let Some(length) = request_length(&buffer) else {
+            if !matches!(client.read_buf(&mut buffer).await, Ok(1..)) {
+                return;
+            }
+            continue;
+        };
+        let request: Vec<u8> = buffer.drain(..length).collect();
+        let text = String::from_utf8_lossy(&request).into_owned();
+        let line = text.lines().next().unwrap_or_default();
+        let mut next = Answer { watch: line.contains("watch=true"), lost: false };
+        let mut counted = false;
+        loop {
+            {
+                let mut faults = faults.lock().expect("the faults");
+                let found = faults
+                    .rules
+                    .iter()
+                    .position(|(method, part, _)| line.starts_with(method) && line.contains(part));
+                let fate = found.and_then(|at| faults.rules.get(at)).map(|(_, _, fate)| *fate);
+                if fate.is_some() && !std::mem::replace(&mut counted, true) {
+                    faults.met += 1;
+                }
+                match (fate, found) {
+                    (Some(Fate::ComesLate), Some(at)) => {
+                        faults.rules.remove(at);
+                        faults.late.push(request);
+                        return;
+                    }
+                    (Some(Fate::LosesAnswer), Some(at)) => {
+                        faults.rules.remove(at);
+                        next.lost = true;
+                        break;
+                    }
+                    (None, _) if !faults.cut => break,
+                    _ => {}
+                }
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        *answer.lock().expect("the answer") = next;
+        if server.write_all(&request).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answers(
+    mut server: OwnedReadHalf,
+    mut client: OwnedWriteHalf,
+    faults: &Mutex<Faults>,
+    answer: &Mutex<Answer>,
+) {
+    let mut buffer = vec![0; 65_536];
+    loop {
+        let Ok(length @ 1..) = server.read(&mut buffer).await else { return };
+        let Answer { watch, lost } = *answer.lock().expect("the answer");
+        if lost {
+            return;
+        }
+        while watch && faults.lock().expect("the faults").watches_hang {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        if client.write_all(buffer.get(..length).unwrap_or_default()).await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Octets of the request at the beginning of `buffer`, once it is whole.
+fn request_length(buffer: &[u8]) -> Option<usize> {
+    let head = buffer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+    let text = String::from_utf8_lossy(buffer.get(..head)?).to_lowercase();
+    let body = text.lines().find_map(|line| line.strip_prefix("content-length:"));
+    let length = head + body.map_or(0, |length| length.trim().parse().expect("a length"));
+    (buffer.len() >= length).then_some(length)
+}
