@@ -199,6 +199,34 @@ impl Prefix {
         }
     }
 
+    /// Whether it lies in a range that no router forwards: "this network", loopback, link-local and
+    /// multicast addresses, limited broadcast, IPv4 in IPv6 (RFC 6890). The default route and others
+    /// that merely cover such a range do not.
+    pub const fn is_martian(self) -> bool {
+        match self {
+            Prefix::V4(prefix) => {
+                let addr = prefix.addr();
+                match prefix.len() {
+                    32 if addr == u32::MAX => true,
+                    16..=32 if addr >> 16 == 0xa9fe => true,
+                    8..=32 if matches!(addr >> 24, 0 | 127) => true,
+                    4..=32 => addr >> 28 == 0xe,
+                    _ => false,
+                }
+            }
+            Prefix::V6(prefix) => {
+                let addr = prefix.addr();
+                match prefix.len() {
+                    128 if addr <= 1 => true,
+                    96..=128 if addr >> 32 == 0xffff => true,
+                    10..=128 if addr >> 118 == 0x3fa => true,
+                    8..=128 => addr >> 120 == 0xff,
+                    _ => false,
+                }
+            }
+        }
+    }
+
     /// Whether every address of `other` is in this prefix.
     pub fn contains(self, other: Prefix) -> bool {
         match (self, other) {

@@ -298,16 +298,93 @@ fn a_second_connection_is_refused_without_graceful_restart_and_replaces_with_it(
     assert_eq!(farewell(&actions, second), Some(collision));
     assert_eq!(bench.session.established().map(|e| e.connection), Some(old));
 
-    // RFC 4724 section 5.
+    // RFC 4724 section 5. The connection alone proves nothing: its OPEN has to be one of the peer.
     let mut bench = Bench::new(config(1, 2, 65001, 65002));
     let old = bench.establish();
+    bench.now += Duration::from_secs(20);
+    let (probe, actions) = bench.accept();
+    assert!(matches!(&actions[..], [Action::Send(c, Message::Open(_))] if *c == probe));
+    bench.handle(Event::Lost { connection: probe, error: None });
+    let (stranger, _) = bench.accept();
+    let actions = bench.receive(stranger, Received::Open(Box::new(open(65009))));
+    assert_eq!(
+        farewell(&actions, stranger),
+        Some(NotificationError::Open(OpenError::BadPeerAs))
+    );
+    let (silent, _) = bench.accept();
     let (second, actions) = bench.accept();
+    assert_eq!(farewell(&actions, silent), Some(collision));
+    assert_eq!(bench.session.established().map(|e| e.connection), Some(old));
+    let actions = bench.receive(second, Received::Open(Box::new(open(65002))));
     assert!(actions.iter().any(|a| matches!(a, Action::Close(c) if *c == old)));
     assert_eq!(down(&actions), Some((&DownReason::Replaced, BOTH())));
-    bench.confirm(second, open(65002));
     let actions = bench.receive(second, Received::Keepalive);
     let [Action::Up(established)] = &actions[..] else { panic!("{actions:?}") };
     assert_eq!(established.stale_kept, BOTH());
+}
+
+/// The slower half of a collision does not end the session that the faster one has just brought up,
+/// unless the peer says that it has restarted.
+#[test]
+fn a_second_connection_right_after_the_first_is_a_collision() {
+    for restarting in [false, true] {
+        let mut bench = Bench::new(config(1, 2, 65001, 65002));
+        let first = bench.establish();
+        let (second, _) = bench.accept();
+        let mut again = open(65002);
+        for capability in &mut again.capabilities {
+            if let Capability::GracefulRestart(restart) = capability {
+                restart.restarting = restarting;
+            }
+        }
+        let actions = bench.receive(second, Received::Open(Box::new(again)));
+        let collision = NotificationError::Cease(CeaseReason::ConnectionCollision);
+        assert_eq!(farewell(&actions, second), (!restarting).then_some(collision));
+        assert_eq!(down(&actions).is_some(), restarting);
+        let established = bench.session.established().map(|e| e.connection);
+        assert_eq!(established, (!restarting).then_some(first));
+    }
+}
+
+/// A second connection that is waiting for its OPEN takes over when the session breaks, and goes with
+/// the session when that is stopped.
+#[test]
+fn a_second_connection_outlives_the_session_it_came_beside() {
+    let mut bench = Bench::new(config(1, 2, 65001, 65002));
+    let old = bench.establish();
+    let (second, _) = bench.accept();
+    let actions = bench.handle(Event::Lost { connection: old, error: None });
+    assert!(down(&actions).is_some());
+    bench.confirm(second, open(65002));
+    let actions = bench.receive(second, Received::Keepalive);
+    assert!(matches!(&actions[..], [Action::Up(_)]), "{actions:?}");
+    let (third, _) = bench.accept();
+    let actions = bench.handle(Event::Stop(StopReason::Removed));
+    let removed = NotificationError::Cease(CeaseReason::PeerDeconfigured);
+    assert_eq!(farewell(&actions, second), Some(removed));
+    assert_eq!(farewell(&actions, third), Some(removed));
+}
+
+/// What has come in, but is not read yet, holds up the end of the session and nothing else.
+#[test]
+fn octets_that_wait_put_off_the_hold_timer_and_not_the_keepalives() {
+    let mut bench = Bench::new(SessionConfig { hold_time_secs: 3, ..config(1, 2, 65001, 65002) });
+    let connection = bench.establish();
+    let mut keepalives = 0;
+    for _ in 0..100 {
+        bench.now += Duration::from_millis(100);
+        if bench.session.hold_expired(bench.now) == Some(connection) {
+            bench.session.put_off_hold(bench.now);
+        }
+        let actions = bench.handle(Event::Tick);
+        assert!(down(&actions).is_none());
+        keepalives +=
+            actions.iter().filter(|a| matches!(a, Action::Send(_, Message::Keepalive))).count();
+    }
+    assert!((9..=14).contains(&keepalives), "{keepalives}");
+    bench.now += Duration::from_millis(100);
+    let actions = bench.handle(Event::Tick);
+    assert_eq!(down(&actions), Some((&DownReason::HoldTimerExpired, Families::NONE)));
 }
 
 /// Which ends of a session keep routes (RFC 4724 section 4.2).

@@ -93,6 +93,9 @@ struct Member<A: AddressFamily> {
     pending: Option<Pending<A>>,
     /// The initial routes have not been followed by End-of-RIB yet.
     owes_end_of_rib: bool,
+    /// Everything is wanted again once what is pending has been told: however often a peer asks
+    /// meanwhile, the table is walked once for each time that it has taken all of it.
+    wants_refresh: bool,
 }
 
 #[derive(Debug)]
@@ -151,11 +154,18 @@ impl<A: AddressFamily> Group<A> {
 
     /// Adds a member that knows nothing yet, or at most what `known` lists from a former group.
     pub(crate) fn join(&mut self, peer: PeerId, known: Vec<A::Key>, owes_end_of_rib: bool) {
-        let mut pending = Pending::new(self.out.hasher().clone());
-        pending.extend(self.out.iter().filter(|(_, out)| out.sent.is_some()).map(|(key, _)| *key));
+        let mut pending = self.all_for(peer);
         pending.extend(known);
         let pending = (!pending.queue.is_empty()).then_some(pending);
-        self.members.push(Member { peer, pending, owes_end_of_rib });
+        self.members.push(Member { peer, pending, owes_end_of_rib, wants_refresh: false });
+    }
+
+    /// All that the stream has said to a member.
+    fn all_for(&self, peer: PeerId) -> Pending<A> {
+        let mut pending = Pending::new(self.out.hasher().clone());
+        let is_for = |out: &Out| out.sent.as_ref().is_some_and(|sent| sent.source != peer);
+        pending.extend(self.out.iter().filter(|(_, out)| is_for(out)).map(|(key, _)| *key));
+        pending
     }
 
     /// Removes a member and says what it may have been told.
@@ -183,12 +193,9 @@ impl<A: AddressFamily> Group<A> {
 
     /// Sends everything again to a member that asked for it (RFC 2918).
     pub(crate) fn refresh(&mut self, peer: PeerId) {
-        let Some(member) = self.members.iter_mut().find(|member| member.peer == peer) else {
-            return;
-        };
-        let hasher = self.out.hasher().clone();
-        let pending = member.pending.get_or_insert_with(|| Pending::new(hasher));
-        pending.extend(self.out.iter().filter(|(_, out)| out.sent.is_some()).map(|(key, _)| *key));
+        if let Some(member) = self.members.iter_mut().find(|member| member.peer == peer) {
+            member.wants_refresh = true;
+        }
     }
 
     /// How many routes a member has been told.
@@ -320,11 +327,18 @@ impl<A: AddressFamily> Group<A> {
             if !member.has_room(context) {
                 return;
             }
+            if member.pending.is_none() && std::mem::take(&mut member.wants_refresh) {
+                let all = self.all_for(peer);
+                if let Some(member) = self.members.get_mut(index) {
+                    member.pending = Some(all);
+                }
+                continue;
+            }
             let Some(pending) = &mut member.pending else { break };
             let count = pending.queue.len().min(BATCH_PREFIXES_MAX);
             if count == 0 {
                 member.pending = None;
-                break;
+                continue;
             }
             let mut batch = Batch::new(self.out.hasher().clone());
             for key in pending.queue.drain(..count) {

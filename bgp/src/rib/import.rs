@@ -141,6 +141,9 @@ fn judge(
     if let Some(verdict) = looped {
         return (verdicts.id(verdict), None);
     }
+    if prefix.is_martian() {
+        return (verdicts.id(&Verdict::Martian), None);
+    }
     if peer.config.import.is_empty() {
         return match peer.config.default_action() {
             Action::Accept => {

@@ -8,7 +8,8 @@ use crate::wire::{CeaseReason, FsmError, Negotiated, Notification, NotificationE
 use super::error::explain_received;
 use super::open;
 use super::timers::{
-    CONNECT_WAIT, Jitter, Liveness, OPEN_WAIT, PREFIX_LIMIT_REST, STALE_AFTER_UP, earliest,
+    COLLISION_AFTER_UP, CONNECT_WAIT, HOLD_PUT_OFF, Jitter, Liveness, OPEN_WAIT, PREFIX_LIMIT_REST,
+    STALE_AFTER_UP, earliest,
 };
 use super::{
     Action, ConnectionId, DownReason, Established, Event, LastError, LocalAddresses, Message,
@@ -78,6 +79,8 @@ struct Up {
     since: Instant,
     liveness: Liveness,
     established: Established,
+    /// Another connection of the peer, until its OPEN says whether it replaces this one.
+    challenger: Option<Handshake>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -177,19 +180,30 @@ impl Session {
                 };
                 earliest(outgoing, incoming.as_ref().and_then(Handshake::next_deadline))
             }
-            State::Established(up) => up.liveness.next(),
+            State::Established(up) => earliest(
+                up.liveness.next(),
+                up.challenger.as_ref().and_then(Handshake::next_deadline),
+            ),
         };
         earliest(own, self.stale.map(|stale| stale.until))
     }
 
-    /// The connection whose hold timer has run out. A caller that reads late looks for octets in its
-    /// socket before it passes on [`Event::Tick`]: a peer that has spoken is not dead.
+    /// The connection whose hold timer has run out. A caller that reads late looks for octets that
+    /// nobody has read before it passes on [`Event::Tick`], and calls [`Session::put_off_hold`] when
+    /// there are any: a peer that has spoken is not dead.
     pub fn hold_expired(&self, now: Instant) -> Option<ConnectionId> {
         match &self.state {
             State::Established(up) if up.liveness.hold_expired(now) => {
                 Some(up.established.connection)
             }
             _ => None,
+        }
+    }
+
+    /// Gives octets that have come in, but are not read yet, a moment before the hold timer fires.
+    pub fn put_off_hold(&mut self, now: Instant) {
+        if let State::Established(up) = &mut self.state {
+            up.liveness.put_off_hold(now + HOLD_PUT_OFF);
         }
     }
 
@@ -295,30 +309,43 @@ impl Session {
         actions: &mut Vec<Action>,
     ) {
         let handshake = Handshake::begin(&self.config, self.restart, now, connection, addresses);
-        if let State::Established(up) = &self.state {
-            // RFC 4724 section 5: a peer with graceful restart that connects again has restarted,
-            // and the old connection is dead although TCP has not noticed.
-            if up.established.graceful_restart.is_none() {
+        let slot = match &mut self.state {
+            State::Opening { incoming, .. } => incoming,
+            // RFC 4724 section 5: a peer with graceful restart that connects again has restarted, and
+            // the old connection is dead although TCP has not noticed. Its OPEN has to say so: a mere
+            // connection may come from anything at the peer's address.
+            State::Established(up) if up.established.graceful_restart.is_some() => {
+                &mut up.challenger
+            }
+            State::Established(_) => {
                 reject(connection, CeaseReason::ConnectionCollision, actions);
                 return;
             }
-            let old = up.established.connection;
-            actions.push(Action::Close(old));
-            self.session_down(now, DownReason::Replaced, actions);
-        }
-        match &mut self.state {
-            State::Opening { incoming, .. } => {
-                // A peer has one outgoing connection at a time, so an older one is abandoned.
-                if let Some(older) = incoming.take() {
-                    reject(older.connection, CeaseReason::ConnectionCollision, actions);
-                }
-                actions.push(handshake.open_action());
-                *incoming = Some(handshake);
-            }
-            State::Idle { .. } | State::Established(_) => {
+            State::Idle { .. } => {
                 reject(connection, CeaseReason::ConnectionRejected, actions);
+                return;
             }
+        };
+        actions.push(handshake.open_action());
+        // A peer has one outgoing connection at a time, so an older one is abandoned.
+        if let Some(older) = slot.replace(handshake) {
+            reject(older.connection, CeaseReason::ConnectionCollision, actions);
         }
+    }
+
+    /// The OPEN of a second connection was accepted while a session stands: true when the session has
+    /// given way to it.
+    fn challenged(&mut self, now: Instant, peer: &Open, actions: &mut Vec<Action>) -> bool {
+        let State::Established(up) = &self.state else { return true };
+        // Both sides connected at once, and this connection was slower: the other case of RFC 4271
+        // section 6.8. A peer that has restarted says so, or has had a session for longer.
+        let restarted = peer.graceful_restart().is_some_and(|restart| restart.restarting);
+        if !restarted && now < up.since + COLLISION_AFTER_UP {
+            return false;
+        }
+        actions.push(Action::Close(up.established.connection));
+        self.session_down(now, DownReason::Replaced, actions);
+        true
     }
 
     fn lost(
@@ -407,7 +434,8 @@ impl Session {
                 return;
             }
         };
-        if self.loses_collision(connection, &local, &peer) {
+        if !self.challenged(now, &peer, actions) || self.loses_collision(connection, &local, &peer)
+        {
             reject(connection, CeaseReason::ConnectionCollision, actions);
             self.abandon(now, connection);
             return;
@@ -481,7 +509,8 @@ impl Session {
             stale_kept,
         };
         actions.push(Action::Up(Box::new(established.clone())));
-        self.state = State::Established(Box::new(Up { since: now, liveness, established }));
+        let up = Up { since: now, liveness, established, challenger: None };
+        self.state = State::Established(Box::new(up));
     }
 
     /// A NOTIFICATION arrived.
@@ -567,6 +596,7 @@ impl Session {
                     up.liveness.spoke(now, &mut self.jitter);
                     actions.push(Action::Send(connection, Message::Keepalive));
                 }
+                self.tick_handshakes(now, actions);
             }
             State::Opening { .. } => {
                 self.tick_handshakes(now, actions);
@@ -578,12 +608,7 @@ impl Session {
 
     fn tick_handshakes(&mut self, now: Instant, actions: &mut Vec<Action>) {
         let mut silent = Vec::new();
-        let State::Opening { outgoing, incoming } = &mut self.state else { return };
-        let outgoing = match outgoing {
-            Outgoing::Handshake(handshake) => Some(handshake),
-            _ => None,
-        };
-        for handshake in outgoing.into_iter().chain(incoming) {
+        for handshake in self.state.handshakes_mut().into_iter().flatten() {
             let connection = handshake.connection;
             match &mut handshake.phase {
                 Phase::OpenSent { give_up_at } if *give_up_at <= now => silent.push(connection),
@@ -642,7 +667,8 @@ impl Session {
     /// Leaves Established. The connection has been closed or is dead.
     fn session_down(&mut self, now: Instant, reason: DownReason, actions: &mut Vec<Action>) {
         let retry = self.retry_wait();
-        let State::Established(up) = &self.state else { return };
+        let State::Established(up) = &mut self.state else { return };
+        let incoming = up.challenger.take();
         // RFC 4724 section 4.2: only a connection that ends without a NOTIFICATION.
         let restart = match reason {
             DownReason::Lost(_) | DownReason::Replaced => up.established.graceful_restart.as_ref(),
@@ -662,19 +688,23 @@ impl Session {
         let retry_at = if lasted { now } else { now + retry };
         let outgoing =
             if self.config.passive { Outgoing::Passive } else { Outgoing::Waiting { retry_at } };
-        self.state = State::Opening { outgoing, incoming: None };
+        self.state = State::Opening { outgoing, incoming };
         actions.push(Action::Down { reason, keep });
     }
 
     /// Forgets a handshake; the outgoing side tries again after the retry time.
     fn abandon(&mut self, now: Instant, connection: ConnectionId) -> Option<Handshake> {
         let retry_at = now + self.retry_wait();
-        let State::Opening { outgoing, incoming } = &mut self.state else { return None };
+        let (outgoing, incoming) = match &mut self.state {
+            State::Opening { outgoing, incoming } => (Some(outgoing), incoming),
+            State::Established(up) => (None, &mut up.challenger),
+            State::Idle { .. } => return None,
+        };
         if incoming.as_ref().is_some_and(|h| h.connection == connection) {
             return incoming.take();
         }
         match outgoing {
-            Outgoing::Handshake(handshake) if handshake.connection == connection => {
+            Some(outgoing @ Outgoing::Handshake(_)) if outgoing.is_handshake(connection) => {
                 match std::mem::replace(outgoing, Outgoing::Waiting { retry_at }) {
                     Outgoing::Handshake(handshake) => Some(handshake),
                     _ => None,
@@ -705,10 +735,7 @@ impl Session {
     }
 
     fn is_outgoing(&self, connection: ConnectionId) -> bool {
-        matches!(
-            &self.state,
-            State::Opening { outgoing: Outgoing::Handshake(h), .. } if h.connection == connection
-        )
+        matches!(&self.state, State::Opening { outgoing, .. } if outgoing.is_handshake(connection))
     }
 
     fn is_established(&self, connection: ConnectionId) -> bool {
@@ -716,12 +743,8 @@ impl Session {
     }
 
     fn handshake_mut(&mut self, connection: ConnectionId) -> Option<&mut Handshake> {
-        let State::Opening { outgoing, incoming } = &mut self.state else { return None };
-        let outgoing = match outgoing {
-            Outgoing::Handshake(handshake) => Some(handshake),
-            _ => None,
-        };
-        outgoing.into_iter().chain(incoming).find(|h| h.connection == connection)
+        let mut handshakes = self.state.handshakes_mut().into_iter().flatten();
+        handshakes.find(|h| h.connection == connection)
     }
 
     fn retry_wait(&mut self) -> Duration {
@@ -734,12 +757,34 @@ impl Session {
     }
 }
 
+impl Outgoing {
+    fn is_handshake(&self, connection: ConnectionId) -> bool {
+        matches!(self, Outgoing::Handshake(handshake) if handshake.connection == connection)
+    }
+}
+
 impl State {
+    /// What is on its way to Established.
+    fn handshakes_mut(&mut self) -> [Option<&mut Handshake>; 2] {
+        match self {
+            State::Idle { .. } => [None, None],
+            State::Opening { outgoing: Outgoing::Handshake(outgoing), incoming } => {
+                [Some(outgoing), incoming.as_mut()]
+            }
+            State::Opening { incoming, .. } => [None, incoming.as_mut()],
+            State::Established(up) => [None, up.challenger.as_mut()],
+        }
+    }
+
     /// All connections, with whether anything can be sent over them yet.
     fn connections(&self) -> Vec<(ConnectionId, bool)> {
         match self {
             State::Idle { .. } => Vec::new(),
-            State::Established(up) => vec![(up.established.connection, true)],
+            State::Established(up) => {
+                let challenger = up.challenger.as_ref().map(|handshake| handshake.connection);
+                let all = [Some(up.established.connection), challenger];
+                all.into_iter().flatten().map(|connection| (connection, true)).collect()
+            }
             State::Opening { outgoing, incoming } => {
                 let outgoing = match outgoing {
                     Outgoing::Connecting { connection, .. } => Some((*connection, false)),

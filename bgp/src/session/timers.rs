@@ -48,6 +48,11 @@ impl Liveness {
         self.hold_at = (!self.hold.is_zero()).then(|| now + self.hold);
     }
 
+    /// The peer has not been silent, although nothing of it is read yet.
+    pub(super) fn put_off_hold(&mut self, until: Instant) {
+        self.hold_at = self.hold_at.map(|at| at.max(until));
+    }
+
     /// A KEEPALIVE went out.
     pub(super) fn spoke(&mut self, now: Instant, jitter: &mut Jitter) {
         self.keepalive_at = (!self.hold.is_zero())
@@ -77,6 +82,10 @@ pub(super) fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant
 
 /// RFC 4271 section 10 suggests a third of the hold time.
 const KEEPALIVES_PER_HOLD_TIME: u32 = 3;
+/// How long the hold timer waits for octets that have come in to be read.
+pub(super) const HOLD_PUT_OFF: Duration = Duration::from_millis(50);
+/// A second connection this soon after the session came up was opened before the peer knew of it.
+pub(super) const COLLISION_AFTER_UP: Duration = Duration::from_secs(5);
 /// How long an OPEN or the first KEEPALIVE may take. RFC 4271 suggests four minutes, but a peer that
 /// accepts and says nothing would then hold up the next attempt for as long.
 pub(super) const OPEN_WAIT: Duration = Duration::from_secs(60);

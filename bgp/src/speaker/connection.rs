@@ -28,6 +28,8 @@ pub(super) struct Connection {
     writer: mpsc::UnboundedSender<Write>,
     /// Octets handed to the writer and not written yet.
     queued: Arc<AtomicUsize>,
+    /// Reads whose content the owner has not taken in yet.
+    unheard: Arc<AtomicUsize>,
     /// Our OPEN for the reader, until it is sent.
     reader: Option<oneshot::Sender<Open>>,
     /// Ends the reader when dropped.
@@ -106,8 +108,10 @@ impl Connection {
             mailbox.clone(),
         ));
         let input = Arc::clone(&stream);
+        let unheard = Arc::new(AtomicUsize::new(0));
+        let waiting = Arc::clone(&unheard);
         tokio::spawn(async move {
-            let reading = read(&input, open, config, &mailbox);
+            let reading = read(&input, open, config, &mailbox, &waiting);
             tokio::select! {
                 () = reading => {}
                 // The owner is done with the connection.
@@ -119,6 +123,7 @@ impl Connection {
             stream,
             writer,
             queued,
+            unheard,
             reader: Some(reader),
             _reading: reading,
             _writing: writing,
@@ -161,9 +166,14 @@ impl Connection {
         WRITE_QUEUE_OCTETS_MAX.saturating_sub(self.queued.load(Ordering::Relaxed))
     }
 
-    /// Whether the peer has sent what nobody has read yet.
+    /// Whether the peer has sent what the owner has not taken in yet.
     pub(super) fn has_unread(&self) -> bool {
-        socket::has_unread(&self.stream)
+        self.unheard.load(Ordering::Acquire) > 0 || socket::has_unread(&self.stream)
+    }
+
+    /// The owner has taken in what came with one input.
+    pub(super) fn heard(&self) {
+        self.unheard.fetch_sub(1, Ordering::Release);
     }
 }
 
@@ -173,6 +183,7 @@ async fn read(
     open: oneshot::Receiver<Open>,
     config: ReaderConfig,
     mailbox: &Mailbox,
+    unheard: &AtomicUsize,
 ) {
     let Ok(local) = open.await else { return };
     let mut decoder = Decoder { local, config, negotiated: None };
@@ -183,8 +194,12 @@ async fn read(
             if let Err(error) = stream.readable().await {
                 break Err(error);
             }
+            // Before the socket is emptied: between the two nothing may look as if it were silent.
+            unheard.fetch_add(1, Ordering::Release);
             match stream.try_read_buf(&mut buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    unheard.fetch_sub(1, Ordering::Release);
+                }
                 result => break result,
             }
         };
@@ -201,7 +216,9 @@ async fn read(
             }
             Ok(_) | Err(_) => {}
         }
-        if !items.is_empty() && !mailbox.send(InputKind::Read(items)).await {
+        if items.is_empty() {
+            unheard.fetch_sub(1, Ordering::Release);
+        } else if !mailbox.send(InputKind::Read(items)).await {
             return;
         }
         if !goes_on {

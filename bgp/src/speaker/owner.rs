@@ -67,6 +67,8 @@ pub(super) struct Owner {
     next_key: u64,
     seed: u64,
     changed: bool,
+    /// Prefixes of all batches so far, to bound the work of a turn.
+    prefixes_taken: usize,
     output: Vec<Output>,
 }
 
@@ -137,6 +139,7 @@ impl Owner {
             next_key: 0,
             seed,
             changed: false,
+            prefixes_taken: 0,
             output: Vec::new(),
             config,
         }
@@ -167,11 +170,13 @@ impl Owner {
                     let text = "the speaker's last user has gone".to_owned();
                     return self.end(Shutdown::Cease { text }).await;
                 }
-                Wake::Input(first) => self.take_inputs(first),
+                Wake::Input(Some(first)) => self.take_input(first),
                 Wake::FibRoom => self.feed_fib(),
                 Wake::FibGone => self.fib = None,
-                Wake::Deadline => {}
+                Wake::Input(None) | Wake::Deadline => {}
             }
+            // Whatever it was: configurations and questions that keep coming leave a turn to peers.
+            self.take_inputs();
         }
     }
 
@@ -208,7 +213,7 @@ impl Owner {
     /// there can be more.
     fn settle(&mut self) -> bool {
         let now = now();
-        let ticked = self.tick_sessions(now);
+        self.tick_sessions(now);
         self.rib.tick(now);
         if self.rib.in_sync() && (self.restart.restarting || !self.restart.forwarding_preserved) {
             // From here on only connections end, not this speaker's forwarding.
@@ -228,34 +233,27 @@ impl Owner {
         if std::mem::take(&mut self.changed) {
             self.changes.send_modify(|generation| *generation += 1);
         }
-        ticked && flushed
+        flushed
     }
 
-    /// Lets sessions see the time; false when one is left out until its socket has been read.
-    fn tick_sessions(&mut self, now: Instant) -> bool {
+    fn tick_sessions(&mut self, now: Instant) {
         let due: Vec<PeerKey> = self
             .peers
             .iter()
             .filter(|(_, peer)| peer.session.next_deadline().is_some_and(|at| at <= now))
             .map(|(key, _)| *key)
             .collect();
-        let mut all = true;
         for key in due {
-            // The hold timer may only fire when nothing is left to read: neither in our queue nor in
-            // the socket. After a long pause of this process reads come before deadlines.
-            let unread = self.peers.get(&key).is_some_and(|peer| {
-                let expired = peer.session.hold_expired(now);
-                expired
-                    .and_then(|connection| peer.connections.get(&connection))
-                    .is_some_and(|connection| !self.inputs.is_empty() || connection.has_unread())
-            });
-            if unread {
-                all = false;
-            } else {
-                self.handle(key, Event::Tick);
+            // The hold timer may only fire when nothing of the peer is left to read: neither in our
+            // queue nor in the socket. After a long pause of this process reads come before deadlines.
+            if let Some(peer) = self.peers.get_mut(&key)
+                && let Some(expired) = peer.session.hold_expired(now)
+                && peer.connections.get(&expired).is_some_and(Connection::has_unread)
+            {
+                peer.session.put_off_hold(now);
             }
+            self.handle(key, Event::Tick);
         }
-        all
     }
 
     /// Encodes what peers can take and hands it to their writers; false when there may be more.
@@ -293,14 +291,13 @@ impl Owner {
     }
 
     /// Takes in what has arrived, up to a bound, so that one flush serves many inputs.
-    fn take_inputs(&mut self, first: Option<Input>) {
-        let mut next = first;
+    fn take_inputs(&mut self) {
+        let before = self.prefixes_taken;
         for _ in 0..INPUTS_PER_TURN_MAX {
-            let Some(input) = next else { break };
-            self.take_input(input);
-            next = self.inputs.try_recv().ok();
-        }
-        if let Some(input) = next {
+            if self.prefixes_taken.wrapping_sub(before) >= PREFIXES_PER_TURN_MAX {
+                break;
+            }
+            let Ok(input) = self.inputs.try_recv() else { break };
             self.take_input(input);
         }
     }
@@ -378,6 +375,10 @@ impl Owner {
     }
 
     fn read(&mut self, key: PeerKey, connection: ConnectionId, items: Vec<Item>) {
+        let peer = self.peers.get(&key);
+        if let Some(connection) = peer.and_then(|peer| peer.connections.get(&connection)) {
+            connection.heard();
+        }
         for item in items {
             match item {
                 Item::Message(message) => {
@@ -399,6 +400,7 @@ impl Owner {
                 }),
                 Item::Updates(batch) => {
                     let Some(rib_id) = self.established_rib_id(key, connection) else { continue };
+                    self.prefixes_taken = self.prefixes_taken.wrapping_add(batch.len());
                     if let Err(exceeded) = self.rib.update(rib_id, batch) {
                         let prefixes_max = exceeded.prefixes_max;
                         self.handle(key, Event::Stop(StopReason::PrefixLimit { prefixes_max }));
@@ -704,3 +706,5 @@ const REFUSALS_MAX: usize = 8;
 const FLUSHES_PER_TURN_MAX: usize = 8;
 /// Inputs taken in between two looks at deadlines and at what can be sent.
 const INPUTS_PER_TURN_MAX: usize = 64;
+/// Prefixes after which a turn takes in no more: some ten milliseconds of work.
+const PREFIXES_PER_TURN_MAX: usize = 32 * 1024;
