@@ -274,25 +274,12 @@ impl Agent {
         problems
     }
 
-    /// Whether the first configuration is complete: peers that kept our routes over a restart drop
-    /// those that are missing at our End-of-RIB, so it must hold every block. A block that does not
-    /// get ready holds up the start for [`START_WAIT`] only.
+    /// Whether the speaker may start with what is known now; if not, it plans again in time.
     fn may_start(&mut self, view: &ClusterView, local: &Local<'_>) -> bool {
-        let held = |cidr: &str| local.blocks.iter().any(|block| block.to_string() == cidr);
-        let known = view
-            .own_blocks
-            .values()
-            .all(|block| block.metadata.deletion_timestamp.is_some() || held(&block.spec.cidr));
-        if known && local.blocks.iter().all(|block| local.reachable.contains(block)) {
-            return true;
-        }
         let now = tokio::time::Instant::now();
-        let first = *self.first_plan.get_or_insert(now);
-        if now.duration_since(first) >= START_WAIT {
-            return true;
-        }
-        self.start_by = Some(first + START_WAIT);
-        false
+        let due = *self.first_plan.get_or_insert(now) + start_wait(view, local);
+        self.start_by = (due > now).then_some(due);
+        due <= now
     }
 
     /// Hands the speaker its configuration. One that cannot work leaves the last one in force.
@@ -370,6 +357,26 @@ impl Agent {
     }
 }
 
+/// How long after the first plan the speaker starts at the latest.
+///
+/// Peers that kept our routes over a restart drop those that are missing at our End-of-RIB, so the
+/// first configuration should hold every block. They do not keep them for ever, though: a block
+/// without pods, which waits for the API server, holds up the start for [`IDLE_WAIT`] only, and any
+/// other for [`START_WAIT`].
+fn start_wait(view: &ClusterView, local: &Local<'_>) -> Duration {
+    let held = |cidr: &str| local.blocks.iter().any(|block| block.to_string() == cidr);
+    let known = view
+        .own_blocks
+        .values()
+        .all(|block| block.metadata.deletion_timestamp.is_some() || held(&block.spec.cidr));
+    let written = local.blocks.iter().all(|block| local.reachable.contains(block));
+    match (known, written) {
+        (true, true) => Duration::ZERO,
+        (false, true) => IDLE_WAIT,
+        (_, false) => START_WAIT,
+    }
+}
+
 async fn changed(speaker: &mut Option<Running>) -> Result<(), watch::error::RecvError> {
     match speaker {
         Some(running) => running.changes.changed().await,
@@ -437,8 +444,50 @@ const COOLDOWN: Duration = Duration::from_secs(60);
 /// of a claim.
 const ADDRESS_WAIT: Duration = Duration::from_secs(10);
 
-/// How long the first session waits for an own block that does not get ready.
+/// How long the first session waits for an own block without pods. A node with many blocks needs
+/// longer to have all of them confirmed, and peers meanwhile count down its restart time.
+const IDLE_WAIT: Duration = Duration::from_secs(1);
+
+/// How long the first session waits for a block that does not get into the kernel.
 const START_WAIT: Duration = Duration::from_secs(5);
 
 /// Changes that come together are one report.
 const REPORT_DELAY: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use cairn_api::IPBlock;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_speaker_waits_for_blocks_but_not_for_long_for_idle_ones() {
+        let cidrs: [IpNet; 2] = ["10.0.0.0/26", "10.0.0.64/26"].map(|c| c.parse().expect("a net"));
+        let block = |cidr: IpNet| -> (String, IPBlock) {
+            let spec = json!({
+                "cidr": cidr,
+                "range": "10.0.0.0/16",
+                "pool": {"name": "p", "uid": "1"},
+                "node": {"name": "n1", "uid": "2"},
+            });
+            let object = json!({
+                "apiVersion": "cairn.network/v1alpha1",
+                "kind": "IPBlock",
+                "metadata": {"name": cairn_api::block_name(cidr)},
+                "spec": spec,
+            });
+            (cidr.to_string(), serde_json::from_value(object).expect("a block"))
+        };
+        let view = ClusterView { own_blocks: cidrs.map(block).into(), ..ClusterView::default() };
+        let wait = |announced: &[IpNet], reachable: &[IpNet]| {
+            let reachable = reachable.iter().copied().collect();
+            start_wait(&view, &Local { blocks: announced, reachable: &reachable, running: None })
+        };
+        assert_eq!(wait(&cidrs, &cidrs), Duration::ZERO);
+        assert_eq!(wait(&cidrs[..1], &cidrs[..1]), IDLE_WAIT);
+        assert_eq!(wait(&[], &[]), IDLE_WAIT);
+        assert_eq!(wait(&cidrs[..1], &[]), START_WAIT);
+        assert_eq!(wait(&cidrs, &cidrs[1..]), START_WAIT);
+    }
+}
