@@ -240,6 +240,25 @@ async fn a_leader_does_not_return_the_block_in_which_its_own_pods_live() {
 }
 
 #[tokio::test]
+async fn a_block_of_an_earlier_node_object_stays_while_its_pods_live() {
+    let cluster = Cluster::new();
+    let one = Proxy::start(cluster.serving.address()).await;
+    let two = Proxy::start(cluster.serving.address()).await;
+    // Nobody hears a route, as while a session is down.
+    let ([_n1, mut n2], [_, block]) = leader_and_other(&cluster, [&one, &two]).await;
+    until("a pod", || n2.add("pod").is_ok()).await;
+    until("its status", || cluster.object(block).expect("it")["status"]["used"] == "1").await;
+    cluster.recreate("n2", "boot2");
+    n2.until("closed", |h| !Node::open(h).contains(&block)).await;
+    tokio::time::sleep(OFFLINE * 3).await;
+    let object = cluster.object(block).expect("a pod holds an address of it");
+    assert!(object["metadata"]["deletionTimestamp"].is_null());
+    n2.del("pod");
+    let uid = cluster.uid(block);
+    until("it returns", || cluster.object(block).is_none() || cluster.uid(block) != uid).await;
+}
+
+#[tokio::test]
 async fn a_node_that_another_machine_took_over_closes_when_its_lease_says_so() {
     let cluster = Cluster::new();
     let proxy = Proxy::start(cluster.serving.address()).await;

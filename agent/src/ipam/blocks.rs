@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_api::{IPBlock, ObjectReference};
-use cairn_ipam::claims::{self, CANDIDATES_MAX, candidate, decide, free_index};
+use cairn_ipam::claims::{self, decide};
 use cairn_ipam::fence::OwnFence;
 use cairn_ipam::{
     BlockState, BlockUsage, Decision, Family, Knowledge, OwnBlock, OwnedBlock, Pool, Standing,
@@ -29,6 +29,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::api::{BlockApi, Verification};
+use super::calls::{self, Attempt, Claim, Done, Question};
 use super::error::IpamError;
 use super::{Shared, since_boot};
 use crate::view::ClusterView;
@@ -147,27 +148,6 @@ impl Backoff {
     fn is_due(&self, now: Duration) -> bool {
         now >= self.due
     }
-}
-
-/// What a call has brought.
-enum Done {
-    Verified { cidr: IpNet, uid: String, term: u64, answer: Result<Verification, IpamError> },
-    Claimed(Claim),
-    Returned { cidr: IpNet, uid: String, answer: Result<bool, IpamError> },
-    Looked { cidr: IpNet, uid: String, answer: Result<Option<IPBlock>, IpamError> },
-}
-
-#[derive(Default)]
-struct Claim {
-    /// The fence's term in which it was sent.
-    term: u64,
-    family: Option<Family>,
-    claimed: Option<(IpNet, IPBlock)>,
-    refused: Vec<IpNet>,
-    unclear: Option<(IpNet, String)>,
-    /// Pools without a block that is not known to be taken.
-    full: Vec<String>,
-    error: Option<IpamError>,
 }
 
 impl Blocks {
@@ -482,7 +462,7 @@ impl Blocks {
             && let Some(held) = self.held.get_mut(&cidr)
         {
             held.phase = Phase::Releasing { sent: true };
-            return Some(give_back(self.api.clone(), cidr, held.uid.clone()));
+            return Some(calls::give_back(self.api.clone(), cidr, held.uid.clone()).boxed());
         }
         let unverified = self.held.iter().find(|(_, held)| {
             matches!(held.phase, Phase::Unverified | Phase::Unfit(_) | Phase::Conflict(_))
@@ -490,7 +470,7 @@ impl Blocks {
                 && due(held)
         });
         if let Some((cidr, held)) = unverified {
-            return Some(self.verify(*cidr, held.clone()));
+            return Some(self.verify(*cidr, held));
         }
         // Families take turns, so that one without a free block does not keep the other waiting.
         let turn = (self.claims.tries as usize).checked_rem(decision.claims.len());
@@ -501,28 +481,28 @@ impl Blocks {
             let mut taken: Vec<IpNet> = routes.iter().copied().collect();
             taken.extend(self.refused.keys());
             taken.extend(own.iter().map(|block| block.cidr));
-            return Some(claim(self.api.clone(), self.term, node, pools.clone(), taken).boxed());
+            let attempt = Attempt { term: self.term, node, pools: pools.clone(), taken };
+            return Some(calls::claim(self.api.clone(), attempt).boxed());
         }
         // A claim that the watch never shows: deleted by hand at once, or the watch hangs.
         let unseen = self.held.iter().find(|(_, held)| {
             !held.seen && now.saturating_sub(held.since) > UNSEEN_MAX && due(held)
         })?;
-        let (cidr, uid) = (*unseen.0, unseen.1.uid.clone());
-        let api = self.api.clone();
-        Some(async move { Done::Looked { cidr, uid, answer: api.read(cidr).await } }.boxed())
+        Some(calls::look(self.api.clone(), *unseen.0, unseen.1.uid.clone()).boxed())
     }
 
-    fn verify(&self, cidr: IpNet, held: Held) -> BoxFuture<'static, Done> {
-        let api = self.api.clone();
-        let routes = self.shared.routes.clone();
-        let by = format!("{} {}", self.shared.options.boot_id, since_boot().as_nanos());
-        let term = self.term;
-        async move {
-            let uid = held.uid.clone();
-            let answer = verify(&api, cidr, &held, &routes, &by).await;
-            Done::Verified { cidr, uid, term, answer }
-        }
-        .boxed()
+    fn verify(&self, cidr: IpNet, held: &Held) -> BoxFuture<'static, Done> {
+        let by = || format!("{} {}", self.shared.options.boot_id, since_boot().as_nanos());
+        let found = !held.newly_claimed;
+        let question = Question {
+            cidr,
+            uid: held.uid.clone(),
+            pool: held.pool.clone(),
+            term: self.term,
+            newly_claimed: held.newly_claimed,
+            take_up: (found && held.phase == Phase::Unverified).then(by),
+        };
+        calls::verify(self.api.clone(), self.shared.routes.clone(), question).boxed()
     }
 
     /// Takes in what a call has brought.
@@ -712,86 +692,6 @@ fn parse_pools(view: &ClusterView, problems: &mut Vec<String>) -> Vec<Pool> {
         }
     }
     pools
-}
-
-fn give_back(api: BlockApi, cidr: IpNet, uid: String) -> BoxFuture<'static, Done> {
-    async move {
-        let answer = match api.read(cidr).await {
-            Ok(Some(block)) if block.metadata.uid.as_ref() == Some(&uid) => {
-                api.give_back(block).await
-            }
-            found => found.map(|_| true),
-        };
-        Done::Returned { cidr, uid, answer }
-    }
-    .boxed()
-}
-
-async fn verify(
-    api: &BlockApi,
-    cidr: IpNet,
-    held: &Held,
-    routes: &watch::Receiver<Arc<BTreeSet<IpNet>>>,
-    by: &str,
-) -> Result<Verification, IpamError> {
-    if !held.newly_claimed && held.phase == Phase::Unverified {
-        let Some(block) = api.read(cidr).await? else { return Ok(Verification::Gone) };
-        if block.metadata.uid.as_deref() != Some(&held.uid) {
-            return Ok(Verification::Gone);
-        }
-        api.take_up(&block, by).await?;
-    }
-    let answer = api.verify(cidr, &held.uid, &held.pool).await?;
-    // The second witness: history of the API may have gone back (IPAM rule 3).
-    let routes = routes.borrow();
-    let heard = routes.range(cidr..).take_while(|route| cidr.contains(&route.addr())).next();
-    Ok(match (answer, heard) {
-        (Verification::Sole, Some(route)) if held.newly_claimed => {
-            Verification::Overlaps(format!("{route}, which another node announces"))
-        }
-        (answer, _) => answer,
-    })
-}
-
-/// Tries candidates of the pools in order until one is created.
-async fn claim(
-    api: BlockApi,
-    term: u64,
-    node: ObjectReference,
-    pools: Vec<Pool>,
-    taken: Vec<IpNet>,
-) -> Done {
-    let mut claim = Claim { term, ..Claim::default() };
-    for pool in &pools {
-        claim.family = Some(Family::of_net(pool.cidr));
-        let mut index = free_index(pool, &taken);
-        for attempt in 0..CANDIDATES_MAX {
-            let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
-            let Some(cidr) = candidate(&node.name, pool, &index, attempt) else {
-                claim.full.push(pool.name.clone());
-                break;
-            };
-            match api.claim(cidr, pool, node.clone()).await {
-                Ok(block) => {
-                    claim.claimed = Some((cidr, block));
-                    return Done::Claimed(claim);
-                }
-                Err(error) if error.is_conflict() => {
-                    index.take(cidr);
-                    claim.refused.push(cidr);
-                }
-                Err(error) => {
-                    // What the server may have done is never assumed: the watch will show it.
-                    if error.is_unclear() {
-                        claim.unclear = Some((cidr, pool.uid.clone()));
-                    }
-                    claim.error = Some(error);
-                    return Done::Claimed(claim);
-                }
-            }
-        }
-    }
-    Done::Claimed(claim)
 }
 
 /// A refused candidate is believed to be taken this long; then its owner may have returned it.

@@ -61,6 +61,15 @@ pub(super) async fn run(shared: Shared) {
     }
 }
 
+/// Whether there is another Node of a name whose Node is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Successor {
+    None,
+    There,
+    /// No answer, or the Node is there after all.
+    Unknown,
+}
+
 struct Leader {
     shared: Shared,
     api: BlockApi,
@@ -234,7 +243,7 @@ impl Leader {
         gone: &BTreeSet<GoneNode>,
         problems: &mut Vec<String>,
     ) {
-        let mut checked: BTreeMap<GoneNode, bool> = BTreeMap::new();
+        let mut checked: BTreeMap<GoneNode, Successor> = BTreeMap::new();
         for block in blocks {
             let node =
                 GoneNode { name: block.spec.node.name.clone(), uid: block.spec.node.uid.clone() };
@@ -256,18 +265,18 @@ impl Leader {
                 ));
                 continue;
             }
-            let is_gone = match checked.get(&node) {
-                Some(is_gone) => *is_gone,
+            let successor = match checked.get(&node) {
+                Some(successor) => *successor,
                 None => {
-                    let is_gone = self.is_gone(&node).await;
-                    checked.insert(node.clone(), is_gone);
-                    is_gone
+                    let successor = self.successor(&node).await;
+                    checked.insert(node.clone(), successor);
+                    successor
                 }
             };
-            if !is_gone {
+            if successor == Successor::Unknown {
                 continue;
             }
-            match self.give_back(cidr, &node).await {
+            match self.give_back(cidr, &node, successor).await {
                 Ok(true) => {
                     tracing::info!(block = %cidr, node = node.name, "block of a vanished node returned")
                 }
@@ -285,9 +294,20 @@ impl Leader {
     /// Returns a block unless its node's agent writes its Lease again. That agent writes its Lease
     /// first, then changes the block, then hands out: read the other way round, one of the two is
     /// seen or voids the DELETE.
-    async fn give_back(&self, cidr: IpNet, node: &GoneNode) -> Result<bool, IpamError> {
+    async fn give_back(
+        &self,
+        cidr: IpNet,
+        node: &GoneNode,
+        successor: Successor,
+    ) -> Result<bool, IpamError> {
         let Some(block) = self.api.read(cidr).await? else { return Ok(false) };
         if block.spec.node.uid != node.uid {
+            return Ok(false);
+        }
+        // The machine may be the same, and a route may be missing for a moment only. Its agent says
+        // what is left in the blocks of earlier Nodes of its name.
+        let used = block.status.as_ref().and_then(|status| status.used.as_deref());
+        if successor == Successor::There && used.is_some_and(|used| used != "0") {
             return Ok(false);
         }
         let lease = self.node_lease(&node.name).await?;
@@ -302,12 +322,13 @@ impl Leader {
         Ok(call(what, self.lease_api.get_opt(&lease_name(name))).await?.and_then(lease_seen))
     }
 
-    /// Whether a consistent read of the Node itself still agrees that it is gone.
-    async fn is_gone(&self, node: &GoneNode) -> bool {
+    /// What a consistent read says of a Node's name.
+    async fn successor(&self, node: &GoneNode) -> Successor {
         let what = || format!("cannot read Node {}", node.name);
         match call(what, self.nodes.get_metadata_opt(&node.name)).await {
-            Ok(found) => found.and_then(|found| found.uid()).as_deref() != Some(&node.uid),
-            Err(_) => false,
+            Ok(None) => Successor::None,
+            Ok(Some(found)) if found.uid().as_ref() != Some(&node.uid) => Successor::There,
+            _ => Successor::Unknown,
         }
     }
 

@@ -28,6 +28,7 @@ use crate::view::ClusterView;
 
 mod api;
 mod blocks;
+mod calls;
 mod error;
 mod leader;
 mod lease;
