@@ -270,9 +270,17 @@ fn speaker(
         }
     }
     let policies = policies(view, problems);
-    let labels = view.node.as_ref().and_then(|n| n.metadata.labels.clone()).unwrap_or_default();
+    let labels = view.node.as_ref().map(|n| n.metadata.labels.clone().unwrap_or_default());
     for (peer_name, object) in &view.bgp_peers {
-        if object.spec.node_selector.as_ref().is_some_and(|s| !s.matches(&labels)) {
+        let key = format!("bgppeer/{peer_name}");
+        let running = local.running.and_then(|running| running.peers.get(key.as_str()));
+        let selected = match (&object.spec.node_selector, &labels) {
+            (None, _) => true,
+            (Some(selector), Some(labels)) => selector.matches(labels),
+            // Without its Node it is not known what the node is: what was, stays.
+            (Some(_), None) => running.is_some(),
+        };
+        if !selected {
             continue;
         }
         let external = object.spec.asn != me.asn;
@@ -283,10 +291,9 @@ fn speaker(
         };
         let defaults = DefaultPolicies { import, export };
         let what = format!("BGPPeer {peer_name}");
-        let key = format!("bgppeer/{peer_name}");
         match objects::peer(&object.spec, configuration, &policies, defaults) {
             Ok(peer) => peers.add(key, &what, peer, problems),
-            Err(error) => match local.running.and_then(|running| running.peers.get(key.as_str())) {
+            Err(error) => match running {
                 Some(peer) => {
                     problems.push(format!("{what} keeps its old settings: {error}"));
                     peers.add(key, &what, peer.clone(), problems);
@@ -304,7 +311,7 @@ fn speaker(
             .map(|address| SocketAddr::new(*address, configuration.listen_port))
             .collect(),
         peers: peers.by_name,
-        originate: originate(view, local.reachable, &labels, problems),
+        originate: originate(view, local, labels.as_ref(), problems),
         selection_deferral_secs: SELECTION_DEFERRAL_SECS,
         multipath_max: MULTIPATH_MAX,
     }
@@ -449,13 +456,21 @@ fn policies(view: &ClusterView, problems: &mut Vec<String>) -> Policies {
 
 fn originate(
     view: &ClusterView,
-    blocks: &BTreeSet<IpNet>,
-    labels: &BTreeMap<String, String>,
+    local: &Local<'_>,
+    labels: Option<&BTreeMap<String, String>>,
     problems: &mut Vec<String>,
 ) -> BTreeMap<Prefix, Origination> {
     let mut originate = BTreeMap::new();
     for (advertisement, object) in &view.bgp_advertisements {
-        if object.spec.node_selector.as_ref().is_some_and(|s| !s.matches(labels)) {
+        let selected = match (&object.spec.node_selector, labels) {
+            (None, _) => true,
+            (Some(selector), Some(labels)) => selector.matches(labels),
+            (Some(_), None) => local.running.is_some_and(|running| {
+                let source = format!("bgpadvertisement/{advertisement}");
+                running.originate.values().any(|route| *route.source == *source)
+            }),
+        };
+        if !selected {
             continue;
         }
         match objects::originations(advertisement, &object.spec) {
@@ -465,7 +480,7 @@ fn originate(
             }
         }
     }
-    for block in blocks.iter().filter(|block| advertised(view, block)) {
+    for block in local.reachable.iter().filter(|block| advertised(view, block)) {
         let source = format!("ipblock/{}", cairn_api::block_name(*block)).into();
         originate.insert(
             Prefix::from(*block),

@@ -169,3 +169,23 @@ fn a_configuration_past_the_schema_does_not_stop_a_node() {
     assert_eq!(plan.speaker.as_ref().map(|s| s.listen[0].port()), Some(179));
     assert!(plan.problems.iter().any(|p| p.contains("spec.listenPort")));
 }
+
+/// Peers and advertisements are chosen by labels, which are gone with the Node.
+#[test]
+fn a_node_object_that_is_deleted_changes_nothing_for_a_running_node() {
+    let advertisement = "---
+apiVersion: cairn.network/v1alpha1
+kind: BGPAdvertisement
+metadata:
+  name: rack
+spec: {cidrs: [172.31.1.0/24], nodeSelector: {matchLabels: {rack: '1'}}}
+";
+    let cluster = format!("{RACK}{advertisement}");
+    let before = planned(&cluster, "n1", &[]).speaker.expect("known");
+    assert_eq!(before.originate.len(), 1);
+    assert!(before.peers.contains_key("bgppeer/tor1"));
+    let mut view = view(&cluster, "n1");
+    view.node = None;
+    let local = Local { blocks: &[], reachable: &Default::default(), running: Some(&before) };
+    assert_eq!(plan(&view, "n1", &local).speaker, Some(before));
+}
