@@ -683,3 +683,32 @@ async fn complete(node: &Node) {
     let reached = tokio::time::timeout(Duration::from_secs(4), whole).await;
     assert!(reached.is_ok(), "a host route is missing");
 }
+
+/// Another tool's pods may have neither link nor route that names their addresses.
+#[test]
+fn addresses_of_permanent_neighbours_are_not_handed_out() {
+    let node = Node::create();
+    let pods: Vec<String> = (0..3).map(|_| node.pod()).collect();
+    node.run(|| async {
+        let mut netlink = node.netlink();
+        let uplink = link::find(&mut netlink, "uplink").unwrap().unwrap().index;
+        let mac = link::Mac([2, 0, 0, 0, 0, 1]);
+        let taken: Vec<IpAddr> =
+            ["10.244.0.0", "10.244.0.2"].map(|text| text.parse().unwrap()).to_vec();
+        for address in &taken {
+            link::set_neighbour(&mut netlink, uplink, *address, mac).unwrap();
+        }
+        let agent = node.ready_agent("10.244.0.0/30").await;
+        let mut given = node.add("one", &pods[0]).await;
+        given.extend(node.add("two", &pods[1]).await);
+        assert!(given.iter().all(|address| !taken.contains(address)), "{given:?}");
+        assert_eq!(agent.usage().blocks[0].foreign, taken);
+        let full = node.call("ADD", "three", &path_of(&pods[2])).await;
+        assert!(!full.success, "{full:?}");
+        link::delete_neighbour(&mut netlink, uplink, taken[0]).unwrap();
+        agent.handle.resync();
+        agent.wait("one is free", |usage| usage.blocks[0].foreign == taken[1..]).await;
+        assert_eq!(node.add("three", &pods[2]).await, taken[..1]);
+        agent.stop().await;
+    });
+}

@@ -351,6 +351,29 @@ pub fn set_neighbour(
     })
 }
 
+/// The addresses of permanent neighbour entries, of all links and both families, in no order.
+///
+/// # Errors
+/// Those of [`Netlink::dump`].
+pub fn permanent_neighbours(netlink: &mut Netlink) -> Result<Vec<IpAddr>, Error> {
+    let mut batch = Batch::new();
+    batch.begin(libc::RTM_GETNEIGH, 0, &[0; 12]);
+    netlink.dump(&mut batch, |kind, body| match kind {
+        libc::RTM_NEWNEIGH => parse_permanent_neighbour(body),
+        _ => Ok(None),
+    })
+}
+
+fn parse_permanent_neighbour(body: &[u8]) -> Result<Option<IpAddr>, Error> {
+    let (header, rest) = body.split_at_checked(12).ok_or(Error::Malformed("a short neighbour"))?;
+    let state = header.get(8..10).and_then(|state| state.try_into().ok()).map(u16::from_ne_bytes);
+    if state.is_none_or(|state| state & libc::NUD_PERMANENT == 0) {
+        return Ok(None);
+    }
+    let mut destinations = attributes(rest).filter(|(kind, _)| *kind == libc::NDA_DST);
+    Ok(destinations.next().and_then(|(_, value)| read_ip(value)))
+}
+
 /// Removes a neighbour entry. One that is not there is fine.
 ///
 /// # Errors

@@ -14,6 +14,7 @@ use cairn_cni::{Code, PodIdentity};
 use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family};
 use cairn_kernel::Error;
 use cairn_kernel::pod::{self, AttachError, Attached, PodAttachment, PodSpec};
+use ipnet::IpNet;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -44,6 +45,10 @@ pub(super) struct PodNetwork {
     waiting: VecDeque<(Instant, Addition)>,
     config: Option<PodConfig>,
     families: Vec<Family>,
+    /// The blocks' networks.
+    cidrs: Vec<IpNet>,
+    /// Addresses to which the kernel has permanent neighbours: somebody else's.
+    neighbours: BTreeSet<IpAddr>,
     exhausted: BTreeSet<Family>,
     names: PodNames,
     /// Held by every thread that writes to the kernel, too: the next agent must not read while this
@@ -91,6 +96,8 @@ impl PodNetwork {
             waiting: VecDeque::new(),
             config: None,
             families: Vec::new(),
+            cidrs: Vec::new(),
+            neighbours: found.neighbours,
             exhausted: BTreeSet::new(),
             names,
             lock: Arc::new(lock),
@@ -429,11 +436,26 @@ impl PodNetwork {
     }
 
     fn set_blocks(&mut self, blocks: Blocks) {
+        let cidrs: Vec<IpNet> = blocks.owned.iter().map(|block| block.cidr).collect();
+        if self.cidrs != cidrs {
+            self.cidrs = cidrs;
+            self.request_listing();
+        }
         self.book.set_blocks(blocks.owned);
+        self.mark_neighbours();
         self.families = blocks.families;
         self.exhausted.clear();
         self.retry_waiting();
         self.publish();
+    }
+
+    /// Keeps addresses of own blocks that somebody made permanent neighbours from being handed out.
+    fn mark_neighbours(&mut self) {
+        for cidr in &self.cidrs {
+            for address in self.neighbours.range(cidr.network()..=cidr.broadcast()) {
+                self.book.mark_foreign(*address);
+            }
+        }
     }
 
     /// Records an interface that the kernel has.
@@ -525,6 +547,8 @@ impl PodNetwork {
                 }
             }
         }
+        self.neighbours = listed.neighbours;
+        self.mark_neighbours();
         for &address in &listed.freed {
             self.book.clear_foreign(address, boot_time());
         }

@@ -3,13 +3,14 @@
 //! Each piece of work holds the lock while it writes, so that the next agent does not read the kernel
 //! while the last write of this one is under way. None keeps a descriptor of a pod's namespace.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use cairn_cni::protocol::AddRequest;
 use cairn_ipam::AttachmentId;
 use cairn_kernel::pod::{self, AttachError, Attached, PodAttachment, PodSpec};
-use cairn_kernel::{Error, NetNs, Netlink};
+use cairn_kernel::{Error, NetNs, Netlink, link};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::files::{Lock, PodNames};
@@ -19,6 +20,7 @@ use super::server::Reply;
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) attachments: Vec<PodAttachment>,
+    pub(super) neighbours: BTreeSet<IpAddr>,
     pub(super) own_netns: (u64, u64),
 }
 
@@ -32,7 +34,8 @@ pub(super) async fn read_kernel() -> Result<Found, Error> {
             pod::remove_half_done(&mut host, &half)?;
             tracing::info!(interface = half.host_ifname, "removed a half-done pod interface");
         }
-        Ok(Found { attachments, own_netns })
+        let neighbours = link::permanent_neighbours(&mut host)?.into_iter().collect();
+        Ok(Found { attachments, neighbours, own_netns })
     })
     .await
 }
@@ -61,6 +64,8 @@ pub(super) struct Listed {
     pub(super) attachments: Vec<PodAttachment>,
     /// Foreign addresses that the kernel no longer uses.
     pub(super) freed: Vec<IpAddr>,
+    /// Those of permanent neighbours.
+    pub(super) neighbours: BTreeSet<IpAddr>,
     /// A host route is missing and could not be put back.
     pub(super) incomplete: bool,
 }
@@ -102,13 +107,15 @@ pub(super) fn list(
         for found in attachments.iter().filter(|found| !found.missing_routes().is_empty()) {
             incomplete |= node_addresses.is_none_or(|own| !restore(&mut host, found, own));
         }
+        let neighbours: BTreeSet<IpAddr> =
+            link::permanent_neighbours(&mut host)?.into_iter().collect();
         let mut freed = Vec::new();
         for address in foreign {
-            if !pod::is_in_use(&mut host, *address)? {
+            if !neighbours.contains(address) && !pod::is_in_use(&mut host, *address)? {
                 freed.push(*address);
             }
         }
-        Ok(Listed { attachments, freed, incomplete })
+        Ok(Listed { attachments, freed, neighbours, incomplete })
     });
     Done::Listed { generation, outcome }
 }
