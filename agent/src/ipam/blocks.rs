@@ -243,7 +243,7 @@ impl Blocks {
         }
         self.term = term;
         for held in self.held.values_mut() {
-            if matches!(held.phase, Phase::Confirmed | Phase::Unverified) {
+            if !matches!(held.phase, Phase::Releasing { .. } | Phase::Gone) {
                 held.phase = Phase::Unverified;
                 held.newly_claimed = false;
                 held.backoff = Backoff::default();

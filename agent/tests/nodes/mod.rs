@@ -115,24 +115,30 @@ pub struct Setup<'a> {
     pub boot_id: &'a str,
     pub offline: Duration,
     pub idle_release: Option<Duration>,
+    /// What the kernel says that pods hold.
+    pub adopted: Vec<(AttachmentId, Vec<IpAddr>)>,
     pub client: Client,
 }
 
 impl Node {
     pub fn start(cluster: &Cluster, name: &str, boot_id: &str, offline: Duration) -> Node {
         let client = cluster.client();
-        Node::set_up(Setup { name, boot_id, offline, idle_release: None, client })
+        Node::set_up(Setup { name, boot_id, offline, idle_release: None, adopted: vec![], client })
     }
 
     /// A node whose calls go through `proxy`.
     pub fn behind(proxy: &Proxy, name: &str, boot_id: &str, offline: Duration) -> Node {
         let client = proxy.client();
-        Node::set_up(Setup { name, boot_id, offline, idle_release: None, client })
+        Node::set_up(Setup { name, boot_id, offline, idle_release: None, adopted: vec![], client })
     }
 
     pub fn set_up(setup: Setup<'_>) -> Node {
-        let Setup { name, boot_id, offline, idle_release, client } = setup;
-        let book = Arc::new(Mutex::new(AddressBook::new(Duration::ZERO)));
+        let Setup { name, boot_id, offline, idle_release, adopted, client } = setup;
+        let mut book = AddressBook::new(Duration::ZERO);
+        for (id, addresses) in adopted {
+            book.adopt(id, addresses);
+        }
+        let book = Arc::new(Mutex::new(book));
         let usage = watch::Sender::new(Usage::default());
         let routes = watch::Sender::new(Arc::new(BTreeSet::new()));
         let (told, holdings) = watch::channel(Arc::new(Holdings::default()));
@@ -160,11 +166,12 @@ impl Node {
                 released(&deaf).await;
                 let blocks = changes.borrow_and_update().blocks.clone();
                 pods.lock().expect("the book").set_blocks(blocks);
-                released(&mute).await;
-                publish.send_modify(|usage| {
-                    usage.blocks = pods.lock().expect("the book").usage();
-                    usage.exhausted.clear();
-                });
+                if !mute.load(Ordering::Relaxed) {
+                    publish.send_modify(|usage| {
+                        usage.blocks = pods.lock().expect("the book").usage();
+                        usage.exhausted.clear();
+                    });
+                }
                 if changes.changed().await.is_err() {
                     return;
                 }
@@ -182,6 +189,12 @@ impl Node {
 
     pub fn del(&self, pod: &str) {
         self.book.lock().expect("the book").release(&id(pod), since_boot());
+        self.tell(false);
+    }
+
+    /// Lets everybody hear of the pods again.
+    pub fn unmute(&self) {
+        self.mute.store(false, Ordering::Relaxed);
         self.tell(false);
     }
 

@@ -32,7 +32,7 @@ pub struct Proxy {
 #[derive(Default)]
 struct Faults {
     /// What the first line of a request begins with, what it holds, and what happens to it.
-    rules: Vec<(&'static str, &'static str, Fate)>,
+    rules: Vec<(&'static str, String, Fate)>,
     /// Requests that [`Fate::ComesLate`] kept.
     late: Vec<Vec<u8>>,
     /// Requests that have met a rule.
@@ -67,8 +67,8 @@ impl Proxy {
     }
 
     /// Requests whose first line begins with `method` and holds `part` meet `fate`.
-    pub fn meet(&self, method: &'static str, part: &'static str, fate: Fate) {
-        self.with(|faults| faults.rules.push((method, part, fate)));
+    pub fn meet(&self, method: &'static str, part: impl Into<String>, fate: Fate) {
+        self.with(|faults| faults.rules.push((method, part.into(), fate)));
     }
 
     /// How many requests have met their fate.
@@ -161,10 +161,9 @@ async fn requests(
         loop {
             {
                 let mut faults = faults.lock().expect("the faults");
-                let found = faults
-                    .rules
-                    .iter()
-                    .position(|(method, part, _)| line.starts_with(method) && line.contains(part));
+                let found = faults.rules.iter().position(|(method, part, _)| {
+                    line.starts_with(method) && line.contains(part.as_str())
+                });
                 let fate = found.and_then(|at| faults.rules.get(at)).map(|(_, _, fate)| *fate);
                 if fate.is_some() && !std::mem::replace(&mut counted, true) {
                     faults.met += 1;
