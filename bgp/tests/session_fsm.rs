@@ -307,10 +307,7 @@ fn a_second_connection_is_refused_without_graceful_restart_and_replaces_with_it(
     bench.handle(Event::Lost { connection: probe, error: None });
     let (stranger, _) = bench.accept();
     let actions = bench.receive(stranger, Received::Open(Box::new(open(65009))));
-    assert_eq!(
-        farewell(&actions, stranger),
-        Some(NotificationError::Open(OpenError::BadPeerAs))
-    );
+    assert_eq!(farewell(&actions, stranger), Some(NotificationError::Open(OpenError::BadPeerAs)));
     let (silent, _) = bench.accept();
     let (second, actions) = bench.accept();
     assert_eq!(farewell(&actions, silent), Some(collision));

@@ -89,9 +89,9 @@ impl fmt::Display for Verdict {
             Verdict::AsLoop => f.write_str("rejected: our own AS is in AS_PATH"),
             Verdict::OriginatorLoop => f.write_str("rejected: we are its ORIGINATOR_ID"),
             Verdict::ClusterLoop => f.write_str("rejected: our cluster is in CLUSTER_LIST"),
-            Verdict::Martian => {
-                f.write_str("rejected: nobody forwards to loopback, link-local or multicast prefixes")
-            }
+            Verdict::Martian => f.write_str(
+                "rejected: nobody forwards to loopback, link-local or multicast prefixes",
+            ),
             Verdict::OwnNextHop => f.write_str("rejected: its next hop is our own address"),
         }
     }
