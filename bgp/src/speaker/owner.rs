@@ -191,8 +191,8 @@ impl Owner {
             }
         };
         let at = tokio::time::Instant::from_std(deadline.unwrap_or_else(now));
+        // In no fixed order: what is ready without end may not keep the rest waiting.
         tokio::select! {
-            biased;
             Ok(()) = self.wanted.changed() => Wake::Configured,
             command = self.commands.recv() => Wake::Command(command),
             room = room, if feeds => match room {
@@ -326,6 +326,11 @@ impl Owner {
             socket::set_ttl(std::os::fd::AsRawFd::as_raw_fd(&stream), &peer.config, sort)
         {
             tracing::warn!(peer = %peer.name, %error, "cannot set the TTL of a connection");
+            return;
+        }
+        if !socket::came_near_enough(&stream, &peer.config) {
+            let peer = &peer.name;
+            tracing::debug!(%peer, %remote, "connection from too many hops away: closed");
             return;
         }
         let connection = peer.session.next_connection();

@@ -38,6 +38,16 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         // IPv4 peers have a listener of their own.
         socket.set_only_v6(true)?;
     }
+    // The SYN-ACK is the listener's: with less, a peer that demands 255 (RFC 5082) never sees one.
+    let fd = socket.as_raw_fd();
+    match address {
+        SocketAddr::V4(_) => set_option(fd, libc::IPPROTO_IP, libc::IP_TTL, &TTL_MAX)?,
+        SocketAddr::V6(_) => {
+            set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_UNICAST_HOPS, &TTL_MAX)?;
+        }
+    }
+    // For `came_near_enough`; without it those peers alone are refused.
+    let _ = set_option(fd, libc::IPPROTO_TCP, TCP_SAVE_SYN, &1_i32);
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -130,10 +140,10 @@ fn inodes_of(table: &str, address: SocketAddr) -> Vec<String> {
 pub(super) fn set_ttl(fd: RawFd, peer: &PeerConfig, sort: SessionSort) -> io::Result<()> {
     let hops = i32::from(peer.multihop.max(1));
     let ttl = match (peer.ttl_security, sort) {
-        (true, _) | (false, SessionSort::Ibgp) => 255,
+        (true, _) | (false, SessionSort::Ibgp) => TTL_MAX,
         (false, SessionSort::Ebgp) => hops,
     };
-    let least = if peer.ttl_security { 256 - hops } else { 0 };
+    let least = if peer.ttl_security { TTL_MAX + 1 - hops } else { 0 };
     match peer.address {
         IpAddr::V4(_) => {
             set_option(fd, libc::IPPROTO_IP, libc::IP_TTL, &ttl)?;
@@ -144,6 +154,33 @@ pub(super) fn set_ttl(fd: RawFd, peer: &PeerConfig, sort: SessionSort) -> io::Re
             set_option(fd, libc::IPPROTO_IPV6, IPV6_MINHOPCOUNT, &least)
         }
     }
+}
+
+/// Whether an accepted connection began no farther away than the peer may be (RFC 5082). What came in
+/// before [`set_ttl`] has not been looked at by the kernel; its SYN tells the distance of all of it.
+pub(super) fn came_near_enough(stream: &TcpStream, peer: &PeerConfig) -> bool {
+    if !peer.ttl_security {
+        return true;
+    }
+    let mut headers = [0_u8; SYN_HEADER_OCTETS_MAX];
+    let mut length = headers.len() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` octets to `headers`.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            TCP_SAVED_SYN,
+            headers.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    // Time to live of an IPv4 header, hop limit of an IPv6 one.
+    let ttl = match peer.address {
+        IpAddr::V4(_) => headers.get(8),
+        IpAddr::V6(_) => headers.get(7),
+    };
+    let least = TTL_MAX + 1 - i32::from(peer.multihop.max(1));
+    result == 0 && length > 8 && ttl.is_some_and(|ttl| i32::from(*ttl) >= least)
 }
 
 /// Sets or removes the TCP MD5 key for an address (RFC 2385; tcp(7), `TCP_MD5SIG`).
@@ -272,6 +309,14 @@ struct Md5Signature {
 
 /// `TCP_MD5SIG_MAXKEYLEN` of linux/tcp.h.
 const MD5_KEY_OCTETS_MAX: usize = 80;
+/// The largest TTL and hop limit.
+const TTL_MAX: i32 = 255;
+/// linux/tcp.h: the listener keeps the headers of each SYN.
+const TCP_SAVE_SYN: i32 = 27;
+/// linux/tcp.h: the headers of the SYN, once.
+const TCP_SAVED_SYN: i32 = 28;
+/// More than an IP header with all options and a TCP header.
+const SYN_HEADER_OCTETS_MAX: usize = 512;
 /// linux/in.h.
 const IP_MINTTL: i32 = 21;
 /// linux/in6.h.
