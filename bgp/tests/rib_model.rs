@@ -643,3 +643,46 @@ fn the_prefix_limit_counts_what_policy_rejects() {
     let exceeded = world.rib.update(id, announce(&["10.0.2.0/24"])).expect_err("over the limit");
     assert_eq!((exceeded.family, exceeded.prefixes_max), (Family::Ipv4Unicast, 2));
 }
+
+/// A table of attributes of its own for each prefix, from the first peer.
+fn announce_many(world: &mut World, count: u32) {
+    let route = world.route(Sort::Ebgp(65001), Family::Ipv4Unicast);
+    let mut batch = UpdateBatch::default();
+    for number in 0..count {
+        let route = Route { as_path: vec![65001, 70_000 + number], ..route.clone() };
+        let prefix = format!("20.{}.{}.0/24", number >> 8, number & 255);
+        let prefix: Prefix = prefix.parse().expect("a prefix");
+        batch.push_announcements(World::attributes(&route), [prefix]);
+    }
+    world.rib.update(world.peers[0].id, batch).expect("no limit is set");
+}
+
+#[test]
+fn what_has_gone_leaves_no_attributes_behind() {
+    let mut world = World::new(4);
+    world.toggle(0);
+    world.toggle(2);
+    announce_many(&mut world, 3000);
+    world.settle();
+    assert_eq!(world.rib.sizes().0, 3000);
+    world.rib.peer_down(world.peers[0].id, Families::NONE);
+    world.settle();
+    // The last changes of the forwarding table have been read by now.
+    world.flush();
+    assert_eq!(world.rib.sizes(), (0, 0));
+}
+
+/// RFC 2918: a refresh repeats what was said, and to the source of all routes nothing was.
+#[test]
+fn a_refresh_is_no_withdrawal_of_the_own_routes() {
+    let mut world = World::new(2);
+    world.toggle(0);
+    announce_many(&mut world, 10);
+    world.settle();
+    let id = world.peers[0].id;
+    world.rib.refresh(id, Family::Ipv4Unicast);
+    world.rib.set_room(id, usize::MAX);
+    let mut output = Vec::new();
+    world.rib.flush(&mut output);
+    assert!(output.is_empty(), "{output:?}");
+}

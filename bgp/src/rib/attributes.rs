@@ -126,12 +126,14 @@ impl Hash for RouteAttributes {
 pub(crate) struct Interner {
     known: HashTable<Arc<RouteAttributes>>,
     sweep_at: usize,
+    /// The most prefixes that there were since the last sweep.
+    prefixes_peak: usize,
     hasher: FixedState,
 }
 
 impl Interner {
     pub(crate) fn new(hasher: FixedState) -> Interner {
-        Interner { known: HashTable::new(), sweep_at: INTERNED_MIN, hasher }
+        Interner { known: HashTable::new(), sweep_at: INTERNED_MIN, prefixes_peak: 0, hasher }
     }
 
     /// The one shared value that equals `attributes`.
@@ -142,13 +144,32 @@ impl Interner {
         }
         if self.known.len() >= self.sweep_at {
             // Amortised: the table doubles between two sweeps.
-            self.known.retain(|known| Arc::strong_count(known) > 1);
-            self.sweep_at = (2 * self.known.len()).max(INTERNED_MIN);
+            self.sweep();
         }
         let hasher = &self.hasher;
         let rehash = |known: &Arc<RouteAttributes>| hasher.hash_one(&**known);
         self.known.insert_unique(hash, Arc::clone(&attributes), rehash);
         attributes
+    }
+
+    /// Whether half of the prefixes have gone since the last [`Interner::shrink`]: without new ones,
+    /// their attributes would stay for good.
+    pub(crate) fn is_sparse(&mut self, prefixes: usize) -> bool {
+        self.prefixes_peak = self.prefixes_peak.max(prefixes);
+        self.prefixes_peak >= INTERNED_MIN && prefixes <= self.prefixes_peak / 2
+    }
+
+    /// Gives memory back, with so many prefixes left.
+    pub(crate) fn shrink(&mut self, prefixes: usize) {
+        self.prefixes_peak = prefixes;
+        self.sweep();
+        let hasher = &self.hasher;
+        self.known.shrink_to(self.sweep_at, |known| hasher.hash_one(&**known));
+    }
+
+    fn sweep(&mut self) {
+        self.known.retain(|known| Arc::strong_count(known) > 1);
+        self.sweep_at = (2 * self.known.len()).max(INTERNED_MIN);
     }
 
     /// How many different attributes are known, those not used any more and not swept included.

@@ -191,6 +191,16 @@ impl<A: AddressFamily> Group<A> {
         self.members.iter().any(|m| m.peer == peer && m.owes_end_of_rib)
     }
 
+    /// Whether no change waits for the stream.
+    pub(crate) fn is_told(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Gives back the memory of prefixes that have gone.
+    pub(crate) fn shrink(&mut self) {
+        self.out.shrink_to(2 * self.out.len());
+    }
+
     /// Sends everything again to a member that asked for it (RFC 2918).
     pub(crate) fn refresh(&mut self, peer: PeerId) {
         if let Some(member) = self.members.iter_mut().find(|member| member.peer == peer) {

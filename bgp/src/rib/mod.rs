@@ -324,6 +324,14 @@ impl Rib {
         for group in &mut self.ipv6.groups {
             group.flush(&mut context, &self.ipv6.entries, output);
         }
+        // What still has to be told holds attributes of what has gone.
+        let idle = self.ipv4.is_told() && self.ipv6.is_told() && !self.fib_pending();
+        let prefixes = self.ipv4.entries.len() + self.ipv6.entries.len();
+        if self.interner.is_sparse(prefixes) && idle {
+            self.interner.shrink(prefixes);
+            self.ipv4.shrink();
+            self.ipv6.shrink();
+        }
     }
 
     /// Whether [`Rib::take_fib`] has something.
@@ -432,6 +440,17 @@ impl Rib {
 }
 
 impl<A: AddressFamily> Table<A> {
+    /// Whether all groups have said what there is to say.
+    fn is_told(&self) -> bool {
+        self.groups.iter().all(Group::is_told)
+    }
+
+    /// Gives back the memory of prefixes that have gone.
+    fn shrink(&mut self) {
+        self.entries.shrink_to(2 * self.entries.len());
+        self.groups.iter_mut().for_each(Group::shrink);
+    }
+
     fn mark_all(&mut self) {
         self.groups.iter_mut().for_each(|group| group.mark_all(&self.entries));
     }
