@@ -3,10 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::prefix::Families;
-use crate::wire::{CeaseReason, FsmError, Negotiated, Notification, NotificationError, Open};
+use crate::wire::{CeaseReason, FsmError, Notification, NotificationError, Open};
 
 use super::error::explain_received;
 use super::open;
+use super::state::{Confirm, Handshake, Outgoing, Phase, Stale, State, Up};
 use super::timers::{
     COLLISION_AFTER_UP, CONNECT_WAIT, HOLD_PUT_OFF, Jitter, Liveness, OPEN_WAIT, PREFIX_LIMIT_REST,
     STALE_AFTER_UP, earliest,
@@ -27,66 +28,6 @@ pub struct Session {
     stale: Option<Stale>,
     connections: u64,
     last_error: Option<LastError>,
-}
-
-#[derive(Clone, Debug)]
-enum State {
-    Idle {
-        /// When a rest that the session imposed on itself is over.
-        start_at: Option<Instant>,
-    },
-    Opening {
-        outgoing: Outgoing,
-        incoming: Option<Handshake>,
-    },
-    Established(Box<Up>),
-}
-
-/// What the side that connects out does while no session is established.
-#[derive(Clone, Debug)]
-enum Outgoing {
-    Passive,
-    Waiting { retry_at: Instant },
-    Connecting { connection: ConnectionId, give_up_at: Instant },
-    Handshake(Handshake),
-}
-
-/// A connection on its way to Established.
-#[derive(Clone, Debug)]
-struct Handshake {
-    connection: ConnectionId,
-    addresses: LocalAddresses,
-    local: Open,
-    phase: Phase,
-}
-
-#[derive(Clone, Debug)]
-enum Phase {
-    OpenSent { give_up_at: Instant },
-    OpenConfirm(Box<Confirm>),
-}
-
-#[derive(Clone, Debug)]
-struct Confirm {
-    peer: Open,
-    negotiated: Negotiated,
-    liveness: Liveness,
-    give_up_at: Instant,
-}
-
-#[derive(Clone, Debug)]
-struct Up {
-    since: Instant,
-    liveness: Liveness,
-    established: Established,
-    /// Another connection of the peer, until its OPEN says whether it replaces this one.
-    challenger: Option<Handshake>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Stale {
-    families: Families,
-    until: Instant,
 }
 
 impl Session {
@@ -754,81 +695,6 @@ impl Session {
 
     fn remember(&mut self, now: Instant, text: String) {
         self.last_error = Some(LastError { at: now, text });
-    }
-}
-
-impl Outgoing {
-    fn is_handshake(&self, connection: ConnectionId) -> bool {
-        matches!(self, Outgoing::Handshake(handshake) if handshake.connection == connection)
-    }
-}
-
-impl State {
-    /// What is on its way to Established.
-    fn handshakes_mut(&mut self) -> [Option<&mut Handshake>; 2] {
-        match self {
-            State::Idle { .. } => [None, None],
-            State::Opening { outgoing: Outgoing::Handshake(outgoing), incoming } => {
-                [Some(outgoing), incoming.as_mut()]
-            }
-            State::Opening { incoming, .. } => [None, incoming.as_mut()],
-            State::Established(up) => [None, up.challenger.as_mut()],
-        }
-    }
-
-    /// All connections, with whether anything can be sent over them yet.
-    fn connections(&self) -> Vec<(ConnectionId, bool)> {
-        match self {
-            State::Idle { .. } => Vec::new(),
-            State::Established(up) => {
-                let challenger = up.challenger.as_ref().map(|handshake| handshake.connection);
-                let all = [Some(up.established.connection), challenger];
-                all.into_iter().flatten().map(|connection| (connection, true)).collect()
-            }
-            State::Opening { outgoing, incoming } => {
-                let outgoing = match outgoing {
-                    Outgoing::Connecting { connection, .. } => Some((*connection, false)),
-                    Outgoing::Handshake(handshake) => Some((handshake.connection, true)),
-                    Outgoing::Passive | Outgoing::Waiting { .. } => None,
-                };
-                let incoming = incoming.as_ref().map(|handshake| (handshake.connection, true));
-                outgoing.into_iter().chain(incoming).collect()
-            }
-        }
-    }
-}
-
-impl Handshake {
-    fn begin(
-        config: &SessionConfig,
-        restart: Restart,
-        now: Instant,
-        connection: ConnectionId,
-        addresses: LocalAddresses,
-    ) -> Handshake {
-        let local = open::local_open(config, addresses, restart);
-        let phase = Phase::OpenSent { give_up_at: now + OPEN_WAIT };
-        Handshake { connection, addresses, local, phase }
-    }
-
-    fn open_action(&self) -> Action {
-        Action::Send(self.connection, Message::Open(Box::new(self.local.clone())))
-    }
-
-    fn state(&self) -> SessionState {
-        match self.phase {
-            Phase::OpenSent { .. } => SessionState::OpenSent,
-            Phase::OpenConfirm(_) => SessionState::OpenConfirm,
-        }
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        match &self.phase {
-            Phase::OpenSent { give_up_at } => Some(*give_up_at),
-            Phase::OpenConfirm(confirm) => {
-                earliest(Some(confirm.give_up_at), confirm.liveness.next())
-            }
-        }
     }
 }
 

@@ -29,6 +29,7 @@
 mod error;
 mod fsm;
 mod open;
+mod state;
 mod timers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
