@@ -266,3 +266,31 @@ async fn failures_of_the_server_delay_and_lose_nothing() {
     node.until("no problem stays", |h| h.problems.is_empty()).await;
     assert!((3..=5).contains(&cluster.blocks().len()), "{} blocks", cluster.blocks().len());
 }
+
+#[tokio::test]
+async fn a_deleted_pool_stays_until_its_last_block_has_gone() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    node.until_open(1).await;
+    node.add("pod-a").expect("an address");
+    let pool = || cluster.server.list(POOLS, None, "").expect("pools").into_iter().next();
+    until("the pool is held", || {
+        pool().is_some_and(|pool| pool["metadata"]["finalizers"][0] == "cairn.network/block")
+    })
+    .await;
+    assert!(!cluster.server.delete(POOLS, None, "default").expect("deleted"), "not gone at once");
+    node.until("the block is closed", |holdings| Node::open(holdings).is_empty()).await;
+    until("the pool says so", || {
+        pool().is_some_and(|pool| pool["status"]["conditions"][0]["reason"] == "Terminating")
+    })
+    .await;
+    assert!(node.add("pod-b").is_err(), "an ending pool gives no address");
+    assert_eq!(cluster.blocks().len(), 1, "the pod keeps its block");
+    node.del("pod-a");
+    until("the last block and then the pool are gone", || {
+        cluster.blocks().is_empty() && pool().is_none()
+    })
+    .await;
+}

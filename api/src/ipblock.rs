@@ -7,8 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::common::{Condition, ObjectReference};
 
-/// The finalizer of an IPBlock. A block never has an ownerReference: Kubernetes' garbage collector
-/// knows no fence.
+/// The finalizer of an IPBlock, and of an IPPool while blocks of it are left. A block never has an
+/// ownerReference: Kubernetes' garbage collector knows no fence.
 pub const FINALIZER: &str = "cairn.network/block";
 
 /// A block of addresses that one node owns. The name follows from the CIDR alone, so that the API

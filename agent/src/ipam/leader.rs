@@ -7,10 +7,12 @@
 //! own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_api::{
-    Condition, ConditionStatus, GracefulRestart, IPBlock, IPPool, IPPoolStatus, set_condition,
+    Condition, ConditionStatus, FINALIZER, GracefulRestart, IPBlock, IPPool, IPPoolStatus,
+    set_condition,
 };
 use cairn_ipam::FreeIndex;
 use cairn_ipam::claims::{Pool, overlap, overlapped_by};
@@ -23,6 +25,7 @@ use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
 use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::api::BlockApi;
 use super::error::{IpamError, call};
@@ -32,8 +35,12 @@ use crate::view::ClusterView;
 
 /// Stands for leader, and does the leader's duties while it is.
 pub(super) async fn run(shared: Shared) {
-    let duties_interval =
+    let interval_max =
         (shared.options.offline / 20).clamp(DUTIES_INTERVAL_MIN, DUTIES_INTERVAL_MAX);
+    // Right after a change there is more to come, and somebody looks at what it did.
+    let mut interval = DUTIES_INTERVAL_MIN;
+    let mut view = shared.view.clone();
+    let mut pools: BTreeMap<String, PoolLook> = BTreeMap::new();
     let mut leader = Leader::new(shared);
     let mut duties_due = Duration::ZERO;
     loop {
@@ -46,19 +53,49 @@ pub(super) async fn run(shared: Shared) {
         leader.shared.reports.change(|holdings| holdings.leads = leads);
         if !leads {
             leader.leases.interrupt();
+            interval = DUTIES_INTERVAL_MIN;
         } else if since_boot() >= duties_due {
             problems.extend(leader.duties().await);
-            duties_due = since_boot().saturating_add(duties_interval);
+            duties_due = since_boot().saturating_add(interval);
+            interval = (interval * 2).min(interval_max);
         }
         leader.shared.reports.report("leader", problems);
         let pause = match leader.shared.membership() {
-            Ok(_) if leads => duties_interval.min(leader.renewal()),
+            Ok(_) if leads => duties_due.saturating_sub(since_boot()).min(leader.renewal()),
             Ok(_) => leader.renewal(),
             // The view has not come yet, or the Node is not there: no call, only a look at it.
             Err(_) => MEMBERSHIP_INTERVAL,
         };
-        tokio::time::sleep(pause).await;
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = pools_changed(&mut view, &mut pools) => {
+                duties_due = Duration::ZERO;
+                interval = DUTIES_INTERVAL_MIN;
+            }
+        }
     }
+}
+
+/// A pool as far as people change it: its UID, its generation, whether it is ending.
+type PoolLook = (Option<String>, Option<i64>, bool);
+
+/// Waits until somebody has changed a pool: the answer should not wait for the next round.
+async fn pools_changed(
+    view: &mut watch::Receiver<Arc<ClusterView>>,
+    known: &mut BTreeMap<String, PoolLook>,
+) {
+    let look = |pool: &IPPool| {
+        (pool.uid(), pool.metadata.generation, pool.metadata.deletion_timestamp.is_some())
+    };
+    while view.changed().await.is_ok() {
+        let now = Arc::clone(&view.borrow_and_update());
+        let now = now.pools.iter().map(|(name, pool)| (name.clone(), look(pool))).collect();
+        if *known != now {
+            *known = now;
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Whether there is another Node of a name whose Node is gone.
@@ -200,7 +237,11 @@ impl Leader {
         self.leases.set_wait_min(stale_time_max(&self.shared.view.borrow()));
         self.return_blocks(&blocks, &gone, &mut problems).await;
         for pool in &pools {
-            if let Err(error) = self.write_pool(pool, &pools, &blocks).await
+            let written = async {
+                let written = self.hold_pool(pool).await?;
+                self.write_pool(written.as_ref().unwrap_or(pool), &pools, &blocks).await
+            };
+            if let Err(error) = written.await
                 && !error.is_conflict()
                 && !error.is_not_found()
             {
@@ -336,6 +377,31 @@ impl Leader {
         let routes = self.shared.routes.borrow();
         let mut inside = routes.range(cidr..).take_while(|route| cidr.contains(&route.addr()));
         inside.next().copied()
+    }
+
+    /// Keeps a pool that is being deleted until its last block has gone (IPAM rule 1). The list that
+    /// lets it go is made after the deletion was seen, so a claim that it misses comes later still,
+    /// and its own reads find the pool ending. Returns the pool if it was written.
+    async fn hold_pool(&self, pool: &IPPool) -> Result<Option<IPPool>, IpamError> {
+        let mut finalizers = pool.finalizers().to_vec();
+        let held = finalizers.iter().any(|finalizer| finalizer == FINALIZER);
+        match (pool.metadata.deletion_timestamp.is_some(), held) {
+            (false, false) => finalizers.push(FINALIZER.to_owned()),
+            (true, true) => {
+                let of_pool = |block: &IPBlock| Some(&block.spec.pool.uid) == pool.uid().as_ref();
+                if self.api.list().await?.iter().any(of_pool) {
+                    return Ok(None);
+                }
+                finalizers.retain(|finalizer| finalizer != FINALIZER);
+            }
+            _ => return Ok(None),
+        }
+        let version = &pool.metadata.resource_version;
+        let patch = json!({"metadata": {"resourceVersion": version, "finalizers": finalizers}});
+        let name = pool.name_any();
+        let what = || format!("cannot write the finalizers of IPPool {name}");
+        let params = PatchParams::default();
+        call(what, self.pools.patch(&name, &params, &Patch::Merge(patch))).await.map(Some)
     }
 
     async fn write_pool(
