@@ -123,7 +123,9 @@ fn pods_and_node_reach_each_other_under_their_own_addresses() {
     let attached = node.attach(&first, &spec("first", &["10.244.0.5", "fd00::5"])).unwrap();
     let start = Instant::now();
     assert_eq!(exchange(&node, &first, "fd00::5"), NODE_V6.parse::<IpAddr>().unwrap());
-    assert!(start.elapsed() < Duration::from_millis(500), "IPv6 took {:?}", start.elapsed());
+    // Duplicate address detection would hold it up for 2 s; one repeated neighbour solicitation, when
+    // the kernel reports the new link's carrier late, takes 1 s.
+    assert!(start.elapsed() < Duration::from_millis(1900), "IPv6 took {:?}", start.elapsed());
     assert_eq!(exchange(&node, &first, "10.244.0.5"), NODE_V4.parse::<IpAddr>().unwrap());
     node.attach(&second, &spec("second", &["10.244.0.6", "fd00::6"])).unwrap();
 
