@@ -31,7 +31,7 @@ use crate::problems::{Line, ProblemLog};
 use crate::publish::{self, Wanted};
 use crate::report::{self, BlockReport, Report};
 use crate::view::{ClusterView, WatchFailure};
-use crate::{control, ipam, pods, watch as watches};
+use crate::{control, ipam, pods, until, watch as watches};
 
 /// Options of `cairn agent`.
 #[derive(Args)]
@@ -380,13 +380,6 @@ fn start_wait(view: &ClusterView, local: &Local<'_>) -> Duration {
 async fn changed(speaker: &mut Option<Running>) -> Result<(), watch::error::RecvError> {
     match speaker {
         Some(running) => running.changes.changed().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

@@ -34,6 +34,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::pods::PodsHandle;
 use crate::report::FAILURES_MAX;
+use crate::until;
 
 /// The thread's other end.
 pub struct Fib {
@@ -237,7 +238,7 @@ impl Worker {
                         tokio::time::sleep(RETRY).await;
                     }
                 },
-                () = sleep_until(deadline) => {}
+                () = until(deadline) => {}
             }
             if self.underlay_due.is_some_and(|at| tokio::time::Instant::now() >= at) {
                 self.underlay_due = None;
@@ -585,13 +586,6 @@ fn resolver(socket: &mut RouteSocket) -> Result<Resolver, cairn_kernel::error::E
 async fn receive(feed: &mut Option<FibFeed>) -> Option<FibBatch> {
     match feed {
         Some(feed) => feed.recv().await,
-        None => std::future::pending().await,
-    }
-}
-
-async fn sleep_until(deadline: Option<tokio::time::Instant>) {
-    match deadline {
-        Some(at) => tokio::time::sleep_until(at).await,
         None => std::future::pending().await,
     }
 }

@@ -56,3 +56,11 @@ pub fn require_pod_links() -> Result<(), cairn_kernel::feature::FeatureError> {
     }
     Ok(())
 }
+
+/// Waits until `deadline`; without one for ever.
+pub(crate) async fn until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

@@ -31,8 +31,6 @@ pub struct NodePlan {
     pub addresses: Vec<IpAddr>,
     /// Blocks that the node owns: a blackhole route each.
     pub blackholes: BTreeSet<IpNet>,
-    /// Families in which a pod on this node gets an address.
-    pub pod_families: BTreeSet<Family>,
     /// What is wrong and what to do, one sentence each.
     pub problems: Vec<String>,
 }
@@ -66,7 +64,6 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
         bgp_node,
         addresses: identity.map(|me| me.addresses).unwrap_or_default(),
         blackholes: local.blocks.iter().copied().collect(),
-        pod_families: pod_families(view),
         problems,
     }
 }
@@ -496,19 +493,6 @@ fn advertised(view: &ClusterView, block: &IpNet) -> bool {
         .get(&cairn_api::block_name(*block))
         .and_then(|object| view.pools.get(&object.spec.pool.name))
         .is_none_or(|pool| pool.spec.advertise)
-}
-
-fn pod_families(view: &ClusterView) -> BTreeSet<Family> {
-    view.pools
-        .values()
-        .filter(|pool| pool.metadata.deletion_timestamp.is_none() && !pool.spec.disabled)
-        .filter(|pool| pool.spec.uses.contains(&cairn_api::PoolUse::Pod))
-        .filter_map(|pool| pool.spec.cidr.parse::<IpNet>().ok())
-        .map(|cidr| match cidr {
-            IpNet::V4(_) => Family::Ipv4Unicast,
-            IpNet::V6(_) => Family::Ipv6Unicast,
-        })
-        .collect()
 }
 
 const ANNOTATION_ROUTER_ID: &str = "cairn.network/router-id";

@@ -24,6 +24,7 @@ use super::files::{Lock, PodNames};
 use super::server::{Call, Reply};
 use super::work::{self, Addition, Done, Found, Listed, boot_time};
 use super::{Blocks, PodConfig, PodsOptions, Usage};
+use crate::until;
 
 /// Where the owner's work comes from.
 #[derive(Debug)]
@@ -151,7 +152,7 @@ impl PodNetwork {
                     self.set_blocks(blocks);
                 }
                 () = inputs.resync.notified() => self.request_listing(),
-                () = sleep_until(due), if due.is_some() => self.expire(),
+                () = until(due), if due.is_some() => self.expire(),
             }
         }
     }
@@ -583,13 +584,6 @@ fn id_of(container_id: &str, ifname: impl ToString) -> AttachmentId {
 /// Stands for a container that the kernel no longer names. No container id is empty.
 fn unrecorded(host_ifname: &str) -> AttachmentId {
     AttachmentId { container_id: String::new(), ifname: host_ifname.into() }
-}
-
-async fn sleep_until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
-    }
 }
 
 /// Requests that wait for the end of another one for the same interface.
