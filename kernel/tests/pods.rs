@@ -1,10 +1,10 @@
 //! Pods' interfaces on the running kernel.
 
+mod support;
+
 use std::io::{Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::ops::Deref;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -13,25 +13,9 @@ use cairn_kernel::pod::{self, Alias, AttachError, Difference, PodSpec};
 use cairn_kernel::route::{self, Family, NextHop, Route, Target};
 use cairn_kernel::{BLACKHOLE_METRIC, NetNs, Netlink, POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, sysctl};
 
-/// A network namespace of one test, removed when the value is dropped.
-struct TestNetNs {
-    name: String,
-    netns: NetNs,
-}
+use support::TestNetNs;
 
 impl TestNetNs {
-    fn create() -> TestNetNs {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        assert!(
-            rustix::process::geteuid().is_root(),
-            "the tests of pods' interfaces make network namespaces: run them as root"
-        );
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("cni-{}-{number}", std::process::id());
-        let netns = NetNs::create(&name).unwrap();
-        TestNetNs { name, netns }
-    }
-
     /// A node: forwarding, with one address of each family on its uplink.
     fn node() -> TestNetNs {
         let node = TestNetNs::create();
@@ -48,10 +32,6 @@ impl TestNetNs {
         node
     }
 
-    fn netlink(&self) -> Netlink {
-        Netlink::open_in(&self.netns).unwrap()
-    }
-
     /// As an agent does it: on a thread in the node's namespace.
     fn attach(&self, pod: &NetNs, spec: &PodSpec) -> Result<pod::Attached, AttachError> {
         self.run(|| pod::attach(&mut Netlink::open().unwrap(), pod, spec)).unwrap()
@@ -59,22 +39,6 @@ impl TestNetNs {
 
     fn list(&self) -> Vec<pod::PodAttachment> {
         pod::list(&mut self.netlink()).unwrap()
-    }
-}
-
-impl Deref for TestNetNs {
-    type Target = NetNs;
-
-    fn deref(&self) -> &NetNs {
-        &self.netns
-    }
-}
-
-impl Drop for TestNetNs {
-    fn drop(&mut self) {
-        if let Err(error) = NetNs::delete(&self.name) {
-            eprintln!("the namespace {} stays behind: {error}", self.name);
-        }
     }
 }
 
