@@ -14,10 +14,11 @@ use cairn_api::{
     VERSION,
 };
 use cairn_bgp::config::{PeerName, SpeakerConfig};
+use k8s_openapi::ByteString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::objects::{self, DefaultPolicies, FieldError, Policies};
+use crate::objects::{self, DefaultPolicies, FieldError, Passwords, Policies};
 
 /// Why a file is refused.
 #[derive(Debug, thiserror::Error)]
@@ -146,11 +147,32 @@ struct Documents {
     peers: BTreeMap<String, Placed<BGPPeerSpec>>,
     policies: BTreeMap<String, Placed<BGPPolicySpec>>,
     advertisements: BTreeMap<String, Placed<BGPAdvertisementSpec>>,
+    passwords: Passwords,
+}
+
+/// A Secret as `kubectl create secret` prints it; values in `data` are in base64.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Secret {
+    #[serde(rename = "apiVersion")]
+    _api_version: String,
+    #[serde(rename = "kind")]
+    _kind: String,
+    metadata: Metadata,
+    #[serde(rename = "type")]
+    _type: Option<String>,
+    #[serde(default)]
+    data: BTreeMap<String, ByteString>,
+    #[serde(default)]
+    string_data: BTreeMap<String, String>,
 }
 
 impl Documents {
     fn take(&mut self, path: &str, document: &Document) -> Result<(), Error> {
         let head: Head = decode(path, document)?;
+        if (head.api_version.as_str(), head.kind.as_str()) == ("v1", "Secret") {
+            return self.take_secret(path, document);
+        }
         let expected = format!("{GROUP}/{VERSION}");
         if head.api_version != expected {
             return Err(at(
@@ -177,9 +199,25 @@ impl Documents {
                 line,
                 format!(
                     "kind \"{kind}\" is not for this file; expected BGPConfiguration, BGPPeer, \
-                     BGPPolicy or BGPAdvertisement"
+                     BGPPolicy, BGPAdvertisement or Secret"
                 ),
             )),
+        }
+    }
+
+    fn take_secret(&mut self, path: &str, document: &Document) -> Result<(), Error> {
+        let Secret { metadata, data, string_data, .. } = decode(path, document)?;
+        let error = |text: String| at(path, document.first_line, text);
+        let mut values = BTreeMap::new();
+        for (key, ByteString(octets)) in data {
+            let text = String::from_utf8(octets)
+                .map_err(|_| error(format!("Secret {}: data.{key} is no text", metadata.name)))?;
+            values.insert(key, Arc::from(text));
+        }
+        values.extend(string_data.into_iter().map(|(key, text)| (key, Arc::from(text))));
+        match self.passwords.insert(metadata.name.clone(), values) {
+            None => Ok(()),
+            Some(_) => Err(error(format!("a second Secret \"{}\"", metadata.name))),
         }
     }
 
@@ -212,7 +250,8 @@ impl Documents {
         let mut addresses = BTreeSet::new();
         for (name, Placed { line, spec }) in &self.peers {
             let in_peer = |error: FieldError| at(path, *line, format!("BGPPeer {name}: {error}"));
-            let peer = objects::peer(spec, &configuration, &policies, none).map_err(in_peer)?;
+            let peer = objects::peer(spec, &configuration, &policies, &self.passwords, none)
+                .map_err(in_peer)?;
             if !addresses.insert(peer.address) {
                 let problem = format!("{} is the address of another BGPPeer too", peer.address);
                 return Err(in_peer(field("spec.address", &problem)));
@@ -234,7 +273,7 @@ impl Documents {
             peers,
             originate,
             selection_deferral_secs: SELECTION_DEFERRAL_SECS,
-            multipath_max: MULTIPATH_MAX,
+            multipath: objects::multipath(configuration.multipath),
         })
     }
 }
@@ -341,7 +380,6 @@ fn field(name: &str, problem: &str) -> FieldError {
 }
 
 const SELECTION_DEFERRAL_SECS: u16 = 30;
-const MULTIPATH_MAX: u16 = 16;
 
 #[cfg(test)]
 mod tests {

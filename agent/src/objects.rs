@@ -3,15 +3,17 @@
 //! Both the agent (objects of the API) and `cairn speaker` (documents of a file) come through these
 //! functions, so that one language means one thing.
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use cairn_api::{
     AddressFamily, BGPAdvertisementSpec, BGPConfigurationSpec, BGPPeerSpec, BGPPolicySpec, NextHop,
-    Origin, PolicyRule, PrefixMatch,
+    Origin, PolicyRule, PrefixMatch, PrefixesMaxAction, SecretKeyRef,
 };
-use cairn_bgp::config::{ExportScope, NextHopMode, Origination, PeerConfig};
+use cairn_bgp::config::{
+    Multipath, NextHopMode, Origination, Password, PeerConfig, PrefixLimit, PrefixLimitAction,
+};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixList, PrefixRange, RouteSort, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use ipnet::IpNet;
@@ -34,6 +36,9 @@ impl FieldError {
 
 /// The policies by the name of their object.
 pub type Policies = BTreeMap<String, Arc<Policy>>;
+
+/// The keys and values of Secrets, by the name of the Secret.
+pub type Passwords = BTreeMap<String, BTreeMap<String, Arc<str>>>;
 
 /// A BGPPolicy as the speaker evaluates it.
 ///
@@ -129,10 +134,12 @@ pub fn peer(
     spec: &BGPPeerSpec,
     configuration: &BGPConfigurationSpec,
     policies: &Policies,
+    passwords: &Passwords,
     defaults: DefaultPolicies<'_>,
 ) -> Result<PeerConfig, FieldError> {
     let address = address_of_peer(spec)?;
     asn("spec.asn", spec.asn)?;
+    let local_asn = spec.local_asn.map(|local| asn("spec.localASN", local)).transpose()?;
     let timers = spec.timers.unwrap_or(configuration.timers);
     hold_time("spec.timers.holdTimeSecs", timers.hold_time_secs)?;
     let graceful = spec.graceful_restart.unwrap_or(configuration.graceful_restart);
@@ -156,28 +163,33 @@ pub fn peer(
         ));
     }
     Ok(PeerConfig {
-        address,
         port: port("spec.port", spec.port)?,
-        asn: spec.asn,
-        local_asn: None,
+        local_asn,
         source_address,
         passive: spec.passive,
         multihop: spec.multihop,
         families: families(&spec.families)?,
         hold_time_secs: timers.hold_time_secs,
+        send_hold_time_secs: timers.send_hold_time_secs,
         connect_retry_secs: timers.connect_retry_secs.max(1),
         graceful_restart_secs: graceful.enabled.then_some(graceful.restart_time_secs),
-        password: None,
+        password: password(spec, passwords)?,
         ttl_security: spec.ttl_security,
-        route_reflector_client: false,
+        route_reflector_client: spec.route_reflector_client,
         next_hop: match spec.next_hop {
             NextHop::Auto => NextHopMode::Auto,
             NextHop::SelfAddress => NextHopMode::SelfAddress,
             NextHop::Unchanged => NextHopMode::Unchanged,
         },
-        export_scope: ExportScope::All,
-        enforce_first_as: true,
-        prefixes_max: spec.prefixes_max,
+        next_hop_ipv6: spec.next_hop_ipv6.as_deref().map(next_hop_ipv6).transpose()?,
+        extended_next_hop: spec.extended_next_hop,
+        enforce_first_as: spec.enforce_first_as,
+        own_as_max: spec.own_as_max,
+        as_path_len_max: spec.as_path_len_max,
+        remove_private_as: spec.remove_private_as,
+        discard_attributes: discard_attributes(&spec.discard_attributes)?,
+        prefix_limit: prefix_limit(spec),
+        graceful_shutdown: spec.graceful_shutdown || configuration.graceful_shutdown,
         import: chosen_policies(
             "spec.importPolicies",
             &spec.import_policies,
@@ -190,7 +202,68 @@ pub fn peer(
             policies,
             defaults.export,
         )?,
+        ..PeerConfig::new(address, spec.asn)
     })
+}
+
+/// Which equal paths share a kernel route.
+pub fn multipath(spec: cairn_api::Multipath) -> Multipath {
+    Multipath { paths_max: spec.paths_max.max(1), same_as_path: spec.same_as_path }
+}
+
+fn prefix_limit(spec: &BGPPeerSpec) -> Option<PrefixLimit> {
+    let restart_after_secs = Some(spec.restart_after_secs).filter(|secs| *secs > 0);
+    let action = match spec.prefixes_max_action {
+        PrefixesMaxAction::Warn => PrefixLimitAction::Warn,
+        PrefixesMaxAction::Drop => PrefixLimitAction::Drop,
+        PrefixesMaxAction::Stop => PrefixLimitAction::Stop { restart_after_secs },
+    };
+    spec.prefixes_max.map(|prefixes_max| PrefixLimit { prefixes_max, action })
+}
+
+fn password(spec: &BGPPeerSpec, passwords: &Passwords) -> Result<Option<Password>, FieldError> {
+    let Some(SecretKeyRef { name, key }) = &spec.password_secret_ref else { return Ok(None) };
+    let error = |problem| Err(FieldError::new("spec.passwordSecretRef", problem));
+    let Some(secret) = passwords.get(name) else {
+        return error(format!("there is no Secret \"{name}\": create it or mend its name"));
+    };
+    match secret.get(key) {
+        None => error(format!("Secret \"{name}\" has no key \"{key}\": add it, or name another")),
+        Some(text) if text.is_empty() || text.len() > PASSWORD_OCTETS_MAX => error(format!(
+            "\"{key}\" of Secret \"{name}\" is {} octets long: a TCP MD5 password has 1 to \
+             {PASSWORD_OCTETS_MAX}",
+            text.len()
+        )),
+        Some(text) => Ok(Some(Password(Arc::clone(text)))),
+    }
+}
+
+fn next_hop_ipv6(text: &str) -> Result<Ipv6Addr, FieldError> {
+    match text.parse::<Ipv6Addr>() {
+        Ok(address)
+            if !(address.is_unspecified()
+                || address.is_multicast()
+                || address.is_loopback()
+                || address.is_unicast_link_local()) =>
+        {
+            Ok(address)
+        }
+        _ => Err(FieldError::new(
+            "spec.nextHopIPv6",
+            format!("\"{text}\" is no global IPv6 address: write one such as 2001:db8::1"),
+        )),
+    }
+}
+
+fn discard_attributes(types: &[u8]) -> Result<BTreeSet<u8>, FieldError> {
+    // Without these three no route is left, and the other two hold the routes.
+    match types.iter().find(|code| matches!(code, 0..=3 | 14 | 15)) {
+        Some(code) => Err(FieldError::new(
+            "spec.discardAttributes",
+            format!("attribute {code} cannot be left out: a route needs it"),
+        )),
+        None => Ok(types.iter().copied().collect()),
+    }
 }
 
 fn address_of_peer(spec: &BGPPeerSpec) -> Result<IpAddr, FieldError> {
@@ -319,6 +392,9 @@ fn community(field: &str, text: &str) -> Result<u32, FieldError> {
         })
 }
 
+/// `TCP_MD5SIG_MAXKEYLEN` of linux/tcp.h.
+const PASSWORD_OCTETS_MAX: usize = 80;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -329,7 +405,8 @@ mod tests {
 
     fn parse(yaml: &str) -> Result<PeerConfig, FieldError> {
         let none = DefaultPolicies { import: &[], export: &[] };
-        peer(&spec(yaml), &BGPConfigurationSpec::default(), &Policies::new(), none)
+        let passwords = Passwords::new();
+        peer(&spec(yaml), &BGPConfigurationSpec::default(), &Policies::new(), &passwords, none)
     }
 
     #[test]
@@ -352,6 +429,13 @@ mod tests {
             ("{address: 192.0.2.1, asn: 1, families: []}", "spec.families"),
             ("{address: 192.0.2.1, asn: 1, sourceAddress: '::1'}", "spec.sourceAddress"),
             ("{address: 192.0.2.1, asn: 1, importPolicies: [x]}", "spec.importPolicies"),
+            ("{address: 192.0.2.1, asn: 1, localASN: 0}", "spec.localASN"),
+            ("{address: 192.0.2.1, asn: 1, nextHopIPv6: 'fe80::1'}", "spec.nextHopIPv6"),
+            ("{address: 192.0.2.1, asn: 1, discardAttributes: [2]}", "spec.discardAttributes"),
+            (
+                "{address: 192.0.2.1, asn: 1, passwordSecretRef: {name: x}}",
+                "spec.passwordSecretRef",
+            ),
             ("{address: 192.0.2.1, asn: 1, timers: {holdTimeSecs: 2}}", "spec.timers.holdTimeSecs"),
         ] {
             assert_eq!(parse(yaml).expect_err(yaml).field, field, "{yaml}");

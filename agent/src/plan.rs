@@ -9,9 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use cairn_api::{BGPConfigurationSpec, BGPNode, BGPNodeSpec, LABEL_ASN, ObjectReference, Topology};
-use cairn_bgp::config::{
-    ExportScope, NextHopMode, Origination, PeerConfig, PeerName, SpeakerConfig,
-};
+use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use ipnet::IpNet;
@@ -288,7 +286,7 @@ fn speaker(
         };
         let defaults = DefaultPolicies { import, export };
         let what = format!("BGPPeer {peer_name}");
-        match objects::peer(&object.spec, configuration, &policies, defaults) {
+        match objects::peer(&object.spec, configuration, &policies, &view.passwords, defaults) {
             Ok(peer) => peers.add(key, &what, peer, problems),
             Err(error) => match running {
                 Some(peer) => {
@@ -310,7 +308,7 @@ fn speaker(
         peers: peers.by_name,
         originate: originate(view, local, labels.as_ref(), problems),
         selection_deferral_secs: SELECTION_DEFERRAL_SECS,
-        multipath_max: MULTIPATH_MAX,
+        multipath: objects::multipath(configuration.multipath),
     }
 }
 
@@ -362,26 +360,18 @@ fn mesh_peer(
         .collect();
     let graceful = configuration.graceful_restart;
     Some(PeerConfig {
-        address,
         port: configuration.listen_port,
-        asn: me.asn,
-        local_asn: None,
         source_address: Some(source),
-        passive: false,
         multihop: 255,
         families,
         hold_time_secs: configuration.timers.hold_time_secs,
+        send_hold_time_secs: configuration.timers.send_hold_time_secs,
         connect_retry_secs: configuration.timers.connect_retry_secs.max(1),
         graceful_restart_secs: graceful.enabled.then_some(graceful.restart_time_secs),
-        password: None,
-        ttl_security: false,
-        route_reflector_client: false,
-        next_hop: NextHopMode::Auto,
+        graceful_shutdown: configuration.graceful_shutdown,
         export_scope: ExportScope::OriginatedOnly,
-        enforce_first_as: false,
-        prefixes_max: None,
         import: vec![import.clone()],
-        export: Vec::new(),
+        ..PeerConfig::new(address, me.asn)
     })
 }
 
@@ -500,6 +490,3 @@ const ANNOTATION_ROUTER_ID: &str = "cairn.network/router-id";
 /// Longer than any session of the mesh needs to come up again, short enough that a peer that never
 /// returns does not hold up a node's start (RFC 4724 section 4.1).
 const SELECTION_DEFERRAL_SECS: u16 = 30;
-
-/// As many equal paths as a kernel route of a node reasonably spreads over.
-const MULTIPATH_MAX: u16 = 8;

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use cairn_api::{BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, IPBlock, IPPool};
 use k8s_openapi::api::core::v1::Node;
 
+use crate::objects::Passwords;
+
 /// The objects that an agent watches, as its caches hold them.
 ///
 /// Foreign IPBlocks are not in it: an agent watches its own only (docs/adr/0006).
@@ -28,6 +30,8 @@ pub struct ClusterView {
     pub bgp_policies: BTreeMap<String, BGPPolicy>,
     /// Advertisements by name.
     pub bgp_advertisements: BTreeMap<String, BGPAdvertisement>,
+    /// Passwords of BGPPeers, from the Secrets of Cairn's own namespace.
+    pub passwords: Passwords,
     /// Kinds that cannot be watched now: what the view says of them may be old.
     pub unwatched: BTreeMap<String, WatchFailure>,
 }

@@ -35,6 +35,7 @@ fn view(yaml: &str, node: &str) -> ClusterView {
         bgp_peers: objects(yaml),
         bgp_policies: objects(yaml),
         bgp_advertisements: objects(yaml),
+        passwords: BTreeMap::new(),
         unwatched: BTreeMap::new(),
     }
 }

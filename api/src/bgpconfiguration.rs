@@ -43,6 +43,12 @@ pub struct BGPConfigurationSpec {
     /// Graceful restart (RFC 4724): forwarding goes on while an agent restarts.
     #[serde(default)]
     pub graceful_restart: GracefulRestart,
+    /// Paths of equal cost that share a kernel route.
+    #[serde(default)]
+    pub multipath: Multipath,
+    /// This speaker is about to go away, on all its sessions: see gracefulShutdown of a BGPPeer.
+    #[serde(default)]
+    pub graceful_shutdown: bool,
     /// The BGP identifier. Only in a file for `cairn speaker`.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "routerID")]
     #[schemars(length(max = 15))]
@@ -69,6 +75,8 @@ impl Default for BGPConfigurationSpec {
             listen_port: default_port(),
             timers: Timers::default(),
             graceful_restart: GracefulRestart::default(),
+            multipath: Multipath::default(),
+            graceful_shutdown: false,
             router_id: None,
             listen_addresses: Vec::new(),
         }
@@ -102,6 +110,38 @@ pub struct Timers {
     #[serde(default = "default_connect_retry")]
     #[schemars(range(min = 1, max = 3600))]
     pub connect_retry_secs: u16,
+    /// How long a peer may take nothing of what is to be sent before the session ends, in seconds
+    /// (RFC 9687); at least twice the hold time is waited. 0 waits forever.
+    #[serde(default = "default_send_hold_time")]
+    #[schemars(range(min = 0, max = 65535))]
+    pub send_hold_time_secs: u16,
+}
+
+fn default_send_hold_time() -> u16 {
+    480
+}
+
+/// Which paths of equal cost share a kernel route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Multipath {
+    /// Paths in one kernel route at most.
+    #[serde(default = "default_paths_max")]
+    #[schemars(range(min = 1, max = 128))]
+    pub paths_max: u16,
+    /// Only paths with the same AS_PATH are equal; else its length counts and not its content.
+    #[serde(default)]
+    pub same_as_path: bool,
+}
+
+fn default_paths_max() -> u16 {
+    16
+}
+
+impl Default for Multipath {
+    fn default() -> Self {
+        Multipath { paths_max: default_paths_max(), same_as_path: false }
+    }
 }
 
 fn default_hold_time() -> u16 {
@@ -114,7 +154,11 @@ fn default_connect_retry() -> u16 {
 
 impl Default for Timers {
     fn default() -> Self {
-        Timers { hold_time_secs: default_hold_time(), connect_retry_secs: default_connect_retry() }
+        Timers {
+            hold_time_secs: default_hold_time(),
+            connect_retry_secs: default_connect_retry(),
+            send_hold_time_secs: default_send_hold_time(),
+        }
     }
 }
 

@@ -68,13 +68,67 @@ pub struct BGPPeerSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 45))]
     pub source_address: Option<String>,
-    /// Prefixes accepted at most a family, counted before policies; above it the session ends.
+    /// The Secret that holds the TCP MD5 password (RFC 2385), in Cairn's own namespace; `cairn
+    /// speaker` looks for it among the documents of its file. A changed one is taken up without a
+    /// reset.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub password_secret_ref: Option<SecretKeyRef>,
+    /// The AS number shown to this peer instead of our own (local-as, RFC 7705).
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "localASN")]
+    #[schemars(range(min = 1, max = 4294967294i64))]
+    pub local_asn: Option<u32>,
+    /// This peer is a client of ours: routes of internal peers are reflected to it and from it
+    /// (RFC 4456).
+    #[serde(default)]
+    pub route_reflector_client: bool,
+    /// Prefixes accepted at most a family, counted before policies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub prefixes_max: Option<u32>,
+    /// What happens above prefixesMax.
+    #[serde(default)]
+    pub prefixes_max_action: PrefixesMaxAction,
+    /// How long a session rests that ended at prefixesMax, in seconds; 0 is until it is reset by
+    /// hand.
+    #[serde(default = "default_restart_after")]
+    #[schemars(range(min = 0, max = 86400))]
+    pub restart_after_secs: u32,
     /// How the next hop towards the peer is chosen.
     #[serde(default)]
     pub next_hop: NextHop,
+    /// The own next hop of IPv6 routes on an IPv4 session; the global IPv6 address of the session's
+    /// interface when absent. Without either the session does not carry IPv6.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "nextHopIPv6")]
+    #[schemars(length(min = 2, max = 45))]
+    #[x_kube(validation = Rule::new("isIP(self) && ip(self).family() == 6").message("nextHopIPv6 is an IPv6 address such as 2001:db8::1"))]
+    pub next_hop_ipv6: Option<String>,
+    /// Offer IPv4 routes with IPv6 next hops (RFC 8950).
+    #[serde(default)]
+    pub extended_next_hop: bool,
+    /// The AS_PATH of an external peer must begin with its AS (RFC 4271 section 6.3). A route server
+    /// needs it off.
+    #[serde(default = "enforced")]
+    pub enforce_first_as: bool,
+    /// How often our own AS may stand in a received AS_PATH (allowas-in).
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 10))]
+    pub own_as_max: u8,
+    /// The longest AS_PATH accepted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 65535))]
+    pub as_path_len_max: Option<u32>,
+    /// Take private AS numbers (RFC 6996) out of AS_PATH towards an external peer.
+    #[serde(default)]
+    pub remove_private_as: bool,
+    /// Type codes of path attributes that are dropped from what comes in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), inner(range(min = 4, max = 255)))]
+    #[x_kube(validation = Rule::new("self.all(t, t != 14 && t != 15)").message("MP_REACH_NLRI (14) and MP_UNREACH_NLRI (15) hold the routes themselves: leave families out instead"))]
+    pub discard_attributes: Vec<u8>,
+    /// The session is about to go away: routes are announced with the community GRACEFUL_SHUTDOWN,
+    /// and taken with LOCAL_PREF 0, so that traffic leaves it before it ends (RFC 8326).
+    #[serde(default)]
+    pub graceful_shutdown: bool,
     /// Names of BGPPolicy objects asked in order about what comes in. On a node an external peer
     /// without any takes only prefixes inside the pools; `cairn speaker` takes none (RFC 8212).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -95,8 +149,45 @@ fn one_hop() -> u8 {
     1
 }
 
+fn default_restart_after() -> u32 {
+    300
+}
+
+fn enforced() -> bool {
+    true
+}
+
 fn both_families() -> Vec<AddressFamily> {
     vec![AddressFamily::IPv4Unicast, AddressFamily::IPv6Unicast]
+}
+
+/// A key of a Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct SecretKeyRef {
+    /// The Secret's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The key inside of it.
+    #[serde(default = "default_key")]
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+fn default_key() -> String {
+    "password".into()
+}
+
+/// What happens when a peer announces more than prefixesMax.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PrefixesMaxAction {
+    /// It is reported and nothing else.
+    Warn,
+    /// Further prefixes are not taken in; what is there goes on.
+    Drop,
+    /// The session ends, and comes back after restartAfterSecs.
+    #[default]
+    Stop,
 }
 
 /// How the next hop towards a peer is chosen.

@@ -19,14 +19,14 @@ mod ippool;
 
 pub use advertisement::{BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus};
 pub use bgpconfiguration::{
-    BGPConfiguration, BGPConfigurationSpec, BGPConfigurationStatus, GracefulRestart, Timers,
-    Topology,
+    BGPConfiguration, BGPConfigurationSpec, BGPConfigurationStatus, GracefulRestart, Multipath,
+    Timers, Topology,
 };
 pub use bgpnode::{BGPNode, BGPNodeSpec};
 pub use bgpnodestatus::{
     BGPNodeStatus, BGPNodeStatusSpec, FailedRoute, RoutesStatus, SessionStatus,
 };
-pub use bgppeer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, NextHop};
+pub use bgppeer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, NextHop, PrefixesMaxAction, SecretKeyRef};
 pub use bgppolicy::{
     Action, BGPPolicy, BGPPolicySpec, BGPPolicyStatus, Match, Origin, PolicyRule, PrefixMatch,
 };

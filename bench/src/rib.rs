@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cairn_bgp::config::{ExportScope, NextHopMode};
+use cairn_bgp::config::{ExportScope, Multipath, NextHopMode};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{
@@ -195,7 +195,7 @@ impl Speaker {
     fn new() -> Speaker {
         let mut rib = Rib::new(RibConfig {
             router_id: OWN,
-            multipath_max: 1,
+            multipath: Multipath { paths_max: 1, same_as_path: false },
             seed: 7,
             deferral_until: Instant::now(),
             restarting: false,
@@ -265,7 +265,11 @@ fn peer(host: u8) -> RibPeerConfig {
         route_reflector_client: false,
         next_hop: NextHopMode::Auto,
         export_scope: ExportScope::All,
-        prefixes_max: None,
+        prefix_limit: None,
+        own_as_max: 0,
+        as_path_len_max: None,
+        remove_private_as: false,
+        graceful_shutdown: false,
         import: policies.clone(),
         export: policies,
     }

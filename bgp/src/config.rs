@@ -5,12 +5,12 @@
 //! ends the session. Nothing here is read from files or from the API: the agent turns its objects
 //! into these types.
 
-use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use crate::policy::Policy;
-use crate::prefix::{Families, Prefix};
+use crate::prefix::{Families, Family, Prefix};
 
 /// A name that is unique among a speaker's peers, such as `mesh/n2` or `bgppeer/tor`.
 pub type PeerName = Arc<str>;
@@ -32,8 +32,17 @@ pub struct SpeakerConfig {
     /// How long after the start the first best-path run waits for End-of-RIB markers of restarting
     /// peers (RFC 4724 section 4.1, Selection_Deferral_Timer).
     pub selection_deferral_secs: u16,
-    /// Paths of equal cost that go into one kernel route.
-    pub multipath_max: u16,
+    /// Which paths of equal cost share a kernel route.
+    pub multipath: Multipath,
+}
+
+/// Which paths of equal cost share a kernel route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Multipath {
+    /// Paths in one kernel route, at least 1.
+    pub paths_max: u16,
+    /// Only paths with the same AS_PATH are equal; else its length counts, not its content.
+    pub same_as_path: bool,
 }
 
 /// A prefix that this speaker originates.
@@ -56,7 +65,8 @@ pub struct PeerConfig {
     pub port: u16,
     /// The autonomous system number that the peer must show in its OPEN.
     pub asn: u32,
-    /// The autonomous system number shown to this peer when it is not the speaker's own (local-as).
+    /// The autonomous system number shown to this peer when it is not the speaker's own (local-as,
+    /// RFC 7705).
     pub local_asn: Option<u32>,
     /// The local address to bind outgoing connections to.
     pub source_address: Option<IpAddr>,
@@ -69,11 +79,14 @@ pub struct PeerConfig {
     pub families: Families,
     /// The hold time offered: 0 (none) or at least 3 (RFC 4271 section 4.2).
     pub hold_time_secs: u16,
+    /// How long TCP may take nothing of what is to be sent before the session ends (RFC 9687); at
+    /// least twice the negotiated hold time is waited. 0 waits forever.
+    pub send_hold_time_secs: u16,
     /// Wait between attempts to connect, jittered by 0.75 to 1.0 (RFC 4271 section 10).
     pub connect_retry_secs: u16,
     /// Restart time offered in the graceful restart capability (RFC 4724); `None` leaves it out.
     pub graceful_restart_secs: Option<u16>,
-    /// TCP MD5 signature key (RFC 2385).
+    /// TCP MD5 signature key (RFC 2385). A changed one is set on the live connection.
     pub password: Option<Password>,
     /// Generalized TTL security (RFC 5082): refuse packets from more than `multihop` hops away.
     pub ttl_security: bool,
@@ -81,17 +94,93 @@ pub struct PeerConfig {
     pub route_reflector_client: bool,
     /// How the next hop towards this peer is chosen.
     pub next_hop: NextHopMode,
+    /// The own next hop of IPv6 routes on this session; without one the local address, else the
+    /// global IPv6 address of the session's interface, is used.
+    pub next_hop_ipv6: Option<Ipv6Addr>,
+    /// Offer IPv4 routes with IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
     /// Which sort of routes may go to this peer before the export policy is asked.
     pub export_scope: ExportScope,
     /// First AS of an eBGP peer's AS_PATH must be the peer's (RFC 4271 section 6.3).
     pub enforce_first_as: bool,
-    /// Prefixes accepted at most per family, counted before policy; over it the session ends.
-    pub prefixes_max: Option<u32>,
+    /// How often our own AS may stand in a received AS_PATH (allowas-in); 0 as in RFC 4271.
+    pub own_as_max: u8,
+    /// Longest AS_PATH accepted, as the decision process counts it.
+    pub as_path_len_max: Option<u32>,
+    /// Take private AS numbers (RFC 6996) out of AS_PATH towards an eBGP peer.
+    pub remove_private_as: bool,
+    /// Path attributes dropped from what comes in (RFC 7606 section 8 asks for the possibility).
+    pub discard_attributes: BTreeSet<u8>,
+    /// Bound of what the peer may announce.
+    pub prefix_limit: Option<PrefixLimit>,
+    /// The session is about to go away: routes are announced with GRACEFUL_SHUTDOWN, and taken with
+    /// LOCAL_PREF 0 (RFC 8326).
+    pub graceful_shutdown: bool,
     /// Ordered import policies; evaluation goes on to the next one while none decides. An eBGP peer
     /// without any imports nothing (RFC 8212), an iBGP peer without any imports everything.
     pub import: Vec<Arc<Policy>>,
     /// Ordered export policies; defaults as for `import`.
     pub export: Vec<Arc<Policy>>,
+}
+
+/// Bound of the prefixes of a peer, counted per family before policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixLimit {
+    /// Prefixes of one family.
+    pub prefixes_max: u32,
+    /// What happens when there are more.
+    pub action: PrefixLimitAction,
+}
+
+/// What happens at a [`PrefixLimit`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefixLimitAction {
+    /// It is reported and nothing else.
+    Warn,
+    /// Further prefixes are not taken in; those that are there go on, also when they change.
+    Drop,
+    /// The session ends (RFC 4271 section 6.7).
+    Stop {
+        /// When it is tried again; `None` when an operator has to reset it.
+        restart_after_secs: Option<u32>,
+    },
+}
+
+impl PeerConfig {
+    /// A peer with everything else as RFC 4271 and DESIGN have it: both families, 90 s hold time,
+    /// no policies, nothing restricted.
+    pub fn new(address: IpAddr, asn: u32) -> PeerConfig {
+        PeerConfig {
+            address,
+            port: BGP_PORT,
+            asn,
+            local_asn: None,
+            source_address: None,
+            passive: false,
+            multihop: 1,
+            families: Families::from_iter(Family::ALL),
+            hold_time_secs: 90,
+            send_hold_time_secs: 480,
+            connect_retry_secs: 5,
+            graceful_restart_secs: None,
+            password: None,
+            ttl_security: false,
+            route_reflector_client: false,
+            next_hop: NextHopMode::Auto,
+            next_hop_ipv6: None,
+            extended_next_hop: false,
+            export_scope: ExportScope::All,
+            enforce_first_as: true,
+            own_as_max: 0,
+            as_path_len_max: None,
+            remove_private_as: false,
+            discard_attributes: BTreeSet::new(),
+            prefix_limit: None,
+            graceful_shutdown: false,
+            import: Vec::new(),
+            export: Vec::new(),
+        }
+    }
 }
 
 /// A TCP MD5 key, kept out of logs.
@@ -128,9 +217,9 @@ pub enum ExportScope {
 /// What in a change of a peer's configuration ends its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResetReason {
-    /// Address, port, AS numbers, source address, TTL or password changed: another TCP connection.
+    /// Address, port, AS numbers, source address or TTL changed: another TCP connection.
     Transport,
-    /// Something that only an OPEN can say changed: families, hold time, graceful restart.
+    /// Something that only an OPEN can say changed: families, hold time, graceful restart, next hops.
     Capabilities,
 }
 
@@ -138,18 +227,12 @@ impl PeerConfig {
     /// Whether replacing `self` by `new` needs a session reset, and why.
     pub fn needs_reset(&self, new: &PeerConfig) -> Option<ResetReason> {
         let transport = |p: &PeerConfig| {
-            (
-                p.address,
-                p.port,
-                p.asn,
-                p.local_asn,
-                p.source_address,
-                p.multihop,
-                p.ttl_security,
-                p.password.clone(),
-            )
+            (p.address, p.port, p.asn, p.local_asn, p.source_address, p.multihop, p.ttl_security)
         };
-        let capabilities = |p: &PeerConfig| (p.families, p.hold_time_secs, p.graceful_restart_secs);
+        let capabilities = |p: &PeerConfig| {
+            let next_hops = (p.extended_next_hop, p.next_hop_ipv6);
+            (p.families, p.hold_time_secs, p.graceful_restart_secs, next_hops)
+        };
         if transport(self) != transport(new) {
             Some(ResetReason::Transport)
         } else if capabilities(self) != capabilities(new) {
@@ -159,3 +242,6 @@ impl PeerConfig {
         }
     }
 }
+
+/// The TCP port of BGP (IANA).
+pub const BGP_PORT: u16 = 179;

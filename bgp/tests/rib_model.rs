@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cairn_bgp::config::{ExportScope, NextHopMode, Origination};
+use cairn_bgp::config::{
+    ExportScope, Multipath, NextHopMode, Origination, PrefixLimit, PrefixLimitAction,
+};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{
@@ -133,7 +135,7 @@ impl World {
             now,
             rib: Rib::new(RibConfig {
                 router_id: LOCAL_ID,
-                multipath_max,
+                multipath: Multipath { paths_max: multipath_max, same_as_path: false },
                 seed,
                 deferral_until: now + Duration::from_secs(10),
                 restarting: seed.is_multiple_of(2),
@@ -160,7 +162,11 @@ impl World {
                 route_reflector_client: sort == Sort::Client,
                 next_hop: NextHopMode::Auto,
                 export_scope: ExportScope::All,
-                prefixes_max: None,
+                prefix_limit: None,
+                own_as_max: 0,
+                as_path_len_max: None,
+                remove_private_as: false,
+                graceful_shutdown: false,
                 import: vec![policy("in", Action::Accept)],
                 export: vec![policy("out", Action::Accept)],
             };
@@ -627,7 +633,10 @@ fn the_prefix_limit_counts_what_policy_rejects() {
     let mut world = World::new(2);
     world.toggle(0);
     let peer = &mut world.peers[0];
-    peer.config.prefixes_max = Some(2);
+    peer.config.prefix_limit = Some(PrefixLimit {
+        prefixes_max: 2,
+        action: PrefixLimitAction::Stop { restart_after_secs: None },
+    });
     peer.config.import = vec![policy("in", Action::Reject)];
     world.rib.configure_peer(peer.id, peer.config.clone());
     let route = world.route(Sort::Ebgp(65001), Family::Ipv4Unicast);

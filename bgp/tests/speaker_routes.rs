@@ -4,6 +4,7 @@ mod speaker_net;
 
 use std::time::Duration;
 
+use cairn_bgp::config::{PrefixLimit, PrefixLimitAction};
 use cairn_bgp::rib::{PrefixFilter, RouteFilter};
 use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::{Shutdown, SpeakerOptions};
@@ -161,7 +162,7 @@ async fn a_changed_hold_time_resets_and_an_unchanged_peer_stays() {
     let (a, b) = (Node::start(a), Node::start(b));
     until("a is established", established(&a, "b")).await;
     let mut config = a.config.clone();
-    config.multipath_max = 4;
+    config.multipath.paths_max = 4;
     originate(&mut config, &["10.9.0.0/26"]);
     a.handle.apply(config.clone()).expect("a valid configuration");
     let mut fib = Fib::new(b.feed);
@@ -238,7 +239,10 @@ async fn more_prefixes_than_allowed_end_the_session() {
     let net = Net::new();
     let (mut a, mut b) = net.pair(65001, 65001);
     originate(&mut a.config, &["10.1.0.0/26", "10.1.0.64/26", "10.1.0.128/26"]);
-    b.config.peers.values_mut().for_each(|peer| peer.prefixes_max = Some(2));
+    b.config.peers.values_mut().for_each(|peer| {
+        let action = PrefixLimitAction::Stop { restart_after_secs: None };
+        peer.prefix_limit = Some(PrefixLimit { prefixes_max: 2, action });
+    });
     let (_a, b) = (Node::start(a), Node::start(b));
     let handle = b.handle.clone();
     until("b has stopped the session", || {
@@ -262,7 +266,7 @@ async fn a_large_table_passes_queues_that_are_smaller() {
     let (mut c, mut d) = (net.speaker(65001), net.speaker(65001));
     speaker_net::connect(&mut a, "a", &mut c, "c");
     speaker_net::connect(&mut a, "a", &mut d, "d");
-    b.config.multipath_max = 2;
+    b.config.multipath.paths_max = 2;
     for number in 0..60_000_u32 {
         let prefix = format!("10.{}.{}.{}/32", number >> 16, number >> 8 & 255, number & 255);
         originate(&mut a.config, &[&prefix]);

@@ -5,9 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_bgp::config::{ExportScope, NextHopMode, Origination, PeerConfig, SpeakerConfig};
+use cairn_bgp::config::{Multipath, Origination, PeerConfig, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
-use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::rib::FibRoute;
 use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::{FibFeed, Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
@@ -74,26 +73,13 @@ fn config(transport: IpAddr, asn: u32, bird_asn: u32, originate: &[&str]) -> Spe
     let rules = vec![Rule { matches, action: Action::Accept, set }];
     let all = Arc::new(Policy { name: "all".into(), rules });
     let peer = PeerConfig {
-        address: remote.parse().expect("an address"),
-        port: 179,
-        asn: bird_asn,
-        local_asn: None,
         source_address: Some(local),
-        passive: false,
-        multihop: 1,
-        families: Families::from_iter(Family::ALL),
         hold_time_secs: 9,
         connect_retry_secs: 1,
         graceful_restart_secs: Some(30),
-        password: None,
-        ttl_security: false,
-        route_reflector_client: false,
-        next_hop: NextHopMode::Auto,
-        export_scope: ExportScope::All,
-        enforce_first_as: true,
-        prefixes_max: None,
         import: vec![Arc::clone(&all)],
         export: vec![all],
+        ..PeerConfig::new(remote.parse().expect("an address"), bird_asn)
     };
     let origination = || Origination {
         source: "test".into(),
@@ -110,7 +96,7 @@ fn config(transport: IpAddr, asn: u32, bird_asn: u32, originate: &[&str]) -> Spe
             .map(|prefix| (prefix.parse().expect("a prefix"), origination()))
             .collect(),
         selection_deferral_secs: 10,
-        multipath_max: 1,
+        multipath: Multipath { paths_max: 1, same_as_path: false },
     }
 }
 

@@ -6,6 +6,8 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
+use crate::config::Multipath;
+
 use super::attributes::RouteAttributes;
 
 /// How the decision process looks at candidates of type `C`.
@@ -56,11 +58,11 @@ pub(crate) struct Ranking {
 }
 
 /// Orders `candidates`: the best one first, then those that are as good for forwarding (up to
-/// `multipath_max` in all), then the others. `lost` hears for each step how many are still in.
+/// `multipath.paths_max` in all), then the others. `lost` hears for each step how many are still in.
 pub(crate) fn rank<C, V: CandidateView<C>>(
     view: &V,
     candidates: &mut [C],
-    multipath_max: usize,
+    multipath: Multipath,
     mut lost: impl FnMut(Step, usize),
 ) -> Ranking {
     let mut alive = keep(candidates, |c| view.attributes(c).is_some());
@@ -91,7 +93,7 @@ pub(crate) fn rank<C, V: CandidateView<C>>(
     {
         equals.sort_unstable_by_key(|c| tie_break(view, c));
     }
-    let selected = alive.min(multipath_max.max(1));
+    let selected = alive.min(usize::from(multipath.paths_max.max(1)));
     for step in [Step::RouterId, Step::ClusterListLength, Step::PeerAddress] {
         alive = tie_survivors(view, candidates, alive, step);
         lost(step, alive);

@@ -22,7 +22,7 @@ pub struct FibChange {
 /// A learned route, to be installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FibRoute {
-    /// The best path first, then its equals with other next hops, up to `multipath_max`.
+    /// The best path first, then its equals with other next hops, up to `Multipath::paths_max`.
     pub paths: Vec<FibPath>,
 }
 

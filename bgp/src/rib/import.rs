@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
+use crate::config::{PrefixLimit, PrefixLimitAction};
 use crate::policy::{Action, RouteView};
 use crate::prefix::{Family, Prefix};
 use crate::wire::SessionSort;
@@ -45,9 +46,9 @@ fn apply(
     received: Option<&Arc<RouteAttributes>>,
     prefixes: &[Prefix],
 ) -> Result<(), PrefixLimitExceeded> {
-    let Rib { peers, interner, verdicts, ipv4, ipv6, router_id, multipath_max, .. } = rib;
+    let Rib { peers, interner, verdicts, ipv4, ipv6, router_id, multipath, .. } = rib;
     let Some(peer) = peers.peer(id) else { return Ok(()) };
-    let context = RankContext { peers, multipath_max: *multipath_max };
+    let context = RankContext { peers, multipath: *multipath };
     let looped = received.and_then(|received| loop_verdict(peer, *router_id, received));
     let mut deltas = [Delta::default(); 2];
     let [delta4, delta6] = &mut deltas;
@@ -63,7 +64,12 @@ fn apply(
             Prefix::V6(key) => delta6.add(ipv6.change(context, *key, id, candidate)),
         }
     }
-    let prefixes_max = peer.config.prefixes_max;
+    let prefixes_max = match peer.config.prefix_limit {
+        Some(PrefixLimit { prefixes_max, action: PrefixLimitAction::Stop { .. } }) => {
+            Some(prefixes_max)
+        }
+        _ => None,
+    };
     for (family, delta) in Family::ALL.into_iter().zip(deltas) {
         rib.count(id, family, delta);
         let received = rib.peers.peer(id).map_or(0, |peer| peer.family(family).received);
@@ -91,10 +97,10 @@ pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
     // Taken out for the walk: table, peers and these are borrowed at once.
     let mut interner = std::mem::replace(&mut rib.interner, Interner::new(FixedState::default()));
     let mut verdicts = std::mem::take(&mut rib.verdicts);
-    let (table, peers, multipath_max) = A::table(rib);
+    let (table, peers, multipath) = A::table(rib);
     let mut delta = Delta::default();
     if let Some(peer) = peers.peer(id) {
-        let context = RankContext { peers, multipath_max };
+        let context = RankContext { peers, multipath };
         delta = table.change_all(context, id, |key, old| {
             let prefix = <A as AddressFamily>::prefix(key);
             let looped = loop_verdict(peer, router_id, &old.received);

@@ -39,7 +39,7 @@ use std::time::Instant;
 
 use foldhash::fast::FixedState;
 
-use crate::config::Origination;
+use crate::config::{Multipath, Origination};
 use crate::prefix::{Families, Family, Prefix};
 use crate::wire::{Community, Origin, PathAttributes};
 
@@ -64,7 +64,7 @@ pub use verdict::Verdict;
 #[derive(Debug)]
 pub struct Rib {
     router_id: Ipv4Addr,
-    multipath_max: u16,
+    multipath: Multipath,
     peers: Peers,
     interner: Interner,
     verdicts: Verdicts,
@@ -80,7 +80,7 @@ pub struct RibConfig {
     /// The speaker's BGP identifier, which is its cluster ID, too.
     pub router_id: Ipv4Addr,
     /// Paths of equal cost in one route.
-    pub multipath_max: u16,
+    pub multipath: Multipath,
     /// Seed of the hash maps, from outside because the core has no randomness.
     pub seed: u64,
     /// When to stop waiting for End-of-RIB markers (RFC 4724 section 4.1).
@@ -124,7 +124,7 @@ impl Rib {
         let hasher = FixedState::with_seed(config.seed);
         Rib {
             router_id: config.router_id,
-            multipath_max: config.multipath_max,
+            multipath: config.multipath,
             peers: Peers::default(),
             interner: Interner::new(hasher.clone()),
             verdicts: Verdicts::default(),
@@ -139,10 +139,10 @@ impl Rib {
     }
 
     /// Changes what all routes depend on; the best paths are worked out again.
-    pub fn configure(&mut self, router_id: Ipv4Addr, multipath_max: u16) {
+    pub fn configure(&mut self, router_id: Ipv4Addr, multipath: Multipath) {
         self.router_id = router_id;
-        if std::mem::replace(&mut self.multipath_max, multipath_max) != multipath_max {
-            let context = RankContext { peers: &self.peers, multipath_max };
+        if std::mem::replace(&mut self.multipath, multipath) != multipath {
+            let context = RankContext { peers: &self.peers, multipath };
             self.ipv4.rank_all(context);
             self.ipv6.rank_all(context);
         }
@@ -172,7 +172,7 @@ impl Rib {
         let Some(peer) = self.peers.peer(id) else { return };
         let Some(session) = peer.session else { return };
         let key = GroupKey::new(peer, &session);
-        let context = RankContext { peers: &self.peers, multipath_max: self.multipath_max };
+        let context = RankContext { peers: &self.peers, multipath: self.multipath };
         if old.address != peer.config.address {
             self.ipv4.rank_all(context);
             self.ipv6.rank_all(context);
@@ -204,7 +204,7 @@ impl Rib {
             peer.family_mut(family).awaits_end_of_rib &= in_use && session.promises_end_of_rib;
         }
         if identity_changed {
-            let context = RankContext { peers: &self.peers, multipath_max: self.multipath_max };
+            let context = RankContext { peers: &self.peers, multipath: self.multipath };
             self.ipv4.rank_all(context);
             self.ipv6.rank_all(context);
         }
@@ -295,7 +295,7 @@ impl Rib {
             received: Arc::clone(&attributes),
             used: Some(attributes),
         });
-        let context = RankContext { peers: &self.peers, multipath_max: self.multipath_max };
+        let context = RankContext { peers: &self.peers, multipath: self.multipath };
         match prefix {
             Prefix::V4(key) => self.ipv4.change(context, key, PeerId::LOCAL, candidate),
             Prefix::V6(key) => self.ipv6.change(context, key, PeerId::LOCAL, candidate),
@@ -414,8 +414,8 @@ impl Rib {
         if !state.has_stale {
             return;
         }
-        let (table, peers, multipath_max) = A::table(self);
-        let context = RankContext { peers, multipath_max };
+        let (table, peers, multipath) = A::table(self);
+        let context = RankContext { peers, multipath };
         let delta = table.change_all(context, id, |_, candidate| {
             (candidate.epoch == state.epoch).then(|| candidate.clone())
         });
@@ -487,18 +487,18 @@ impl<A: AddressFamily> Table<A> {
 
 /// The table of a family, with what ranking in it needs.
 trait TableOf: AddressFamily + Sized {
-    fn table(rib: &mut Rib) -> (&mut Table<Self>, &Peers, u16);
+    fn table(rib: &mut Rib) -> (&mut Table<Self>, &Peers, Multipath);
 }
 
 impl TableOf for Ipv4 {
-    fn table(rib: &mut Rib) -> (&mut Table<Ipv4>, &Peers, u16) {
-        (&mut rib.ipv4, &rib.peers, rib.multipath_max)
+    fn table(rib: &mut Rib) -> (&mut Table<Ipv4>, &Peers, Multipath) {
+        (&mut rib.ipv4, &rib.peers, rib.multipath)
     }
 }
 
 impl TableOf for Ipv6 {
-    fn table(rib: &mut Rib) -> (&mut Table<Ipv6>, &Peers, u16) {
-        (&mut rib.ipv6, &rib.peers, rib.multipath_max)
+    fn table(rib: &mut Rib) -> (&mut Table<Ipv6>, &Peers, Multipath) {
+        (&mut rib.ipv6, &rib.peers, rib.multipath)
     }
 }
 

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use crate::config::{ExportScope, NextHopMode, PeerConfig, PeerName, SpeakerConfig};
+use crate::config::{ExportScope, NextHopMode, PeerConfig, PeerName, PrefixLimit, SpeakerConfig};
 use crate::policy::{self, Action, Decision, Policy, RouteSort, RouteView};
 use crate::prefix::{Families, Family};
 use crate::session::LocalAddresses;
@@ -37,8 +37,16 @@ pub struct RibPeerConfig {
     pub next_hop: NextHopMode,
     /// Which routes may go to the peer.
     pub export_scope: ExportScope,
-    /// Prefixes accepted at most per family, before policy.
-    pub prefixes_max: Option<u32>,
+    /// Bound of what the peer may announce.
+    pub prefix_limit: Option<PrefixLimit>,
+    /// How often one of `prepend` may stand in a received AS_PATH.
+    pub own_as_max: u8,
+    /// Longest AS_PATH accepted.
+    pub as_path_len_max: Option<u32>,
+    /// Private AS numbers are taken out of AS_PATH towards an eBGP peer.
+    pub remove_private_as: bool,
+    /// The session is about to go away (RFC 8326).
+    pub graceful_shutdown: bool,
     /// Import policies.
     pub import: Vec<Arc<Policy>>,
     /// Export policies.
@@ -114,7 +122,11 @@ impl RibPeerConfig {
             route_reflector_client: peer.route_reflector_client,
             next_hop: peer.next_hop,
             export_scope: peer.export_scope,
-            prefixes_max: peer.prefixes_max,
+            prefix_limit: peer.prefix_limit,
+            own_as_max: peer.own_as_max,
+            as_path_len_max: peer.as_path_len_max,
+            remove_private_as: peer.remove_private_as,
+            graceful_shutdown: peer.graceful_shutdown,
             import: peer.import.clone(),
             export: peer.export.clone(),
         }

@@ -151,10 +151,10 @@ impl Rib {
 
     /// Runs the decision once more and writes down where each candidate dropped out.
     fn explain(&self, prefix: Prefix, entry: &Entry) -> RouteInfo {
-        let context = RankContext { peers: &self.peers, multipath_max: self.multipath_max };
+        let context = RankContext { peers: &self.peers, multipath: self.multipath };
         let mut candidates = entry.candidates().to_vec();
         let mut steps = Vec::new();
-        let ranking = rank(&context, &mut candidates, self.multipath_max.into(), |step, left| {
+        let ranking = rank(&context, &mut candidates, self.multipath, |step, left| {
             steps.push((step, left));
         });
         let candidates = candidates.iter().enumerate().map(|(index, candidate)| {

@@ -6,6 +6,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use hashbrown::hash_map::Entry as MapEntry;
 
+use crate::config::Multipath;
 use crate::wire::NextHop;
 
 use super::attributes::RouteAttributes;
@@ -77,7 +78,7 @@ pub(crate) struct Delta {
 #[derive(Clone, Copy)]
 pub(crate) struct RankContext<'a> {
     pub(crate) peers: &'a Peers,
-    pub(crate) multipath_max: u16,
+    pub(crate) multipath: Multipath,
 }
 
 impl CandidateView<Candidate> for RankContext<'_> {
@@ -297,7 +298,7 @@ impl Entry {
         let selected = match &mut self.candidates {
             Candidates::One(candidate) => usize::from(candidate.used.is_some()),
             Candidates::Many(candidates) => {
-                rank(&context, candidates, context.multipath_max.into(), |_, _| {}).selected
+                rank(&context, candidates, context.multipath, |_, _| {}).selected
             }
         };
         self.selected = selected.try_into().unwrap_or(u16::MAX);

@@ -115,7 +115,7 @@ impl Owner {
         let deferral = Duration::from_secs(config.selection_deferral_secs.into());
         let rib = Rib::new(RibConfig {
             router_id: config.router_id,
-            multipath_max: config.multipath_max,
+            multipath: config.multipath,
             seed,
             deferral_until: now() + deferral,
             restarting: options.restarting,
@@ -596,7 +596,7 @@ impl Owner {
             .map(|(key, _)| *key)
             .collect();
         removed.into_iter().for_each(|key| self.remove_peer(key));
-        self.rib.configure(new.router_id, new.multipath_max);
+        self.rib.configure(new.router_id, new.multipath);
         self.changed |= self.listeners.configure(now(), &new, &self.mailbox);
         let keys: BTreeMap<PeerName, PeerKey> =
             self.peers.iter().map(|(key, peer)| (Arc::clone(&peer.name), *key)).collect();

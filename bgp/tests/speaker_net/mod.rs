@@ -9,11 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use cairn_bgp::config::{
-    ExportScope, NextHopMode, Origination, PeerConfig, PeerName, SpeakerConfig,
-};
+use cairn_bgp::config::{Multipath, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
-use cairn_bgp::prefix::{Families, Family};
+use cairn_bgp::prefix::Family;
 use cairn_bgp::rib::FibRoute;
 use cairn_bgp::speaker::{FibFeed, Speaker, SpeakerHandle, SpeakerOptions};
 use cairn_bgp::wire::{
@@ -85,7 +83,7 @@ impl Net {
                 peers: BTreeMap::new(),
                 originate: BTreeMap::new(),
                 selection_deferral_secs: 10,
-                multipath_max: 1,
+                multipath: Multipath { paths_max: 1, same_as_path: false },
             },
             options: SpeakerOptions::default(),
         }
@@ -110,26 +108,12 @@ pub fn connect(a: &mut Setup, name_a: &str, b: &mut Setup, name_b: &str) {
 
 pub fn peer(local: IpAddr, remote: IpAddr, asn: u32, passive: bool) -> PeerConfig {
     PeerConfig {
-        address: remote,
         port: PORT,
-        asn,
-        local_asn: None,
         source_address: Some(local),
         passive,
-        multihop: 1,
-        families: Families::from_iter(Family::ALL),
-        hold_time_secs: 90,
         connect_retry_secs: 1,
         graceful_restart_secs: Some(30),
-        password: None,
-        ttl_security: false,
-        route_reflector_client: false,
-        next_hop: NextHopMode::Auto,
-        export_scope: ExportScope::All,
-        enforce_first_as: true,
-        prefixes_max: None,
-        import: Vec::new(),
-        export: Vec::new(),
+        ..PeerConfig::new(remote, asn)
     }
 }
 

@@ -15,7 +15,8 @@ use crate::error::Error;
 use crate::options::Families;
 
 /// The timers of every session: a dead machine is noticed within the hold time of 3 s.
-pub const TIMERS: Timers = Timers { hold_time_secs: 3, connect_retry_secs: 1 };
+pub const TIMERS: Timers =
+    Timers { hold_time_secs: 3, connect_retry_secs: 1, send_hold_time_secs: 480 };
 /// How long routes of a restarting speaker are kept; blocks of a lost node return no sooner.
 pub const GRACEFUL_RESTART: GracefulRestart =
     GracefulRestart { enabled: true, restart_time_secs: 5 };
