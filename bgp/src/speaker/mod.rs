@@ -25,10 +25,13 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
 )]
 
+mod actions;
 mod connection;
+mod inputs;
 mod listener;
 mod owner;
 mod peer;
+mod reconfigure;
 mod socket;
 
 use std::collections::BTreeMap;

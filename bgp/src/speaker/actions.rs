@@ -1,0 +1,141 @@
+//! What a session asks for, done.
+
+use std::time::SystemTime;
+
+use crate::prefix::Families;
+use crate::rib::PeerSession;
+use crate::session::{Action, DownReason, Event, Message, SessionState};
+use crate::wire::keepalive;
+
+use super::owner::{Input, InputKind, Owner, PeerKey, now};
+use super::socket;
+
+/// How an attempt to bring a session up ended, for the log.
+#[derive(Clone, Copy)]
+enum Attempt {
+    /// One side does not want the other: somebody has to correct something.
+    Refused,
+    /// There is nobody to talk to, which passes.
+    Failed,
+}
+
+impl Attempt {
+    /// What an event that brings an error means; malformed messages are told where they are read.
+    fn of(event: &Event) -> Option<Attempt> {
+        match event {
+            Event::Received { .. } => Some(Attempt::Refused),
+            Event::ConnectFailed { .. } | Event::Lost { .. } | Event::Tick => Some(Attempt::Failed),
+            _ => None,
+        }
+    }
+}
+
+impl Owner {
+    /// Hands an event to a session and does what it asks for.
+    pub(super) fn handle(&mut self, key: PeerKey, event: Event) {
+        let now = now();
+        let mut actions = Vec::new();
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let before = peer.session.state();
+        let sort = Attempt::of(&event);
+        peer.session.handle(now, event, &mut actions);
+        let after = peer.session.state();
+        if let (Some(sort), Some(error)) = (sort, peer.session.last_error())
+            && before != SessionState::Established
+            && error.at == now
+            && peer.refusals.len() < REFUSALS_MAX
+            && peer.refusals.insert(error.text.clone())
+        {
+            let (peer, address) = (&peer.name, peer.config.address);
+            match sort {
+                Attempt::Refused => tracing::warn!(%peer, %address, "{}", error.text),
+                Attempt::Failed => tracing::info!(%peer, %address, "no session: {}", error.text),
+            }
+        }
+        if before != after {
+            self.changed = true;
+            tracing::debug!(peer = %peer.name, from = ?before, to = ?after, "session");
+        }
+        self.perform(key, actions);
+    }
+
+    pub(super) fn perform(&mut self, key: PeerKey, actions: Vec<Action>) {
+        for action in actions {
+            let Some(peer) = self.peers.get_mut(&key) else { return };
+            match action {
+                Action::Connect(connection) => {
+                    let mailbox = self.mailbox.clone();
+                    let (config, sort) = (peer.config.clone(), peer.session.config().sort());
+                    let connecting = tokio::spawn(async move {
+                        let result = socket::connect(config, sort).await;
+                        let kind = InputKind::Connected(result);
+                        // An owner that has gone does not need the connection.
+                        let _ =
+                            mailbox.send(Input::Connection { peer: key, connection, kind }).await;
+                    });
+                    peer.connecting.insert(connection, connecting);
+                }
+                Action::Send(connection, message) => {
+                    let Some(connection) = peer.connections.get_mut(&connection) else { continue };
+                    match message {
+                        Message::Open(open) => connection.send_open(*open),
+                        Message::Keepalive => connection.send(keepalive()),
+                        Message::Notification(notification) => {
+                            connection.send(notification.encode());
+                        }
+                    }
+                }
+                Action::Close(connection) => {
+                    if let Some(connecting) = peer.connecting.remove(&connection) {
+                        connecting.abort();
+                    }
+                    peer.connections.remove(&connection);
+                }
+                Action::Up(established) => {
+                    peer.since = SystemTime::now();
+                    peer.established_count += 1;
+                    peer.refusals.clear();
+                    self.changed = true;
+                    tracing::info!(
+                        peer = %peer.name,
+                        address = %peer.config.address,
+                        asn = peer.config.asn,
+                        "session established"
+                    );
+                    let session = PeerSession {
+                        router_id: established.peer.router_id,
+                        families: established.families(),
+                        format: established.negotiated.message_format(),
+                        addresses: established.addresses,
+                        promises_end_of_rib: established.promises_end_of_rib(),
+                        stale_kept: established.stale_kept,
+                    };
+                    self.rib.peer_up(peer.rib_id, session);
+                    self.update_room(key);
+                }
+                Action::Down { reason, keep } => self.session_down(key, &reason, keep),
+                Action::FlushStale(families) => {
+                    tracing::info!(peer = %peer.name, "stale routes of a restarted peer removed");
+                    self.rib.flush_stale(peer.rib_id, families);
+                }
+            }
+        }
+    }
+
+    fn session_down(&mut self, key: PeerKey, reason: &DownReason, keep: Families) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.since = SystemTime::now();
+        self.changed = true;
+        tracing::info!(
+            peer = %peer.name,
+            address = %peer.config.address,
+            %reason,
+            routes_kept = !keep.is_empty(),
+            "session down"
+        );
+        self.rib.peer_down(peer.rib_id, keep);
+    }
+}
+
+/// Different reasons that the log hears of between two sessions with a peer.
+const REFUSALS_MAX: usize = 8;

@@ -1,0 +1,98 @@
+//! A new configuration, taken up: only what differs is touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use hashbrown::HashMap;
+
+use crate::config::{PeerConfig, PeerName};
+use crate::rib::RibPeerConfig;
+use crate::session::{Event, Jitter, Session, SessionConfig, StopReason};
+
+use super::owner::{Owner, PeerKey, now};
+use super::peer::{Peer, Throttle};
+
+impl Owner {
+    pub(super) fn add_peer(&mut self, name: &PeerName, config: &PeerConfig) {
+        let key = PeerKey(self.next_key);
+        self.next_key += 1;
+        let rib_id = self.rib.add_peer(RibPeerConfig::new(&self.config, name, config));
+        let jitter = Jitter::new(self.seed.wrapping_add(key.0));
+        let session = Session::new(SessionConfig::new(&self.config, config), self.restart, jitter);
+        let peer = Peer {
+            name: Arc::clone(name),
+            config: config.clone(),
+            session,
+            rib_id,
+            connections: HashMap::default(),
+            connecting: HashMap::default(),
+            since: SystemTime::now(),
+            established_count: 0,
+            warnings: Throttle::default(),
+            refusals: BTreeSet::new(),
+        };
+        self.by_rib_id.insert(rib_id, key);
+        self.peers.insert(key, peer);
+        self.changed = true;
+        self.handle(key, Event::Start);
+    }
+
+    fn remove_peer(&mut self, key: PeerKey) {
+        self.handle(key, Event::Stop(StopReason::Removed));
+        if let Some(peer) = self.peers.remove(&key) {
+            self.by_rib_id.remove(&peer.rib_id);
+            self.rib.remove_peer(peer.rib_id);
+        }
+        self.changed = true;
+    }
+
+    /// Takes up the wanted configuration: only what differs is touched.
+    pub(super) fn configure(&mut self) {
+        let new = self.wanted.borrow_and_update().clone();
+        let old = std::mem::replace(&mut self.config, new.clone());
+        if old == new {
+            return;
+        }
+        let removed: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| !new.peers.contains_key(&peer.name))
+            .map(|(key, _)| *key)
+            .collect();
+        removed.into_iter().for_each(|key| self.remove_peer(key));
+        self.rib.configure(new.router_id, new.multipath);
+        self.changed |= self.listeners.configure(now(), &new, &self.mailbox);
+        let keys: BTreeMap<PeerName, PeerKey> =
+            self.peers.iter().map(|(key, peer)| (Arc::clone(&peer.name), *key)).collect();
+        let identity_changed = (old.asn, old.router_id) != (new.asn, new.router_id);
+        for (name, config) in &new.peers {
+            match keys.get(name) {
+                None => self.add_peer(name, config),
+                Some(key) => self.configure_peer(*key, config, identity_changed),
+            }
+        }
+        self.rib.set_originated(&new.originate);
+    }
+
+    fn configure_peer(&mut self, key: PeerKey, config: &PeerConfig, identity_changed: bool) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let reset = identity_changed || peer.config.needs_reset(config).is_some();
+        if peer.config == *config && !reset {
+            return;
+        }
+        if reset {
+            self.handle(key, Event::Stop(StopReason::ConfigurationChange));
+        }
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.config = config.clone();
+        let rib_config = RibPeerConfig::new(&self.config, &peer.name, config);
+        self.rib.configure_peer(peer.rib_id, rib_config);
+        let mut actions = Vec::new();
+        peer.session.configure(now(), SessionConfig::new(&self.config, config), &mut actions);
+        self.perform(key, actions);
+        if reset {
+            self.handle(key, Event::Start);
+        }
+    }
+}
