@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::config::{ExportScope, NextHopMode, PeerConfig, PeerName, PrefixLimit, SpeakerConfig};
 use crate::policy::{self, Action, Decision, Policy, RouteSort, RouteView};
 use crate::prefix::{Families, Family};
-use crate::session::LocalAddresses;
+use crate::session::{Established, LocalAddresses};
 use crate::wire::{MessageFormat, SessionSort};
 
 use super::decision::RouteOrigin;
@@ -150,6 +150,20 @@ impl RibPeerConfig {
     /// Asks the import policies.
     pub(crate) fn import(&self, route: &RouteView<'_>) -> Decision {
         policy::evaluate_all(&self.import, self.default_action(), route)
+    }
+}
+
+impl PeerSession {
+    /// The part of what was negotiated that the RIB needs.
+    pub fn new(established: &Established) -> PeerSession {
+        PeerSession {
+            router_id: established.peer.router_id,
+            families: established.families(),
+            format: established.negotiated.message_format(),
+            addresses: established.addresses,
+            promises_end_of_rib: established.promises_end_of_rib(),
+            stale_kept: established.stale_kept,
+        }
     }
 }
 

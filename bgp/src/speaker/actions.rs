@@ -102,15 +102,7 @@ impl Owner {
                         asn = peer.config.asn,
                         "session established"
                     );
-                    let session = PeerSession {
-                        router_id: established.peer.router_id,
-                        families: established.families(),
-                        format: established.negotiated.message_format(),
-                        addresses: established.addresses,
-                        promises_end_of_rib: established.promises_end_of_rib(),
-                        stale_kept: established.stale_kept,
-                    };
-                    self.rib.peer_up(peer.rib_id, session);
+                    self.rib.peer_up(peer.rib_id, PeerSession::new(&established));
                     self.update_room(key);
                 }
                 Action::Down { reason, keep } => self.session_down(key, &reason, keep),

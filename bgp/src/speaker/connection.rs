@@ -10,15 +10,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::rib::{Chunk, UpdateBatch};
-use crate::session::{ConnectionId, LocalAddresses, Received};
-use crate::wire::{
-    AttributeError, Frame, FsmError, HeaderError, MESSAGE_OCTETS_MAX, MessageType, Negotiated,
-    Notification, Open, RouteRefresh, SessionSort, UpdateBody, UpdateContext,
-};
+use crate::rib::Chunk;
+use crate::session::{ConnectionId, LocalAddresses};
+use crate::stream::{self, Decoder, Item, ReaderConfig};
+use crate::wire::Open;
 
 use super::owner::{Input, InputKind, PeerKey};
-use super::{Endpoints, FAREWELL_WAIT, UPDATE_BATCH_PREFIXES_MAX, WRITE_QUEUE_OCTETS_MAX, socket};
+use super::{Endpoints, FAREWELL_WAIT, WRITE_QUEUE_OCTETS_MAX, socket};
 
 /// The owner's end of a connection. Dropping it writes what is queued, then closes.
 #[derive(Debug)]
@@ -36,30 +34,6 @@ pub(super) struct Connection {
     _reading: oneshot::Sender<()>,
     /// Bounds the time of the last writes when dropped.
     _writing: oneshot::Sender<()>,
-}
-
-/// What a reader found.
-#[derive(Debug)]
-pub(super) enum Item {
-    /// A message for the state machine.
-    Message(Received),
-    /// UPDATEs for the RIB.
-    Updates(UpdateBatch),
-    /// A ROUTE-REFRESH.
-    Refresh(RouteRefresh),
-    /// What is wrong in an UPDATE that does not end the session.
-    Errors(Vec<AttributeError>),
-    /// What ends the session.
-    Malformed(Notification),
-    /// The connection is over.
-    Lost(Option<String>),
-}
-
-/// What decoding depends on.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ReaderConfig {
-    /// The peer's AS number, when an eBGP peer's AS_PATH has to begin with it.
-    pub(super) first_as: Option<u32>,
 }
 
 #[derive(Debug)]
@@ -186,7 +160,7 @@ async fn read(
     unheard: &AtomicUsize,
 ) {
     let Ok(local) = open.await else { return };
-    let mut decoder = Decoder { local, config, negotiated: None };
+    let mut decoder = Decoder::new(local, config);
     let mut buffer = BytesMut::with_capacity(READ_OCTETS);
     loop {
         buffer.reserve(READ_OCTETS);
@@ -242,80 +216,6 @@ async fn drain(stream: &TcpStream) {
         }
     };
     let _ = timeout(FAREWELL_WAIT, drained).await;
-}
-
-struct Decoder {
-    local: Open,
-    config: ReaderConfig,
-    negotiated: Option<(UpdateContext, usize)>,
-}
-
-impl Decoder {
-    /// Decodes all complete messages; false when the stream is of no use any more.
-    fn decode(&mut self, buffer: &mut BytesMut, items: &mut Vec<Item>) -> bool {
-        loop {
-            let octets_max = self.negotiated.map_or(MESSAGE_OCTETS_MAX, |(_, octets)| octets);
-            let result = match Frame::split(buffer, octets_max) {
-                Ok(None) => return true,
-                Ok(Some(frame)) => self.message(&frame, items),
-                Err(notification) => Err(notification),
-            };
-            if let Err(notification) = result {
-                items.push(Item::Malformed(notification));
-                return false;
-            }
-        }
-    }
-
-    fn message(&mut self, frame: &Frame, items: &mut Vec<Item>) -> Result<(), Notification> {
-        match frame.message_type {
-            MessageType::Open => {
-                let peer = Open::decode(&frame.body)?;
-                let negotiated = Negotiated::new(&self.local, &peer);
-                let first_as =
-                    self.config.first_as.filter(|_| negotiated.sort == SessionSort::Ebgp);
-                self.negotiated =
-                    Some((negotiated.update_context(first_as), negotiated.receive_octets_max));
-                items.push(Item::Message(Received::Open(Box::new(peer))));
-            }
-            MessageType::Update => {
-                let Some((context, _)) = &self.negotiated else {
-                    return Err(FsmError::UnexpectedInOpenSent.into());
-                };
-                update(&frame.body, context, items)?;
-            }
-            MessageType::Notification => match Notification::decode(&frame.body) {
-                Some(notification) => {
-                    items.push(Item::Message(Received::Notification(notification)));
-                }
-                None => return Err(HeaderError::BadMessageLength.into()),
-            },
-            MessageType::Keepalive => items.push(Item::Message(Received::Keepalive)),
-            MessageType::RouteRefresh => {
-                items.push(Item::Message(Received::RouteRefresh));
-                items.push(Item::Refresh(RouteRefresh::decode(&frame.body)?));
-            }
-        }
-        Ok(())
-    }
-}
-
-fn update(body: &[u8], context: &UpdateContext, items: &mut Vec<Item>) -> Result<(), Notification> {
-    let update = UpdateBody::split(body)?.decode(context)?;
-    let full = |batch: &UpdateBatch| batch.len() >= UPDATE_BATCH_PREFIXES_MAX;
-    match items.last_mut() {
-        Some(Item::Updates(batch)) if !full(batch) => batch.push(&update),
-        _ => {
-            let mut batch = UpdateBatch::default();
-            batch.push(&update);
-            items.push(Item::Message(Received::Update));
-            items.push(Item::Updates(batch));
-        }
-    }
-    if !update.errors.is_empty() {
-        items.push(Item::Errors(update.errors));
-    }
-    Ok(())
 }
 
 /// Writes what is queued until the owner lets go of the connection, then closes it.
@@ -376,28 +276,18 @@ async fn write_all(stream: &TcpStream, mut octets: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Copies messages into the buffer with our next hop in its place; the octets that were counted.
+/// Copies octets or messages into the buffer; the octets that were counted.
 fn append(buffer: &mut BytesMut, write: &Write, own: LocalAddresses) -> usize {
-    let chunk = match write {
+    match write {
         Write::Bytes(bytes) => {
             buffer.extend_from_slice(bytes);
-            return 0;
+            0
         }
-        Write::Chunk(chunk) => chunk,
-    };
-    for message in &chunk.messages {
-        let start = buffer.len();
-        buffer.extend_from_slice(&message.bytes);
-        let Some(range) = &message.next_hop else { continue };
-        let Some(field) = buffer.get_mut(start + range.start..start + range.end) else { continue };
-        match (field.len(), own.ipv4, own.ipv6) {
-            (4, Some(address), _) => field.copy_from_slice(&address.octets()),
-            (16, _, Some(address)) => field.copy_from_slice(&address.octets()),
-            // The family would not have been offered.
-            _ => {}
+        Write::Chunk(chunk) => {
+            stream::write(chunk, own, buffer);
+            chunk.octets
         }
     }
-    chunk.octets
 }
 
 /// What one read takes in at most.

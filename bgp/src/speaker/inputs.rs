@@ -7,9 +7,10 @@ use tokio::net::TcpStream;
 use crate::config::PeerConfig;
 use crate::rib::PeerId;
 use crate::session::{ConnectionId, Event, LocalAddresses, StopReason};
+use crate::stream::{Item, ReaderConfig};
 use crate::wire::RefreshKind;
 
-use super::connection::{Connection, Item, Mailbox, ReaderConfig};
+use super::connection::{Connection, Mailbox};
 use super::owner::{Input, InputKind, Owner, PeerKey, now};
 use super::{Endpoints, socket};
 

@@ -265,8 +265,6 @@ const FIB_BATCHES_MAX: usize = 4;
 pub(crate) const FIB_BATCH_CHANGES_MAX: usize = 4096;
 /// Inputs that may wait for the owner.
 pub(crate) const INPUTS_MAX: usize = 256;
-/// Prefixes that a reader puts into one input.
-pub(crate) const UPDATE_BATCH_PREFIXES_MAX: usize = 8192;
 /// Octets that wait in a writer's queue before the RIB holds back. The batch that crosses the mark
 /// still goes in.
 pub(crate) const WRITE_QUEUE_OCTETS_MAX: usize = 512 * 1024;

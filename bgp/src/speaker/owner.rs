@@ -15,8 +15,9 @@ use crate::config::SpeakerConfig;
 use crate::rib::{Output, PeerId, Rib, RibConfig};
 use crate::session::{ConnectionId, Event, Restart, StopReason};
 use crate::status::SpeakerSnapshot;
+use crate::stream::Item;
 
-use super::connection::{Connection, Item};
+use super::connection::Connection;
 use super::listener::Listeners;
 use super::peer::Peer;
 use super::{
