@@ -13,8 +13,8 @@ use cairn_bgp::config::{
 use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{
-    FibRoute, Output, PeerId, PeerSession, Rib, RibConfig, RibPeerConfig, RouteAttributes,
-    RouteFilter, UpdateBatch,
+    FibRoute, Output, PeerId, PeerSession, PrefixLimitExceeded, Rib, RibConfig, RibPeerConfig,
+    RouteAttributes, RouteFilter, UpdateBatch, UpdateOutcome,
 };
 use cairn_bgp::session::LocalAddresses;
 use cairn_bgp::wire::{
@@ -628,29 +628,70 @@ fn stale_routes_are_swept_at_end_of_rib() {
     assert_eq!(world.fib.keys().copied().collect::<Vec<_>>(), prefixes[..1]);
 }
 
-#[test]
-fn the_prefix_limit_counts_what_policy_rejects() {
+/// A world whose first peer is up with a limit of two prefixes, and announcements for it.
+fn limited(action: PrefixLimitAction) -> (World, impl Fn(&[&str]) -> UpdateBatch) {
     let mut world = World::new(2);
     world.toggle(0);
     let peer = &mut world.peers[0];
-    peer.config.prefix_limit = Some(PrefixLimit {
-        prefixes_max: 2,
-        action: PrefixLimitAction::Stop { restart_after_secs: None },
-    });
+    peer.config.prefix_limit = Some(PrefixLimit { prefixes_max: 2, action });
     peer.config.import = vec![policy("in", Action::Reject)];
     world.rib.configure_peer(peer.id, peer.config.clone());
     let route = world.route(Sort::Ebgp(65001), Family::Ipv4Unicast);
-    let announce = |prefixes: &[&str]| {
+    let announce = move |prefixes: &[&str]| {
         let mut batch = UpdateBatch::default();
         let prefixes = prefixes.iter().map(|p| p.parse().expect("a prefix"));
         batch.push_announcements(World::attributes(&route), prefixes);
         batch
     };
+    (world, announce)
+}
+
+#[test]
+fn the_prefix_limit_counts_what_policy_rejects() {
+    let restart_after_secs = Some(60);
+    let (mut world, announce) = limited(PrefixLimitAction::Stop { restart_after_secs });
     let id = world.peers[0].id;
     world.rib.update(id, announce(&["10.0.0.0/24", "10.0.1.0/24"])).expect("within the limit");
     world.rib.update(id, announce(&["10.0.0.0/24"])).expect("no new prefix");
     let exceeded = world.rib.update(id, announce(&["10.0.2.0/24"])).expect_err("over the limit");
-    assert_eq!((exceeded.family, exceeded.prefixes_max), (Family::Ipv4Unicast, 2));
+    let family = Family::Ipv4Unicast;
+    assert_eq!(exceeded, PrefixLimitExceeded { family, prefixes_max: 2, restart_after_secs });
+}
+
+#[test]
+fn a_prefix_limit_that_warns_says_so_once() {
+    let (mut world, announce) = limited(PrefixLimitAction::Warn);
+    let id = world.peers[0].id;
+    let over = |outcome: UpdateOutcome| outcome.over_limit.contains(Family::Ipv4Unicast);
+    let three = announce(&["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24"]);
+    assert!(over(world.rib.update(id, three).expect("no stop")));
+    assert!(!over(world.rib.update(id, announce(&["10.0.3.0/24"])).expect("no stop")), "told");
+    assert_eq!(world.rib.counts(id, Family::Ipv4Unicast).received, 4);
+    let mut batch = UpdateBatch::default();
+    let gone = ["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24"];
+    batch.push_withdrawals(gone.map(|p| p.parse().expect("a prefix")));
+    world.rib.update(id, batch).expect("no stop");
+    let again = announce(&["10.0.0.0/24", "10.0.1.0/24"]);
+    assert!(over(world.rib.update(id, again).expect("no stop")), "news again");
+}
+
+#[test]
+fn a_prefix_limit_that_drops_keeps_what_is_known() {
+    let (mut world, announce) = limited(PrefixLimitAction::Drop);
+    let id = world.peers[0].id;
+    let three = announce(&["10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24"]);
+    let outcome = world.rib.update(id, three).expect("no stop");
+    assert_eq!((outcome.dropped, outcome.over_limit.is_empty()), (1, false));
+    // Those that are there may change, and the other family has a limit of its own.
+    let known = announce(&["10.0.0.0/24", "10.0.1.0/24", "fd00::/64", "fd00:1::/64"]);
+    assert_eq!(world.rib.update(id, known).expect("no stop"), UpdateOutcome::default());
+    let counts = world.rib.counts(id, Family::Ipv4Unicast);
+    assert_eq!((counts.received, counts.dropped), (2, 1));
+    let mut batch = UpdateBatch::default();
+    batch.push_withdrawals(["10.0.0.0/24".parse().expect("a prefix")]);
+    world.rib.update(id, batch).expect("no stop");
+    let outcome = world.rib.update(id, announce(&["10.0.2.0/24"])).expect("no stop");
+    assert_eq!(outcome, UpdateOutcome::default(), "there is room for one again");
 }
 
 /// A table of attributes of its own for each prefix, from the first peer.

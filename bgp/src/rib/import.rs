@@ -5,23 +5,25 @@ use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 
-use crate::config::{PrefixLimit, PrefixLimitAction};
+use crate::config::PrefixLimit;
 use crate::policy::{Action, RouteView};
 use crate::prefix::{Family, Prefix};
 use crate::wire::SessionSort;
 
 use super::attributes::{Interner, RouteAttributes};
 use super::batch::Change;
+use super::limit::{PrefixLimitExceeded, UpdateOutcome};
 use super::peer::{Peer, PeerId};
 use super::table::{Candidate, Delta, RankContext};
 use super::verdict::{Verdict, VerdictId, Verdicts};
-use super::{AddressFamily, PrefixLimitExceeded, Rib, TableOf, UpdateBatch};
+use super::{AddressFamily, Rib, TableOf, UpdateBatch};
 
 pub(super) fn update(
     rib: &mut Rib,
     id: PeerId,
     batch: UpdateBatch,
-) -> Result<(), PrefixLimitExceeded> {
+) -> Result<UpdateOutcome, PrefixLimitExceeded> {
+    let mut outcome = UpdateOutcome::default();
     let mut prefixes = batch.prefixes.as_slice();
     for run in batch.runs {
         let Some((these, rest)) = prefixes.split_at_checked(run.prefixes) else { break };
@@ -34,9 +36,9 @@ pub(super) fn update(
                 continue;
             }
         };
-        apply(rib, id, received.as_ref(), these)?;
+        outcome.add(apply(rib, id, received.as_ref(), these)?);
     }
-    Ok(())
+    Ok(outcome)
 }
 
 /// Announces or withdraws a run of prefixes.
@@ -45,15 +47,29 @@ fn apply(
     id: PeerId,
     received: Option<&Arc<RouteAttributes>>,
     prefixes: &[Prefix],
-) -> Result<(), PrefixLimitExceeded> {
+) -> Result<UpdateOutcome, PrefixLimitExceeded> {
     let Rib { peers, interner, verdicts, ipv4, ipv6, router_id, multipath, .. } = rib;
-    let Some(peer) = peers.peer(id) else { return Ok(()) };
+    let Some(peer) = peers.peer(id) else { return Ok(UpdateOutcome::default()) };
     let context = RankContext { peers, multipath: *multipath };
     let looped = received.and_then(|received| loop_verdict(peer, *router_id, received));
     let mut deltas = [Delta::default(); 2];
     let [delta4, delta6] = &mut deltas;
+    let drops_from = peer.config.prefix_limit.and_then(PrefixLimit::drops_from);
+    let mut dropped = [0_u32; 2];
     for prefix in prefixes {
-        let epoch = peer.family(prefix.family()).epoch;
+        let state = peer.family(prefix.family());
+        if let (Some(drops_from), Some(_)) = (drops_from, received) {
+            let [dropped4, dropped6] = &mut dropped;
+            let (delta, dropped, known): (_, _, &dyn Fn() -> bool) = match prefix {
+                Prefix::V4(key) => (&*delta4, dropped4, &|| ipv4.has(*key, id)),
+                Prefix::V6(key) => (&*delta6, dropped6, &|| ipv6.has(*key, id)),
+            };
+            if state.received.saturating_add_signed(delta.received) >= drops_from && !known() {
+                *dropped += 1;
+                continue;
+            }
+        }
+        let epoch = state.epoch;
         let candidate = received.map(|received| {
             let (verdict, used) =
                 judge(peer, looped.as_ref(), *prefix, received, interner, verdicts);
@@ -64,20 +80,23 @@ fn apply(
             Prefix::V6(key) => delta6.add(ipv6.change(context, *key, id, candidate)),
         }
     }
-    let prefixes_max = match peer.config.prefix_limit {
-        Some(PrefixLimit { prefixes_max, action: PrefixLimitAction::Stop { .. } }) => {
-            Some(prefixes_max)
-        }
-        _ => None,
-    };
-    for (family, delta) in Family::ALL.into_iter().zip(deltas) {
+    let limit = peer.config.prefix_limit;
+    let mut outcome = UpdateOutcome::default();
+    for ((family, delta), dropped) in Family::ALL.into_iter().zip(deltas).zip(dropped) {
         rib.count(id, family, delta);
-        let received = rib.peers.peer(id).map_or(0, |peer| peer.family(family).received);
-        if let Some(prefixes_max) = prefixes_max.filter(|max| received > *max) {
-            return Err(PrefixLimitExceeded { family, prefixes_max });
+        let (Some(limit), Some(peer)) = (limit, rib.peers.peer_mut(id)) else { continue };
+        let state = peer.family_mut(family);
+        state.dropped = state.dropped.saturating_add(dropped);
+        outcome.dropped += dropped;
+        let over_limit = state.received > limit.prefixes_max || dropped > 0;
+        if over_limit && !state.over_limit {
+            outcome.over_limit = outcome.over_limit.with(family);
         }
+        // What was dropped is not counted: only fewer prefixes than the limit are an end of it.
+        state.over_limit = over_limit || (state.over_limit && state.received >= limit.prefixes_max);
+        limit.check(family, state.received)?;
     }
-    Ok(())
+    Ok(outcome)
 }
 
 /// The peer has sent everything: what it did not send again is gone (RFC 4724 section 4.2).

@@ -27,6 +27,7 @@ mod family;
 mod fib;
 mod group;
 mod import;
+mod limit;
 mod peer;
 mod query;
 mod table;
@@ -56,6 +57,7 @@ pub use batch::UpdateBatch;
 pub use decision::Step;
 pub use fib::{FibChange, FibPath, FibRoute};
 pub use group::{Chunk, Output, WireMessage};
+pub use limit::{PrefixLimitExceeded, UpdateOutcome};
 pub use peer::{PeerId, PeerSession, RibPeerConfig};
 pub use query::{CandidateInfo, PrefixFilter, RouteFilter, RouteInfo};
 pub use verdict::Verdict;
@@ -97,16 +99,6 @@ enum Deferral {
     Over,
 }
 
-/// A peer sent more prefixes of a family than it may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("more than {prefixes_max} prefixes of {family}")]
-pub struct PrefixLimitExceeded {
-    /// The family.
-    pub family: Family,
-    /// The configured limit.
-    pub prefixes_max: u32,
-}
-
 /// How many routes of one family are exchanged with a peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct RouteCounts {
@@ -114,6 +106,8 @@ pub struct RouteCounts {
     pub received: usize,
     /// Received and accepted by policy.
     pub accepted: usize,
+    /// Announcements of this session that were not taken in, beyond the prefix limit.
+    pub dropped: usize,
     /// Announced to the peer.
     pub advertised: usize,
 }
@@ -201,7 +195,10 @@ impl Rib {
         peer.room = 0;
         for family in Family::ALL {
             let in_use = session.families.contains(family);
-            peer.family_mut(family).awaits_end_of_rib &= in_use && session.promises_end_of_rib;
+            let state = peer.family_mut(family);
+            state.awaits_end_of_rib &= in_use && session.promises_end_of_rib;
+            state.dropped = 0;
+            state.over_limit = false;
         }
         if identity_changed {
             let context = RankContext { peers: &self.peers, multipath: self.multipath };
@@ -254,9 +251,13 @@ impl Rib {
     /// Takes in what a peer announced and withdrew.
     ///
     /// # Errors
-    /// The peer's prefix limit is exceeded; the rest of the batch was not taken in, and the session
+    /// The peer's prefix limit is exceeded and ends the session; the rest of the batch was not taken in, and the session
     /// has to end.
-    pub fn update(&mut self, id: PeerId, batch: UpdateBatch) -> Result<(), PrefixLimitExceeded> {
+    pub fn update(
+        &mut self,
+        id: PeerId,
+        batch: UpdateBatch,
+    ) -> Result<UpdateOutcome, PrefixLimitExceeded> {
         import::update(self, id, batch)
     }
 
@@ -395,6 +396,7 @@ impl Rib {
         RouteCounts {
             received: state.received as usize,
             accepted: state.accepted as usize,
+            dropped: state.dropped as usize,
             advertised: advertised.unwrap_or(0),
         }
     }

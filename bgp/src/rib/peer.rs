@@ -89,6 +89,10 @@ pub(crate) struct PeerFamily {
     pub(crate) epoch: u8,
     pub(crate) received: u32,
     pub(crate) accepted: u32,
+    /// Announcements beyond the prefix limit that were not taken in, since the session began.
+    pub(crate) dropped: u32,
+    /// More prefixes than the limit have been reported.
+    pub(crate) over_limit: bool,
     /// Only then is a sweep worth a walk.
     pub(crate) has_stale: bool,
     /// The start's deferral waits for this End-of-RIB (RFC 4724 section 4.1).

@@ -141,6 +141,11 @@ impl<A: AddressFamily> Table<A> {
         }
     }
 
+    /// Whether `source` has a route to a prefix.
+    pub(crate) fn has(&self, key: A::Key, source: PeerId) -> bool {
+        self.entries.get(&key).is_some_and(|entry| entry.candidates.of(source).is_some())
+    }
+
     /// Changes or removes all the routes of `source`: `f` is asked for each, and removes it by
     /// `None`. The walk is over the whole table; an index per peer would cost memory for every route
     /// and save time only when a peer goes down.
