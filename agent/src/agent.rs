@@ -294,6 +294,7 @@ impl Agent {
                 let options = SpeakerOptions {
                     forwarding_preserved: fib.preserved,
                     restarting: fib.preserved,
+                    ..SpeakerOptions::default()
                 };
                 match Speaker::start(config.clone(), options) {
                     Ok((handle, feed)) => {

@@ -52,7 +52,11 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         fib = Some(started);
     }
     let preserved = fib.as_ref().is_some_and(|fib| fib.preserved);
-    let speaker_options = SpeakerOptions { forwarding_preserved: preserved, restarting: preserved };
+    let speaker_options = SpeakerOptions {
+        forwarding_preserved: preserved,
+        restarting: preserved,
+        ..SpeakerOptions::default()
+    };
     let (speaker, feed) = Speaker::start(config, speaker_options)?;
     let routes = fib.as_ref().map(|fib| fib.state.clone());
     match &mut fib {

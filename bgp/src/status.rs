@@ -1,13 +1,15 @@
 //! What a speaker reports about itself, as plain values for status objects and command output.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
-use serde::Serialize;
+use bytes::Bytes;
+use serde::{Serialize, Serializer};
 
-use crate::prefix::Family;
+use crate::prefix::{Family, Prefix};
 use crate::rib::RouteCounts;
-use crate::session::SessionState;
+use crate::session::{ErrorKind, SessionState};
 
 /// A speaker at one moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -41,12 +43,71 @@ pub struct PeerSnapshot {
     pub since_unix_secs: u64,
     /// How often it has been established.
     pub established_count: u64,
+    /// An operator wants no session with this peer.
+    pub disabled: bool,
+    /// In how many seconds a session that rests comes back by itself.
+    pub comes_back_in_secs: Option<u64>,
     /// What went wrong last, and what to do about it.
     pub last_error: Option<ErrorSnapshot>,
+    /// How often something has gone wrong; the latest are in the error history.
+    pub errors: u64,
     /// What was negotiated, while established.
     pub negotiated: Option<NegotiatedSnapshot>,
     /// Routes exchanged, by family.
     pub routes: BTreeMap<Family, RouteCounts>,
+}
+
+/// One entry of a peer's error history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ErrorRecord {
+    /// When it happened last, in seconds since the Unix epoch.
+    pub at_unix_secs: u64,
+    /// When it happened first.
+    pub first_unix_secs: u64,
+    /// How often: attempts that fail in the same way are one entry.
+    pub count: u64,
+    /// Of what sort it is.
+    pub kind: ErrorKind,
+    /// What happened, and what to do about it.
+    pub text: String,
+    /// The first of the prefixes in a malformed message.
+    pub prefixes: Vec<Prefix>,
+    /// How many more there were.
+    pub prefixes_left_out: usize,
+    /// The size of the malformed message, in octets; 0 for errors without one.
+    pub message_octets: usize,
+    /// The malformed message with its header, in hexadecimal digits when it is shown.
+    #[serde(skip_serializing_if = "MessageOctets::is_empty")]
+    pub message: MessageOctets,
+}
+
+/// The octets of a message.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct MessageOctets(pub Bytes);
+
+impl MessageOctets {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for MessageOctets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+    }
+}
+
+impl fmt::Debug for MessageOctets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MessageOctets({self})")
+    }
+}
+
+impl Serialize for MessageOctets {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
 }
 
 /// An error and its time.
@@ -54,6 +115,8 @@ pub struct PeerSnapshot {
 pub struct ErrorSnapshot {
     /// In seconds since the Unix epoch.
     pub at_unix_secs: u64,
+    /// Of what sort it is.
+    pub kind: ErrorKind,
     /// The error.
     pub text: String,
 }

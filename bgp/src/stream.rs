@@ -12,13 +12,14 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
 )]
 
-use bytes::BytesMut;
+use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::prefix::Prefix;
 use crate::rib::{Chunk, UpdateBatch};
 use crate::session::{LocalAddresses, Received};
 use crate::wire::{
-    AttributeError, Frame, FsmError, HeaderError, MESSAGE_OCTETS_MAX, MessageType, Negotiated,
-    Notification, Open, RouteRefresh, SessionSort, UpdateBody, UpdateContext,
+    AttributeError, Frame, FsmError, HEADER_OCTETS, HeaderError, MESSAGE_OCTETS_MAX, MessageType,
+    Negotiated, Notification, Open, RouteRefresh, SessionSort, Update, UpdateBody, UpdateContext,
 };
 
 /// What was found in a stream.
@@ -31,11 +32,22 @@ pub enum Item {
     /// A ROUTE-REFRESH.
     Refresh(RouteRefresh),
     /// What is wrong in an UPDATE that does not end the session.
-    Errors(Vec<AttributeError>),
+    Errors(Vec<AttributeError>, FaultyMessage),
     /// What ends the session.
-    Malformed(Notification),
+    Malformed(Notification, FaultyMessage),
     /// The connection is over.
     Lost(Option<String>),
+}
+
+/// A message that was malformed, and the routes that it was about.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FaultyMessage {
+    /// The message with its header, or the head of what is no message.
+    pub octets: Bytes,
+    /// The first of its prefixes, where they can be read.
+    pub prefixes: Vec<Prefix>,
+    /// How many more there were.
+    pub prefixes_left_out: usize,
 }
 
 /// What decoding depends on.
@@ -64,15 +76,16 @@ impl Decoder {
     pub fn decode(&mut self, buffer: &mut BytesMut, items: &mut Vec<Item>) -> bool {
         loop {
             let octets_max = self.negotiated.map_or(MESSAGE_OCTETS_MAX, |(_, octets)| octets);
-            let result = match Frame::split(buffer, octets_max) {
+            let (notification, faulty) = match Frame::split(buffer, octets_max) {
                 Ok(None) => return true,
-                Ok(Some(frame)) => self.message(&frame, items),
-                Err(notification) => Err(notification),
+                Ok(Some(frame)) => match self.message(&frame, items) {
+                    Ok(()) => continue,
+                    Err(notification) => (notification, FaultyMessage::frame(&frame)),
+                },
+                Err(notification) => (notification, FaultyMessage::no_frame(buffer)),
             };
-            if let Err(notification) = result {
-                items.push(Item::Malformed(notification));
-                return false;
-            }
+            items.push(Item::Malformed(notification, faulty));
+            return false;
         }
     }
 
@@ -91,7 +104,7 @@ impl Decoder {
                 let Some((context, _)) = &self.negotiated else {
                     return Err(FsmError::UnexpectedInOpenSent.into());
                 };
-                update(&frame.body, context, items)?;
+                update(frame, context, items)?;
             }
             MessageType::Notification => match Notification::decode(&frame.body) {
                 Some(notification) => {
@@ -109,8 +122,40 @@ impl Decoder {
     }
 }
 
-fn update(body: &[u8], context: &UpdateContext, items: &mut Vec<Item>) -> Result<(), Notification> {
-    let update = UpdateBody::split(body)?.decode(context)?;
+impl FaultyMessage {
+    /// An UPDATE with errors that do not end the session.
+    fn update(frame: &Frame, update: &Update<'_>) -> FaultyMessage {
+        let announced = update.announcements().flat_map(|announcement| announcement.prefixes);
+        let mut all = announced.chain(update.withdrawn());
+        let prefixes = all.by_ref().take(FAULTY_PREFIXES_MAX).collect();
+        FaultyMessage { prefixes, prefixes_left_out: all.count(), ..FaultyMessage::frame(frame) }
+    }
+
+    /// A message that could not be read.
+    fn frame(frame: &Frame) -> FaultyMessage {
+        // A copy: the message is cut out of a read buffer that would live as long.
+        let octets = HEADER_OCTETS + frame.body.len();
+        let mut whole = BytesMut::with_capacity(octets);
+        whole.put_bytes(0xff, MARKER_OCTETS);
+        whole.put_u16(u16::try_from(octets).unwrap_or(u16::MAX));
+        whole.put_u8(frame.message_type.code());
+        whole.put_slice(&frame.body);
+        FaultyMessage { octets: whole.freeze(), ..FaultyMessage::default() }
+    }
+
+    /// Octets that do not begin with a message.
+    fn no_frame(buffer: &[u8]) -> FaultyMessage {
+        let head = buffer.get(..NO_FRAME_OCTETS_MAX).unwrap_or(buffer);
+        FaultyMessage { octets: Bytes::copy_from_slice(head), ..FaultyMessage::default() }
+    }
+}
+
+fn update(
+    frame: &Frame,
+    context: &UpdateContext,
+    items: &mut Vec<Item>,
+) -> Result<(), Notification> {
+    let update = UpdateBody::split(&frame.body)?.decode(context)?;
     let full = |batch: &UpdateBatch| batch.len() >= UPDATE_BATCH_PREFIXES_MAX;
     match items.last_mut() {
         Some(Item::Updates(batch)) if !full(batch) => batch.push(&update),
@@ -122,7 +167,8 @@ fn update(body: &[u8], context: &UpdateContext, items: &mut Vec<Item>) -> Result
         }
     }
     if !update.errors.is_empty() {
-        items.push(Item::Errors(update.errors));
+        let faulty = FaultyMessage::update(frame, &update);
+        items.push(Item::Errors(update.errors, faulty));
     }
     Ok(())
 }
@@ -145,3 +191,9 @@ pub fn write(chunk: &Chunk, own: LocalAddresses, buffer: &mut BytesMut) {
 
 /// Prefixes that a decoder puts into one batch.
 pub const UPDATE_BATCH_PREFIXES_MAX: usize = 8192;
+/// Prefixes that are named for one malformed message; all of them stand in its octets.
+const FAULTY_PREFIXES_MAX: usize = 64;
+/// Octets that are kept of what is no message.
+const NO_FRAME_OCTETS_MAX: usize = 4096;
+/// Octets of the marker in front of a message; they are all ones, or it would be no message.
+const MARKER_OCTETS: usize = 16;

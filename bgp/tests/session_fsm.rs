@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::session::{
-    Action, ConnectionId, DownReason, Event, Jitter, LocalAddresses, Message, Received, Restart,
-    Session, SessionConfig, SessionState, StopReason,
+    Action, ConnectionId, DownReason, ErrorKind, Event, Jitter, LocalAddresses, Message, Received,
+    Restart, Session, SessionConfig, SessionState, StopReason,
 };
 use cairn_bgp::wire::{
     Capability, CeaseReason, FsmError, GracefulRestart, GracefulRestartFamily, Notification,
@@ -480,18 +480,82 @@ fn a_passive_session_waits_and_a_stopped_one_refuses() {
     assert!(matches!(actions[..], [Action::Connect(_)]), "{actions:?}");
 }
 
+/// The NOTIFICATION that was sent, whole.
+fn notification(actions: &[Action]) -> Option<&Notification> {
+    actions.iter().find_map(|action| match action {
+        Action::Send(_, Message::Notification(notification)) => Some(notification),
+        _ => None,
+    })
+}
+
+/// RFC 4486 section 4: the data is AFI, SAFI and the limit.
 #[test]
-fn a_session_over_its_prefix_limit_rests_and_comes_back() {
+fn a_session_over_its_prefix_limit_says_when_it_returns() {
+    let limit = |restart_after_secs| {
+        let family = Family::Ipv6Unicast;
+        Event::Stop(StopReason::PrefixLimit { family, prefixes_max: 7, restart_after_secs })
+    };
+    for (restart_after_secs, text) in
+        [(Some(120), "comes back 120 s after this"), (None, "when an operator resets it")]
+    {
+        let mut bench = Bench::new(config(1, 2, 65001, 65002));
+        let connection = bench.establish();
+        let actions = bench.handle(limit(restart_after_secs));
+        let error = NotificationError::Cease(CeaseReason::MaximumPrefixes);
+        assert_eq!(farewell(&actions, connection), Some(error));
+        let data = &notification(&actions).expect("a farewell").data;
+        assert_eq!(&data[..], [0, 2, 1, 0, 0, 0, 7]);
+        assert_eq!(bench.session.state(), SessionState::Idle);
+        let error = bench.session.last_error().expect("an error");
+        assert_eq!(error.kind, ErrorKind::PrefixLimit);
+        assert!(error.text.contains(text), "{}", error.text);
+        let wait = restart_after_secs.map(|secs| Duration::from_secs(secs.into()));
+        let comes_back_in = bench.session.comes_back_at().map(|at| at - bench.now);
+        assert_eq!(comes_back_in, wait);
+        let actions = match wait {
+            Some(_) => bench.next(),
+            None => {
+                assert_eq!(bench.session.next_deadline(), None);
+                bench.handle(Event::Start)
+            }
+        };
+        assert!(matches!(actions[..], [Action::Connect(_)]), "{actions:?}");
+    }
+}
+
+/// RFC 4486 subcodes, with the text of RFC 9003 where there is one.
+#[test]
+fn what_the_peer_is_told_at_a_stop() {
+    let text = "back at noon".to_owned();
+    let table = [
+        (StopReason::Shutdown { text: text.clone() }, CeaseReason::AdministrativeShutdown, true),
+        (StopReason::Disabled { text: text.clone() }, CeaseReason::AdministrativeShutdown, true),
+        (StopReason::Reset { text: text.clone() }, CeaseReason::AdministrativeReset, true),
+        (StopReason::Removed, CeaseReason::PeerDeconfigured, false),
+        (StopReason::ConfigurationChange, CeaseReason::ConfigurationChange, false),
+    ];
+    for (reason, cease, carries_text) in table {
+        let mut bench = Bench::new(config(1, 2, 65001, 65002));
+        let connection = bench.establish();
+        let actions = bench.handle(Event::Stop(reason));
+        assert_eq!(farewell(&actions, connection), Some(NotificationError::Cease(cease)));
+        let told = notification(&actions).and_then(Notification::shutdown_text);
+        assert_eq!(told.as_deref(), carries_text.then_some("back at noon"));
+    }
+}
+
+#[test]
+fn a_disabled_session_says_so_and_refuses_until_it_is_started() {
     let mut bench = Bench::new(config(1, 2, 65001, 65002));
-    let connection = bench.establish();
-    let actions = bench.handle(Event::Stop(StopReason::PrefixLimit { prefixes_max: 7 }));
-    let error = NotificationError::Cease(CeaseReason::MaximumPrefixes);
-    assert_eq!(farewell(&actions, connection), Some(error));
-    assert_eq!(bench.session.state(), SessionState::Idle);
-    let before = bench.now;
-    let actions = bench.next();
-    assert_eq!(bench.now - before, Duration::from_secs(300));
+    bench.handle(Event::Stop(StopReason::Disabled { text: String::new() }));
+    let error = bench.session.last_error().expect("an error");
+    assert!(error.text.contains("disabled by an operator"), "{}", error.text);
+    let (connection, actions) = bench.accept();
+    let rejected = NotificationError::Cease(CeaseReason::ConnectionRejected);
+    assert_eq!(farewell(&actions, connection), Some(rejected));
+    let actions = bench.handle(Event::Start);
     assert!(matches!(actions[..], [Action::Connect(_)]), "{actions:?}");
+    assert_eq!(bench.session.last_error(), None);
 }
 
 /// Two sessions joined by a network that delays, cuts and forgets.

@@ -134,7 +134,11 @@ async fn a_restart_with_graceful_restart_keeps_routes_and_sweeps_what_is_gone() 
     let mut again = again;
     again.config.originate.clear();
     originate(&mut again.config, &["10.1.0.64/26", "10.1.0.128/26"]);
-    again.options = SpeakerOptions { forwarding_preserved: true, restarting: true };
+    again.options = SpeakerOptions {
+        forwarding_preserved: true,
+        restarting: true,
+        ..SpeakerOptions::default()
+    };
     let _a = Node::start(again);
     fib.until_exactly(&["10.1.0.64/26", "10.1.0.128/26"]).await;
     assert!(!fib.removed.contains("10.1.0.64/26"), "a route that still exists was never removed");

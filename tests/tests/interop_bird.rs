@@ -235,7 +235,11 @@ async fn our_restart_keeps_our_routes_at_bird() {
     })
     .await;
     assert!(OURS.iter().all(|prefix| bird.route(prefix).is_some()));
-    let options = SpeakerOptions { forwarding_preserved: true, restarting: true };
+    let options = SpeakerOptions {
+        forwarding_preserved: true,
+        restarting: true,
+        ..SpeakerOptions::default()
+    };
     let mut us = Us::start(config(V4, 65001, 65002, &OURS[1..]), options);
     us.until_routes(&BIRDS).await;
     // End-of-RIB sweeps what we no longer announce, and nothing else at any time.

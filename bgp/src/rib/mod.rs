@@ -160,8 +160,7 @@ impl Rib {
         let Some(peer) = self.peers.peer_mut(id) else { return };
         let old = std::mem::replace(&mut peer.config, config);
         if old.import != peer.config.import {
-            self.import_again::<Ipv4>(id);
-            self.import_again::<Ipv6>(id);
+            self.import_again(id);
         }
         let Some(peer) = self.peers.peer(id) else { return };
         let Some(session) = peer.session else { return };
@@ -427,7 +426,13 @@ impl Rib {
         }
     }
 
-    fn import_again<A: TableOf>(&mut self, id: PeerId) {
+    /// Does the import again for all that a peer has sent.
+    pub fn import_again(&mut self, id: PeerId) {
+        self.import_table_again::<Ipv4>(id);
+        self.import_table_again::<Ipv6>(id);
+    }
+
+    fn import_table_again<A: TableOf>(&mut self, id: PeerId) {
         let delta = import::again::<A>(self, id);
         self.count(id, A::FAMILY, delta);
     }

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::time::Instant;
 
+use bytes::{BufMut, BytesMut};
+
+use crate::prefix::Family;
 use crate::wire::{CeaseReason, Notification, NotificationError, OpenError};
 
 use super::SessionConfig;
@@ -12,8 +15,38 @@ use super::SessionConfig;
 pub struct LastError {
     /// When.
     pub at: Instant,
+    /// Of what sort it is.
+    pub kind: ErrorKind,
     /// What, and what to do about it.
     pub text: String,
+}
+
+/// What sort of thing went wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorKind {
+    /// No TCP connection came about.
+    ConnectFailed,
+    /// The connection broke without a NOTIFICATION.
+    ConnectionLost,
+    /// This side ended the session with a NOTIFICATION.
+    NotificationSent,
+    /// The peer ended the session with a NOTIFICATION.
+    NotificationReceived,
+    /// A message could not be read, which ended the session.
+    MalformedMessage,
+    /// An attribute of an UPDATE was dropped, its routes are used (RFC 7606 section 2).
+    AttributeDiscarded,
+    /// The routes of an UPDATE count as withdrawn (RFC 7606 section 2).
+    TreatedAsWithdraw,
+    /// The peer announces more prefixes than it may.
+    PrefixLimit,
+    /// The peer took nothing for the send hold time (RFC 9687).
+    SendHoldTimer,
+    /// The link to the peer is down.
+    CarrierLost,
+    /// An operator wants no session with this peer.
+    Disabled,
 }
 
 /// Why the caller ends a session.
@@ -26,14 +59,28 @@ pub enum StopReason {
     },
     /// The speaker ends and wants to be waited for: no NOTIFICATION (RFC 4724 section 4.1).
     KeepRoutes,
+    /// An operator wants no session until it is enabled again (RFC 4486 subcode 2).
+    Disabled {
+        /// For the peer's operator (RFC 9003).
+        text: String,
+    },
+    /// An operator wants a new session (RFC 4486 subcode 4).
+    Reset {
+        /// For the peer's operator (RFC 9003).
+        text: String,
+    },
     /// The peer is no longer configured.
     Removed,
     /// The new configuration needs a new session.
     ConfigurationChange,
-    /// The peer sent more prefixes than it may; the session rests and comes back by itself.
+    /// The peer sent more prefixes than it may (RFC 4271 section 6.7).
     PrefixLimit {
+        /// The family.
+        family: Family,
         /// The configured limit.
         prefixes_max: u32,
+        /// When the session comes back by itself; `None` when an operator has to reset it.
+        restart_after_secs: Option<u32>,
     },
 }
 
@@ -61,13 +108,25 @@ impl StopReason {
             StopReason::Shutdown { text } => {
                 Some(Notification::cease(CeaseReason::AdministrativeShutdown, Some(text)))
             }
+            StopReason::Disabled { text } => {
+                Some(Notification::cease(CeaseReason::AdministrativeShutdown, Some(text)))
+            }
+            StopReason::Reset { text } => {
+                Some(Notification::cease(CeaseReason::AdministrativeReset, Some(text)))
+            }
             StopReason::KeepRoutes => None,
             StopReason::Removed => Some(Notification::cease(CeaseReason::PeerDeconfigured, None)),
             StopReason::ConfigurationChange => {
                 Some(Notification::cease(CeaseReason::ConfigurationChange, None))
             }
-            StopReason::PrefixLimit { .. } => {
-                Some(Notification::cease(CeaseReason::MaximumPrefixes, None))
+            StopReason::PrefixLimit { family, prefixes_max, .. } => {
+                // RFC 4486 section 4: AFI, SAFI and the limit are the data.
+                let mut data = BytesMut::with_capacity(7);
+                data.put_u16(family.afi());
+                data.put_u8(family.safi());
+                data.put_u32(*prefixes_max);
+                let error = NotificationError::Cease(CeaseReason::MaximumPrefixes);
+                Some(Notification::with_data(error, data.freeze()))
             }
         }
     }
@@ -78,13 +137,23 @@ impl fmt::Display for StopReason {
         match self {
             StopReason::Shutdown { text } => write!(f, "shut down: {text}"),
             StopReason::KeepRoutes => f.write_str("speaker restarts"),
+            StopReason::Disabled { .. } => {
+                f.write_str("disabled by an operator: `cairn bgp enable` brings it back")
+            }
+            StopReason::Reset { .. } => f.write_str("reset by an operator"),
             StopReason::Removed => f.write_str("peer removed from the configuration"),
             StopReason::ConfigurationChange => f.write_str("configuration changed"),
-            StopReason::PrefixLimit { prefixes_max } => write!(
-                f,
-                "the peer sent more than the {prefixes_max} prefixes that prefixesMax allows: \
-                 raise it or filter at the peer; the session comes back in 300 s"
-            ),
+            StopReason::PrefixLimit { family, prefixes_max, restart_after_secs } => {
+                write!(
+                    f,
+                    "the peer sent more than the {prefixes_max} prefixes of {family} that its \
+                     limit allows: raise the limit or filter at the peer; the session comes back "
+                )?;
+                match restart_after_secs {
+                    Some(secs) => write!(f, "{secs} s after this, or when an operator resets it"),
+                    None => f.write_str("when an operator resets it (`cairn bgp reset`)"),
+                }
+            }
         }
     }
 }

@@ -6,15 +6,15 @@ use crate::prefix::Families;
 use crate::wire::{CeaseReason, FsmError, Notification, NotificationError, Open};
 
 use super::error::explain_received;
-use super::open;
+use super::open::{self, Refusal};
 use super::state::{Confirm, Handshake, Outgoing, Phase, Stale, State, Up};
 use super::timers::{
-    COLLISION_AFTER_UP, CONNECT_WAIT, HOLD_PUT_OFF, Jitter, Liveness, OPEN_WAIT, PREFIX_LIMIT_REST,
-    STALE_AFTER_UP, earliest,
+    COLLISION_AFTER_UP, CONNECT_WAIT, HOLD_PUT_OFF, Jitter, Liveness, OPEN_WAIT, STALE_AFTER_UP,
+    earliest,
 };
 use super::{
-    Action, ConnectionId, DownReason, Established, Event, LastError, LocalAddresses, Message,
-    Received, Restart, SessionConfig, SessionState, StopReason,
+    Action, ConnectionId, DownReason, ErrorKind, Established, Event, LastError, LocalAddresses,
+    Message, Received, Restart, SessionConfig, SessionState, StopReason,
 };
 
 /// The session of one peer.
@@ -28,6 +28,8 @@ pub struct Session {
     stale: Option<Stale>,
     connections: u64,
     last_error: Option<LastError>,
+    /// How many errors there were, so that a caller sees each.
+    errors: u64,
 }
 
 impl Session {
@@ -41,6 +43,7 @@ impl Session {
             stale: None,
             connections: 0,
             last_error: None,
+            errors: 0,
         }
     }
 
@@ -77,6 +80,19 @@ impl Session {
     /// What went wrong last, if anything did.
     pub fn last_error(&self) -> Option<&LastError> {
         self.last_error.as_ref()
+    }
+
+    /// When a session that rests comes back by itself.
+    pub fn comes_back_at(&self) -> Option<Instant> {
+        match &self.state {
+            State::Idle { start_at } => *start_at,
+            _ => None,
+        }
+    }
+
+    /// How many errors there have been: when it has grown, [`Session::last_error`] is a new one.
+    pub fn error_count(&self) -> u64 {
+        self.errors
     }
 
     /// What was negotiated, while established.
@@ -168,7 +184,8 @@ impl Session {
             }
             Event::Malformed { connection, notification } => {
                 let text = format!("the peer broke the protocol: {notification}");
-                self.refuse(now, connection, notification, text, actions);
+                let kind = ErrorKind::MalformedMessage;
+                self.refuse(now, connection, kind, notification, text, actions);
             }
             Event::Tick => self.tick(now, actions),
         }
@@ -178,6 +195,8 @@ impl Session {
         if !matches!(self.state, State::Idle { .. }) {
             return;
         }
+        // It does not say any more why there is no session.
+        self.last_error = self.last_error.take().filter(|e| e.kind != ErrorKind::Disabled);
         self.state = State::Opening {
             outgoing: if self.config.passive {
                 Outgoing::Passive
@@ -191,7 +210,9 @@ impl Session {
 
     fn stop(&mut self, now: Instant, reason: StopReason, actions: &mut Vec<Action>) {
         let start_at = match reason {
-            StopReason::PrefixLimit { .. } => Some(now + PREFIX_LIMIT_REST),
+            StopReason::PrefixLimit { restart_after_secs, .. } => {
+                restart_after_secs.map(|secs| now + Duration::from_secs(secs.into()))
+            }
             _ => None,
         };
         let farewell = reason.notification();
@@ -203,8 +224,14 @@ impl Session {
             }
             actions.push(Action::Close(connection));
         }
-        if matches!(reason, StopReason::PrefixLimit { .. }) {
-            self.remember(now, reason.to_string());
+        match reason {
+            StopReason::PrefixLimit { .. } => {
+                self.remember(now, ErrorKind::PrefixLimit, reason.to_string());
+            }
+            StopReason::Disabled { .. } => {
+                self.remember(now, ErrorKind::Disabled, reason.to_string());
+            }
+            _ => {}
         }
         if was_up {
             actions
@@ -239,7 +266,7 @@ impl Session {
         }
         *outgoing = Outgoing::Waiting { retry_at };
         let text = format!("cannot connect to {}: {error}", self.config.address);
-        self.remember(now, text);
+        self.remember(now, ErrorKind::ConnectFailed, text);
     }
 
     fn accepted(
@@ -298,7 +325,7 @@ impl Session {
     ) {
         if self.is_established(connection) {
             let reason = DownReason::Lost(error);
-            self.remember(now, reason.to_string());
+            self.remember(now, ErrorKind::ConnectionLost, reason.to_string());
             self.session_down(now, reason, actions);
             self.connect_if_due(now, actions);
         } else if let Some(handshake) = self.abandon(now, connection) {
@@ -313,7 +340,7 @@ impl Session {
                 Some(error) => format!("{what} ({error})"),
                 None => what.to_owned(),
             };
-            self.remember(now, text);
+            self.remember(now, ErrorKind::ConnectionLost, text);
         }
     }
 
@@ -371,7 +398,9 @@ impl Session {
         let negotiated = match open::accept(&self.config, &local, &peer) {
             Ok(negotiated) => negotiated,
             Err(refusal) => {
-                self.refuse(now, connection, refusal.notification, refusal.text, actions);
+                let Refusal { notification, text } = refusal;
+                let kind = ErrorKind::NotificationSent;
+                self.refuse(now, connection, kind, notification, text, actions);
                 return;
             }
         };
@@ -465,7 +494,8 @@ impl Session {
         let collision = NotificationError::Cease(CeaseReason::ConnectionCollision);
         let established = self.is_established(connection);
         if established || notification.error != collision {
-            self.remember(now, explain_received(&self.config, &notification));
+            let text = explain_received(&self.config, &notification);
+            self.remember(now, ErrorKind::NotificationReceived, text);
         }
         actions.push(Action::Close(connection));
         if established {
@@ -483,7 +513,7 @@ impl Session {
         actions: &mut Vec<Action>,
     ) {
         let text = format!("the peer broke the protocol: {error}");
-        self.refuse(now, connection, error.into(), text, actions);
+        self.refuse(now, connection, ErrorKind::NotificationSent, error.into(), text, actions);
     }
 
     /// Ends a connection with a NOTIFICATION.
@@ -491,6 +521,7 @@ impl Session {
         &mut self,
         now: Instant,
         connection: ConnectionId,
+        kind: ErrorKind,
         notification: Notification,
         text: String,
         actions: &mut Vec<Action>,
@@ -499,7 +530,7 @@ impl Session {
         if !established && self.handshake_mut(connection).is_none() {
             return;
         }
-        self.remember(now, text);
+        self.remember(now, kind, text);
         actions.push(Action::Send(connection, Message::Notification(notification.clone())));
         actions.push(Action::Close(connection));
         if established {
@@ -532,7 +563,8 @@ impl Session {
                     let secs = up.established.negotiated.hold_time_secs;
                     let text = format!("nothing was heard from the peer for {secs} s (hold time)");
                     let error = NotificationError::HoldTimerExpired.into();
-                    self.refuse(now, connection, error, text, actions);
+                    let kind = ErrorKind::NotificationSent;
+                    self.refuse(now, connection, kind, error, text, actions);
                 } else if up.liveness.keepalive_due(now) {
                     up.liveness.spoke(now, &mut self.jitter);
                     actions.push(Action::Send(connection, Message::Keepalive));
@@ -568,7 +600,8 @@ impl Session {
         for connection in silent {
             let text = "the peer accepts the connection, but does not finish the handshake";
             let error = NotificationError::HoldTimerExpired.into();
-            self.refuse(now, connection, error, text.to_owned(), actions);
+            let kind = ErrorKind::NotificationSent;
+            self.refuse(now, connection, kind, error, text.to_owned(), actions);
         }
     }
 
@@ -693,8 +726,10 @@ impl Session {
         self.jitter.apply(wait)
     }
 
-    fn remember(&mut self, now: Instant, text: String) {
-        self.last_error = Some(LastError { at: now, text });
+    /// Notes something that went wrong without an effect on the session.
+    pub fn remember(&mut self, now: Instant, kind: ErrorKind, text: String) {
+        self.errors += 1;
+        self.last_error = Some(LastError { at: now, kind, text });
     }
 }
 

@@ -38,7 +38,7 @@ use crate::config::{PeerConfig, SpeakerConfig};
 use crate::prefix::{Families, Family};
 use crate::wire::{GracefulRestart, Negotiated, Notification, Open, SessionSort};
 
-pub use error::{DownReason, LastError, StopReason};
+pub use error::{DownReason, ErrorKind, LastError, StopReason};
 pub use fsm::Session;
 pub use timers::Jitter;
 

@@ -94,8 +94,6 @@ pub(super) const CONNECT_WAIT: Duration = Duration::from_secs(10);
 /// How long routes of a restarted peer stay stale once its session is back, if End-of-RIB does not
 /// come (RFC 4724 section 4.2 asks for a bound).
 pub(super) const STALE_AFTER_UP: Duration = Duration::from_secs(300);
-/// How long a session rests that ended at its prefix limit.
-pub(super) const PREFIX_LIMIT_REST: Duration = Duration::from_secs(300);
 
 #[cfg(test)]
 mod tests {

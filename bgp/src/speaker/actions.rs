@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use crate::prefix::Families;
 use crate::rib::PeerSession;
 use crate::session::{Action, DownReason, Event, Message, SessionState};
+use crate::stream::FaultyMessage;
 use crate::wire::keepalive;
 
 use super::owner::{Input, InputKind, Owner, PeerKey, now};
@@ -33,13 +34,25 @@ impl Attempt {
 impl Owner {
     /// Hands an event to a session and does what it asks for.
     pub(super) fn handle(&mut self, key: PeerKey, event: Event) {
+        self.handle_about(key, event, FaultyMessage::default());
+    }
+
+    /// As [`Owner::handle`], for an event that a malformed message is the cause of.
+    pub(super) fn handle_about(&mut self, key: PeerKey, event: Event, faulty: FaultyMessage) {
         let now = now();
         let mut actions = Vec::new();
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let before = peer.session.state();
         let sort = Attempt::of(&event);
+        let errors = peer.session.error_count();
         peer.session.handle(now, event, &mut actions);
         let after = peer.session.state();
+        if peer.session.error_count() != errors
+            && let Some(error) = peer.session.last_error()
+        {
+            peer.errors.push(SystemTime::now(), error.kind, error.text.clone(), faulty);
+            self.changed = true;
+        }
         if let (Some(sort), Some(error)) = (sort, peer.session.last_error())
             && before != SessionState::Established
             && error.at == now

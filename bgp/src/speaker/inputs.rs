@@ -4,13 +4,14 @@ use std::io;
 
 use tokio::net::TcpStream;
 
-use crate::config::PeerConfig;
-use crate::rib::PeerId;
-use crate::session::{ConnectionId, Event, LocalAddresses, StopReason};
-use crate::stream::{Item, ReaderConfig};
-use crate::wire::RefreshKind;
+use crate::config::{PeerConfig, PrefixLimitAction};
+use crate::rib::{PeerId, PrefixLimitExceeded, UpdateOutcome};
+use crate::session::{ConnectionId, ErrorKind, Event, LocalAddresses, StopReason};
+use crate::stream::{FaultyMessage, Item, ReaderConfig};
+use crate::wire::{AttributeError, RefreshKind};
 
 use super::connection::{Connection, Mailbox};
+use super::errors::kind_of;
 use super::owner::{Input, InputKind, Owner, PeerKey, now};
 use super::{Endpoints, socket};
 
@@ -114,9 +115,9 @@ impl Owner {
                 Item::Message(message) => {
                     self.handle(key, Event::Received { connection, message });
                 }
-                Item::Malformed(notification) => {
+                Item::Malformed(notification, faulty) => {
                     self.warn(key, || format!("malformed message: {notification}"));
-                    self.handle(key, Event::Malformed { connection, notification });
+                    self.handle_about(key, Event::Malformed { connection, notification }, faulty);
                 }
                 Item::Lost(error) => {
                     self.handle(key, Event::Lost { connection, error });
@@ -124,16 +125,20 @@ impl Owner {
                         peer.connections.remove(&connection);
                     }
                 }
-                Item::Errors(errors) => self.warn(key, || {
-                    let errors: Vec<String> = errors.iter().map(ToString::to_string).collect();
-                    format!("error in an UPDATE, session goes on: {}", errors.join("; "))
-                }),
+                Item::Errors(errors, faulty) => self.record_attribute_errors(key, &errors, faulty),
                 Item::Updates(batch) => {
                     let Some(rib_id) = self.established_rib_id(key, connection) else { continue };
                     self.prefixes_taken = self.prefixes_taken.wrapping_add(batch.len());
-                    if let Err(exceeded) = self.rib.update(rib_id, batch) {
-                        let prefixes_max = exceeded.prefixes_max;
-                        self.handle(key, Event::Stop(StopReason::PrefixLimit { prefixes_max }));
+                    match self.rib.update(rib_id, batch) {
+                        Ok(outcome) => self.report_prefix_limit(key, outcome),
+                        Err(PrefixLimitExceeded { family, prefixes_max, restart_after_secs }) => {
+                            let reason = StopReason::PrefixLimit {
+                                family,
+                                prefixes_max,
+                                restart_after_secs,
+                            };
+                            self.handle(key, Event::Stop(reason));
+                        }
                     }
                 }
                 Item::Refresh(refresh) => {
@@ -152,6 +157,43 @@ impl Owner {
         let peer = self.peers.get(&key)?;
         let established = peer.session.established()?;
         (established.connection == connection).then_some(peer.rib_id)
+    }
+
+    fn record_attribute_errors(
+        &mut self,
+        key: PeerKey,
+        errors: &[AttributeError],
+        faulty: FaultyMessage,
+    ) {
+        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        let text = texts.join("; ");
+        let prefixes = faulty.prefixes.len() + faulty.prefixes_left_out;
+        self.warn(key, || {
+            format!("error in an UPDATE of {prefixes} prefixes, session goes on: {text}")
+        });
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.record(kind_of(errors), text, faulty);
+        }
+    }
+
+    /// A limit that does not end the session has been reached: told once, until there is less again.
+    fn report_prefix_limit(&mut self, key: PeerKey, outcome: UpdateOutcome) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(limit) = peer.config.prefix_limit else { return };
+        for family in outcome.over_limit.iter() {
+            let what = match limit.action {
+                PrefixLimitAction::Drop => "further ones are dropped",
+                PrefixLimitAction::Warn | PrefixLimitAction::Stop { .. } => "all are taken in",
+            };
+            let text = format!(
+                "the peer sent more than the {} prefixes of {family} that its limit allows, and \
+                 {what}: raise the limit or filter at the peer",
+                limit.prefixes_max
+            );
+            tracing::warn!(peer = %peer.name, "{text}");
+            peer.record(ErrorKind::PrefixLimit, text, FaultyMessage::default());
+            self.changed = true;
+        }
     }
 
     pub(super) fn update_room(&mut self, key: PeerKey) {

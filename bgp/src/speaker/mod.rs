@@ -27,37 +27,44 @@
 
 mod actions;
 mod connection;
+mod errors;
 mod inputs;
 mod listener;
+mod operator;
 mod owner;
 mod peer;
 mod reconfigure;
 mod socket;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::config::SpeakerConfig;
+use crate::config::{PeerName, SpeakerConfig};
 use crate::rib::{FibChange, RouteFilter, RouteInfo};
 use crate::status::SpeakerSnapshot;
 
+use operator::Operation;
 use owner::Owner;
+
+pub use operator::{NoSuchPeer, Reset};
 
 /// Starts speakers.
 #[derive(Debug)]
 pub enum Speaker {}
 
 /// What a speaker says about its former life.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SpeakerOptions {
     /// The kernel still has the routes of a former life: the Forwarding State bit of RFC 4724.
     pub forwarding_preserved: bool,
     /// There was a former life a moment ago: the Restart State bit of RFC 4724. Learned routes are
     /// then announced only after all peers have sent theirs, or after `selection_deferral_secs`.
     pub restarting: bool,
+    /// Peers that an operator has disabled: there is no session until they are enabled.
+    pub disabled: BTreeSet<PeerName>,
 }
 
 /// A running speaker. When the last handle is dropped, the speaker ends its sessions with Cease.
@@ -105,6 +112,9 @@ pub enum Error {
     /// A configuration that cannot work.
     #[error("{0}")]
     Config(#[from] ConfigError),
+    /// A peer that is not configured.
+    #[error("{0}")]
+    NoSuchPeer(#[from] NoSuchPeer),
     /// The speaker has ended.
     #[error("the speaker has ended")]
     Ended,
@@ -142,6 +152,7 @@ pub enum ConfigError {
 pub(crate) enum Command {
     Snapshot(oneshot::Sender<SpeakerSnapshot>),
     Routes(RouteFilter, oneshot::Sender<Vec<RouteInfo>>),
+    Operate(Operation),
     Shutdown(Shutdown, oneshot::Sender<()>),
 }
 

@@ -1,6 +1,6 @@
 //! The task that owns sessions and RIB.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{sleep_until, timeout};
 
-use crate::config::SpeakerConfig;
+use crate::config::{PeerName, SpeakerConfig};
 use crate::rib::{Output, PeerId, Rib, RibConfig};
 use crate::session::{ConnectionId, Event, Restart, StopReason};
 use crate::status::SpeakerSnapshot;
@@ -58,6 +58,8 @@ pub(super) struct Owner {
     pub(super) rib: Rib,
     pub(super) peers: BTreeMap<PeerKey, Peer>,
     pub(super) by_rib_id: HashMap<PeerId, PeerKey, FixedState>,
+    /// Names that an operator has disabled, of configured peers or not.
+    pub(super) disabled: BTreeSet<PeerName>,
     pub(super) listeners: Listeners,
     pub(super) next_key: u64,
     pub(super) seed: u64,
@@ -110,6 +112,7 @@ impl Owner {
             rib,
             peers: BTreeMap::new(),
             by_rib_id: HashMap::default(),
+            disabled: options.disabled,
             listeners: Listeners::default(),
             next_key: 0,
             seed,
@@ -276,6 +279,7 @@ impl Owner {
             Command::Routes(filter, answer) => {
                 let _ = answer.send(self.rib.routes(&filter));
             }
+            Command::Operate(operation) => self.operate(operation),
             // Taken by `run`, which has to end.
             Command::Shutdown(..) => {}
         }

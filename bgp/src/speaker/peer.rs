@@ -10,10 +10,12 @@ use tokio::task::JoinHandle;
 use crate::config::{PeerConfig, PeerName};
 use crate::prefix::Family;
 use crate::rib::{PeerId, Rib};
-use crate::session::{ConnectionId, Session};
+use crate::session::{ConnectionId, ErrorKind, Session};
 use crate::status::{ErrorSnapshot, NegotiatedSnapshot, PeerSnapshot};
+use crate::stream::FaultyMessage;
 
 use super::connection::Connection;
+use super::errors::ErrorHistory;
 
 /// A peer with everything that runs for it.
 #[derive(Debug)]
@@ -27,6 +29,9 @@ pub(super) struct Peer {
     pub(super) since: SystemTime,
     pub(super) established_count: u64,
     pub(super) warnings: Throttle,
+    pub(super) errors: ErrorHistory,
+    /// An operator wants no session.
+    pub(super) disabled: bool,
     /// What the log has heard of attempts since the last session.
     pub(super) refusals: BTreeSet<String>,
 }
@@ -57,6 +62,12 @@ impl Peer {
             && self.config.source_address.is_none_or(|source| source == local)
     }
 
+    /// Notes what went wrong without an effect on the session.
+    pub(super) fn record(&mut self, kind: ErrorKind, text: String, faulty: FaultyMessage) {
+        self.session.remember(super::owner::now(), kind, text.clone());
+        self.errors.push(SystemTime::now(), kind, text, faulty);
+    }
+
     pub(super) fn snapshot(&self, now: Instant, rib: &Rib) -> PeerSnapshot {
         let established = self.session.established();
         let negotiated = established.and_then(|established| {
@@ -78,12 +89,19 @@ impl Peer {
             state: self.session.state(),
             since_unix_secs: unix_secs(self.since),
             established_count: self.established_count,
+            disabled: self.disabled,
+            comes_back_in_secs: self
+                .session
+                .comes_back_at()
+                .map(|at| at.saturating_duration_since(now).as_secs()),
             last_error: self.session.last_error().map(|error| ErrorSnapshot {
                 at_unix_secs: unix_secs(
                     SystemTime::now() - now.saturating_duration_since(error.at),
                 ),
+                kind: error.kind,
                 text: error.text.clone(),
             }),
+            errors: self.errors.total(),
             negotiated,
             routes: Family::ALL
                 .into_iter()
@@ -94,7 +112,7 @@ impl Peer {
     }
 }
 
-fn unix_secs(at: SystemTime) -> u64 {
+pub(super) fn unix_secs(at: SystemTime) -> u64 {
     at.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
 

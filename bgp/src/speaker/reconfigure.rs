@@ -8,8 +8,9 @@ use hashbrown::HashMap;
 
 use crate::config::{PeerConfig, PeerName};
 use crate::rib::RibPeerConfig;
-use crate::session::{Event, Jitter, Session, SessionConfig, StopReason};
+use crate::session::{Event, Jitter, Session, SessionConfig, SessionState, StopReason};
 
+use super::errors::ErrorHistory;
 use super::owner::{Owner, PeerKey, now};
 use super::peer::{Peer, Throttle};
 
@@ -30,12 +31,14 @@ impl Owner {
             since: SystemTime::now(),
             established_count: 0,
             warnings: Throttle::default(),
+            errors: ErrorHistory::default(),
+            disabled: self.disabled.contains(name),
             refusals: BTreeSet::new(),
         };
         self.by_rib_id.insert(rib_id, key);
         self.peers.insert(key, peer);
         self.changed = true;
-        self.handle(key, Event::Start);
+        self.begin(key);
     }
 
     fn remove_peer(&mut self, key: PeerKey) {
@@ -85,14 +88,17 @@ impl Owner {
             self.handle(key, Event::Stop(StopReason::ConfigurationChange));
         }
         let Some(peer) = self.peers.get_mut(&key) else { return };
+        // A session that its prefix limit has ended gets another chance under a new one.
+        let comes_back = peer.config.prefix_limit != config.prefix_limit
+            && peer.session.state() == SessionState::Idle;
         peer.config = config.clone();
         let rib_config = RibPeerConfig::new(&self.config, &peer.name, config);
         self.rib.configure_peer(peer.rib_id, rib_config);
         let mut actions = Vec::new();
         peer.session.configure(now(), SessionConfig::new(&self.config, config), &mut actions);
         self.perform(key, actions);
-        if reset {
-            self.handle(key, Event::Start);
+        if reset || comes_back {
+            self.begin(key);
         }
     }
 }

@@ -1,0 +1,165 @@
+//! What an operator asks of single peers: no session, a new one, routes again, what went wrong.
+
+use tokio::sync::oneshot;
+
+use crate::config::PeerName;
+use crate::prefix::Family;
+use crate::session::{Event, StopReason};
+use crate::status::ErrorRecord;
+use crate::wire::{RefreshKind, RouteRefresh};
+
+use super::owner::{Owner, PeerKey};
+use super::{Command, Error, SpeakerHandle};
+
+/// How a peer is reset.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reset {
+    /// The session ends and begins again.
+    Hard {
+        /// For the peer's operator (RFC 9003).
+        text: String,
+    },
+    /// Import is done again for what the peer has sent, and the peer is asked to send it again
+    /// (RFC 2918), without an interruption.
+    SoftIn,
+    /// All routes are sent to the peer again, without an interruption.
+    SoftOut,
+}
+
+/// A name that no configured peer has.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("no peer is called {0}")]
+pub struct NoSuchPeer(pub PeerName);
+
+/// A request with the way to its answer.
+#[derive(Debug)]
+pub(crate) enum Operation {
+    SetEnabled(PeerName, bool, Answer<()>),
+    Reset(PeerName, Reset, Answer<()>),
+    Errors(PeerName, Answer<Vec<ErrorRecord>>),
+}
+
+type Answer<T> = oneshot::Sender<Result<T, NoSuchPeer>>;
+
+impl SpeakerHandle {
+    /// Disables or enables a peer. A disabled one has no session, whatever the configuration says;
+    /// it is the caller who remembers it for [`super::SpeakerOptions::disabled`] of the next start.
+    ///
+    /// # Errors
+    /// No peer has this name, or the speaker has ended.
+    pub async fn set_enabled(&self, peer: PeerName, enabled: bool) -> Result<(), Error> {
+        self.operate(|answer| Operation::SetEnabled(peer, enabled, answer)).await
+    }
+
+    /// Resets the session of a peer. A hard reset also begins one that rests at its prefix limit; a
+    /// disabled peer stays disabled.
+    ///
+    /// # Errors
+    /// No peer has this name, or the speaker has ended.
+    pub async fn reset(&self, peer: PeerName, reset: Reset) -> Result<(), Error> {
+        self.operate(|answer| Operation::Reset(peer, reset, answer)).await
+    }
+
+    /// The error history of a peer, latest last.
+    ///
+    /// # Errors
+    /// No peer has this name, or the speaker has ended.
+    pub async fn errors(&self, peer: PeerName) -> Result<Vec<ErrorRecord>, Error> {
+        self.operate(|answer| Operation::Errors(peer, answer)).await
+    }
+
+    async fn operate<T>(&self, operation: impl FnOnce(Answer<T>) -> Operation) -> Result<T, Error> {
+        Ok(self.ask(|answer| Command::Operate(operation(answer))).await??)
+    }
+}
+
+impl Owner {
+    pub(super) fn operate(&mut self, operation: Operation) {
+        // Whoever does not wait for the answer any more does not need it.
+        match operation {
+            Operation::SetEnabled(name, enabled, answer) => {
+                let _ = answer.send(self.set_enabled(&name, enabled));
+            }
+            Operation::Reset(name, reset, answer) => {
+                let _ = answer.send(self.reset(&name, reset));
+            }
+            Operation::Errors(name, answer) => {
+                let _ = answer.send(self.errors(&name));
+            }
+        }
+    }
+
+    /// Disables or enables a peer.
+    pub(super) fn set_enabled(&mut self, name: &PeerName, enabled: bool) -> Result<(), NoSuchPeer> {
+        let key = self.key_of(name)?;
+        let changed = match enabled {
+            true => self.disabled.remove(name),
+            false => self.disabled.insert(PeerName::clone(name)),
+        };
+        if !changed {
+            return Ok(());
+        }
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.disabled = !enabled;
+        }
+        tracing::info!(peer = %name, enabled, "an operator has changed whether a session is wanted");
+        self.changed = true;
+        self.begin(key);
+        Ok(())
+    }
+
+    /// Resets a peer's session.
+    pub(super) fn reset(&mut self, name: &PeerName, reset: Reset) -> Result<(), NoSuchPeer> {
+        let key = self.key_of(name)?;
+        tracing::info!(peer = %name, ?reset, "an operator resets the session");
+        match reset {
+            Reset::Hard { text } => {
+                self.handle(key, Event::Stop(StopReason::Reset { text }));
+                self.begin(key);
+            }
+            Reset::SoftIn => self.import_again(key),
+            Reset::SoftOut => {
+                let Some(peer) = self.peers.get(&key) else { return Ok(()) };
+                for family in Family::ALL {
+                    self.rib.refresh(peer.rib_id, family);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn errors(&self, name: &PeerName) -> Result<Vec<ErrorRecord>, NoSuchPeer> {
+        let key = self.key_of(name)?;
+        let history = self.peers.get(&key).map(|peer| peer.errors.records().cloned().collect());
+        Ok(history.unwrap_or_default())
+    }
+
+    /// Lets a peer's session begin, unless an operator wants none.
+    pub(super) fn begin(&mut self, key: PeerKey) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        let event = match peer.disabled {
+            true => Event::Stop(StopReason::Disabled { text: "disabled by an operator".into() }),
+            false => Event::Start,
+        };
+        self.handle(key, event);
+    }
+
+    /// Import from what is stored, which holds rejected routes too; what an older policy or a lost
+    /// message has left out comes again by a ROUTE-REFRESH.
+    fn import_again(&mut self, key: PeerKey) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        self.rib.import_again(peer.rib_id);
+        let Some(established) = peer.session.established() else { return };
+        let Some(connection) = peer.connections.get(&established.connection) else { return };
+        if established.negotiated.route_refresh {
+            for family in established.families().iter() {
+                connection.send(RouteRefresh::new(family, RefreshKind::Request).encode());
+            }
+        }
+    }
+
+    fn key_of(&self, name: &PeerName) -> Result<PeerKey, NoSuchPeer> {
+        let found = self.peers.iter().find(|(_, peer)| peer.name == *name);
+        found.map(|(key, _)| *key).ok_or_else(|| NoSuchPeer(PeerName::clone(name)))
+    }
+}

@@ -1,0 +1,102 @@
+//! What an operator does with single peers of a running speaker.
+
+mod speaker_net;
+
+use cairn_bgp::prefix::Family;
+use cairn_bgp::session::{ErrorKind, SessionState};
+use cairn_bgp::speaker::{Error, NoSuchPeer, Reset};
+use cairn_bgp::status::PeerSnapshot;
+use speaker_net::{Fib, Net, Node, originate, until};
+
+async fn peer(node: &Node, name: &str) -> PeerSnapshot {
+    node.handle.snapshot().await.expect("the speaker runs").peers[name].clone()
+}
+
+async fn until_established(node: &Node, name: &str, count: u64) {
+    until("the session is established", || async {
+        let peer = peer(node, name).await;
+        peer.state == SessionState::Established && peer.established_count == count
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_disabled_peer_has_no_session_whatever_the_configuration_says() {
+    let net = Net::new();
+    let (mut a, mut b) = net.pair(65001, 65001);
+    a.config.peers.values_mut().for_each(|peer| peer.passive = false);
+    b.config.peers.values_mut().for_each(|peer| peer.passive = false);
+    let (a, b) = (Node::start(a), Node::start(b));
+    until_established(&a, "b", 1).await;
+    a.handle.set_enabled("b".into(), false).await.expect("b is a peer");
+    let disabled = peer(&a, "b").await;
+    assert_eq!((disabled.state, disabled.disabled), (SessionState::Idle, true));
+    let error = disabled.last_error.expect("an error");
+    assert_eq!(error.kind, ErrorKind::Disabled);
+    // RFC 4486 and RFC 9003: the other side hears of it, and is refused when it tries again.
+    until("b was told, and was refused", || async {
+        let records = b.handle.errors("a".into()).await.expect("a is a peer");
+        let has = |text: &str| records.iter().any(|record| record.text.contains(text));
+        has("administrative shutdown: \"disabled by an operator\"") && has("rejects our connection")
+    })
+    .await;
+    let mut config = a.config.clone();
+    config.peers.values_mut().for_each(|peer| peer.hold_time_secs = 30);
+    a.handle.apply(config).expect("a valid configuration");
+    let after = peer(&a, "b").await;
+    assert_eq!((after.state, after.disabled), (SessionState::Idle, true), "a reset starts nothing");
+    a.handle.set_enabled("b".into(), true).await.expect("b is a peer");
+    until_established(&a, "b", 2).await;
+    assert!(!peer(&a, "b").await.disabled);
+}
+
+#[tokio::test]
+async fn a_peer_disabled_before_the_start_waits_to_be_enabled() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65001);
+    a.options.disabled.insert("b".into());
+    let (a, _b) = (Node::start(a), Node::start(b));
+    let disabled = peer(&a, "b").await;
+    assert_eq!((disabled.state, disabled.disabled), (SessionState::Idle, true));
+    a.handle.set_enabled("b".into(), true).await.expect("b is a peer");
+    until_established(&a, "b", 1).await;
+}
+
+#[tokio::test]
+async fn resets_end_the_session_or_do_not() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65001);
+    originate(&mut a.config, &["10.1.0.0/26"]);
+    let (a, b) = (Node::start(a), Node::start(b));
+    let mut fib = Fib::new(b.feed);
+    fib.until_has(&["10.1.0.0/26"]).await;
+    for reset in [Reset::SoftIn, Reset::SoftOut] {
+        b.handle.reset("a".into(), reset.clone()).await.expect("a is a peer");
+        a.handle.reset("b".into(), reset).await.expect("b is a peer");
+    }
+    // What follows the soft resets has passed them in the stream.
+    let mut config = a.config.clone();
+    originate(&mut config, &["10.1.0.64/26"]);
+    a.handle.apply(config).expect("a valid configuration");
+    fib.until_exactly(&["10.1.0.0/26", "10.1.0.64/26"]).await;
+    assert_eq!(peer(&a, "b").await.established_count, 1);
+    let reset = Reset::Hard { text: "new cables".into() };
+    b.handle.reset("a".into(), reset).await.expect("a is a peer");
+    until_established(&a, "b", 2).await;
+    let records = a.handle.errors("b".into()).await.expect("b is a peer");
+    let told = records.iter().find(|record| record.kind == ErrorKind::NotificationReceived);
+    let text = &told.expect("the reset's NOTIFICATION").text;
+    assert!(text.contains("administrative reset: \"new cables\""), "{text}");
+    assert_eq!(peer(&a, "b").await.routes[&Family::Ipv4Unicast].advertised, 2);
+}
+
+#[tokio::test]
+async fn an_unknown_peer_is_an_error() {
+    let net = Net::new();
+    let (a, _) = net.pair(65001, 65001);
+    let a = Node::start(a);
+    let unknown = a.handle.set_enabled("c".into(), false).await;
+    assert_eq!(unknown, Err(Error::NoSuchPeer(NoSuchPeer("c".into()))));
+    assert!(a.handle.errors("c".into()).await.is_err());
+    assert!(a.handle.reset("c".into(), Reset::SoftIn).await.is_err());
+}
