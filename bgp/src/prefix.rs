@@ -174,6 +174,14 @@ pub enum Prefix {
 }
 
 impl Prefix {
+    /// The prefix of `len` bits that holds `address`; `None` when an address has fewer bits.
+    pub fn of(address: IpAddr, len: u8) -> Option<Prefix> {
+        match address {
+            IpAddr::V4(address) => Ipv4Prefix::new(address.to_bits(), len).map(Prefix::V4),
+            IpAddr::V6(address) => Ipv6Prefix::new(address.to_bits(), len).map(Prefix::V6),
+        }
+    }
+
     /// The family that carries this prefix.
     pub const fn family(self) -> Family {
         match self {

@@ -1,18 +1,21 @@
 //! What a speaker reports about itself, as plain values for status objects and command output.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::prefix::{Family, Prefix};
-use crate::rib::RouteCounts;
+use crate::rib::{BestChange, RouteCounts};
 use crate::session::{ErrorKind, SessionState};
 
 /// A speaker at one moment.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct SpeakerSnapshot {
     /// The speaker's AS number.
     pub asn: u32,
@@ -31,7 +34,8 @@ pub struct SpeakerSnapshot {
 }
 
 /// One peer's session.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct PeerSnapshot {
     /// The peer's address.
     pub address: IpAddr,
@@ -43,6 +47,8 @@ pub struct PeerSnapshot {
     pub since_unix_secs: u64,
     /// How often it has been established.
     pub established_count: u64,
+    /// When and why the session went down last.
+    pub last_down: Option<DownSnapshot>,
     /// An operator wants no session with this peer.
     pub disabled: bool,
     /// In how many seconds a session that rests comes back by itself.
@@ -58,7 +64,8 @@ pub struct PeerSnapshot {
 }
 
 /// One entry of a peer's error history.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ErrorRecord {
     /// When it happened last, in seconds since the Unix epoch.
     pub at_unix_secs: u64,
@@ -77,7 +84,7 @@ pub struct ErrorRecord {
     /// The size of the malformed message, in octets; 0 for errors without one.
     pub message_octets: usize,
     /// The malformed message with its header, in hexadecimal digits when it is shown.
-    #[serde(skip_serializing_if = "MessageOctets::is_empty")]
+    #[serde(default, skip_serializing_if = "MessageOctets::is_empty")]
     pub message: MessageOctets,
 }
 
@@ -110,8 +117,23 @@ impl Serialize for MessageOctets {
     }
 }
 
+impl<'de> Deserialize<'de> for MessageOctets {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<MessageOctets, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let octet = |digits: &[u8]| {
+            let digits = std::str::from_utf8(digits).ok()?;
+            u8::from_str_radix(digits, 16).ok()
+        };
+        let octets: Option<Vec<u8>> = text.as_bytes().chunks(2).map(octet).collect();
+        let octets = octets.filter(|octets| octets.len() * 2 == text.len());
+        let octets = octets.ok_or_else(|| D::Error::custom("expected hexadecimal digits"))?;
+        Ok(MessageOctets(octets.into()))
+    }
+}
+
 /// An error and its time.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ErrorSnapshot {
     /// In seconds since the Unix epoch.
     pub at_unix_secs: u64,
@@ -121,8 +143,29 @@ pub struct ErrorSnapshot {
     pub text: String,
 }
 
+/// Why a session went down, and when.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DownSnapshot {
+    /// In seconds since the Unix epoch.
+    pub at_unix_secs: u64,
+    /// The reason.
+    pub reason: String,
+}
+
+/// A family that is configured and not in use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct MissingFamily {
+    /// The family.
+    pub family: Family,
+    /// Why, and what to do about it.
+    pub reason: Cow<'static, str>,
+}
+
 /// What both sides of a session agreed on.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct NegotiatedSnapshot {
     /// The peer's BGP identifier.
     pub remote_router_id: String,
@@ -132,19 +175,63 @@ pub struct NegotiatedSnapshot {
     pub hold_time_secs: u16,
     /// The families in use.
     pub families: Vec<Family>,
+    /// The families that are configured and not in use.
+    pub missing: Vec<MissingFamily>,
     /// The peer's restart time, where graceful restart is negotiated.
     pub peer_restart_time_secs: Option<u16>,
     /// Whether routes can be asked for again.
     pub route_refresh: bool,
+    /// Whether beginning and end of what is asked for again are marked (RFC 7313).
+    pub enhanced_route_refresh: bool,
     /// Whether AS numbers take four octets.
     pub four_octet_as: bool,
+    /// Whether IPv4 routes may have IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
+    /// The largest message to the peer, in octets (RFC 8654).
+    pub send_octets_max: usize,
+    /// The largest message from the peer, in octets.
+    pub receive_octets_max: usize,
 }
 
 /// One listening socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct ListenerSnapshot {
     /// Where it listens; with the port that the kernel chose when 0 was asked for.
     pub address: SocketAddr,
     /// Why it does not, and what to do about it.
     pub error: Option<String>,
+}
+
+/// What those who watch a speaker are told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum WatchEvent {
+    /// A session went from one state to another.
+    Session(SessionChange),
+    /// The best route to a prefix is another one, or there is none any more. Changes that come faster
+    /// than they are told are told once, in their latest state.
+    Route(BestChange),
+    /// So much happened that some of it is not told.
+    Missed {
+        /// Events that were left out.
+        events: u64,
+    },
+}
+
+/// A session went from one state to another.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionChange {
+    /// When, in seconds since the Unix epoch.
+    pub at_unix_secs: u64,
+    /// The peer.
+    pub peer: String,
+    /// The state before.
+    pub from: SessionState,
+    /// The state now.
+    pub to: SessionState,
+    /// Why, when something went wrong.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }

@@ -26,7 +26,9 @@ pub(crate) enum RouteOrigin {
 }
 
 /// The step at which a candidate lost against the best one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 pub enum Step {
     /// It may not be used at all: rejected by policy, or a loop.
     NotEligible,

@@ -117,7 +117,8 @@ impl GroupKey {
     /// The path attributes on the wire: what every session of the group's sort changes.
     pub(crate) fn path(
         &self,
-        context: &ExportContext<'_>,
+        peers: &Peers,
+        router_id: Ipv4Addr,
         attributes: &RouteAttributes,
         source: PeerId,
     ) -> PathAttributes {
@@ -132,13 +133,13 @@ impl GroupKey {
             }
             SessionSort::Ibgp => {
                 builder.local_pref(Some(attributes.local_pref()));
-                let source = context.peers.peer(source);
+                let source = peers.peer(source);
                 if let Some(peer) = source.filter(|p| p.config.sort == SessionSort::Ibgp) {
                     // RFC 4456 section 8.
                     if attributes.originator_id().is_none() {
                         builder.originator_id(Some(peer.router_id));
                     }
-                    builder.prepend_cluster(context.router_id);
+                    builder.prepend_cluster(router_id);
                 }
             }
         }

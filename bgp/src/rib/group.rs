@@ -225,6 +225,20 @@ impl<A: AddressFamily> Group<A> {
         (sent.source != peer).then_some(&sent.attributes)
     }
 
+    /// The prefixes that a member has been told, in no order.
+    pub(crate) fn advertised_keys(&self, peer: PeerId) -> impl Iterator<Item = A::Key> {
+        let is_member = self.members.iter().any(|member| member.peer == peer);
+        let told = self.out.iter().filter(move |(_, out)| {
+            is_member && out.sent.as_ref().is_some_and(|sent| sent.source != peer)
+        });
+        told.map(|(key, _)| *key)
+    }
+
+    /// Where the route comes from that the stream holds for a prefix.
+    pub(crate) fn advertised_source(&self, key: A::Key) -> Option<PeerId> {
+        Some(self.out.get(&key)?.sent.as_ref()?.source)
+    }
+
     /// Encodes what members can take now.
     pub(crate) fn flush(
         &mut self,
@@ -388,7 +402,7 @@ impl<A: AddressFamily> Group<A> {
             .sort_unstable_by_key(|((_, source), bucket)| (*source, bucket.keys.first().copied()));
         let mut announcements: Vec<(Option<PeerId>, Chunk)> = Vec::new();
         for ((_, source), bucket) in buckets {
-            let path = self.key.path(context, &bucket.attributes, source);
+            let path = self.key.path(context.peers, context.router_id, &bucket.attributes, source);
             let own = self.key.shows_own_next_hop(source);
             let next_hop = match (own, A::FAMILY) {
                 (false, _) => bucket.attributes.next_hop,

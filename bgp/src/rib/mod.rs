@@ -28,6 +28,7 @@ mod fib;
 mod group;
 mod import;
 mod limit;
+mod listing;
 mod peer;
 mod query;
 mod table;
@@ -58,6 +59,10 @@ pub use decision::Step;
 pub use fib::{FibChange, FibPath, FibRoute};
 pub use group::{Chunk, Output, WireMessage};
 pub use limit::{PrefixLimitExceeded, UpdateOutcome};
+pub use listing::{
+    Advertised, AdvertisedRoute, BestChange, PrefixKeys, ReceivedRoute, RouteExplanation,
+    RouteQuery, TableFilter, TableKind, TableRow, Told,
+};
 pub use peer::{PeerId, PeerSession, RibPeerConfig};
 pub use query::{CandidateInfo, PrefixFilter, RouteFilter, RouteInfo};
 pub use verdict::Verdict;
@@ -100,7 +105,7 @@ enum Deferral {
 }
 
 /// How many routes of one family are exchanged with a peer.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct RouteCounts {
     /// Received and kept, rejected ones included.
     pub received: usize,

@@ -1,11 +1,14 @@
 //! Questions to the RIB: which routes there are, which is best, and why the others lost.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use crate::config::PeerName;
 use crate::prefix::Prefix;
-use crate::wire::Origin;
+use crate::wire::{Origin, PathAttributes};
 
+use super::attributes::RouteAttributes;
 use super::decision::{Step, rank};
 use super::peer::PeerId;
 use super::table::{Candidate, Entry, RankContext, Table};
@@ -35,8 +38,9 @@ pub enum PrefixFilter {
     Covering(Prefix),
 }
 
-/// All routes to a prefix.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+/// Routes to a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct RouteInfo {
     /// The prefix.
     pub prefix: Prefix,
@@ -45,7 +49,8 @@ pub struct RouteInfo {
 }
 
 /// One route to a prefix.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct CandidateInfo {
     /// The peer that announced it; `None` when this speaker originates it.
     pub peer: Option<String>,
@@ -56,15 +61,20 @@ pub struct CandidateInfo {
     /// AS_PATH as text.
     pub as_path: String,
     /// ORIGIN.
-    pub origin: &'static str,
+    pub origin: Cow<'static, str>,
     /// LOCAL_PREF, the default where there is none.
     pub local_pref: u32,
     /// MULTI_EXIT_DISC.
     pub med: Option<u32>,
     /// COMMUNITIES as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub communities: Vec<String>,
     /// LARGE_COMMUNITY as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub large_communities: Vec<String>,
+    /// EXTENDED COMMUNITIES, each as 16 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extended_communities: Vec<String>,
     /// This is the best route.
     pub best: bool,
     /// This route is in use beside the best one.
@@ -150,7 +160,7 @@ impl Rib {
     }
 
     /// Runs the decision once more and writes down where each candidate dropped out.
-    fn explain(&self, prefix: Prefix, entry: &Entry) -> RouteInfo {
+    pub(super) fn explain(&self, prefix: Prefix, entry: &Entry) -> RouteInfo {
         let context = RankContext { peers: &self.peers, multipath: self.multipath };
         let mut candidates = entry.candidates().to_vec();
         let mut steps = Vec::new();
@@ -166,9 +176,19 @@ impl Rib {
         RouteInfo { prefix, candidates: candidates.collect() }
     }
 
-    fn describe(&self, prefix: Prefix, candidate: &Candidate) -> CandidateInfo {
-        let peer = self.peers.peer(candidate.source);
+    /// A candidate as it is used, or as it was received where it is not.
+    pub(super) fn describe(&self, prefix: Prefix, candidate: &Candidate) -> CandidateInfo {
         let attributes = candidate.used.as_ref().unwrap_or(&candidate.received);
+        self.describe_with(prefix, candidate, attributes)
+    }
+
+    pub(super) fn describe_with(
+        &self,
+        prefix: Prefix,
+        candidate: &Candidate,
+        attributes: &RouteAttributes,
+    ) -> CandidateInfo {
+        let peer = self.peers.peer(candidate.source);
         let path = &attributes.path;
         let verdict = self.verdicts.verdict(candidate.verdict);
         CandidateInfo {
@@ -179,15 +199,12 @@ impl Rib {
             },
             next_hop: peer.map(|_| attributes.next_hop.address.to_string()),
             as_path: path.as_path().to_string(),
-            origin: match path.origin() {
-                Origin::Igp => "IGP",
-                Origin::Egp => "EGP",
-                Origin::Incomplete => "Incomplete",
-            },
+            origin: Cow::Borrowed(origin_text(path.origin())),
             local_pref: attributes.local_pref(),
             med: path.med(),
             communities: path.communities().map(|c| c.to_string()).collect(),
             large_communities: path.large_communities().map(|c| c.to_string()).collect(),
+            extended_communities: extended_communities(path),
             best: false,
             multipath: false,
             stale: peer.is_some_and(|p| p.family(prefix.family()).epoch != candidate.epoch),
@@ -195,4 +212,16 @@ impl Rib {
             lost_at: None,
         }
     }
+}
+
+pub(super) fn origin_text(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Igp => "IGP",
+        Origin::Egp => "EGP",
+        Origin::Incomplete => "Incomplete",
+    }
+}
+
+pub(super) fn extended_communities(path: &PathAttributes) -> Vec<String> {
+    path.extended_communities().map(|community| format!("{community:016x}")).collect()
 }

@@ -33,6 +33,15 @@ pub(crate) struct Marks<A: AddressFamily> {
     fib: Vec<A::Key>,
     /// What was selected before a change, kept to save the allocation.
     before: Vec<Identity>,
+    /// Prefixes whose best route has changed, while somebody watches.
+    pub(crate) watched: Option<Watched<A::Key>>,
+}
+
+/// Prefixes for those who watch: so many as [`WATCHED_MAX`], and how many more there were.
+#[derive(Debug)]
+pub(crate) struct Watched<K> {
+    pub(crate) keys: Vec<K>,
+    pub(crate) missed: u64,
 }
 
 /// Who gave a selected route and where its interned attributes lie: enough to see a change.
@@ -96,7 +105,7 @@ impl<A: AddressFamily> Table<A> {
         Table {
             entries: HashMap::with_hasher(hasher),
             groups: Vec::new(),
-            marks: Marks { fib: Vec::new(), before: Vec::new() },
+            marks: Marks { fib: Vec::new(), before: Vec::new(), watched: None },
         }
     }
 
@@ -118,7 +127,7 @@ impl<A: AddressFamily> Table<A> {
                     fib_queued: false,
                 });
                 if accepted > 0 {
-                    mark_groups(&mut self.groups, key);
+                    self.marks.mark_best(key, &mut self.groups);
                     if source != PeerId::LOCAL {
                         self.marks.mark_fib(key, entry);
                     }
@@ -224,7 +233,7 @@ impl<A: AddressFamily> Marks<A> {
     /// Compares with what was remembered and marks what has to be told.
     fn settle(&mut self, key: A::Key, entry: &mut Entry, groups: &mut [Group<A>]) {
         if entry.best().map(Candidate::identity) != self.best_before() {
-            mark_groups(groups, key);
+            self.mark_best(key, groups);
         }
         let now = entry.selected().iter().map(Candidate::identity);
         let same = forwarded(now).eq(forwarded(self.before.iter().copied()));
@@ -237,12 +246,20 @@ impl<A: AddressFamily> Marks<A> {
     /// As [`Marks::settle`], for an entry that is about to be removed.
     fn settle_removed(&mut self, key: A::Key, entry: &Entry, groups: &mut [Group<A>]) {
         if self.best_before().is_some() {
-            mark_groups(groups, key);
+            self.mark_best(key, groups);
         }
         if forwarded(self.before.iter().copied()).next().is_some() && !entry.fib_queued {
             self.fib.push(key);
         }
         self.before.clear();
+    }
+
+    /// The best route to `key` is another one.
+    fn mark_best(&mut self, key: A::Key, groups: &mut [Group<A>]) {
+        groups.iter_mut().for_each(|group| group.mark(key));
+        if let Some(watched) = &mut self.watched {
+            watched.push(key);
+        }
     }
 
     fn mark_fib(&mut self, key: A::Key, entry: &mut Entry) {
@@ -255,10 +272,6 @@ impl<A: AddressFamily> Marks<A> {
 /// What of a selection is in the forwarding table: nothing while we originate the prefix ourselves.
 fn forwarded(selected: impl Iterator<Item = Identity>) -> impl Iterator<Item = Identity> {
     selected.take_while(|(source, _)| *source != PeerId::LOCAL)
-}
-
-fn mark_groups<A: AddressFamily>(groups: &mut [Group<A>], key: A::Key) {
-    groups.iter_mut().for_each(|group| group.mark(key));
 }
 
 fn fib_route(peers: &Peers, entry: &Entry) -> Option<FibRoute> {
@@ -376,6 +389,20 @@ impl Candidate {
     }
 }
 
+impl<K> Watched<K> {
+    pub(crate) fn new() -> Watched<K> {
+        Watched { keys: Vec::new(), missed: 0 }
+    }
+
+    fn push(&mut self, key: K) {
+        if self.keys.len() < WATCHED_MAX {
+            self.keys.push(key);
+        } else {
+            self.missed = self.missed.saturating_add(1);
+        }
+    }
+}
+
 impl Delta {
     pub(crate) fn add(&mut self, other: Delta) {
         self.received = self.received.saturating_add(other.received);
@@ -385,3 +412,6 @@ impl Delta {
 
 /// Capacity of an empty queue that is kept for the next changes.
 const FIB_QUEUE_KEPT: usize = 4096;
+/// Changed prefixes of one family that wait for those who watch: what is told between two batches
+/// costs the owner about a millisecond.
+const WATCHED_MAX: usize = 512;

@@ -212,7 +212,7 @@ pub struct Established {
 }
 
 /// Where a session stands, in the words of RFC 4271 section 8.2.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 pub enum SessionState {
     /// Stopped.
     Idle,

@@ -5,10 +5,12 @@ use std::time::SystemTime;
 use crate::prefix::Families;
 use crate::rib::PeerSession;
 use crate::session::{Action, DownReason, Event, Message, SessionState};
+use crate::status::{SessionChange, WatchEvent};
 use crate::stream::FaultyMessage;
 use crate::wire::keepalive;
 
 use super::owner::{Input, InputKind, Owner, PeerKey, now};
+use super::peer::unix_secs;
 use super::socket;
 
 /// How an attempt to bring a session up ended, for the log.
@@ -47,9 +49,8 @@ impl Owner {
         let errors = peer.session.error_count();
         peer.session.handle(now, event, &mut actions);
         let after = peer.session.state();
-        if peer.session.error_count() != errors
-            && let Some(error) = peer.session.last_error()
-        {
+        let failed = peer.session.error_count() != errors;
+        if failed && let Some(error) = peer.session.last_error() {
             peer.errors.push(SystemTime::now(), error.kind, error.text.clone(), faulty);
             self.changed = true;
         }
@@ -70,6 +71,9 @@ impl Owner {
             tracing::debug!(peer = %peer.name, from = ?before, to = ?after, "session");
         }
         self.perform(key, actions);
+        if before != after {
+            self.tell_session(key, before, failed);
+        }
     }
 
     pub(super) fn perform(&mut self, key: PeerKey, actions: Vec<Action>) {
@@ -127,9 +131,29 @@ impl Owner {
         }
     }
 
+    /// Tells those who watch that a session has left the state `from`, and why if it has `failed` or
+    /// is down.
+    fn tell_session(&self, key: PeerKey, from: SessionState, failed: bool) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        let down = peer.last_down.as_ref().filter(|_| from == SessionState::Established);
+        let error = peer.session.last_error().filter(|_| failed);
+        self.tell(|| {
+            WatchEvent::Session(SessionChange {
+                at_unix_secs: unix_secs(SystemTime::now()),
+                peer: peer.name.to_string(),
+                from,
+                to: peer.session.state(),
+                reason: down
+                    .map(|(_, reason)| reason.to_string())
+                    .or_else(|| error.map(|error| error.text.clone())),
+            })
+        });
+    }
+
     fn session_down(&mut self, key: PeerKey, reason: &DownReason, keep: Families) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         peer.since = SystemTime::now();
+        peer.last_down = Some((peer.since, reason.clone()));
         self.changed = true;
         tracing::info!(
             peer = %peer.name,

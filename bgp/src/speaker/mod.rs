@@ -35,6 +35,7 @@ mod owner;
 mod peer;
 mod reconfigure;
 mod socket;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -48,8 +49,10 @@ use crate::status::SpeakerSnapshot;
 
 use operator::Operation;
 use owner::Owner;
+use tables::Question;
 
 pub use operator::{NoSuchPeer, Reset};
+pub use tables::{TableReader, WatchFeed};
 
 /// Starts speakers.
 #[derive(Debug)]
@@ -153,6 +156,7 @@ pub(crate) enum Command {
     Snapshot(oneshot::Sender<SpeakerSnapshot>),
     Routes(RouteFilter, oneshot::Sender<Vec<RouteInfo>>),
     Operate(Operation),
+    Ask(Question),
     Shutdown(Shutdown, oneshot::Sender<()>),
 }
 

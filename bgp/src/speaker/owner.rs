@@ -3,18 +3,19 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{sleep_until, timeout};
 
 use crate::config::{PeerName, SpeakerConfig};
 use crate::rib::{Output, PeerId, Rib, RibConfig};
 use crate::session::{ConnectionId, Event, Restart, StopReason};
-use crate::status::SpeakerSnapshot;
+use crate::status::{SpeakerSnapshot, WatchEvent};
 use crate::stream::Item;
 
 use super::connection::Connection;
@@ -64,6 +65,8 @@ pub(super) struct Owner {
     pub(super) next_key: u64,
     pub(super) seed: u64,
     pub(super) changed: bool,
+    /// Those who watch what happens, while there are any.
+    pub(super) watchers: Option<broadcast::Sender<Arc<WatchEvent>>>,
     /// Prefixes of all batches so far, to bound the work of a turn.
     pub(super) prefixes_taken: usize,
     pub(super) output: Vec<Output>,
@@ -117,6 +120,7 @@ impl Owner {
             next_key: 0,
             seed,
             changed: false,
+            watchers: None,
             prefixes_taken: 0,
             output: Vec::new(),
             config,
@@ -202,6 +206,7 @@ impl Owner {
         }
         self.changed |= self.listeners.tick(now, &self.mailbox);
         let flushed = self.flush();
+        self.tell_best_changes();
         if self.fib.is_none() {
             // Nobody wants it: drop it instead of letting it grow.
             while self.rib.fib_pending() {
@@ -280,6 +285,7 @@ impl Owner {
                 let _ = answer.send(self.rib.routes(&filter));
             }
             Command::Operate(operation) => self.operate(operation),
+            Command::Ask(question) => self.answer_question(question),
             // Taken by `run`, which has to end.
             Command::Shutdown(..) => {}
         }

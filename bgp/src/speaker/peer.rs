@@ -10,8 +10,8 @@ use tokio::task::JoinHandle;
 use crate::config::{PeerConfig, PeerName};
 use crate::prefix::Family;
 use crate::rib::{PeerId, Rib};
-use crate::session::{ConnectionId, ErrorKind, Session};
-use crate::status::{ErrorSnapshot, NegotiatedSnapshot, PeerSnapshot};
+use crate::session::{ConnectionId, DownReason, ErrorKind, Established, Session};
+use crate::status::{DownSnapshot, ErrorSnapshot, MissingFamily, NegotiatedSnapshot, PeerSnapshot};
 use crate::stream::FaultyMessage;
 
 use super::connection::Connection;
@@ -27,6 +27,8 @@ pub(super) struct Peer {
     pub(super) connections: HashMap<ConnectionId, Connection, foldhash::fast::FixedState>,
     pub(super) connecting: HashMap<ConnectionId, JoinHandle<()>, foldhash::fast::FixedState>,
     pub(super) since: SystemTime,
+    /// When and why the session went down last.
+    pub(super) last_down: Option<(SystemTime, DownReason)>,
     pub(super) established_count: u64,
     pub(super) warnings: Throttle,
     pub(super) errors: ErrorHistory,
@@ -78,9 +80,14 @@ impl Peer {
                 local_address: connection.local_address(),
                 hold_time_secs: established.negotiated.hold_time_secs,
                 families: established.families().iter().collect(),
+                missing: self.missing_families(established),
                 peer_restart_time_secs: restart.map(|restart| restart.restart_time_secs),
                 route_refresh: established.negotiated.route_refresh,
+                enhanced_route_refresh: established.negotiated.enhanced_route_refresh,
                 four_octet_as: established.negotiated.as4,
+                extended_next_hop: established.negotiated.extended_next_hop,
+                send_octets_max: established.negotiated.send_octets_max,
+                receive_octets_max: established.negotiated.receive_octets_max,
             })
         });
         PeerSnapshot {
@@ -89,6 +96,10 @@ impl Peer {
             state: self.session.state(),
             since_unix_secs: unix_secs(self.since),
             established_count: self.established_count,
+            last_down: self.last_down.as_ref().map(|(at, reason)| DownSnapshot {
+                at_unix_secs: unix_secs(*at),
+                reason: reason.to_string(),
+            }),
             disabled: self.disabled,
             comes_back_in_secs: self
                 .session
@@ -109,6 +120,29 @@ impl Peer {
                 .map(|family| (family, rib.counts(self.rib_id, family)))
                 .collect(),
         }
+    }
+}
+
+impl Peer {
+    /// The families that are configured and not in use, each with the reason.
+    fn missing_families(&self, established: &Established) -> Vec<MissingFamily> {
+        let in_use = established.families();
+        let wanted = self.config.families.iter().filter(|family| !in_use.contains(*family));
+        let missing = wanted.map(|family| {
+            let reason = match (established.local.families().contains(family), family) {
+                (true, _) => "the peer does not offer it",
+                (false, Family::Ipv6Unicast) => {
+                    "it is not offered: this side of the session has no global IPv6 address to be \
+                     the next hop; give its interface one or set nextHopIPv6"
+                }
+                (false, Family::Ipv4Unicast) => {
+                    "it is not offered: this side of the session has no IPv4 address to be the \
+                     next hop; give its interface one"
+                }
+            };
+            MissingFamily { family, reason: reason.into() }
+        });
+        missing.collect()
     }
 }
 

@@ -1,0 +1,361 @@
+//! The tables of a RIB for people: which prefixes are in one, and rows of it.
+//!
+//! A table of a million routes cannot be described in one go without holding up its owner. So the
+//! prefixes are copied out once, by [`Rib::prefixes`], a walk without allocations of its own per
+//! route; whoever asked puts them into order elsewhere, and comes back for [`Rib::rows`] of some of
+//! them at a time. A row is the state at that time; what has gone meanwhile has none.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::PeerName;
+use crate::prefix::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
+
+use super::Rib;
+use super::family::AddressFamily;
+use super::group::Group;
+use super::peer::PeerId;
+use super::query::{CandidateInfo, RouteInfo, extended_communities, origin_text};
+use super::table::{Candidate, Entry, Table, Watched};
+
+/// A table of a RIB.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TableKind {
+    /// What is in use: the best routes and their equals.
+    LocRib {
+        /// Only those from this peer.
+        peer: Option<PeerName>,
+    },
+    /// What a peer has announced, rejected routes included.
+    AdjIn(PeerName),
+    /// What a peer has been told.
+    AdjOut(PeerName),
+}
+
+/// A part of a table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TableFilter {
+    /// Of which table.
+    pub table: TableKind,
+    /// Only routes of this family.
+    pub family: Option<Family>,
+    /// Only this prefix and those inside it.
+    pub within: Option<Prefix>,
+}
+
+/// The prefixes of a table at one moment, in as little memory as they need.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PrefixKeys {
+    ipv4: Vec<Ipv4Prefix>,
+    ipv6: Vec<Ipv6Prefix>,
+}
+
+/// One line of a table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum TableRow {
+    /// Of what is in use.
+    LocRib(RouteInfo),
+    /// Of what a peer has announced.
+    AdjIn(ReceivedRoute),
+    /// Of what a peer has been told.
+    AdjOut(AdvertisedRoute),
+}
+
+/// A route as a peer announced it, and what became of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReceivedRoute {
+    /// The prefix.
+    pub prefix: Prefix,
+    /// The route; its attributes are those that the peer sent.
+    pub received: CandidateInfo,
+}
+
+/// A route as a peer was told it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AdvertisedRoute {
+    /// The prefix.
+    pub prefix: Prefix,
+    /// The attributes.
+    pub advertised: Advertised,
+}
+
+/// The attributes that a peer was told.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Advertised {
+    /// The peer that the route was learned from; `None` when this speaker originates it.
+    pub from: Option<String>,
+    /// NEXT_HOP.
+    pub next_hop: Option<String>,
+    /// AS_PATH as text.
+    pub as_path: String,
+    /// ORIGIN.
+    pub origin: Cow<'static, str>,
+    /// LOCAL_PREF.
+    pub local_pref: Option<u32>,
+    /// MULTI_EXIT_DISC.
+    pub med: Option<u32>,
+    /// COMMUNITIES as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub communities: Vec<String>,
+    /// LARGE_COMMUNITY as text.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub large_communities: Vec<String>,
+    /// EXTENDED COMMUNITIES, each as 16 hexadecimal digits.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub extended_communities: Vec<String>,
+}
+
+/// Which prefix is asked about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RouteQuery {
+    /// This one.
+    Prefix(Prefix),
+    /// The longest one in use that holds this address, else the longest one that is known.
+    Address(IpAddr),
+}
+
+/// Everything about one prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteExplanation {
+    /// The routes, best first, each with the reason why it is used or not.
+    #[serde(flatten)]
+    pub route: RouteInfo,
+    /// What other peers are told about the prefix.
+    pub told: Vec<Told>,
+}
+
+/// What one peer is told about a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Told {
+    /// The peer.
+    pub peer: String,
+    /// The attributes that it was told.
+    pub advertised: Advertised,
+}
+
+/// The best route to a prefix has changed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BestChange {
+    /// The prefix.
+    pub prefix: Prefix,
+    /// The best route; `None` when there is none any more.
+    pub best: Option<CandidateInfo>,
+}
+
+impl PrefixKeys {
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.ipv4.len() + self.ipv6.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Puts them into order: IPv4 first, then by address and length.
+    pub fn sort(&mut self) {
+        self.ipv4.sort_unstable();
+        self.ipv6.sort_unstable();
+    }
+
+    /// Up to `max` of them from the place `at` on.
+    pub fn some(&self, at: usize, max: usize) -> Vec<Prefix> {
+        let ipv4 = self.ipv4.iter().skip(at).map(|key| Prefix::V4(*key));
+        let at = at.saturating_sub(self.ipv4.len());
+        ipv4.chain(self.ipv6.iter().skip(at).map(|key| Prefix::V6(*key))).take(max).collect()
+    }
+}
+
+impl Rib {
+    /// The prefixes of a part of a table, in no order.
+    pub fn prefixes(&self, filter: &TableFilter) -> PrefixKeys {
+        let mut keys = PrefixKeys::default();
+        if filter.wants(Family::Ipv4Unicast) {
+            self.collect_keys(&self.ipv4, filter, &mut keys.ipv4);
+        }
+        if filter.wants(Family::Ipv6Unicast) {
+            self.collect_keys(&self.ipv6, filter, &mut keys.ipv6);
+        }
+        keys
+    }
+
+    /// The rows of a table for these prefixes.
+    pub fn rows(&self, table: &TableKind, prefixes: &[Prefix]) -> Vec<TableRow> {
+        let row = |prefix: &Prefix| match table {
+            TableKind::LocRib { .. } => self.in_use(*prefix).map(TableRow::LocRib),
+            TableKind::AdjIn(name) => {
+                let id = self.peer_id(name)?;
+                let candidate =
+                    self.entry(*prefix)?.candidates().iter().find(|c| c.source == id)?;
+                let received = self.describe_with(*prefix, candidate, &candidate.received);
+                Some(TableRow::AdjIn(ReceivedRoute { prefix: *prefix, received }))
+            }
+            TableKind::AdjOut(name) => {
+                let id = self.peer_id(name)?;
+                let advertised = self.advertised_to(id, *prefix)?;
+                Some(TableRow::AdjOut(AdvertisedRoute { prefix: *prefix, advertised }))
+            }
+        };
+        prefixes.iter().filter_map(row).collect()
+    }
+
+    /// Everything about one prefix; `None` when there is no route to it.
+    pub fn explanation(&self, query: RouteQuery) -> Option<RouteExplanation> {
+        let prefix = match query {
+            RouteQuery::Prefix(prefix) => prefix,
+            RouteQuery::Address(address) => self.longest_match(address)?,
+        };
+        let route = self.explain(prefix, self.entry(prefix)?);
+        let told = self.peers.iter().filter_map(|(id, peer)| {
+            let advertised = self.advertised_to(id, prefix)?;
+            Some(Told { peer: peer.config.name.to_string(), advertised })
+        });
+        Some(RouteExplanation { route, told: told.collect() })
+    }
+
+    /// Begins or ends to note changes of best routes.
+    pub fn watch_best(&mut self, wanted: bool) {
+        self.ipv4.marks.watched = wanted.then(Watched::new);
+        self.ipv6.marks.watched = wanted.then(Watched::new);
+    }
+
+    /// The best routes that have changed since the last call, and how many more have.
+    pub fn take_best_changes(&mut self) -> (Vec<BestChange>, u64) {
+        let mut prefixes = Vec::new();
+        let missed = take_watched(&mut self.ipv4, &mut prefixes)
+            .saturating_add(take_watched(&mut self.ipv6, &mut prefixes));
+        let change = |prefix: Prefix| {
+            let best = self.entry(prefix).and_then(Entry::best);
+            let best = best.map(|best| CandidateInfo { best: true, ..self.describe(prefix, best) });
+            BestChange { prefix, best }
+        };
+        (prefixes.into_iter().map(change).collect(), missed)
+    }
+
+    fn collect_keys<A: AddressFamily>(
+        &self,
+        table: &Table<A>,
+        filter: &TableFilter,
+        keys: &mut Vec<A::Key>,
+    ) {
+        let within =
+            |key: &A::Key| filter.within.is_none_or(|outer| outer.contains(A::prefix(*key)));
+        let entries = table.entries.iter().filter(|(key, _)| within(key));
+        match &filter.table {
+            TableKind::LocRib { peer: None } => {
+                keys.extend(entries.filter(|(_, e)| e.best().is_some()).map(|(key, _)| *key));
+            }
+            TableKind::LocRib { peer: Some(name) } => {
+                let Some(id) = self.peer_id(name) else { return };
+                let from = |c: &Candidate| c.source == id;
+                keys.extend(
+                    entries.filter(|(_, e)| e.selected().iter().any(from)).map(|(k, _)| *k),
+                );
+            }
+            TableKind::AdjIn(name) => {
+                let Some(id) = self.peer_id(name) else { return };
+                let from = |c: &Candidate| c.source == id;
+                let received = entries.filter(|(_, e)| e.candidates().iter().any(from));
+                keys.extend(received.map(|(key, _)| *key));
+            }
+            TableKind::AdjOut(name) => {
+                let Some(id) = self.peer_id(name) else { return };
+                let told = table.groups.iter().flat_map(|group| group.advertised_keys(id));
+                keys.extend(told.filter(within));
+            }
+        }
+    }
+
+    /// What a peer has been told about a prefix, with what is different for each session.
+    fn advertised_to(&self, id: PeerId, prefix: Prefix) -> Option<Advertised> {
+        match prefix {
+            Prefix::V4(key) => self.advertised_in(&self.ipv4, id, key),
+            Prefix::V6(key) => self.advertised_in(&self.ipv6, id, key),
+        }
+    }
+
+    fn advertised_in<A: AddressFamily>(
+        &self,
+        table: &Table<A>,
+        id: PeerId,
+        key: A::Key,
+    ) -> Option<Advertised> {
+        let told = |group: &Group<A>| {
+            Some((group.advertised_route(id, key)?.clone(), group.advertised_source(key)?))
+        };
+        let (group, (attributes, source)) =
+            table.groups.iter().find_map(|group| Some((group, told(group)?)))?;
+        let path = group.key.path(&self.peers, self.router_id, &attributes, source);
+        let own = self.peers.peer(id).and_then(|peer| peer.session).map(|s| s.addresses);
+        let next_hop = match (group.key.shows_own_next_hop(source), A::FAMILY) {
+            (false, _) => Some(attributes.next_hop.address),
+            (true, Family::Ipv4Unicast) => own.and_then(|own| own.ipv4).map(IpAddr::V4),
+            (true, Family::Ipv6Unicast) => own.and_then(|own| own.ipv6).map(IpAddr::V6),
+        };
+        Some(Advertised {
+            from: self.peers.peer(source).map(|peer| peer.config.name.to_string()),
+            next_hop: next_hop.map(|address| address.to_string()),
+            as_path: path.as_path().to_string(),
+            origin: Cow::Borrowed(origin_text(path.origin())),
+            local_pref: path.local_pref(),
+            med: path.med(),
+            communities: path.communities().map(|c| c.to_string()).collect(),
+            large_communities: path.large_communities().map(|c| c.to_string()).collect(),
+            extended_communities: extended_communities(&path),
+        })
+    }
+
+    /// The selected routes to a prefix.
+    fn in_use(&self, prefix: Prefix) -> Option<RouteInfo> {
+        let selected = self.entry(prefix)?.selected();
+        let candidates = selected.iter().enumerate().map(|(index, candidate)| CandidateInfo {
+            best: index == 0,
+            multipath: index > 0,
+            ..self.describe(prefix, candidate)
+        });
+        let candidates: Vec<_> = candidates.collect();
+        (!candidates.is_empty()).then_some(RouteInfo { prefix, candidates })
+    }
+
+    fn entry(&self, prefix: Prefix) -> Option<&Entry> {
+        match prefix {
+            Prefix::V4(key) => self.ipv4.entries.get(&key),
+            Prefix::V6(key) => self.ipv6.entries.get(&key),
+        }
+    }
+
+    fn longest_match(&self, address: IpAddr) -> Option<Prefix> {
+        let bits = match address {
+            IpAddr::V4(_) => Family::Ipv4Unicast.bits(),
+            IpAddr::V6(_) => Family::Ipv6Unicast.bits(),
+        };
+        let prefixes = || (0..=bits).rev().filter_map(|len| Prefix::of(address, len));
+        let used = |prefix: &Prefix| self.entry(*prefix).is_some_and(|e| e.best().is_some());
+        prefixes().find(used).or_else(|| prefixes().find(|prefix| self.entry(*prefix).is_some()))
+    }
+
+    fn peer_id(&self, name: &PeerName) -> Option<PeerId> {
+        self.peers.iter().find(|(_, peer)| peer.config.name == *name).map(|(id, _)| id)
+    }
+}
+
+impl TableFilter {
+    fn wants(&self, family: Family) -> bool {
+        self.family.is_none_or(|wanted| wanted == family)
+            && self.within.is_none_or(|outer| outer.family() == family)
+    }
+}
+
+fn take_watched<A: AddressFamily>(table: &mut Table<A>, prefixes: &mut Vec<Prefix>) -> u64 {
+    let Some(watched) = &mut table.marks.watched else { return 0 };
+    prefixes.extend(watched.keys.drain(..).map(A::prefix));
+    std::mem::take(&mut watched.missed)
+}

@@ -1,0 +1,169 @@
+//! Questions about routes that nobody has to wait for: tables are read a part at a time, and whoever
+//! watches is told what there was no room for.
+
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, oneshot};
+
+use crate::prefix::Prefix;
+use crate::rib::{PrefixKeys, RouteExplanation, RouteQuery, TableFilter, TableKind, TableRow};
+use crate::status::WatchEvent;
+
+use super::owner::Owner;
+use super::{Command, Error, SpeakerHandle};
+
+/// A question with the way to its answer.
+pub(crate) enum Question {
+    Prefixes(TableFilter, oneshot::Sender<PrefixKeys>),
+    Rows(TableKind, Vec<Prefix>, oneshot::Sender<Vec<TableRow>>),
+    Explain(RouteQuery, oneshot::Sender<Option<RouteExplanation>>),
+    Watch(oneshot::Sender<broadcast::Receiver<Arc<WatchEvent>>>),
+}
+
+/// A table that is read a part at a time. Its prefixes are those of the moment at which it was asked
+/// for, its rows those of the moment at which they are read; what has gone in between is left out.
+#[derive(Debug)]
+pub struct TableReader {
+    handle: SpeakerHandle,
+    table: TableKind,
+    keys: PrefixKeys,
+    next: usize,
+}
+
+/// What happens in a speaker from the moment on at which it was asked for.
+#[derive(Debug)]
+pub struct WatchFeed {
+    events: broadcast::Receiver<Arc<WatchEvent>>,
+}
+
+impl SpeakerHandle {
+    /// A part of a table, in the order of its prefixes.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn table(&self, filter: TableFilter) -> Result<TableReader, Error> {
+        let table = filter.table.clone();
+        let question = |answer| Command::Ask(Question::Prefixes(filter, answer));
+        let mut keys = self.ask(question).await?;
+        // A million of them take a while, and the owner may share this thread.
+        let sorted = tokio::task::spawn_blocking(move || {
+            keys.sort();
+            keys
+        });
+        let keys = sorted.await.map_err(|_| Error::Ended)?;
+        Ok(TableReader { handle: self.clone(), table, keys, next: 0 })
+    }
+
+    /// Everything about one prefix; `None` when there is no route to it.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn explain(&self, query: RouteQuery) -> Result<Option<RouteExplanation>, Error> {
+        self.ask(|answer| Command::Ask(Question::Explain(query, answer))).await
+    }
+
+    /// What happens from now on.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn watch(&self) -> Result<WatchFeed, Error> {
+        let events = self.ask(|answer| Command::Ask(Question::Watch(answer))).await?;
+        Ok(WatchFeed { events })
+    }
+}
+
+impl TableReader {
+    /// How many prefixes the table had.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Whether the table was empty.
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
+    /// The next rows, which may be none; `None` at the end.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn next(&mut self) -> Result<Option<Vec<TableRow>>, Error> {
+        let prefixes = self.keys.some(self.next, ROWS_AT_ONCE_MAX);
+        if prefixes.is_empty() {
+            return Ok(None);
+        }
+        self.next += prefixes.len();
+        let table = self.table.clone();
+        let question = |answer| Command::Ask(Question::Rows(table, prefixes, answer));
+        self.handle.ask(question).await.map(Some)
+    }
+}
+
+impl WatchFeed {
+    /// The next event; `None` when the speaker has ended. Whoever is slower than events come is told
+    /// how many were left out.
+    pub async fn recv(&mut self) -> Option<Arc<WatchEvent>> {
+        match self.events.recv().await {
+            Ok(event) => Some(event),
+            Err(broadcast::error::RecvError::Lagged(events)) => {
+                Some(Arc::new(WatchEvent::Missed { events }))
+            }
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}
+
+impl Owner {
+    pub(super) fn answer_question(&mut self, question: Question) {
+        // Whoever does not wait for the answer any more does not need it.
+        match question {
+            Question::Prefixes(filter, answer) => {
+                let _ = answer.send(self.rib.prefixes(&filter));
+            }
+            Question::Rows(table, prefixes, answer) => {
+                let _ = answer.send(self.rib.rows(&table, &prefixes));
+            }
+            Question::Explain(query, answer) => {
+                let _ = answer.send(self.rib.explanation(query));
+            }
+            Question::Watch(answer) => {
+                let watchers = self.watchers.get_or_insert_with(|| {
+                    self.rib.watch_best(true);
+                    broadcast::channel(EVENTS_KEPT_MAX).0
+                });
+                let _ = answer.send(watchers.subscribe());
+            }
+        }
+    }
+
+    /// Tells those who watch, if there are any.
+    pub(super) fn tell(&self, event: impl FnOnce() -> WatchEvent) {
+        if let Some(watchers) = &self.watchers {
+            // Those who have gone are noticed by `tell_best_changes`.
+            let _ = watchers.send(Arc::new(event()));
+        }
+    }
+
+    /// Tells those who watch of best routes that have changed; the last one gone, nothing is noted
+    /// any more.
+    pub(super) fn tell_best_changes(&mut self) {
+        let Some(watchers) = &self.watchers else { return };
+        if watchers.receiver_count() == 0 {
+            self.watchers = None;
+            self.rib.watch_best(false);
+            return;
+        }
+        let (changes, missed) = self.rib.take_best_changes();
+        for change in changes {
+            self.tell(|| WatchEvent::Route(change));
+        }
+        if missed > 0 {
+            self.tell(|| WatchEvent::Missed { events: missed });
+        }
+    }
+}
+
+/// Rows that are described at once: well below a millisecond of the owner's time.
+const ROWS_AT_ONCE_MAX: usize = 256;
+/// Events that are kept for those who watch and have not read them yet.
+const EVENTS_KEPT_MAX: usize = 4096;
