@@ -17,6 +17,12 @@ need ip iproute2 "looking at namespaces, links and routes beside our own code"
 need ping iputils-ping "pods and nodes reaching each other"
 need bird bird2 "BGP with another implementation"
 need birdc bird2 "asking that implementation what it learned"
+need vtysh frr "BGP with a second implementation"
+need gobgp gobgpd "BGP with a third one"
+need exabgp exabgp "BGP with a fourth one"
+# Named, or apt would choose all of systemd where there is none.
+need systemd-sysusers systemd-standalone-sysusers "the user of the next one"
+need bgpctl openbgpd "BGP with a fifth one"
 install_missing
 # The embedded API server with a client that is not ours.
 "$here/install-kubectl.sh" "$directory"

@@ -1,0 +1,40 @@
+//! Our speaker and GoBGP.
+
+mod interop;
+
+use cairn_tests::daemon::{Setup, Transport};
+use cairn_tests::gobgp::GoBgp;
+
+fn ebgp() -> Setup {
+    Setup::new(Transport::V4, 65002, 65001)
+}
+
+#[tokio::test]
+async fn ebgp_over_ipv4() {
+    interop::exchange::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn ebgp_over_ipv6_with_4_octet_as() {
+    interop::exchange::<GoBgp>(Setup::new(Transport::V6, 4_200_000_002, 65001)).await;
+}
+
+#[tokio::test]
+async fn ibgp_over_ipv4() {
+    interop::exchange::<GoBgp>(Setup::new(Transport::V4, 65001, 65001)).await;
+}
+
+#[tokio::test]
+async fn ibgp_over_ipv6() {
+    interop::exchange::<GoBgp>(Setup::new(Transport::V6, 65001, 65001)).await;
+}
+
+#[tokio::test]
+async fn killed_and_back() {
+    interop::killed_and_back::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn our_restart() {
+    interop::our_restart::<GoBgp>(ebgp()).await;
+}
