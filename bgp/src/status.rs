@@ -177,6 +177,8 @@ pub struct NegotiatedSnapshot {
     pub families: Vec<Family>,
     /// The families that are configured and not in use.
     pub missing: Vec<MissingFamily>,
+    /// IPv4 routes have IPv6 next hops of ours (RFC 8950).
+    pub ipv4_via_ipv6: bool,
     /// The peer's restart time, where graceful restart is negotiated.
     pub peer_restart_time_secs: Option<u16>,
     /// Whether routes can be asked for again.

@@ -103,6 +103,8 @@ impl ModelPeer {
             addresses: self.local(),
             promises_end_of_rib: true,
             stale_kept: Families::NONE,
+            enhanced_route_refresh: false,
+            ipv4_via_ipv6: false,
         }
     }
 

@@ -33,6 +33,7 @@ fn config(local: u8, remote: u8, local_asn: u32, peer_asn: u32) -> SessionConfig
         router_id: Ipv4Addr::new(192, 0, 2, local),
         passive: false,
         families: Families::from_iter(Family::ALL),
+        extended_next_hop: false,
         hold_time_secs: 90,
         connect_retry_secs: 10,
         graceful_restart_secs: Some(60),

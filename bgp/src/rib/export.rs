@@ -22,6 +22,8 @@ pub(crate) struct GroupKey {
     pub(crate) next_hop: NextHopMode,
     pub(crate) scope: ExportScope,
     pub(crate) format: MessageFormat,
+    /// Own next hops of IPv4 routes are IPv6 addresses (RFC 8950).
+    pub(crate) ipv4_via_ipv6: bool,
     pub(crate) export: Vec<Arc<Policy>>,
 }
 
@@ -48,6 +50,7 @@ impl GroupKey {
             next_hop: config.next_hop,
             scope: config.export_scope,
             format: session.format,
+            ipv4_via_ipv6: session.ipv4_via_ipv6,
             export: config.export.clone(),
         }
     }

@@ -24,7 +24,7 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
 use crate::prefix::Family;
-use crate::wire::{Announcements, NextHop, Withdrawals, end_of_rib};
+use crate::wire::{Announcements, NextHop, RefreshKind, RouteRefresh, Withdrawals, end_of_rib};
 
 use super::attributes::RouteAttributes;
 use super::export::{ExportContext, GroupKey};
@@ -55,8 +55,8 @@ pub struct Chunk {
 pub struct WireMessage {
     /// The whole message.
     pub bytes: Bytes,
-    /// Where the peer's own next hop has to be written: 4 octets for IPv4, 16 for IPv6; `None` when
-    /// the message goes out as it is.
+    /// Where the session's own next hop has to be written, 4 octets of an IPv4 address or 16 of an
+    /// IPv6 one (also for IPv4 routes, RFC 8950); `None` when the message goes out as it is.
     pub next_hop: Option<Range<usize>>,
 }
 
@@ -351,8 +351,12 @@ impl<A: AddressFamily> Group<A> {
             if !member.has_room(context) {
                 return;
             }
-            if member.pending.is_none() && std::mem::take(&mut member.wants_refresh) {
+            // RFC 7313 section 4: no BoRR before the initial End-of-RIB.
+            let may_refresh = !member.owes_end_of_rib || !context.marks_refresh(peer);
+            if member.pending.is_none() && may_refresh && std::mem::take(&mut member.wants_refresh)
+            {
                 let all = self.all_for(peer);
+                context.begin_refresh(peer, A::FAMILY, output);
                 if let Some(member) = self.members.get_mut(index) {
                     member.pending = Some(all);
                 }
@@ -379,6 +383,9 @@ impl<A: AddressFamily> Group<A> {
             }
         }
         let Some(member) = self.members.get_mut(index) else { return };
+        if self.queue.is_empty() {
+            context.end_refresh(member.peer, A::FAMILY, output);
+        }
         if member.owes_end_of_rib && self.queue.is_empty() && !context.deferring {
             member.owes_end_of_rib = false;
             let chunk = Arc::new(Chunk::of(end_of_rib(A::FAMILY)));
@@ -406,8 +413,10 @@ impl<A: AddressFamily> Group<A> {
             let own = self.key.shows_own_next_hop(source);
             let next_hop = match (own, A::FAMILY) {
                 (false, _) => bucket.attributes.next_hop,
-                (true, Family::Ipv4Unicast) => NextHop::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
-                (true, Family::Ipv6Unicast) => NextHop::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+                (true, Family::Ipv4Unicast) if !self.key.ipv4_via_ipv6 => {
+                    NextHop::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+                }
+                (true, _) => NextHop::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
             };
             let prefixes = bucket.keys.iter().map(|key| A::prefix(*key));
             let format = self.key.format;
@@ -514,6 +523,41 @@ impl Chunk {
 }
 
 impl ExportContext<'_> {
+    fn marks_refresh(&self, peer: PeerId) -> bool {
+        let session = self.peers.peer(peer).and_then(|peer| peer.session);
+        session.is_some_and(|session| session.enhanced_route_refresh)
+    }
+
+    /// Says that everything is sent again from here on, to a peer that understands it (RFC 7313).
+    fn begin_refresh(&mut self, peer: PeerId, family: Family, output: &mut Vec<Output>) {
+        if self.marks_refresh(peer)
+            && let Some(state) = self.peers.peer_mut(peer)
+        {
+            state.family_mut(family).refresh_sent = true;
+            self.hand_out_refresh(peer, family, RefreshKind::Begin, output);
+        }
+    }
+
+    /// Says that everything has been sent, if a refresh has begun.
+    fn end_refresh(&mut self, peer: PeerId, family: Family, output: &mut Vec<Output>) {
+        if let Some(state) = self.peers.peer_mut(peer)
+            && std::mem::take(&mut state.family_mut(family).refresh_sent)
+        {
+            self.hand_out_refresh(peer, family, RefreshKind::End, output);
+        }
+    }
+
+    fn hand_out_refresh(
+        &mut self,
+        peer: PeerId,
+        family: Family,
+        kind: RefreshKind,
+        output: &mut Vec<Output>,
+    ) {
+        let chunk = Arc::new(Chunk::of(RouteRefresh::new(family, kind).encode()));
+        self.hand_out(peer, &chunk, output);
+    }
+
     fn hand_out(&mut self, peer: PeerId, chunk: &Arc<Chunk>, output: &mut Vec<Output>) {
         if let Some(peer) = self.peers.peer_mut(peer) {
             peer.room = peer.room.saturating_sub(chunk.octets);

@@ -7,7 +7,7 @@ use foldhash::fast::FixedState;
 
 use crate::config::PrefixLimit;
 use crate::policy::{Action, RouteView};
-use crate::prefix::{Family, Prefix};
+use crate::prefix::{Families, Family, Prefix};
 use crate::wire::SessionSort;
 
 use super::attributes::{Interner, RouteAttributes};
@@ -101,9 +101,9 @@ fn apply(
 
 /// The peer has sent everything: what it did not send again is gone (RFC 4724 section 4.2).
 fn end_of_rib(rib: &mut Rib, id: PeerId, family: Family) {
-    match family {
-        Family::Ipv4Unicast => rib.sweep::<super::Ipv4>(id),
-        Family::Ipv6Unicast => rib.sweep::<super::Ipv6>(id),
+    // RFC 7313 section 4: the end of a refresh is EoRR and nothing else.
+    if !rib.peers.peer(id).is_some_and(|peer| peer.family(family).refreshing) {
+        rib.flush_stale(id, Families::NONE.with(family));
     }
     if let Some(peer) = rib.peers.peer_mut(id) {
         peer.family_mut(family).awaits_end_of_rib = false;

@@ -226,7 +226,12 @@ impl Rib {
     pub fn peer_down(&mut self, id: PeerId, keep: Families) {
         self.ipv4.drop_member(id);
         self.ipv6.drop_member(id);
-        self.flush_stale(id, keep);
+        // What a refresh has not brought again was valid until now: it is as stale as the rest.
+        let refreshing = |family: &Family| {
+            self.peers.peer(id).is_some_and(|peer| peer.family(*family).refreshing)
+        };
+        let twice_stale = keep.iter().filter(|family| !refreshing(family)).collect();
+        self.flush_stale(id, twice_stale);
         let Some(peer) = self.peers.peer_mut(id) else { return };
         peer.session = None;
         let mut gone = Families::NONE;
@@ -235,6 +240,7 @@ impl Rib {
             // Also what the flush of a family that is not kept looks for.
             state.epoch = state.epoch.wrapping_add(1);
             state.has_stale = state.received > 0;
+            (state.refreshing, state.refresh_sent) = (false, false);
             if !keep.contains(family) {
                 gone = gone.with(family);
             }
@@ -270,6 +276,27 @@ impl Rib {
         match family {
             Family::Ipv4Unicast => self.ipv4.groups.iter_mut().for_each(|g| g.refresh(id)),
             Family::Ipv6Unicast => self.ipv6.groups.iter_mut().for_each(|g| g.refresh(id)),
+        }
+    }
+
+    /// The peer is about to send all routes of a family again (BoRR, RFC 7313 section 4): those that
+    /// are there are stale until it has. A refresh that begins while another one goes on, or while
+    /// routes wait for End-of-RIB, is one with it.
+    pub fn begin_refresh(&mut self, id: PeerId, family: Family) {
+        let Some(peer) = self.peers.peer_mut(id) else { return };
+        let state = peer.family_mut(family);
+        if !state.has_stale {
+            state.epoch = state.epoch.wrapping_add(1);
+            state.has_stale = state.received > 0;
+            state.refreshing = state.has_stale;
+        }
+    }
+
+    /// The peer has sent all routes of a family again (EoRR): what it has not sent is gone.
+    pub fn end_refresh(&mut self, id: PeerId, family: Family) {
+        let Some(peer) = self.peers.peer_mut(id) else { return };
+        if std::mem::take(&mut peer.family_mut(family).refreshing) {
+            self.flush_stale(id, Families::NONE.with(family));
         }
     }
 

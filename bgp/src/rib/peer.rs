@@ -68,6 +68,10 @@ pub struct PeerSession {
     pub promises_end_of_rib: bool,
     /// Families whose stale routes wait for End-of-RIB.
     pub stale_kept: Families,
+    /// Beginning and end of a refresh are marked (RFC 7313).
+    pub enhanced_route_refresh: bool,
+    /// Own next hops of IPv4 routes are IPv6 addresses (RFC 8950).
+    pub ipv4_via_ipv6: bool,
 }
 
 /// One peer.
@@ -95,6 +99,10 @@ pub(crate) struct PeerFamily {
     pub(crate) over_limit: bool,
     /// Only then is a sweep worth a walk.
     pub(crate) has_stale: bool,
+    /// The peer sends everything again, and what is stale is what it has not sent yet (RFC 7313).
+    pub(crate) refreshing: bool,
+    /// The peer has been told that everything is sent to it again.
+    pub(crate) refresh_sent: bool,
     /// The start's deferral waits for this End-of-RIB (RFC 4724 section 4.1).
     pub(crate) awaits_end_of_rib: bool,
 }
@@ -167,6 +175,8 @@ impl PeerSession {
             addresses: established.addresses,
             promises_end_of_rib: established.promises_end_of_rib(),
             stale_kept: established.stale_kept,
+            enhanced_route_refresh: established.negotiated.enhanced_route_refresh,
+            ipv4_via_ipv6: established.ipv4_via_ipv6(),
         }
     }
 }

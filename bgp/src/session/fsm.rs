@@ -6,7 +6,7 @@ use crate::prefix::Families;
 use crate::wire::{CeaseReason, FsmError, Notification, NotificationError, Open};
 
 use super::error::explain_received;
-use super::open::{self, Refusal};
+use super::open::{self, Accepted, Refusal};
 use super::state::{Confirm, Handshake, Outgoing, Phase, Stale, State, Up};
 use super::timers::{
     COLLISION_AFTER_UP, CONNECT_WAIT, HOLD_PUT_OFF, Jitter, Liveness, OPEN_WAIT, STALE_AFTER_UP,
@@ -394,9 +394,10 @@ impl Session {
         peer: Open,
         actions: &mut Vec<Action>,
     ) {
-        let Some(local) = self.handshake_mut(connection).map(|h| h.local.clone()) else { return };
-        let negotiated = match open::accept(&self.config, &local, &peer) {
-            Ok(negotiated) => negotiated,
+        let Some(handshake) = self.handshake_mut(connection) else { return };
+        let (local, addresses) = (handshake.local.clone(), handshake.addresses);
+        let accepted = match open::accept(&self.config, addresses, &local, &peer) {
+            Ok(accepted) => accepted,
             Err(refusal) => {
                 let Refusal { notification, text } = refusal;
                 let kind = ErrorKind::NotificationSent;
@@ -410,10 +411,11 @@ impl Session {
             self.abandon(now, connection);
             return;
         }
+        let Accepted { negotiated, left_out } = accepted;
         let liveness = Liveness::start(now, negotiated.hold_time_secs, &mut self.jitter);
         let give_up_at = now + OPEN_WAIT;
         if let Some(handshake) = self.handshake_mut(connection) {
-            let confirm = Confirm { peer, negotiated, liveness, give_up_at };
+            let confirm = Confirm { peer, negotiated, left_out, liveness, give_up_at };
             handshake.phase = Phase::OpenConfirm(Box::new(confirm));
             actions.push(Action::Send(connection, Message::Keepalive));
         }
@@ -451,7 +453,7 @@ impl Session {
         else {
             return;
         };
-        let Confirm { peer, negotiated, liveness, .. } = *confirm;
+        let Confirm { peer, negotiated, left_out, liveness, .. } = *confirm;
         let graceful_restart = match self.config.graceful_restart_secs {
             Some(_) => peer.graceful_restart().cloned(),
             None => None,
@@ -475,8 +477,10 @@ impl Session {
             peer,
             negotiated,
             addresses,
+            over_ipv6: self.config.address.is_ipv6(),
             graceful_restart,
             stale_kept,
+            left_out,
         };
         actions.push(Action::Up(Box::new(established.clone())));
         let up = Up { since: now, liveness, established, challenger: None };

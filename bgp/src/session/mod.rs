@@ -57,6 +57,8 @@ pub struct SessionConfig {
     pub passive: bool,
     /// Families to offer.
     pub families: Families,
+    /// Offer IPv4 routes with IPv6 next hops (RFC 8950).
+    pub extended_next_hop: bool,
     /// Hold time to offer, in seconds; 0 is none.
     pub hold_time_secs: u16,
     /// Wait between attempts to connect, in seconds, before jitter.
@@ -83,7 +85,8 @@ pub struct ConnectionId(pub u64);
 pub struct LocalAddresses {
     /// The local IPv4 address of the session, or of its interface.
     pub ipv4: Option<Ipv4Addr>,
-    /// The local IPv6 address of the session, or of its interface; never a link-local one.
+    /// The configured next hop, else the local IPv6 address of the session, else one of its
+    /// interface; never a link-local one.
     pub ipv6: Option<Ipv6Addr>,
 }
 
@@ -205,10 +208,35 @@ pub struct Established {
     pub negotiated: Negotiated,
     /// Own addresses for next hops.
     pub addresses: LocalAddresses,
+    /// The connection runs over IPv6.
+    pub over_ipv6: bool,
     /// The peer's graceful restart capability where both sides have it.
     pub graceful_restart: Option<GracefulRestart>,
     /// Families whose stale routes may stay until End-of-RIB: the peer kept forwarding.
     pub stale_kept: Families,
+    /// Configured families that are not in use, each with the reason.
+    pub left_out: Vec<(Family, LeftOut)>,
+}
+
+/// Why a configured family is not in use on a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, thiserror::Error, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LeftOut {
+    /// No own address could stand as next hop.
+    #[error(
+        "the session has no own address of this family for next hops: give its interface a global \
+         address, or set nextHopIPv6 for IPv6 routes or extendedNextHop for IPv4 routes"
+    )]
+    NoNextHop,
+    /// IPv4 routes would need IPv6 next hops, which the peer does not take (RFC 8950).
+    #[error(
+        "the session has no own IPv4 address, and the peer does not take IPv4 routes with IPv6 next \
+         hops: give the interface an IPv4 address or set the peer up for RFC 8950"
+    )]
+    NoExtendedNextHop,
+    /// The peer does not offer it.
+    #[error("the peer does not offer it: correct families of the BGPPeer or the peer")]
+    NotOffered,
 }
 
 /// Where a session stands, in the words of RFC 4271 section 8.2.2.
@@ -238,6 +266,7 @@ impl SessionConfig {
             router_id: speaker.router_id,
             passive: peer.passive,
             families: peer.families,
+            extended_next_hop: peer.extended_next_hop,
             hold_time_secs: peer.hold_time_secs,
             connect_retry_secs: peer.connect_retry_secs,
             graceful_restart_secs: peer.graceful_restart_secs,
@@ -251,16 +280,25 @@ impl SessionConfig {
 }
 
 impl LocalAddresses {
-    /// Whether routes of `family` can carry a next hop of ours.
-    pub fn covers(self, family: Family) -> bool {
+    /// Whether routes of `family` can carry a next hop of ours, where IPv4 routes may have an IPv6
+    /// one (RFC 8950) or not.
+    pub fn covers(self, family: Family, extended_next_hop: bool) -> bool {
+        let ipv6 = self.ipv6.is_some();
         match family {
-            Family::Ipv4Unicast => self.ipv4.is_some(),
-            Family::Ipv6Unicast => self.ipv6.is_some(),
+            Family::Ipv4Unicast => self.ipv4.is_some() || (extended_next_hop && ipv6),
+            Family::Ipv6Unicast => ipv6,
         }
     }
 }
 
 impl Established {
+    /// Whether own next hops of IPv4 routes are IPv6 addresses (RFC 8950): where it is agreed and the
+    /// session has no IPv4 address, or runs over IPv6 as an interface without IPv4 would.
+    pub fn ipv4_via_ipv6(&self) -> bool {
+        let no_ipv4 = self.addresses.ipv4.is_none() || self.over_ipv6;
+        self.negotiated.extended_next_hop && self.addresses.ipv6.is_some() && no_ipv4
+    }
+
     /// The families of the session: those that both sides offered.
     pub fn families(&self) -> Families {
         self.negotiated.families

@@ -2,11 +2,11 @@
 
 use crate::prefix::{Families, Family};
 use crate::wire::{
-    Capability, GracefulRestart, GracefulRestartFamily, Negotiated, Notification,
+    Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily, Negotiated, Notification,
     NotificationError, Open, OpenError,
 };
 
-use super::{LocalAddresses, Restart, SessionConfig};
+use super::{LeftOut, LocalAddresses, Restart, SessionConfig};
 
 /// The OPEN for a connection whose local addresses are `addresses`. A family is offered when routes
 /// of it can have a next hop of ours.
@@ -15,9 +15,20 @@ pub(super) fn local_open(
     addresses: LocalAddresses,
     restart: Restart,
 ) -> Open {
-    let families: Families = config.families.iter().filter(|f| addresses.covers(*f)).collect();
+    let covers = |family: &Family| addresses.covers(*family, config.extended_next_hop);
+    let families: Families = config.families.iter().filter(covers).collect();
     let mut capabilities: Vec<_> = families.iter().map(Capability::multiprotocol).collect();
     capabilities.push(Capability::RouteRefresh);
+    capabilities.push(Capability::EnhancedRouteRefresh);
+    capabilities.push(Capability::ExtendedMessage);
+    if config.extended_next_hop && families.contains(Family::Ipv4Unicast) {
+        let ipv4 = Family::Ipv4Unicast;
+        capabilities.push(Capability::ExtendedNextHop(vec![ExtendedNextHop {
+            afi: ipv4.afi(),
+            safi: ipv4.safi().into(),
+            next_hop_afi: Family::Ipv6Unicast.afi(),
+        }]));
+    }
     if let Some(restart_time_secs) = config.graceful_restart_secs {
         capabilities.push(Capability::GracefulRestart(GracefulRestart {
             restarting: restart.restarting,
@@ -42,6 +53,14 @@ pub(super) fn local_open(
     }
 }
 
+/// What follows from a peer's OPEN.
+#[derive(Clone, Debug)]
+pub(super) struct Accepted {
+    pub(super) negotiated: Negotiated,
+    /// Configured families that are not in use.
+    pub(super) left_out: Vec<(Family, LeftOut)>,
+}
+
 /// A peer's OPEN that cannot be accepted.
 #[derive(Clone, Debug)]
 pub(super) struct Refusal {
@@ -53,9 +72,10 @@ pub(super) struct Refusal {
 /// Compares the peer's OPEN with the configuration.
 pub(super) fn accept(
     config: &SessionConfig,
+    addresses: LocalAddresses,
     local: &Open,
     peer: &Open,
-) -> Result<Negotiated, Refusal> {
+) -> Result<Accepted, Refusal> {
     if let Err(notification) = peer.check_peer(config.peer_asn, config.local_asn, config.router_id)
     {
         let text = match notification.error {
@@ -71,27 +91,35 @@ pub(super) fn accept(
         };
         return Err(Refusal { notification, text });
     }
-    let negotiated = Negotiated::new(local, peer);
+    let mut negotiated = Negotiated::new(local, peer);
+    let in_use = |family: &Family| addresses.covers(*family, negotiated.extended_next_hop);
+    negotiated.families = negotiated.families.iter().filter(in_use).collect();
+    let left_out = config.families.iter().filter_map(|family| {
+        let reason = match () {
+            () if negotiated.families.contains(family) => return None,
+            () if !local.families().contains(family) => LeftOut::NoNextHop,
+            () if !peer.families().contains(family) => LeftOut::NotOffered,
+            () => LeftOut::NoExtendedNextHop,
+        };
+        Some((family, reason))
+    });
+    let left_out: Vec<_> = left_out.collect();
     if negotiated.families.is_empty() {
         let names = |families: Families| match families.is_empty() {
             true => "none".to_owned(),
             false => families.iter().map(|f| f.to_string()).collect::<Vec<_>>().join(", "),
         };
+        let reasons: Vec<_> = left_out.iter().map(|(f, why)| format!("{f}: {why}")).collect();
         let text = format!(
-            "no address family in common: peer offers {}, we offer {}: correct families of the \
-             BGPPeer or the peer{}",
+            "no address family in common: peer offers {}, we offer {} ({})",
             names(peer.families()),
             names(local.families()),
-            if local.families() == config.families {
-                ""
-            } else {
-                " (a family without a local address of its own on the session's interface is not offered)"
-            }
+            reasons.join("; ")
         );
         let notification = OpenError::UnsupportedCapability.into();
         return Err(Refusal { notification, text });
     }
-    Ok(negotiated)
+    Ok(Accepted { negotiated, left_out })
 }
 
 /// Which connection survives when both sides connected at once (RFC 4271 section 6.8, RFC 6286

@@ -2,13 +2,13 @@
 
 use std::time::Instant;
 
-use crate::prefix::Families;
+use crate::prefix::{Families, Family};
 use crate::wire::{Negotiated, Open};
 
 use super::open;
 use super::timers::{Liveness, OPEN_WAIT, earliest};
 use super::{
-    Action, ConnectionId, Established, LocalAddresses, Message, Restart, SessionConfig,
+    Action, ConnectionId, Established, LeftOut, LocalAddresses, Message, Restart, SessionConfig,
     SessionState,
 };
 
@@ -53,6 +53,7 @@ pub(super) enum Phase {
 pub(super) struct Confirm {
     pub(super) peer: Open,
     pub(super) negotiated: Negotiated,
+    pub(super) left_out: Vec<(Family, LeftOut)>,
     pub(super) liveness: Liveness,
     pub(super) give_up_at: Instant,
 }

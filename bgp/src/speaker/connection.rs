@@ -62,6 +62,7 @@ impl Connection {
     pub(super) fn start(
         stream: TcpStream,
         endpoints: Endpoints,
+        own: LocalAddresses,
         config: ReaderConfig,
         mailbox: Mailbox,
     ) -> Connection {
@@ -78,7 +79,7 @@ impl Connection {
             writes,
             Arc::clone(&queued),
             closed,
-            socket::local_addresses(endpoints.local.ip()),
+            own,
             mailbox.clone(),
         ));
         let input = Arc::clone(&stream);
@@ -102,11 +103,6 @@ impl Connection {
             _reading: reading,
             _writing: writing,
         }
-    }
-
-    /// Own addresses for next hops.
-    pub(super) fn addresses(&self) -> LocalAddresses {
-        socket::local_addresses(self.endpoints.local.ip())
     }
 
     /// The own address of the connection.

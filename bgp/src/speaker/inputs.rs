@@ -8,11 +8,12 @@ use crate::config::{PeerConfig, PrefixLimitAction};
 use crate::rib::{PeerId, PrefixLimitExceeded, UpdateOutcome};
 use crate::session::{ConnectionId, ErrorKind, Event, LocalAddresses, StopReason};
 use crate::stream::{FaultyMessage, Item, ReaderConfig};
-use crate::wire::{AttributeError, RefreshKind};
+use crate::wire::{AttributeError, RefreshKind, RouteRefresh};
 
 use super::connection::{Connection, Mailbox};
 use super::errors::kind_of;
 use super::owner::{Input, InputKind, Owner, PeerKey, now};
+use super::peer::{REFRESH_REST, WARNING_REST};
 use super::{Endpoints, socket};
 
 impl Owner {
@@ -99,8 +100,9 @@ impl Owner {
         let mailbox = Mailbox { inputs: self.mailbox.clone(), peer: key, connection };
         let peer = self.peers.get_mut(&key)?;
         let first_as = peer.config.enforce_first_as.then_some(peer.config.asn);
-        let started = Connection::start(stream, endpoints, ReaderConfig { first_as }, mailbox);
-        let addresses = started.addresses();
+        let addresses = socket::local_addresses(endpoints.local.ip(), peer.config.next_hop_ipv6);
+        let config = ReaderConfig { first_as };
+        let started = Connection::start(stream, endpoints, addresses, config, mailbox);
         peer.connections.insert(connection, started);
         Some(addresses)
     }
@@ -141,16 +143,35 @@ impl Owner {
                         }
                     }
                 }
-                Item::Refresh(refresh) => {
-                    let Some(rib_id) = self.established_rib_id(key, connection) else { continue };
-                    if let (Some(family), RefreshKind::Request) = (refresh.family(), refresh.kind) {
-                        self.rib.refresh(rib_id, family);
-                    }
-                }
+                Item::Refresh(refresh) => self.refresh(key, connection, refresh),
             }
         }
         // A writer that was full may have become empty meanwhile.
         self.update_room(key);
+    }
+
+    fn refresh(&mut self, key: PeerKey, connection: ConnectionId, refresh: RouteRefresh) {
+        let Some(rib_id) = self.established_rib_id(key, connection) else { return };
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let Some(established) = peer.session.established() else { return };
+        // RFC 2918 section 4: a family that was not negotiated is ignored.
+        let Some(family) = refresh.family().filter(|f| established.families().contains(*f)) else {
+            return;
+        };
+        let marked = established.negotiated.enhanced_route_refresh;
+        match refresh.kind {
+            RefreshKind::Request => self.rib.refresh(rib_id, family),
+            // The end of each costs a walk over the table. One that begins too soon after another is
+            // taken for a plain refresh: nothing is swept after it.
+            RefreshKind::Begin if marked => {
+                let throttle = peer.refreshes.entry(family).or_default();
+                if throttle.pass(now(), REFRESH_REST).is_some() {
+                    self.rib.begin_refresh(rib_id, family);
+                }
+            }
+            RefreshKind::End if marked => self.rib.end_refresh(rib_id, family),
+            RefreshKind::Begin | RefreshKind::End | RefreshKind::Unknown(_) => {}
+        }
     }
 
     fn established_rib_id(&self, key: PeerKey, connection: ConnectionId) -> Option<PeerId> {
@@ -206,7 +227,7 @@ impl Owner {
 
     fn warn(&mut self, key: PeerKey, text: impl FnOnce() -> String) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        if let Some(held_back) = peer.warnings.pass(now()) {
+        if let Some(held_back) = peer.warnings.pass(now(), WARNING_REST) {
             tracing::warn!(peer = %peer.name, held_back, "{}", text());
         }
     }

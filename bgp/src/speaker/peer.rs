@@ -1,6 +1,6 @@
 //! One peer at runtime: its session, its connections and what to report about them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -31,6 +31,8 @@ pub(super) struct Peer {
     pub(super) last_down: Option<(SystemTime, DownReason)>,
     pub(super) established_count: u64,
     pub(super) warnings: Throttle,
+    /// Beginnings of refreshes that are followed up.
+    pub(super) refreshes: BTreeMap<Family, Throttle>,
     pub(super) errors: ErrorHistory,
     /// An operator wants no session.
     pub(super) disabled: bool,
@@ -38,7 +40,7 @@ pub(super) struct Peer {
     pub(super) refusals: BTreeSet<String>,
 }
 
-/// Lets one of many equal log lines pass.
+/// Lets one of many equal events pass.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
     next: Option<Instant>,
@@ -46,13 +48,13 @@ pub(super) struct Throttle {
 }
 
 impl Throttle {
-    /// How many lines were held back since the last one, when another one may pass.
-    pub(super) fn pass(&mut self, now: Instant) -> Option<u64> {
+    /// How many were held back since the last one, when another one may pass after this `rest`.
+    pub(super) fn pass(&mut self, now: Instant, rest: Duration) -> Option<u64> {
         if self.next.is_some_and(|next| next > now) {
             self.held_back += 1;
             return None;
         }
-        self.next = Some(now + WARNING_REST);
+        self.next = Some(now + rest);
         Some(std::mem::take(&mut self.held_back))
     }
 }
@@ -80,7 +82,8 @@ impl Peer {
                 local_address: connection.local_address(),
                 hold_time_secs: established.negotiated.hold_time_secs,
                 families: established.families().iter().collect(),
-                missing: self.missing_families(established),
+                missing: missing_families(established),
+                ipv4_via_ipv6: established.ipv4_via_ipv6(),
                 peer_restart_time_secs: restart.map(|restart| restart.restart_time_secs),
                 route_refresh: established.negotiated.route_refresh,
                 enhanced_route_refresh: established.negotiated.enhanced_route_refresh,
@@ -123,27 +126,13 @@ impl Peer {
     }
 }
 
-impl Peer {
-    /// The families that are configured and not in use, each with the reason.
-    fn missing_families(&self, established: &Established) -> Vec<MissingFamily> {
-        let in_use = established.families();
-        let wanted = self.config.families.iter().filter(|family| !in_use.contains(*family));
-        let missing = wanted.map(|family| {
-            let reason = match (established.local.families().contains(family), family) {
-                (true, _) => "the peer does not offer it",
-                (false, Family::Ipv6Unicast) => {
-                    "it is not offered: this side of the session has no global IPv6 address to be \
-                     the next hop; give its interface one or set nextHopIPv6"
-                }
-                (false, Family::Ipv4Unicast) => {
-                    "it is not offered: this side of the session has no IPv4 address to be the \
-                     next hop; give its interface one"
-                }
-            };
-            MissingFamily { family, reason: reason.into() }
-        });
-        missing.collect()
-    }
+/// The families that are configured and not in use, each with the reason.
+fn missing_families(established: &Established) -> Vec<MissingFamily> {
+    let missing = established.left_out.iter().map(|(family, reason)| MissingFamily {
+        family: *family,
+        reason: reason.to_string().into(),
+    });
+    missing.collect()
 }
 
 pub(super) fn unix_secs(at: SystemTime) -> u64 {
@@ -151,4 +140,6 @@ pub(super) fn unix_secs(at: SystemTime) -> u64 {
 }
 
 /// Time between two warnings about one peer's messages.
-const WARNING_REST: Duration = Duration::from_secs(10);
+pub(super) const WARNING_REST: Duration = Duration::from_secs(10);
+/// Time between two refreshes of one family after which stale routes are swept.
+pub(super) const REFRESH_REST: Duration = Duration::from_secs(1);

@@ -32,6 +32,7 @@ impl Owner {
             last_down: None,
             established_count: 0,
             warnings: Throttle::default(),
+            refreshes: BTreeMap::new(),
             errors: ErrorHistory::default(),
             disabled: self.disabled.contains(name),
             refusals: BTreeSet::new(),

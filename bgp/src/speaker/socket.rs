@@ -225,13 +225,15 @@ pub(super) fn has_unread(stream: &TcpStream) -> bool {
     result == 0 && octets > 0
 }
 
-/// The own addresses that may stand as next hop on a session with this local address: itself, and
-/// the first fitting one of the other family on the same interface.
-pub(super) fn local_addresses(local: IpAddr) -> LocalAddresses {
-    let mut addresses = LocalAddresses::default();
+/// The own addresses that may stand as next hop on a session with this local address: the configured
+/// one, itself, and the first fitting one of the other family on the same interface.
+pub(super) fn local_addresses(local: IpAddr, configured: Option<Ipv6Addr>) -> LocalAddresses {
+    let mut addresses = LocalAddresses { ipv4: None, ipv6: configured };
     match local {
         IpAddr::V4(own) => addresses.ipv4 = Some(own),
-        IpAddr::V6(own) if !own.is_unicast_link_local() => addresses.ipv6 = Some(own),
+        IpAddr::V6(own) if !own.is_unicast_link_local() => {
+            addresses.ipv6 = configured.or(Some(own));
+        }
         IpAddr::V6(_) => {}
     }
     let all = interface_addresses();

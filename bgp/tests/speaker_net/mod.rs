@@ -3,7 +3,7 @@
 #![allow(dead_code, reason = "shared by several test files")]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
@@ -15,10 +15,10 @@ use cairn_bgp::prefix::Family;
 use cairn_bgp::rib::FibRoute;
 use cairn_bgp::speaker::{FibFeed, Speaker, SpeakerHandle, SpeakerOptions};
 use cairn_bgp::wire::{
-    Capability, Frame, MESSAGE_OCTETS_MAX, MessageType, Notification, Open, keepalive,
+    Capability, Frame, MESSAGE_OCTETS_MAX_EXTENDED, MessageType, Notification, Open, keepalive,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 /// A network namespace: codec and RIB refuse loopback next hops, as they should.
 pub struct Net {
@@ -50,6 +50,7 @@ pub struct Fib {
 /// Peers as a test writes them by hand.
 pub struct FakePeer {
     stream: TcpStream,
+    buffer: BytesMut,
 }
 
 impl Net {
@@ -95,6 +96,21 @@ impl Net {
         connect(&mut a, "a", &mut b, "b");
         (a, b)
     }
+}
+
+/// As [`connect`], over the IPv6 addresses beside the IPv4 ones.
+pub fn connect_over_ipv6(a: &mut Setup, name_a: &str, b: &mut Setup, name_b: &str) {
+    for setup in [&mut *a, &mut *b] {
+        let number = setup.config.router_id.octets()[3];
+        let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, hexadecimal(number));
+        setup.config.listen = vec![SocketAddr::new(address.into(), PORT)];
+    }
+    connect(a, name_a, b, name_b);
+}
+
+/// `ip` reads the digits of a number in an IPv6 address as hexadecimal ones.
+fn hexadecimal(number: u8) -> u16 {
+    u16::from_str_radix(&number.to_string(), 16).expect("digits")
 }
 
 /// Makes two speakers peers of each other; the first one connects.
@@ -237,38 +253,102 @@ impl FakePeer {
     /// Accepts a session and takes it to Established.
     pub async fn accept(listen: SocketAddr, asn: u32, router_id: Ipv4Addr) -> FakePeer {
         let listener = TcpListener::bind(listen).await.expect("a free address");
-        let (mut stream, _) = listener.accept().await.expect("a connection");
-        let open = Open {
-            asn,
-            hold_time_secs: 90,
-            router_id,
-            capabilities: vec![
-                Capability::multiprotocol(Family::Ipv4Unicast),
-                Capability::FourOctetAs(asn),
-            ],
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let mut peer = FakePeer { stream, buffer: BytesMut::new() };
+        peer.send(&fake_open(asn, router_id).encode()).await;
+        peer.send(&keepalive()).await;
+        peer
+    }
+
+    /// Connects from an address, without a word.
+    pub async fn connect(from: Ipv4Addr, to: SocketAddr) -> FakePeer {
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::new(from.into(), 0)).expect("the peer's address");
+        let stream = socket.connect(to).await.expect("a listener");
+        FakePeer { stream, buffer: BytesMut::new() }
+    }
+
+    /// Connects as soon as somebody listens, and takes the session to Established from this side.
+    pub async fn established(from: Ipv4Addr, to: SocketAddr, open: Open) -> FakePeer {
+        until_listens(to).await;
+        let mut peer = FakePeer::connect(from, to).await;
+        peer.send(&open.encode()).await;
+        peer.send(&keepalive()).await;
+        peer.until_message(MessageType::Keepalive).await;
+        peer
+    }
+
+    pub async fn send(&mut self, octets: &[u8]) {
+        self.stream.write_all(octets).await.expect("an open socket");
+    }
+
+    /// As [`FakePeer::send`], to a side that may have closed.
+    pub async fn try_send(&mut self, octets: &[u8]) -> bool {
+        self.stream.write_all(octets).await.is_ok()
+    }
+
+    /// The next message; `None` when the other side has closed.
+    pub async fn message(&mut self) -> Option<Frame> {
+        let reading = async {
+            loop {
+                let frame = Frame::split(&mut self.buffer, MESSAGE_OCTETS_MAX_EXTENDED);
+                if let Some(frame) = frame.expect("a frame") {
+                    return Some(frame);
+                }
+                // A reset is as good an end as any.
+                if self.stream.read_buf(&mut self.buffer).await.unwrap_or(0) == 0 {
+                    return None;
+                }
+            }
         };
-        stream.write_all(&open.encode()).await.expect("an open socket");
-        stream.write_all(&keepalive()).await.expect("an open socket");
-        FakePeer { stream }
+        tokio::time::timeout(PATIENCE, reading).await.expect("a message or the end")
+    }
+
+    pub async fn until_message(&mut self, wanted: MessageType) -> Frame {
+        loop {
+            let frame = self.message().await.unwrap_or_else(|| panic!("closed before {wanted:?}"));
+            if frame.message_type == wanted {
+                return frame;
+            }
+        }
     }
 
     /// Reads until a NOTIFICATION comes.
     pub async fn notification(mut self) -> Notification {
-        let mut buffer = BytesMut::new();
-        loop {
-            while let Some(frame) = Frame::split(&mut buffer, MESSAGE_OCTETS_MAX).expect("a frame")
-            {
-                if frame.message_type == MessageType::Notification {
-                    return Notification::decode(&frame.body).expect("a notification");
-                }
-            }
-            let read = self.stream.read_buf(&mut buffer).await.expect("an open socket");
-            assert!(read > 0, "closed without a NOTIFICATION");
-        }
+        let frame = self.until_message(MessageType::Notification).await;
+        Notification::decode(&frame.body).expect("a notification")
+    }
+
+    /// Reads until the other side closes.
+    pub async fn until_closed(mut self) {
+        while self.message().await.is_some() {}
     }
 }
 
-fn ip(arguments: &str) {
+/// An OPEN with the IPv4 family and a 4-octet AS number.
+pub fn fake_open(asn: u32, router_id: Ipv4Addr) -> Open {
+    Open {
+        asn,
+        hold_time_secs: 90,
+        router_id,
+        capabilities: vec![
+            Capability::multiprotocol(Family::Ipv4Unicast),
+            Capability::FourOctetAs(asn),
+        ],
+    }
+}
+
+pub async fn until_listens(to: SocketAddr) {
+    until("somebody listens", || async {
+        // From its own address, which is no peer's: closed at once.
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind(SocketAddr::new(to.ip(), 0)).expect("an address");
+        socket.connect(to).await.is_ok()
+    })
+    .await;
+}
+
+pub fn ip(arguments: &str) {
     let status = std::process::Command::new("ip").args(arguments.split(' ')).status();
     let status = status.expect("the ip command: apt-get install iproute2");
     assert!(status.success(), "ip {arguments}: {status}");
