@@ -286,6 +286,8 @@ fn session(host: u8) -> PeerSession {
         },
         promises_end_of_rib: true,
         stale_kept: Families::NONE,
+        enhanced_route_refresh: false,
+        ipv4_via_ipv6: false,
     }
 }
 
