@@ -18,12 +18,14 @@ use cairn_api::{BGPNode, BGPNodeStatus, BGPNodeStatusSpec, ObjectReference, Rout
 use cairn_bgp::config::SpeakerConfig;
 use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
 use clap::Args;
+use futures::FutureExt;
 use ipnet::IpNet;
 use kube::Client;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::disabled::DisabledPeers;
 use crate::fib::Fib;
 use crate::ipam::Holdings;
 use crate::plan::{Local, plan};
@@ -43,7 +45,7 @@ pub struct Options {
     #[arg(long, env = "KUBECONFIG")]
     kubeconfig: Option<PathBuf>,
     /// Where the lock and the sockets are.
-    #[arg(long, default_value = "/run/cairn")]
+    #[arg(long, default_value = crate::DEFAULT_RUN_DIR)]
     run_dir: PathBuf,
     /// For how long new pods get addresses while the API server cannot be reached, in seconds.
     /// Blocks of a machine that vanished return to the pool 1.25 times as long after its last sign
@@ -98,7 +100,17 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     tokio::spawn(publish::keep::<BGPNodeStatus>(client.clone(), name.clone(), status_wanted));
     let (report_out, report) =
         watch::channel(Arc::new(Report { node: Some(name.clone()), ..Report::default() }));
-    tokio::spawn(control::serve(listener, async move || Report::clone(&report.borrow())));
+    let disabled = Arc::new(DisabledPeers::open(&options.run_dir));
+    let (speaker, speakers) = watch::channel(None);
+    let service = control::Service {
+        report: Box::new(move || {
+            let report = Report::clone(&report.borrow());
+            async { report }.boxed()
+        }),
+        speaker: speakers,
+        disabled: Arc::clone(&disabled),
+    };
+    tokio::spawn(control::serve(listener, Arc::new(service)));
     tracing::info!(node = name, run_dir = %options.run_dir.display(), "started");
 
     let mut agent = Agent {
@@ -112,6 +124,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         usage: pods.usage(),
         pods,
         speaker: None,
+        disabled,
+        speaker_for_questions: speaker,
         bgp_node,
         status,
         report: report_out,
@@ -140,6 +154,9 @@ struct Agent {
     usage: watch::Receiver<pods::Usage>,
     pods: pods::PodsHandle,
     speaker: Option<Running>,
+    disabled: Arc<DisabledPeers>,
+    /// For `cairn bgp`.
+    speaker_for_questions: watch::Sender<Option<SpeakerHandle>>,
     bgp_node: watch::Sender<Wanted<cairn_api::BGPNodeSpec>>,
     status: watch::Sender<Wanted<BGPNodeStatusSpec>>,
     report: watch::Sender<Arc<Report>>,
@@ -294,12 +311,13 @@ impl Agent {
                 let options = SpeakerOptions {
                     forwarding_preserved: fib.preserved,
                     restarting: fib.preserved,
-                    ..SpeakerOptions::default()
+                    disabled: self.disabled.names(),
                 };
                 match Speaker::start(config.clone(), options) {
                     Ok((handle, feed)) => {
                         fib.follow(feed);
                         let changes = handle.changes();
+                        self.speaker_for_questions.send_replace(Some(handle.clone()));
                         self.speaker = Some(Running { handle, changes, config: Arc::new(config) });
                     }
                     Err(error) => self.problems.push(format!("BGP does not start: {error}")),
@@ -326,6 +344,7 @@ impl Agent {
         }
         // The speaker logs its own.
         problems.extend(listening);
+        problems.extend(self.disabled.problem());
         let usage = self.usage.borrow_and_update().clone();
         let blocks = usage
             .blocks

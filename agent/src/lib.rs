@@ -13,7 +13,9 @@
 //! says so and is retried, and what is in the kernel stays.
 
 pub mod agent;
+pub mod bgp;
 pub mod control;
+pub mod disabled;
 pub mod fib;
 pub mod file;
 pub mod ipam;
@@ -29,6 +31,9 @@ pub mod view;
 pub mod watch;
 
 use anyhow::Context;
+
+/// Where a daemon keeps its sockets and what it remembers over a restart of its process.
+pub const DEFAULT_RUN_DIR: &str = "/run/cairn";
 
 /// Checks that this process may write routes.
 ///

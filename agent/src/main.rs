@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context;
-use cairn_agent::{agent, control, logging, speaker};
+use cairn_agent::control::protocol::Ask;
+use cairn_agent::report::Report;
+use cairn_agent::{DEFAULT_RUN_DIR, agent, bgp, control, logging, speaker};
 use clap::{Parser, Subcommand};
 
 /// A BGP pod network for Kubernetes.
@@ -33,6 +35,8 @@ enum Command {
         #[arg(short, long, value_enum, default_value = "text")]
         output: logging::Format,
     },
+    /// Look into the BGP speaker of the agent or speaker on this machine, and operate it.
+    Bgp(bgp::Options),
     /// Print the custom resource definitions as YAML.
     Crds,
     /// Build a small data centre of network namespaces on this machine and prove that it works.
@@ -41,9 +45,6 @@ enum Command {
     /// Print the version.
     Version,
 }
-
-/// Where an agent keeps its sockets and its lock.
-const DEFAULT_RUN_DIR: &str = "/run/cairn";
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -67,13 +68,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             block_on(speaker::run(options))
         }
         Command::Status { run_dir, output } => {
-            let report = control::ask(&run_dir)?;
+            let report: Report = control::ask(&run_dir, Ask::Status)?.only()?;
             match output {
                 logging::Format::Text => print!("{}", report.to_text()),
                 logging::Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Bgp(options) => bgp::run(options),
         Command::Crds => {
             print!("{}", crds()?);
             Ok(ExitCode::SUCCESS)

@@ -34,6 +34,9 @@ pub struct BlockReport {
     pub free: String,
 }
 
+/// The state of a session that an operator does not want.
+pub const DISABLED: &str = "Disabled";
+
 /// The failed routes that a report names at most.
 pub const FAILURES_MAX: usize = 16;
 
@@ -82,12 +85,14 @@ impl Report {
     }
 }
 
-/// The sessions of a speaker, and what is wrong with its listeners.
+/// The sessions of a speaker, and what keeps it from having all that are configured.
 pub fn sessions(snapshot: &SpeakerSnapshot) -> (Vec<SessionStatus>, Vec<String>) {
     let sessions = snapshot.peers.iter().map(|(name, peer)| session(name, peer)).collect();
-    let problems =
-        snapshot.listeners.iter().filter_map(|listener| listener.error.clone()).collect();
-    (sessions, problems)
+    let listeners = snapshot.listeners.iter().filter_map(|listener| listener.error.clone());
+    let disabled = snapshot.peers.iter().filter(|(_, peer)| peer.disabled).map(|(name, _)| {
+        format!("{name} is disabled by an operator: `cairn bgp enable {name}` brings it back")
+    });
+    (sessions, listeners.chain(disabled).collect())
 }
 
 fn session(name: &str, peer: &PeerSnapshot) -> SessionStatus {
@@ -99,7 +104,10 @@ fn session(name: &str, peer: &PeerSnapshot) -> SessionStatus {
         peer: name.into(),
         address: peer.address.to_string(),
         asn: peer.remote_asn,
-        state: format!("{:?}", peer.state),
+        state: match peer.disabled {
+            true => DISABLED.into(),
+            false => format!("{:?}", peer.state),
+        },
         since: i64::try_from(peer.since_unix_secs)
             .ok()
             .and_then(|secs| Timestamp::from_second(secs).ok())

@@ -2,13 +2,18 @@
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use cairn_api::{BGPNodeStatusSpec, RoutesStatus};
 use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
 use clap::Args;
+use futures::FutureExt;
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::control::Service;
+use crate::disabled::DisabledPeers;
 use crate::fib::Fib;
 use crate::report::{self, Report};
 use crate::{control, file};
@@ -22,7 +27,8 @@ pub struct Options {
     /// Write the best routes to the kernel.
     #[arg(long)]
     fib: bool,
-    /// Where the socket for `cairn status` goes; without it there is none.
+    /// Where the socket for `cairn status` and `cairn bgp` goes, and what is remembered over a
+    /// restart of the process. Without it /run/cairn, if that can be had.
     #[arg(long)]
     run_dir: Option<PathBuf>,
     /// At SIGTERM keep the routes in the kernel and at the peers, for a restart (RFC 4724).
@@ -44,7 +50,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         crate::require_net_admin("cairn speaker --fib")?;
     }
     // Before anything is told to peers or kernel, as another speaker may have the directory.
-    let listener = options.run_dir.as_deref().map(control::bind).transpose()?;
+    let control = match &options.run_dir {
+        Some(run_dir) => Some((control::bind(run_dir)?, DisabledPeers::open(run_dir))),
+        None => control_by_default(),
+    };
     let mut fib = None;
     if options.fib {
         let started = Fib::start(None).await?;
@@ -55,7 +64,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let speaker_options = SpeakerOptions {
         forwarding_preserved: preserved,
         restarting: preserved,
-        ..SpeakerOptions::default()
+        disabled: control.as_ref().map(|(_, disabled)| disabled.names()).unwrap_or_default(),
     };
     let (speaker, feed) = Speaker::start(config, speaker_options)?;
     let routes = fib.as_ref().map(|fib| fib.state.clone());
@@ -64,12 +73,15 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         None => drain(feed),
     }
     let (refused, refusal) = watch::channel(None);
-    if let Some(listener) = listener {
-        let speaker = speaker.clone();
-        tokio::spawn(control::serve(listener, async move || {
-            let refusal = refusal.borrow().clone();
-            report(&speaker, routes.as_ref(), refusal).await
-        }));
+    if let Some((listener, disabled)) = control {
+        let reported =
+            Reported { speaker: speaker.clone(), routes, refusal, disabled: Arc::new(disabled) };
+        let service = Service {
+            speaker: watch::channel(Some(speaker.clone())).1,
+            disabled: Arc::clone(&reported.disabled),
+            report: Box::new(move || reported.clone().report().boxed()),
+        };
+        tokio::spawn(control::serve(listener, Arc::new(service)));
     }
     loop {
         tokio::select! {
@@ -114,17 +126,38 @@ fn drain(mut feed: cairn_bgp::speaker::FibFeed) {
     tokio::spawn(async move { while feed.recv().await.is_some() {} });
 }
 
-async fn report(
-    speaker: &SpeakerHandle,
-    routes: Option<&watch::Receiver<RoutesStatus>>,
-    refusal: Option<String>,
-) -> Report {
-    let (sessions, mut problems) = match speaker.snapshot().await {
-        Ok(snapshot) => report::sessions(&snapshot),
-        Err(error) => (Vec::new(), vec![error.to_string()]),
-    };
-    problems.extend(refusal);
-    let routes = routes.map(|routes| routes.borrow().clone()).unwrap_or_default();
-    let peers = Report::established(&sessions);
-    Report { bgp: BGPNodeStatusSpec { peers, sessions, routes, problems }, ..Report::default() }
+/// The control socket in the usual place, unless somebody else has that or it is not ours to have: a
+/// speaker by the side of an agent, or of a user, works without.
+fn control_by_default() -> Option<(UnixListener, DisabledPeers)> {
+    let run_dir = Path::new(crate::DEFAULT_RUN_DIR);
+    match control::bind(run_dir) {
+        Ok(listener) => Some((listener, DisabledPeers::open(run_dir))),
+        Err(error) => {
+            tracing::info!("`cairn status` and `cairn bgp` cannot ask this speaker: {error:#}");
+            None
+        }
+    }
+}
+
+/// What `cairn status` is answered from.
+#[derive(Clone)]
+struct Reported {
+    speaker: SpeakerHandle,
+    routes: Option<watch::Receiver<RoutesStatus>>,
+    refusal: watch::Receiver<Option<String>>,
+    disabled: Arc<DisabledPeers>,
+}
+
+impl Reported {
+    async fn report(self) -> Report {
+        let (sessions, mut problems) = match self.speaker.snapshot().await {
+            Ok(snapshot) => report::sessions(&snapshot),
+            Err(error) => (Vec::new(), vec![error.to_string()]),
+        };
+        problems.extend(self.refusal.borrow().clone());
+        problems.extend(self.disabled.problem());
+        let routes = self.routes.map(|routes| routes.borrow().clone()).unwrap_or_default();
+        let peers = Report::established(&sessions);
+        Report { bgp: BGPNodeStatusSpec { peers, sessions, routes, problems }, ..Report::default() }
+    }
 }

@@ -1,0 +1,18 @@
+//! `cairn speaker` and `cairn bgp` end to end: the real binary in network namespaces, asked by its
+//! own commands.
+//!
+//! Needs root.
+
+#[path = "../bad_input/raw_peer.rs"]
+#[allow(dead_code, reason = "shared with the tests of bad input")]
+mod raw_peer;
+#[path = "../bad_input/site.rs"]
+#[allow(dead_code, reason = "shared with the tests of bad input")]
+mod site;
+
+mod ask;
+mod commands;
+mod example;
+mod remembered;
+mod signals;
+mod tables;
