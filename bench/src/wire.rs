@@ -4,8 +4,8 @@ use std::hint::black_box;
 
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::wire::{
-    Announcements, FrameHeader, HEADER_OCTETS, MESSAGE_OCTETS_MAX, MessageFormat, SessionSort,
-    UpdateBody, UpdateContext,
+    Announcements, AttributeTypes, FrameHeader, HEADER_OCTETS, MESSAGE_OCTETS_MAX, MessageFormat,
+    SessionSort, UpdateBody, UpdateContext,
 };
 
 use crate::cpu_time::{cpu_time, nanos_each};
@@ -140,6 +140,7 @@ const CONTEXT: UpdateContext = UpdateContext {
     families: Families::NONE.with(Family::Ipv4Unicast).with(Family::Ipv6Unicast),
     extended_next_hop: false,
     first_as: Some(FIRST_AS),
+    discard_attributes: AttributeTypes::NONE,
 };
 const FIRST_AS: u32 = 64501;
 /// One copy is too short for the clock.

@@ -12,13 +12,13 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
 )]
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::{Bytes, BytesMut};
 
 use crate::prefix::Prefix;
 use crate::rib::{Chunk, UpdateBatch};
 use crate::session::{LocalAddresses, Received};
 use crate::wire::{
-    AttributeError, Frame, FsmError, HEADER_OCTETS, HeaderError, MESSAGE_OCTETS_MAX, MessageType,
+    AttributeError, AttributeTypes, Frame, FsmError, HeaderError, MESSAGE_OCTETS_MAX, MessageType,
     Negotiated, Notification, Open, RouteRefresh, SessionSort, Update, UpdateBody, UpdateContext,
 };
 
@@ -55,6 +55,8 @@ pub struct FaultyMessage {
 pub struct ReaderConfig {
     /// The peer's AS number, when an eBGP peer's AS_PATH has to begin with it.
     pub first_as: Option<u32>,
+    /// Attributes that are dropped unseen.
+    pub discard_attributes: AttributeTypes,
 }
 
 /// Cuts the octets of one connection into messages and decodes them.
@@ -96,8 +98,8 @@ impl Decoder {
                 let negotiated = Negotiated::new(&self.local, &peer);
                 let first_as =
                     self.config.first_as.filter(|_| negotiated.sort == SessionSort::Ebgp);
-                self.negotiated =
-                    Some((negotiated.update_context(first_as), negotiated.receive_octets_max));
+                let context = negotiated.update_context(first_as, self.config.discard_attributes);
+                self.negotiated = Some((context, negotiated.receive_octets_max));
                 items.push(Item::Message(Received::Open(Box::new(peer))));
             }
             MessageType::Update => {
@@ -125,8 +127,7 @@ impl Decoder {
 impl FaultyMessage {
     /// An UPDATE with errors that do not end the session.
     fn update(frame: &Frame, update: &Update<'_>) -> FaultyMessage {
-        let announced = update.announcements().flat_map(|announcement| announcement.prefixes);
-        let mut all = announced.chain(update.withdrawn());
+        let mut all = update.affected();
         let prefixes = all.by_ref().take(FAULTY_PREFIXES_MAX).collect();
         FaultyMessage { prefixes, prefixes_left_out: all.count(), ..FaultyMessage::frame(frame) }
     }
@@ -134,13 +135,7 @@ impl FaultyMessage {
     /// A message that could not be read.
     fn frame(frame: &Frame) -> FaultyMessage {
         // A copy: the message is cut out of a read buffer that would live as long.
-        let octets = HEADER_OCTETS + frame.body.len();
-        let mut whole = BytesMut::with_capacity(octets);
-        whole.put_bytes(0xff, MARKER_OCTETS);
-        whole.put_u16(u16::try_from(octets).unwrap_or(u16::MAX));
-        whole.put_u8(frame.message_type.code());
-        whole.put_slice(&frame.body);
-        FaultyMessage { octets: whole.freeze(), ..FaultyMessage::default() }
+        FaultyMessage { octets: frame.to_message(), ..FaultyMessage::default() }
     }
 
     /// Octets that do not begin with a message.
@@ -195,5 +190,3 @@ pub const UPDATE_BATCH_PREFIXES_MAX: usize = 8192;
 const FAULTY_PREFIXES_MAX: usize = 64;
 /// Octets that are kept of what is no message.
 const NO_FRAME_OCTETS_MAX: usize = 4096;
-/// Octets of the marker in front of a message; they are all ones, or it would be no message.
-const MARKER_OCTETS: usize = 16;

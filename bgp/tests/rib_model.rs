@@ -18,8 +18,8 @@ use cairn_bgp::rib::{
 };
 use cairn_bgp::session::LocalAddresses;
 use cairn_bgp::wire::{
-    Community, HEADER_OCTETS, MessageFormat, NextHop, Origin, PathAttributes, SessionSort,
-    UpdateBody, UpdateContext,
+    AttributeTypes, Community, HEADER_OCTETS, MessageFormat, NextHop, Origin, PathAttributes,
+    SessionSort, UpdateBody, UpdateContext,
 };
 use proptest::prelude::*;
 
@@ -502,6 +502,7 @@ impl ModelPeer {
             families: Families::from_iter(Family::ALL),
             extended_next_hop: false,
             first_as: self.is_ebgp().then_some(LOCAL_ASN),
+            discard_attributes: AttributeTypes::NONE,
         };
         let body = UpdateBody::split(&message[HEADER_OCTETS..]).expect("a well-formed UPDATE");
         let update = body.decode(&context).expect("a valid UPDATE");

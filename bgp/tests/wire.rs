@@ -6,6 +6,10 @@ mod build;
 mod corpus;
 #[path = "wire/errors.rs"]
 mod errors;
+#[path = "wire/errors_foreign.rs"]
+mod errors_foreign;
+#[path = "wire/errors_messages.rs"]
+mod errors_messages;
 #[path = "wire/golden.rs"]
 mod golden;
 #[path = "wire/mutation.rs"]

@@ -128,7 +128,7 @@ impl GroupKey {
         let mut builder = attributes.path.edit();
         match self.sort {
             SessionSort::Ebgp => {
-                builder.local_pref(None).remove_reflection();
+                builder.local_pref(None).remove_internal();
                 // The outermost one is put in front last.
                 for asn in self.prepend.iter().rev() {
                     builder.prepend(*asn, 1);

@@ -8,7 +8,7 @@ use crate::config::{PeerConfig, PrefixLimitAction};
 use crate::rib::{PeerId, PrefixLimitExceeded, UpdateOutcome};
 use crate::session::{ConnectionId, ErrorKind, Event, LocalAddresses, StopReason};
 use crate::stream::{FaultyMessage, Item, ReaderConfig};
-use crate::wire::{AttributeError, RefreshKind, RouteRefresh};
+use crate::wire::{AttributeError, AttributeTypes, RefreshKind, RouteRefresh};
 
 use super::connection::{Connection, Mailbox};
 use super::errors::kind_of;
@@ -101,7 +101,9 @@ impl Owner {
         let peer = self.peers.get_mut(&key)?;
         let first_as = peer.config.enforce_first_as.then_some(peer.config.asn);
         let addresses = socket::local_addresses(endpoints.local.ip(), peer.config.next_hop_ipv6);
-        let config = ReaderConfig { first_as };
+        let discarded = peer.config.discard_attributes.iter().copied();
+        let config =
+            ReaderConfig { first_as, discard_attributes: AttributeTypes::discardable(discarded) };
         let started = Connection::start(stream, endpoints, addresses, config, mailbox);
         peer.connections.insert(connection, started);
         Some(addresses)

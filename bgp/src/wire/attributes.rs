@@ -9,6 +9,8 @@ use bytes::BufMut;
 use super::builder::AttributesBuilder;
 use super::reader::Reader;
 
+pub(super) use super::codes::{attribute_type, flag, segment_type};
+
 /// The path attributes that go with a route from router to router: everything but the next hop and
 /// the prefixes themselves.
 ///
@@ -219,6 +221,19 @@ impl PathAttributes {
 /// The attributes in octets, up to the first one that is cut off.
 #[derive(Clone, Debug)]
 pub(super) struct Tlvs<'a>(pub(super) Reader<'a>);
+
+impl<'a> Tlvs<'a> {
+    /// All octets of the first attribute whose flags and type are `wanted`, for a NOTIFICATION.
+    pub(super) fn find_octets(mut self, wanted: impl Fn(u8, u8) -> bool) -> Option<&'a [u8]> {
+        loop {
+            let before = self.0.0;
+            let (flags, code, _) = self.next()?;
+            if wanted(flags, code) {
+                return before.get(..before.len() - self.0.0.len());
+            }
+        }
+    }
+}
 
 impl<'a> Iterator for Tlvs<'a> {
     type Item = (u8, u8, &'a [u8]);
@@ -467,86 +482,5 @@ impl Iterator for ClusterList<'_> {
         let (octets, rest) = self.0.split_first_chunk::<4>()?;
         self.0 = rest;
         Some(Ipv4Addr::from(*octets))
-    }
-}
-
-/// Attribute flags (RFC 4271 section 4.3).
-pub(super) mod flag {
-    pub(in crate::wire) const OPTIONAL: u8 = 0x80;
-    pub(in crate::wire) const TRANSITIVE: u8 = 0x40;
-    pub(in crate::wire) const PARTIAL: u8 = 0x20;
-    pub(in crate::wire) const EXTENDED_LENGTH: u8 = 0x10;
-}
-
-/// AS_PATH segment types (RFC 4271 section 4.3, RFC 5065 section 3).
-pub(super) mod segment_type {
-    pub(in crate::wire) const AS_SET: u8 = 1;
-    pub(in crate::wire) const AS_SEQUENCE: u8 = 2;
-    pub(in crate::wire) const AS_CONFED_SEQUENCE: u8 = 3;
-    pub(in crate::wire) const AS_CONFED_SET: u8 = 4;
-}
-
-/// Attribute type codes (IANA, BGP Path Attributes).
-pub mod attribute_type {
-    /// RFC 4271.
-    pub const ORIGIN: u8 = 1;
-    /// RFC 4271.
-    pub const AS_PATH: u8 = 2;
-    /// RFC 4271.
-    pub const NEXT_HOP: u8 = 3;
-    /// RFC 4271.
-    pub const MED: u8 = 4;
-    /// RFC 4271.
-    pub const LOCAL_PREF: u8 = 5;
-    /// RFC 4271.
-    pub const ATOMIC_AGGREGATE: u8 = 6;
-    /// RFC 4271.
-    pub const AGGREGATOR: u8 = 7;
-    /// RFC 1997.
-    pub const COMMUNITIES: u8 = 8;
-    /// RFC 4456.
-    pub const ORIGINATOR_ID: u8 = 9;
-    /// RFC 4456.
-    pub const CLUSTER_LIST: u8 = 10;
-    /// RFC 4760.
-    pub const MP_REACH_NLRI: u8 = 14;
-    /// RFC 4760.
-    pub const MP_UNREACH_NLRI: u8 = 15;
-    /// RFC 4360.
-    pub const EXTENDED_COMMUNITIES: u8 = 16;
-    /// RFC 6793.
-    pub const AS4_PATH: u8 = 17;
-    /// RFC 6793.
-    pub const AS4_AGGREGATOR: u8 = 18;
-    /// RFC 5701.
-    pub const IPV6_EXTENDED_COMMUNITIES: u8 = 25;
-    /// RFC 8092.
-    pub const LARGE_COMMUNITY: u8 = 32;
-    /// RFC 9234.
-    pub const ONLY_TO_CUSTOMER: u8 = 35;
-
-    /// How an RFC calls the attribute; `None` for one that this speaker does not know.
-    pub const fn name(attribute_type: u8) -> Option<&'static str> {
-        Some(match attribute_type {
-            ORIGIN => "ORIGIN",
-            AS_PATH => "AS_PATH",
-            NEXT_HOP => "NEXT_HOP",
-            MED => "MULTI_EXIT_DISC",
-            LOCAL_PREF => "LOCAL_PREF",
-            ATOMIC_AGGREGATE => "ATOMIC_AGGREGATE",
-            AGGREGATOR => "AGGREGATOR",
-            COMMUNITIES => "COMMUNITIES",
-            ORIGINATOR_ID => "ORIGINATOR_ID",
-            CLUSTER_LIST => "CLUSTER_LIST",
-            MP_REACH_NLRI => "MP_REACH_NLRI",
-            MP_UNREACH_NLRI => "MP_UNREACH_NLRI",
-            EXTENDED_COMMUNITIES => "EXTENDED COMMUNITIES",
-            AS4_PATH => "AS4_PATH",
-            AS4_AGGREGATOR => "AS4_AGGREGATOR",
-            IPV6_EXTENDED_COMMUNITIES => "IPv6 EXTENDED COMMUNITIES",
-            LARGE_COMMUNITY => "LARGE_COMMUNITY",
-            ONLY_TO_CUSTOMER => "ONLY_TO_CUSTOMER",
-            _ => return None,
-        })
     }
 }

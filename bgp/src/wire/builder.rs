@@ -122,10 +122,13 @@ impl<'a> AttributesBuilder<'a> {
         self.set(flag::OPTIONAL, attribute_type::CLUSTER_LIST, list)
     }
 
-    /// Removes ORIGINATOR_ID and CLUSTER_LIST, which may not leave the AS (RFC 4456 section 8).
-    pub fn remove_reflection(&mut self) -> &mut Self {
-        self.remove(attribute_type::ORIGINATOR_ID);
-        self.remove(attribute_type::CLUSTER_LIST)
+    /// Removes what does not leave the AS: ORIGINATOR_ID and CLUSTER_LIST (RFC 4456 section 8),
+    /// TUNNEL_ENCAPSULATION (RFC 9012 section 11), PREFIX_SID (RFC 8669 section 5.1) and extended
+    /// communities that are not transitive (RFC 4360 section 6).
+    pub fn remove_internal(&mut self) -> &mut Self {
+        self.attributes.retain(|attribute| !INTERNAL.contains(&attribute.code));
+        self.remove_non_transitive::<8>(attribute_type::EXTENDED_COMMUNITIES);
+        self.remove_non_transitive::<20>(attribute_type::IPV6_EXTENDED_COMMUNITIES)
     }
 
     /// The new attributes.
@@ -174,6 +177,17 @@ impl<'a> AttributesBuilder<'a> {
         self
     }
 
+    fn remove_non_transitive<const N: usize>(&mut self, code: u8) -> &mut Self {
+        let (members, _) = self.value(code).as_chunks::<N>();
+        let is_internal = |member: &[u8; N]| member.iter().take(1).any(|o| o & NON_TRANSITIVE != 0);
+        if !members.iter().any(is_internal) {
+            return self;
+        }
+        let left = members.iter().filter(|member| !is_internal(member)).copied();
+        let left = left.collect::<Vec<_>>().into_flattened();
+        self.set_or_remove(OPTIONAL_TRANSITIVE, code, left)
+    }
+
     fn add_members<const N: usize>(
         &mut self,
         code: u8,
@@ -194,5 +208,14 @@ impl<'a> AttributesBuilder<'a> {
 }
 
 const OPTIONAL_TRANSITIVE: u8 = flag::OPTIONAL | flag::TRANSITIVE;
+/// The bit of an extended community's type that keeps it inside the AS (RFC 4360 section 2).
+const NON_TRANSITIVE: u8 = 0x40;
+/// Attributes that do not leave the AS.
+const INTERNAL: [u8; 4] = [
+    attribute_type::ORIGINATOR_ID,
+    attribute_type::CLUSTER_LIST,
+    attribute_type::TUNNEL_ENCAPSULATION,
+    attribute_type::PREFIX_SID,
+];
 /// The extended length of an attribute has two octets (RFC 4271 section 4.3).
 const VALUE_OCTETS_MAX: usize = u16::MAX as usize;

@@ -1,7 +1,8 @@
 //! Messages in a stream of octets (RFC 4271 sections 4.1 and 6.1).
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use super::encode;
 use super::notification::{HeaderError, Notification, NotificationError};
 
 /// What a message is (RFC 4271 section 4.1, RFC 2918 section 3).
@@ -85,6 +86,11 @@ impl Frame {
         body.advance(HEADER_OCTETS);
         Ok(Some(Frame { message_type: header.message_type, body: body.freeze() }))
     }
+
+    /// All octets of the message, its header included, for the error history.
+    pub fn to_message(&self) -> Bytes {
+        encode::message(self.message_type, |out| out.put_slice(&self.body))
+    }
 }
 
 impl MessageType {
@@ -110,7 +116,7 @@ impl MessageType {
         }
     }
 
-    /// Whether a message of this type may have this size. A ROUTE-REFRESH of a wrong size is not a
+    /// Whether a message of this type may have this size. A ROUTE-REFRESH that is too long is not a
     /// header error: RFC 7313 section 5 gives it an error code of its own.
     const fn allows(self, octets: usize) -> bool {
         match self {
@@ -118,7 +124,7 @@ impl MessageType {
             MessageType::Update => octets >= 23,
             MessageType::Notification => octets >= 21,
             MessageType::Keepalive => octets == HEADER_OCTETS,
-            MessageType::RouteRefresh => true,
+            MessageType::RouteRefresh => octets >= 23,
         }
     }
 }

@@ -24,7 +24,9 @@
 
 mod attributes;
 mod builder;
+mod codes;
 mod encode;
+mod foreign;
 mod frame;
 mod negotiated;
 mod nlri;
@@ -37,9 +39,9 @@ mod validate;
 
 pub use attributes::{
     AsPath, AsSegment, ClusterList, Communities, Community, LargeCommunity, Origin, PathAttributes,
-    attribute_type,
 };
 pub use builder::AttributesBuilder;
+pub use codes::{AttributeTypes, attribute_type};
 pub use encode::{
     Announcements, EncodeError, EncodedUpdate, MessageFormat, Withdrawals, end_of_rib, keepalive,
 };

@@ -1,5 +1,6 @@
 //! What two OPENs agree on.
 
+use super::codes::AttributeTypes;
 use super::encode::MessageFormat;
 use super::frame::{MESSAGE_OCTETS_MAX, MESSAGE_OCTETS_MAX_EXTENDED};
 use super::open::{Capability, Open};
@@ -53,14 +54,19 @@ impl Negotiated {
     }
 
     /// How UPDATEs of the peer are to be read. `first_as` is the peer's AS number when an eBGP
-    /// peer's AS_PATH has to begin with it.
-    pub const fn update_context(&self, first_as: Option<u32>) -> UpdateContext {
+    /// peer's AS_PATH has to begin with it; `discard_attributes` are not looked at.
+    pub const fn update_context(
+        &self,
+        first_as: Option<u32>,
+        discard_attributes: AttributeTypes,
+    ) -> UpdateContext {
         UpdateContext {
             sort: self.sort,
             as4: self.as4,
             families: self.families,
             extended_next_hop: self.extended_next_hop,
             first_as,
+            discard_attributes,
         }
     }
 

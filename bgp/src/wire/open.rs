@@ -120,17 +120,15 @@ impl Open {
             return Err(Notification::with_data(error, Bytes::copy_from_slice(&supported)));
         }
         let capabilities = decode_parameters(octets, reader)?;
-        let asn = capabilities
-            .iter()
-            .find_map(|capability| match capability {
-                Capability::FourOctetAs(asn) => Some(*asn),
-                _ => None,
-            })
-            .unwrap_or(u32::from(asn));
-        // RFC 7607: AS 0 is nobody's.
-        if asn == 0 {
+        let wide_asn = capabilities.iter().find_map(|capability| match capability {
+            Capability::FourOctetAs(asn) => Some(*asn),
+            _ => None,
+        });
+        // RFC 7607: AS 0 is nobody's, in whichever of the two places.
+        if asn == 0 || wide_asn == Some(0) {
             return Err(OpenError::BadPeerAs.into());
         }
+        let asn = wide_asn.unwrap_or(u32::from(asn));
         if matches!(hold_time_secs, 1 | 2) {
             return Err(OpenError::UnacceptableHoldTime.into());
         }

@@ -3,8 +3,8 @@
 use bytes::{BufMut, Bytes};
 
 use super::encode;
-use super::frame::MessageType;
-use super::notification::{Notification, NotificationError, RouteRefreshError};
+use super::frame::{HEADER_OCTETS, MessageType};
+use super::notification::{HeaderError, Notification, NotificationError, RouteRefreshError};
 use crate::prefix::Family;
 
 /// A ROUTE-REFRESH message.
@@ -16,6 +16,12 @@ pub struct RouteRefresh {
     pub safi: u8,
     /// What is asked for or marked.
     pub kind: RefreshKind,
+}
+
+fn bad_length(body: &[u8]) -> Notification {
+    let octets = u16::try_from(HEADER_OCTETS + body.len()).unwrap_or(u16::MAX);
+    let error = NotificationError::Header(HeaderError::BadMessageLength);
+    Notification::with_data(error, Bytes::copy_from_slice(&octets.to_be_bytes()))
 }
 
 /// The subtype of a ROUTE-REFRESH (RFC 7313 section 3.2).
@@ -45,18 +51,27 @@ impl RouteRefresh {
     /// Reads the body of a ROUTE-REFRESH.
     ///
     /// # Errors
-    /// Invalid Message Length with the whole message as data (RFC 7313 section 5).
+    /// For the two marks Invalid Message Length with the whole message as data (RFC 7313 section 5).
+    /// For a plain request, whose sender need not know of that, Bad Message Length with the length
+    /// (RFC 4271 section 6.1): what may follow it (RFC 5291) was not offered.
     pub fn decode(body: &[u8]) -> Result<RouteRefresh, Notification> {
-        let &[afi_high, afi_low, subtype, safi] = body else {
-            let error = NotificationError::RouteRefresh(RouteRefreshError::InvalidMessageLength);
-            let message = encode::message(MessageType::RouteRefresh, |out| out.put_slice(body));
-            return Err(Notification::with_data(error, message));
+        let Some((&[afi_high, afi_low, subtype, safi], rest)) = body.split_first_chunk::<4>()
+        else {
+            return Err(bad_length(body));
         };
-        let kind = match subtype {
-            0 => RefreshKind::Request,
-            1 => RefreshKind::Begin,
-            2 => RefreshKind::End,
-            other => RefreshKind::Unknown(other),
+        let kind = match (subtype, rest) {
+            (0, []) => RefreshKind::Request,
+            (1, []) => RefreshKind::Begin,
+            (2, []) => RefreshKind::End,
+            (0, _) => return Err(bad_length(body)),
+            (1 | 2, _) => {
+                let error = RouteRefreshError::InvalidMessageLength;
+                let message = encode::message(MessageType::RouteRefresh, |out| out.put_slice(body));
+                let error = NotificationError::RouteRefresh(error);
+                return Err(Notification::with_data(error, message));
+            }
+            // Ignored, however long it is.
+            (other, _) => RefreshKind::Unknown(other),
         };
         Ok(RouteRefresh { afi: u16::from_be_bytes([afi_high, afi_low]), safi, kind })
     }

@@ -5,9 +5,10 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 
-use super::attributes::{PathAttributes, Tlvs, attribute_type, flag};
+use super::attributes::{PathAttributes, Tlvs, attribute_type};
+use super::codes::AttributeTypes;
 use super::nlri::Prefixes;
 use super::notification::{Notification, NotificationError, UpdateError};
 use super::reader::Reader;
@@ -36,6 +37,8 @@ pub struct UpdateContext {
     pub extended_next_hop: bool,
     /// The AS number that AS_PATH has to begin with, on eBGP sessions that enforce it.
     pub first_as: Option<u32>,
+    /// Attributes that are dropped before anything about them is looked at, which is no error.
+    pub discard_attributes: AttributeTypes,
 }
 
 /// The three parts of an UPDATE, borrowed and not looked into yet.
@@ -68,7 +71,8 @@ pub struct CheckedAttributes(Checked);
 
 #[derive(Clone, Copy, Debug)]
 struct MpAttribute<'a> {
-    flags: u8,
+    /// Flags, type and length included.
+    octets: &'a [u8],
     value: &'a [u8],
 }
 
@@ -178,14 +182,17 @@ impl<'a> UpdateBody<'a> {
     /// Finds MP_REACH_NLRI and MP_UNREACH_NLRI.
     ///
     /// # Errors
-    /// Malformed Attribute List, when one of them stands there twice (RFC 7606 section 3 g).
+    /// Attribute Flags Error for one with wrong flags: RFC 7606 section 5.3 lets no routes be treated
+    /// as withdrawn then. Malformed Attribute List, when one of them stands there twice (section 3 g).
     pub fn locate(self) -> Result<LocatedUpdate<'a>, Notification> {
         let (mut reach, mut unreach) = (None, None);
         let mut others = Cow::Borrowed(self.attributes);
         let mut tlvs = Tlvs(Reader(self.attributes));
         // Where the octets after the last multiprotocol attribute begin, as octets left behind it.
         let mut before = self.attributes.len();
-        while let Some((flags, code, value)) = tlvs.next() {
+        loop {
+            let start = tlvs.0.0;
+            let Some((flags, code, value)) = tlvs.next() else { break };
             let after = tlvs.0.0;
             let slot = match code {
                 attribute_type::MP_REACH_NLRI => &mut reach,
@@ -195,7 +202,12 @@ impl<'a> UpdateBody<'a> {
                     continue;
                 }
             };
-            if slot.replace(MpAttribute { flags, value }).is_some() {
+            let octets = start.get(..start.len() - after.len()).unwrap_or_default();
+            if validate::flags_verdict(code, flags).is_some() {
+                let error = NotificationError::Update(UpdateError::AttributeFlags);
+                return Err(Notification::with_data(error, Bytes::copy_from_slice(octets)));
+            }
+            if slot.replace(MpAttribute { octets, value }).is_some() {
                 return Err(UpdateError::MalformedAttributeList.into());
             }
             others = without(others, before, after);
@@ -255,11 +267,10 @@ impl<'a> LocatedUpdate<'a> {
         };
         let mut errors = checked.errors.clone();
         let announces = parts.announces();
-        self.check_flags(&mut errors);
         parts.check(checked, &mut errors);
         // RFC 7606 section 5.2: without any prefix to withdraw, the prefixes may have been lost.
         if errors.withdraws() && !announces {
-            return Err(errors.into_reset());
+            return Err(errors.into_reset(&self.others));
         }
 
         let negotiated = |prefixes: &Prefixes<'_>| {
@@ -270,7 +281,7 @@ impl<'a> LocatedUpdate<'a> {
         let reached = reach.map(|reach| reach.prefixes).filter(negotiated);
         let withdrawn = Some(parts.withdrawn).filter(negotiated);
         let unreached = parts.unreach.flatten().filter(negotiated);
-        let end_of_rib = self.end_of_rib(&parts);
+        let end_of_rib = self.end_of_rib(&parts).filter(|f| context.families.contains(*f));
         if errors.withdraws() {
             let withdrawn = [withdrawn, unreached, nlri, reached];
             let errors = errors.listed;
@@ -294,18 +305,6 @@ impl<'a> LocatedUpdate<'a> {
             withdrawn: [withdrawn, unreached, None, None],
             announced,
         })
-    }
-
-    /// RFC 7606 section 3 c for the attributes that [`validate`] does not see.
-    fn check_flags(&self, errors: &mut AttributeErrors) {
-        for (attribute, code) in [
-            (self.reach, attribute_type::MP_REACH_NLRI),
-            (self.unreach, attribute_type::MP_UNREACH_NLRI),
-        ] {
-            if attribute.is_some_and(|a| validate::flags_are_wrong(code, a.flags)) {
-                errors.push(code, AttributeFault::Flags, AttributeVerdict::TreatAsWithdraw);
-            }
-        }
     }
 
     /// RFC 4724 section 2: an empty UPDATE for IPv4 unicast, for other families one that holds nothing
@@ -351,9 +350,15 @@ impl Parts<'_> {
                 withdraw(code, AttributeFault::Missing);
             }
         }
-        let has_next_hop = checked.next_hop.is_some() || checked.next_hop_is_wrong;
-        if !self.nlri.is_empty() && !has_next_hop {
-            withdraw(attribute_type::NEXT_HOP, AttributeFault::Missing);
+        // RFC 4760 section 3: beside MP_REACH_NLRI alone NEXT_HOP is ignored. Its length is not: RFC
+        // 7606 section 7.3 makes no exception.
+        let counts = !self.nlri.is_empty() || self.reach.is_none();
+        match checked.next_hop.map(|address| NextHop::new(IpAddr::V4(address)).checked()) {
+            Some(None) if counts => withdraw(attribute_type::NEXT_HOP, AttributeFault::Value),
+            None if !self.nlri.is_empty() && !checked.next_hop_is_wrong => {
+                withdraw(attribute_type::NEXT_HOP, AttributeFault::Missing);
+            }
+            _ => {}
         }
         if let Some(Some(Reach { next_hop: None, .. })) = self.reach {
             withdraw(attribute_type::MP_REACH_NLRI, AttributeFault::Value);
@@ -373,7 +378,7 @@ impl<'a> MpAttribute<'a> {
     /// MP_UNREACH_NLRI (RFC 4760 section 4); `None` for a family that was not negotiated.
     fn unreach(self, context: &UpdateContext) -> Result<Option<Prefixes<'a>>, Notification> {
         let mut reader = Reader(self.value);
-        let malformed = || self.malformed(attribute_type::MP_UNREACH_NLRI);
+        let malformed = || self.malformed();
         let (afi, safi) = reader.u16().zip(reader.u8()).ok_or_else(malformed)?;
         let family = Family::from_afi_safi(afi, safi).filter(|f| context.families.contains(*f));
         family.map(|family| Prefixes::parse(family, reader.0).ok_or_else(malformed)).transpose()
@@ -383,7 +388,7 @@ impl<'a> MpAttribute<'a> {
     /// known about the length of its next hops.
     fn reach(self, context: &UpdateContext) -> Result<Option<Reach<'a>>, Notification> {
         let mut reader = Reader(self.value);
-        let malformed = || self.malformed(attribute_type::MP_REACH_NLRI);
+        let malformed = || self.malformed();
         let (afi, safi) = reader.u16().zip(reader.u8()).ok_or_else(malformed)?;
         let next_hop = reader.counted_u8().ok_or_else(malformed)?;
         // One reserved octet follows the next hop.
@@ -411,13 +416,10 @@ impl<'a> MpAttribute<'a> {
         Ok(Some(Reach { next_hop: next_hop.and_then(NextHop::checked), prefixes }))
     }
 
-    fn malformed(self, code: u8) -> Notification {
+    /// RFC 4760 section 7.
+    fn malformed(self) -> Notification {
         let error = NotificationError::Update(UpdateError::OptionalAttribute);
-        let mut data = BytesMut::with_capacity(4 + self.value.len());
-        data.put_slice(&[self.flags | flag::EXTENDED_LENGTH, code]);
-        data.put_u16(self.value.len() as u16);
-        data.put_slice(self.value);
-        Notification::with_data(error, data.freeze())
+        Notification::with_data(error, Bytes::copy_from_slice(self.octets))
     }
 }
 
@@ -449,6 +451,20 @@ impl<'a> Update<'a> {
     pub fn is_treated_as_withdraw(&self) -> bool {
         let [_, _, nlri, reach] = &self.withdrawn;
         nlri.is_some() || reach.is_some()
+    }
+
+    /// The prefixes that were announced and count as withdrawn because of an error; they are among
+    /// [`Update::withdrawn`], too.
+    pub fn treated_as_withdrawn(&self) -> impl Iterator<Item = Prefix> + 'a {
+        let [_, _, nlri, reach] = self.withdrawn;
+        [nlri, reach].into_iter().flatten().flatten()
+    }
+
+    /// The prefixes whose routes [`Update::errors`] are about: those treated as withdrawn, else those
+    /// announced with the attributes that are left. RFC 7606 section 6 wants them in the log.
+    pub fn affected(&self) -> impl Iterator<Item = Prefix> + 'a {
+        let announced = self.announcements().flat_map(|announcement| announcement.prefixes);
+        self.treated_as_withdrawn().chain(announced)
     }
 }
 

@@ -4,19 +4,21 @@
 //! equal verdicts.
 
 use std::borrow::Cow;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use super::AS_TRANS;
 use super::attributes::{
     AsPath, Origin, PathAttributes, Tlvs, attribute_type as code, flag, put_attribute, segment_type,
 };
+use super::codes::AttributeTypes;
+use super::foreign;
 use super::notification::{Notification, NotificationError, UpdateError};
 use super::reader::Reader;
 use super::update::{
-    AttributeError, AttributeFault as Fault, AttributeVerdict as Verdict, NextHop, SessionSort,
+    AttributeError, AttributeFault as Fault, AttributeVerdict as Verdict, SessionSort,
     UpdateContext,
 };
 
@@ -25,7 +27,7 @@ use super::update::{
 pub(super) struct Checked {
     /// `None` when the attributes cannot go with a route.
     pub(super) attributes: Option<Arc<PathAttributes>>,
-    /// NEXT_HOP.
+    /// NEXT_HOP, not yet looked at: whether it counts depends on the prefixes.
     pub(super) next_hop: Option<Ipv4Addr>,
     /// NEXT_HOP is there, its error is listed.
     pub(super) next_hop_is_wrong: bool,
@@ -59,13 +61,14 @@ impl AttributeErrors {
     }
 
     /// The NOTIFICATION of RFC 4271 section 6.3 for the error that decides, where RFC 7606 cannot
-    /// replace it by anything milder.
-    pub(super) fn into_reset(self) -> Notification {
+    /// replace it by anything milder. `octets` are all attributes that were checked.
+    pub(super) fn into_reset(self, octets: &[u8]) -> Notification {
         let Some(AttributeError { attribute_type, fault, .. }) = self.deciding else {
             return UpdateError::MalformedAttributeList.into();
         };
         let error = match (fault, attribute_type) {
             (Fault::Flags, _) => UpdateError::AttributeFlags,
+            (Fault::Length, code::AS_PATH) => UpdateError::MalformedAsPath,
             (Fault::Length, _) => UpdateError::AttributeLength,
             (Fault::Overrun | Fault::Duplicate, _) => UpdateError::MalformedAttributeList,
             (Fault::Missing, _) => UpdateError::MissingWellKnownAttribute,
@@ -75,9 +78,17 @@ impl AttributeErrors {
             (Fault::Value, code::NEXT_HOP) => UpdateError::InvalidNextHop,
             (Fault::Value | Fault::NotOnThisSession, _) => UpdateError::OptionalAttribute,
         };
-        let data = match fault {
-            Fault::Missing => Bytes::copy_from_slice(&[attribute_type]),
-            _ => Bytes::new(),
+        let data = match error {
+            UpdateError::MissingWellKnownAttribute => Bytes::copy_from_slice(&[attribute_type]),
+            UpdateError::MalformedAttributeList | UpdateError::MalformedAsPath => Bytes::new(),
+            // Where it is not the flags that are wrong, it is the first one of its type.
+            _ => Tlvs(Reader(octets))
+                .find_octets(|flags, code| {
+                    let is_culprit = fault != Fault::Flags || flags_verdict(code, flags).is_some();
+                    code == attribute_type && is_culprit
+                })
+                .map(Bytes::copy_from_slice)
+                .unwrap_or_default(),
         };
         Notification::with_data(NotificationError::Update(error), data)
     }
@@ -86,20 +97,23 @@ impl AttributeErrors {
 /// Checks attributes and brings them into canonical form.
 pub(super) fn check(octets: &[u8], context: &UpdateContext) -> Result<Checked, Notification> {
     let mut errors = AttributeErrors::default();
-    let mut seen = [false; 256];
+    let mut seen = AttributeTypes::NONE;
     let mut kept: Vec<Kept<'_>> = Vec::with_capacity(16);
     let mut next_hop = None;
     let mut as4_path = None;
     let mut as4_aggregator = None;
     let mut tlvs = Tlvs(Reader(octets));
     for (flags, attribute_type, value) in &mut tlvs {
-        // Flags come before everything else (RFC 7606 section 3 c), then duplicates (3 g).
-        if flags_are_wrong(attribute_type, flags) {
-            errors.push(attribute_type, Fault::Flags, Verdict::TreatAsWithdraw);
-            mark(&mut seen, attribute_type);
+        if context.discard_attributes.contains(attribute_type) {
             continue;
         }
-        if mark(&mut seen, attribute_type) {
+        // Flags come before everything else (RFC 7606 section 3 c), then duplicates (3 g).
+        if let Some(verdict) = flags_verdict(attribute_type, flags) {
+            errors.push(attribute_type, Fault::Flags, verdict);
+            seen.insert(attribute_type);
+            continue;
+        }
+        if !seen.insert(attribute_type) {
             errors.push(attribute_type, Fault::Duplicate, Verdict::Discard);
             continue;
         }
@@ -107,27 +121,39 @@ pub(super) fn check(octets: &[u8], context: &UpdateContext) -> Result<Checked, N
             errors.push(attribute_type, fault, verdict);
             continue;
         }
+        let mut keep = |flags, value| kept.push(Kept { flags, attribute_type, value });
         match attribute_type {
             code::NEXT_HOP => next_hop = Reader(value).ipv4(),
             code::AS4_PATH => as4_path = Some(value),
             code::AS4_AGGREGATOR => as4_aggregator = Some(value),
-            _ if specified_flags(attribute_type).is_some() => {
-                kept.push(Kept { flags, attribute_type, value: Cow::Borrowed(value) });
+            code::LARGE_COMMUNITY => keep(flags, without_repetitions(value)),
+            code::TUNNEL_ENCAPSULATION => {
+                // An error was returned above.
+                let value = foreign::valid_tunnels(value).unwrap_or_default();
+                keep(flags | flag::PARTIAL, value);
             }
+            _ if is_used(attribute_type) => keep(flags, Cow::Borrowed(value)),
             // RFC 4271 section 6.3.
             _ if flags & flag::OPTIONAL == 0 => {
-                return Err(unrecognized_well_known(flags, attribute_type, value));
+                let error = UpdateError::UnrecognizedWellKnownAttribute;
+                let octets = Tlvs(Reader(octets)).find_octets(|_, code| code == attribute_type);
+                let data = octets.map(Bytes::copy_from_slice).unwrap_or_default();
+                return Err(Notification::with_data(NotificationError::Update(error), data));
             }
             // RFC 4271 section 5: passed on as it is, marked as not understood.
             _ if flags & flag::TRANSITIVE != 0 => {
-                let flags = flags | flag::PARTIAL;
-                kept.push(Kept { flags, attribute_type, value: Cow::Borrowed(value) });
+                keep(flags | flag::PARTIAL, Cow::Borrowed(value));
             }
             _ => {}
         }
     }
-    if let Reader(&[first, ref rest @ ..]) = tlvs.0 {
-        let attribute_type = rest.first().copied().unwrap_or(first);
+    if let Reader(&[_, ref rest @ ..]) = tlvs.0 {
+        // A lone octet of flags leaves the type open, and 0 is none.
+        let attribute_type = rest.first().copied().unwrap_or_default();
+        // RFC 7606 section 3 j: without its prefixes there is nothing to treat as withdrawn.
+        if matches!(attribute_type, code::MP_REACH_NLRI | code::MP_UNREACH_NLRI) {
+            return Err(UpdateError::MalformedAttributeList.into());
+        }
         errors.push(attribute_type, Fault::Overrun, Verdict::TreatAsWithdraw);
     }
 
@@ -140,13 +166,12 @@ pub(super) fn check(octets: &[u8], context: &UpdateContext) -> Result<Checked, N
     {
         errors.push(code::AS_PATH, Fault::FirstAs, Verdict::TreatAsWithdraw);
     }
-    let is_seen = |attribute_type: u8| seen.get(usize::from(attribute_type)) == Some(&true);
-    let missing = [code::ORIGIN, code::AS_PATH].map(|c| (!is_seen(c)).then_some(c));
+    let missing = [code::ORIGIN, code::AS_PATH].map(|c| (!seen.contains(c)).then_some(c));
     let complete = !errors.withdraws() && missing.iter().all(Option::is_none);
     Ok(Checked {
         attributes: complete.then(|| Arc::new(canonical(kept))),
         next_hop,
-        next_hop_is_wrong: is_seen(code::NEXT_HOP) && next_hop.is_none(),
+        next_hop_is_wrong: seen.contains(code::NEXT_HOP) && next_hop.is_none(),
         missing,
         errors,
     })
@@ -176,16 +201,15 @@ fn canonical(mut kept: Vec<Kept<'_>>) -> PathAttributes {
     PathAttributes::from_canonical(bytes)
 }
 
-/// Sets the mark of an attribute type; says whether it was set before.
-fn mark(seen: &mut [bool; 256], attribute_type: u8) -> bool {
-    let slot = seen.get_mut(usize::from(attribute_type));
-    slot.is_some_and(|slot| std::mem::replace(slot, true))
-}
-
-/// Whether the Optional or Transitive bit contradicts what the attribute's RFC says.
-pub(super) fn flags_are_wrong(attribute_type: u8, flags: u8) -> bool {
-    specified_flags(attribute_type)
-        .is_some_and(|specified| flags & OPTIONAL_TRANSITIVE != specified)
+/// What follows when the Optional or Transitive bit contradicts what the attribute's RFC says.
+pub(super) fn flags_verdict(attribute_type: u8, flags: u8) -> Option<Verdict> {
+    let specified = specified_flags(attribute_type)?;
+    match (flags ^ specified) & OPTIONAL_TRANSITIVE {
+        0 => None,
+        // RFC 7311 section 3.2 asks for this, which RFC 7606 section 3 c leaves room for.
+        flag::TRANSITIVE if attribute_type == code::AIGP => Some(Verdict::Discard),
+        _ => Some(Verdict::TreatAsWithdraw),
+    }
 }
 
 const fn specified_flags(attribute_type: u8) -> Option<u8> {
@@ -199,7 +223,10 @@ const fn specified_flags(attribute_type: u8) -> Option<u8> {
         | code::ORIGINATOR_ID
         | code::CLUSTER_LIST
         | code::MP_REACH_NLRI
-        | code::MP_UNREACH_NLRI => Some(flag::OPTIONAL),
+        | code::MP_UNREACH_NLRI
+        | code::TRAFFIC_ENGINEERING
+        | code::AIGP
+        | code::BGP_LS => Some(flag::OPTIONAL),
         code::AGGREGATOR
         | code::COMMUNITIES
         | code::EXTENDED_COMMUNITIES
@@ -207,12 +234,32 @@ const fn specified_flags(attribute_type: u8) -> Option<u8> {
         | code::AS4_AGGREGATOR
         | code::IPV6_EXTENDED_COMMUNITIES
         | code::LARGE_COMMUNITY
-        | code::ONLY_TO_CUSTOMER => Some(OPTIONAL_TRANSITIVE),
+        | code::ONLY_TO_CUSTOMER
+        | code::PMSI_TUNNEL
+        | code::TUNNEL_ENCAPSULATION
+        | code::PREFIX_SID
+        | code::ATTR_SET => Some(OPTIONAL_TRANSITIVE),
         _ => None,
     }
 }
 
-/// The clauses of RFC 7606 section 7, RFC 6793 section 6, RFC 8092 section 6 and RFC 9234 section 5.
+/// Whether a checked attribute means something to this speaker. The others of [`specified_flags`] go
+/// the way of the unknown ones.
+const fn is_used(attribute_type: u8) -> bool {
+    specified_flags(attribute_type).is_some()
+        && !matches!(
+            attribute_type,
+            code::PMSI_TUNNEL
+                | code::TUNNEL_ENCAPSULATION
+                | code::TRAFFIC_ENGINEERING
+                | code::AIGP
+                | code::BGP_LS
+                | code::PREFIX_SID
+                | code::ATTR_SET
+        )
+}
+
+/// The clauses of RFC 7606 section 7, RFC 6793 section 6, RFC 8092 section 5 and RFC 9234 section 5.
 fn check_value(
     attribute_type: u8,
     value: &[u8],
@@ -238,12 +285,9 @@ fn check_value(
             let asn_octets = if context.as4 { 4 } else { 2 };
             check_path(value, asn_octets).map_err(|fault| (fault, Verdict::TreatAsWithdraw))
         }
-        code::NEXT_HOP => {
-            withdraw_unless(Fault::Length, value.len() == 4)?;
-            let next_hop = Reader(value).ipv4().map(|address| NextHop::new(IpAddr::V4(address)));
-            withdraw_unless(Fault::Value, next_hop.and_then(NextHop::checked).is_some())
+        code::NEXT_HOP | code::MED | code::ONLY_TO_CUSTOMER => {
+            withdraw_unless(Fault::Length, value.len() == 4)
         }
-        code::MED | code::ONLY_TO_CUSTOMER => withdraw_unless(Fault::Length, value.len() == 4),
         code::LOCAL_PREF | code::ORIGINATOR_ID => {
             discard_unless(Fault::NotOnThisSession, !external)?;
             withdraw_unless(Fault::Length, value.len() == 4)
@@ -281,8 +325,32 @@ fn check_value(
             discard_unless(Fault::Length, value.len() == 8)?;
             discard_unless(Fault::Value, value.iter().take(4).any(|octet| *octet != 0))
         }
-        _ => Ok(()),
+        _ => foreign::check(attribute_type, value, context.sort),
     }
+}
+
+/// RFC 8092 section 3: repeated values are silently removed. The first ones stay, in their order.
+fn without_repetitions(value: &[u8]) -> Cow<'_, [u8]> {
+    let (members, _) = value.as_chunks::<12>();
+    let is_new = |(at, member)| members.iter().take(at).all(|earlier| earlier != member);
+    if members.len() <= COMPARED_MEMBERS_MAX && members.iter().enumerate().all(is_new) {
+        return Cow::Borrowed(value);
+    }
+    let mut sorted =
+        members.iter().enumerate().map(|(at, member)| (member, at)).collect::<Vec<_>>();
+    sorted.sort_unstable();
+    let is_repetition = |pair: &[(&[u8; 12], usize)]| match pair {
+        [(a, _), (b, at)] if a == b => Some(*at),
+        _ => None,
+    };
+    let mut repetitions = sorted.windows(2).filter_map(is_repetition).collect::<Vec<_>>();
+    if repetitions.is_empty() {
+        return Cow::Borrowed(value);
+    }
+    repetitions.sort_unstable();
+    let mut repetitions = repetitions.into_iter().peekable();
+    let first = |(at, _): &(usize, _)| repetitions.next_if_eq(at).is_none();
+    members.iter().enumerate().filter(first).flat_map(|(_, member)| *member).collect()
 }
 
 /// RFC 7606 section 7.2, RFC 7607, and RFC 9774 with RFC 5065 section 5: sets and confederation
@@ -384,13 +452,8 @@ fn merge_paths(path: &[u8], as4_path: &[u8]) -> Option<Vec<u8>> {
     Some(octets)
 }
 
-fn unrecognized_well_known(flags: u8, attribute_type: u8, value: &[u8]) -> Notification {
-    let mut data = BytesMut::with_capacity(4 + value.len());
-    put_attribute(&mut data, flags, attribute_type, value);
-    let error = NotificationError::Update(UpdateError::UnrecognizedWellKnownAttribute);
-    Notification::with_data(error, data.freeze())
-}
-
 const OPTIONAL_TRANSITIVE: u8 = flag::OPTIONAL | flag::TRANSITIVE;
+/// As many values are compared with one another before sorting pays.
+const COMPARED_MEMBERS_MAX: usize = 16;
 /// More errors than this in one UPDATE tell an operator nothing new.
 const ERRORS_MAX: usize = 16;

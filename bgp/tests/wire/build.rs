@@ -1,7 +1,7 @@
 //! Messages put together octet by octet, without the encoder that is under test.
 
 use cairn_bgp::prefix::{Families, Family};
-use cairn_bgp::wire::{SessionSort, UpdateContext};
+use cairn_bgp::wire::{AttributeTypes, SessionSort, UpdateContext};
 
 pub const EBGP: UpdateContext = UpdateContext {
     sort: SessionSort::Ebgp,
@@ -9,6 +9,7 @@ pub const EBGP: UpdateContext = UpdateContext {
     families: Families::NONE.with(Family::Ipv4Unicast).with(Family::Ipv6Unicast),
     extended_next_hop: false,
     first_as: None,
+    discard_attributes: AttributeTypes::NONE,
 };
 pub const IBGP: UpdateContext = UpdateContext { sort: SessionSort::Ibgp, ..EBGP };
 

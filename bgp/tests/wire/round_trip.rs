@@ -198,7 +198,7 @@ proptest! {
         builder.add_communities(&[community]).remove_communities(&[community]);
         let without = attributes.edit().remove_communities(&[community]).build();
         prop_assert_eq!(builder.build(), without);
-        let twice = changed.edit().remove_reflection().build();
+        let twice = changed.edit().remove_internal().build();
         prop_assert_eq!((twice.originator_id(), twice.cluster_list_len()), (None, 0));
     }
 }
