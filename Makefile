@@ -17,7 +17,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab test check fmt clippy doc core deny typos shellcheck generated render \
-        bench crds image tools test-deps clean
+        bench bench-bgp crds image tools test-deps clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -80,6 +80,11 @@ crds: build ## Writes the generated files anew: manifests/crds and docs/referenc
 
 bench: ## The measurements, in one table of ratios (root; BENCH_ARGS="--only wire -o json")
 	$(CARGO) run --locked --release -p cairn-bench -- $(BENCH_ARGS)
+
+bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--only 1x1M --runs 5")
+	scripts/install-bench-deps.sh
+	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
+	$(TARGET_DIR)/release/cairn-bench bgp $(BENCH_ARGS)
 
 image: ## Builds the container image (IMAGE=cairn:dev)
 	docker build --tag $(IMAGE) .

@@ -1,6 +1,7 @@
 //! The routes that are measured with: synthetic, and the same in every run.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 
 use cairn_bgp::prefix::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
 use cairn_bgp::wire::{AttributesBuilder, Community, NextHop, PathAttributes};
@@ -23,7 +24,17 @@ pub fn table(
     per_set: usize,
     path_asns: &[u32],
 ) -> Vec<AttributeSet> {
-    let numbers: Vec<u32> = (0..prefixes).collect();
+    table_of(family, 0..prefixes, per_set, path_asns)
+}
+
+/// As [`table`], of the prefixes with these numbers.
+pub fn table_of(
+    family: Family,
+    numbers: Range<u32>,
+    per_set: usize,
+    path_asns: &[u32],
+) -> Vec<AttributeSet> {
+    let numbers: Vec<u32> = numbers.collect();
     let sets = numbers.chunks(per_set).zip(0..);
     sets.map(|(numbers, set)| AttributeSet {
         path: attributes(set, path_asns),

@@ -6,6 +6,7 @@
 //!
 //! ```text
 //! cairn-bench [--quick] [--only wire|rib|kernel|ipam]... [-o json]
+//! cairn-bench bgp ...       our speaker beside other daemons: see [`bgp`]
 //! ```
 //!
 //! # How it is measured
@@ -49,8 +50,9 @@
 //! taken, and *index* what it costs per taken block to build the index, which the agent does before
 //! it chooses; the reference scans or fills a bitmap. Not in it: the API server, which decides.
 //!
-//! Not measured yet: other daemons on the same feed, many peers, the CNI plugin, memory at rest.
+//! Not measured here: other daemons on the same feed and many peers, which `bgp` does; the CNI plugin.
 
+mod bgp;
 mod cpu_time;
 mod feed;
 mod ipam;
@@ -98,7 +100,13 @@ struct Options {
 }
 
 fn main() -> ExitCode {
-    let options = match Options::parse(std::env::args().skip(1)) {
+    let mut arguments = std::env::args().skip(1).peekable();
+    match arguments.peek().map(String::as_str) {
+        Some("bgp") => return bgp::main(arguments.skip(1)),
+        Some("bgp-copier") => return bgp::copier::main(arguments.skip(1)),
+        _ => {}
+    }
+    let options = match Options::parse(arguments) {
         Ok(Some(options)) => options,
         Ok(None) => {
             println!("{USAGE}");

@@ -110,15 +110,20 @@ fn print_table(rows: &[Summary], quick: bool) {
             format!("{}x", figure(row.ratio)),
         ]
     }));
-    let mut widths = [0; 8];
-    for line in &lines {
+    print_aligned(&lines, &LEFT_ALIGNED);
+}
+
+/// Writes lines of cells, columns below each other, those of `left_aligned` flush left.
+pub fn print_aligned<const N: usize>(lines: &[[String; N]], left_aligned: &[usize]) {
+    let mut widths = [0; N];
+    for line in lines {
         for (width, cell) in widths.iter_mut().zip(line) {
             *width = cell.chars().count().max(*width);
         }
     }
-    for line in &lines {
+    for line in lines {
         let cells = line.iter().zip(widths).enumerate().map(|(column, (cell, width))| {
-            match LEFT_ALIGNED.contains(&column) {
+            match left_aligned.contains(&column) {
                 true => format!("{cell:<width$}"),
                 false => format!("{cell:>width$}"),
             }
@@ -128,7 +133,7 @@ fn print_table(rows: &[Summary], quick: bool) {
 }
 
 /// About three digits.
-fn figure(value: f64) -> String {
+pub fn figure(value: f64) -> String {
     match value {
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),
@@ -137,14 +142,15 @@ fn figure(value: f64) -> String {
     }
 }
 
-fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
+/// Values in ascending order.
+pub fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let mut values: Vec<f64> = values.collect();
     values.sort_unstable_by(f64::total_cmp);
     values
 }
 
 /// The middle of sorted values, or the mean of the two middle ones; not a number for none.
-fn median(sorted: &[f64]) -> f64 {
+pub fn median(sorted: &[f64]) -> f64 {
     let half = sorted.len() / 2;
     match (sorted.get(half), half.checked_sub(1).and_then(|below| sorted.get(below))) {
         (Some(upper), Some(lower)) if sorted.len().is_multiple_of(2) => (upper + lower) / 2.0,
