@@ -24,7 +24,9 @@ use foldhash::fast::FixedState;
 use hashbrown::{HashMap, HashSet};
 
 use crate::prefix::Family;
-use crate::wire::{Announcements, NextHop, RefreshKind, RouteRefresh, Withdrawals, end_of_rib};
+use crate::wire::{
+    Announcements, NextHop, RefreshKind, RouteRefresh, SessionSort, Withdrawals, end_of_rib,
+};
 
 use super::attributes::RouteAttributes;
 use super::export::{ExportContext, GroupKey};
@@ -77,6 +79,8 @@ pub(crate) struct Group<A: AddressFamily> {
 struct Out {
     sent: Option<Sent>,
     queued: bool,
+    /// To be said again although it is the same route: its source has another identifier.
+    repeats: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -93,6 +97,9 @@ struct Member<A: AddressFamily> {
     pending: Option<Pending<A>>,
     /// The initial routes have not been followed by End-of-RIB yet.
     owes_end_of_rib: bool,
+    /// It came from another group with what it knew there. What is queued goes into the stream before
+    /// it is told anything: else it would be told to forget what it is about to be told again.
+    moved: bool,
     /// Everything is wanted again once what is pending has been told: however often a peer asks
     /// meanwhile, the table is walked once for each time that it has taken all of it.
     wants_refresh: bool,
@@ -143,6 +150,22 @@ impl<A: AddressFamily> Group<A> {
         }
     }
 
+    /// Notes that routes of `source` are written differently: its identifier, which stands in
+    /// ORIGINATOR_ID, has changed.
+    pub(crate) fn repeat(&mut self, source: PeerId) {
+        if self.key.sort == SessionSort::Ebgp {
+            return;
+        }
+        for (key, out) in &mut self.out {
+            if out.sent.as_ref().is_some_and(|sent| sent.source == source) {
+                out.repeats = true;
+                if !std::mem::replace(&mut out.queued, true) {
+                    self.queue.push_back(*key);
+                }
+            }
+        }
+    }
+
     /// Notes that every route may be exported differently.
     pub(crate) fn mark_all(&mut self, entries: &Entries<A>) {
         for (key, entry) in entries {
@@ -155,9 +178,10 @@ impl<A: AddressFamily> Group<A> {
     /// Adds a member that knows nothing yet, or at most what `known` lists from a former group.
     pub(crate) fn join(&mut self, peer: PeerId, known: Vec<A::Key>, owes_end_of_rib: bool) {
         let mut pending = self.all_for(peer);
+        let moved = !known.is_empty();
         pending.extend(known);
         let pending = (!pending.queue.is_empty()).then_some(pending);
-        self.members.push(Member { peer, pending, owes_end_of_rib, wants_refresh: false });
+        self.members.push(Member { peer, pending, owes_end_of_rib, moved, wants_refresh: false });
     }
 
     /// All that the stream has said to a member.
@@ -265,7 +289,7 @@ impl<A: AddressFamily> Group<A> {
 
     fn stream_can_move(&self, context: &ExportContext<'_>) -> bool {
         !self.queue.is_empty()
-            && self.members.iter().any(|m| m.pending.is_none() && m.has_room(context))
+            && self.members.iter().any(|m| (m.pending.is_none() || m.moved) && m.has_room(context))
     }
 
     fn flush_stream(
@@ -275,16 +299,18 @@ impl<A: AddressFamily> Group<A> {
         output: &mut Vec<Output>,
     ) {
         let count = self.queue.len().min(BATCH_PREFIXES_MAX);
-        let keys: Vec<A::Key> = self.queue.drain(..count).collect();
+        let mut keys: Vec<A::Key> = self.queue.drain(..count).collect();
         let mut batch = Batch::new(self.out.hasher().clone());
-        for key in &keys {
+        // What was never told is not withdrawn either: a peer that keeps stale routes of ours until
+        // End-of-RIB would lose one that is only not announced yet (RFC 4724 section 4.1).
+        keys.retain(|key| {
             let best = entries.get(key).and_then(|entry| entry.best());
             let new = best.and_then(|best| {
                 let attributes = self.key.export(context, A::prefix(*key), best)?;
                 Some(Sent { attributes, source: best.source })
             });
-            self.replace_sent(*key, new, &mut batch);
-        }
+            self.replace_sent(*key, new, &mut batch)
+        });
         let chunks = self.encode(context, batch, output);
         for member in &mut self.members {
             if let Some(pending) = &mut member.pending {
@@ -303,15 +329,16 @@ impl<A: AddressFamily> Group<A> {
         }
     }
 
-    /// Writes down what the stream now says about a prefix, and puts the difference into `batch`.
-    fn replace_sent(&mut self, key: A::Key, new: Option<Sent>, batch: &mut Batch<A>) {
-        let Some(out) = self.out.get_mut(&key) else { return };
+    /// Writes down what the stream now says about a prefix, and puts the difference into `batch`;
+    /// false when there is none.
+    fn replace_sent(&mut self, key: A::Key, new: Option<Sent>, batch: &mut Batch<A>) -> bool {
+        let Some(out) = self.out.get_mut(&key) else { return false };
         out.queued = false;
-        if let (Some(new), Some(old)) = (&new, &out.sent)
+        if let (Some(new), Some(old), false) = (&new, &out.sent, std::mem::take(&mut out.repeats))
             && new.source == old.source
             && Arc::ptr_eq(&new.attributes, &old.attributes)
         {
-            return;
+            return false;
         }
         let old = std::mem::replace(&mut out.sent, new.clone());
         if let Some(old) = &old {
@@ -328,12 +355,14 @@ impl<A: AddressFamily> Group<A> {
                     batch.withdraw_from.entry(new.source).or_default().push(key);
                 }
                 batch.announce(new, key);
+                true
             }
             None => {
                 self.out.remove(&key);
                 if old.is_some() {
                     batch.withdraw.push(key);
                 }
+                old.is_some()
             }
         }
     }
@@ -366,6 +395,7 @@ impl<A: AddressFamily> Group<A> {
             let count = pending.queue.len().min(BATCH_PREFIXES_MAX);
             if count == 0 {
                 member.pending = None;
+                member.moved = false;
                 continue;
             }
             let mut batch = Batch::new(self.out.hasher().clone());

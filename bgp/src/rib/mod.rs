@@ -168,18 +168,18 @@ impl Rib {
             self.import_again(id);
         }
         let Some(peer) = self.peers.peer(id) else { return };
-        let Some(session) = peer.session else { return };
-        let key = GroupKey::new(peer, &session);
         let context = RankContext { peers: &self.peers, multipath: self.multipath };
         if old.address != peer.config.address {
             self.ipv4.rank_all(context);
             self.ipv6.rank_all(context);
         }
         if old.route_reflector_client != peer.config.route_reflector_client {
-            // What was learned from this peer may now go elsewhere, or no longer.
+            // What was learned from this peer may now go elsewhere, or no longer; also what is stale.
             self.ipv4.mark_all();
             self.ipv6.mark_all();
         }
+        let Some(session) = peer.session else { return };
+        let key = GroupKey::new(peer, &session);
         self.ipv4.regroup(id, &key);
         self.ipv6.regroup(id, &key);
     }
@@ -208,6 +208,8 @@ impl Rib {
             let context = RankContext { peers: &self.peers, multipath: self.multipath };
             self.ipv4.rank_all(context);
             self.ipv6.rank_all(context);
+            self.ipv4.groups.iter_mut().for_each(|group| group.repeat(id));
+            self.ipv6.groups.iter_mut().for_each(|group| group.repeat(id));
         }
         let stale = Family::ALL.into_iter().filter(|f| !session.stale_kept.contains(*f)).collect();
         self.flush_stale(id, stale);
