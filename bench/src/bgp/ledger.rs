@@ -5,8 +5,8 @@ use std::time::Instant;
 
 use cairn_bgp::prefix::Families;
 use cairn_bgp::wire::{
-    FrameHeader, HEADER_OCTETS, MESSAGE_OCTETS_MAX, MessageType, SessionSort, UpdateBody,
-    UpdateContext,
+    AttributeTypes, FrameHeader, HEADER_OCTETS, MESSAGE_OCTETS_MAX, MessageType, SessionSort,
+    UpdateBody, UpdateContext,
 };
 
 use super::cell::Tables;
@@ -90,6 +90,7 @@ impl Ledger {
             families: Families::from_iter(cairn_bgp::prefix::Family::ALL),
             extended_next_hop: false,
             first_as: None,
+            discard_attributes: AttributeTypes::NONE,
         };
         let before = self.octets;
         let mut reads = recording.reads.iter().skip_while(|(_, octets)| *octets <= before);
