@@ -215,16 +215,25 @@ pub enum ExportScope {
 }
 
 /// What in a change of a peer's configuration ends its session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResetReason {
-    /// Address, port, AS numbers, source address or TTL changed: another TCP connection.
+    /// Another TCP connection.
+    #[error("address, port, AS numbers, source address, multihop or TTL security changed")]
     Transport,
-    /// Something that only an OPEN can say changed: families, hold time, graceful restart, next hops.
+    /// A first password, or none any more. A changed one is set on the live connection.
+    #[error("a password was added or taken away")]
+    Password,
+    /// Something that only an OPEN can say.
+    #[error("families, hold time, graceful restart or next hops changed")]
     Capabilities,
+    /// What came before was read in the other way.
+    #[error("the check of the first AS or the attributes to discard changed")]
+    Decoding,
 }
 
 impl PeerConfig {
-    /// Whether replacing `self` by `new` needs a session reset, and why.
+    /// Whether replacing `self` by `new` needs a session reset, and why. What is not asked for here is
+    /// taken up by a live session.
     pub fn needs_reset(&self, new: &PeerConfig) -> Option<ResetReason> {
         let transport = |p: &PeerConfig| {
             (p.address, p.port, p.asn, p.local_asn, p.source_address, p.multihop, p.ttl_security)
@@ -235,8 +244,14 @@ impl PeerConfig {
         };
         if transport(self) != transport(new) {
             Some(ResetReason::Transport)
+        } else if self.password.is_some() != new.password.is_some() {
+            Some(ResetReason::Password)
         } else if capabilities(self) != capabilities(new) {
             Some(ResetReason::Capabilities)
+        } else if self.enforce_first_as != new.enforce_first_as
+            || self.discard_attributes != new.discard_attributes
+        {
+            Some(ResetReason::Decoding)
         } else {
             None
         }

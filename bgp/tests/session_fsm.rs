@@ -31,10 +31,12 @@ fn config(local: u8, remote: u8, local_asn: u32, peer_asn: u32) -> SessionConfig
         local_asn,
         peer_asn,
         router_id: Ipv4Addr::new(192, 0, 2, local),
+        has_password: false,
         passive: false,
         families: Families::from_iter(Family::ALL),
         extended_next_hop: false,
         hold_time_secs: 90,
+        send_hold_time_secs: 480,
         connect_retry_secs: 10,
         graceful_restart_secs: Some(60),
     }
@@ -559,6 +561,99 @@ fn a_disabled_session_says_so_and_refuses_until_it_is_started() {
     assert_eq!(bench.session.last_error(), None);
 }
 
+/// Runs until the send hold timer ends the session, while the peer speaks and takes nothing from
+/// `stuck_after` on; the time that took.
+fn send_hold(configured_secs: u16, hold_time_secs: u16, stuck_after: Duration) -> Option<Duration> {
+    let mut bench = Bench::new(SessionConfig {
+        send_hold_time_secs: configured_secs,
+        hold_time_secs,
+        ..config(1, 2, 65001, 65002)
+    });
+    let connection = bench.connect();
+    bench.confirm(connection, Open { hold_time_secs, ..open(65002) });
+    bench.receive(connection, Received::Keepalive);
+    let started = bench.now;
+    while bench.session.next_deadline().is_some() && bench.now < started + 4 * stuck_after {
+        let mut actions = bench.next();
+        bench.receive(connection, Received::Keepalive);
+        let moves = bench.now < started + stuck_after;
+        if actions.iter().any(|a| matches!(a, Action::LookAtSending(c) if *c == connection)) {
+            actions = bench.handle(Event::Sending { connection, moves });
+        }
+        if let Some((reason, keep)) = down(&actions) {
+            assert_eq!((reason, keep), (&DownReason::SendHoldTimerExpired, Families::NONE));
+            let told = notification(&actions).expect("an attempt").error;
+            assert_eq!(told, NotificationError::SendHoldTimerExpired);
+            assert!(matches!(&actions[1..2], [Action::Abort(c)] if *c == connection));
+            let error = bench.session.last_error().expect("an error");
+            assert_eq!(error.kind, ErrorKind::SendHoldTimer);
+            return Some(bench.now - started - stuck_after);
+        }
+    }
+    None
+}
+
+/// RFC 9687: the session ends when nothing has left for the send hold time, and not before.
+#[test]
+fn a_peer_that_takes_nothing_is_given_up_after_the_send_hold_time() {
+    let secs = Duration::from_secs;
+    // The first row's 480 s are more than twice the hold time, the second one's 10 s are less.
+    for (configured, hold, effective) in [(480, 90, 480), (10, 90, 180), (100, 0, 100)] {
+        let took = send_hold(configured, hold, secs(1000)).expect("an end");
+        // From a look that sees it to the look that ends it.
+        let looks = secs(effective) / 8;
+        assert!(took >= secs(effective) && took <= secs(effective) + 2 * looks, "{took:?}");
+    }
+    assert_eq!(send_hold(0, 90, secs(1000)), None, "0 turns it off");
+}
+
+/// No graceful restart: the routes of a link that is down lead nowhere.
+#[test]
+fn a_lost_carrier_ends_the_session_and_keeps_nothing() {
+    let mut bench = Bench::new(config(1, 2, 65001, 65002));
+    let connection = bench.establish();
+    let actions = bench.handle(Event::CarrierLost { connection });
+    assert!(matches!(actions[0], Action::Abort(c) if c == connection));
+    assert_eq!(down(&actions), Some((&DownReason::CarrierLost, Families::NONE)));
+    let actions = bench.next();
+    assert!(matches!(actions[..], [Action::Connect(_)]), "tried again: {actions:?}");
+    // A handshake ends, too; another connection's end is nobody's.
+    let mut bench = Bench::new(config(1, 2, 65001, 65002));
+    let connection = bench.connect();
+    let other = bench.session.next_connection();
+    assert!(bench.handle(Event::CarrierLost { connection: other }).is_empty());
+    let actions = bench.handle(Event::CarrierLost { connection });
+    assert!(matches!(actions[..], [Action::Abort(c)] if c == connection));
+    assert_eq!(bench.session.state(), SessionState::Active);
+}
+
+/// What the operating system knows stands for a timeout, until there is a session.
+#[test]
+fn a_timeout_with_a_known_cause_says_it() {
+    let mut bench = Bench::new(SessionConfig { has_password: true, ..config(1, 2, 65001, 65002) });
+    bench.handle(Event::Start);
+    bench.next();
+    let timeout = bench.session.last_error().expect("an error");
+    assert_eq!(timeout.kind, ErrorKind::ConnectFailed);
+    assert!(timeout.text.contains("the password the same on both sides"), "{}", timeout.text);
+    bench.session.suspect(bench.now, "password differs".into());
+    let errors = bench.session.error_count();
+    bench.session.suspect(bench.now, "password differs".into());
+    assert_eq!(bench.session.error_count(), errors, "told once");
+    bench.next();
+    bench.next();
+    let timeout = bench.session.last_error().expect("an error");
+    assert_eq!((timeout.kind, timeout.text.as_str()), (ErrorKind::Password, "password differs"));
+    let (connection, _) = bench.accept();
+    bench.confirm(connection, open(65002));
+    bench.receive(connection, Received::Keepalive);
+    bench.handle(Event::Lost { connection, error: None });
+    bench.next();
+    bench.next();
+    let timeout = bench.session.last_error().expect("an error");
+    assert_eq!(timeout.kind, ErrorKind::ConnectFailed, "{}", timeout.text);
+}
+
 /// Two sessions joined by a network that delays, cuts and forgets.
 struct Joined {
     now: Instant,
@@ -637,7 +732,13 @@ impl Joined {
                     };
                     self.fly(other, Event::Received { connection: there, message }, None);
                 }
-                Action::Close(connection) => self.close(side, connection),
+                Action::Close(connection) | Action::Abort(connection) => {
+                    self.close(side, connection);
+                }
+                Action::LookAtSending(connection) => {
+                    let event = Event::Sending { connection, moves: true };
+                    self.handle(side, event);
+                }
                 Action::Up(_) => {
                     assert!(!self.up[side], "up twice");
                     self.up[side] = true;

@@ -45,6 +45,8 @@ pub enum ErrorKind {
     SendHoldTimer,
     /// The link to the peer is down.
     CarrierLost,
+    /// Segments with a wrong, a missing or an unexpected MD5 signature arrive (RFC 2385).
+    Password,
     /// An operator wants no session with this peer.
     Disabled,
 }
@@ -97,6 +99,10 @@ pub enum DownReason {
     NotificationSent(Notification),
     /// The peer was silent for the hold time.
     HoldTimerExpired,
+    /// The peer took nothing for the send hold time (RFC 9687).
+    SendHoldTimerExpired,
+    /// The link to the peer has no carrier.
+    CarrierLost,
     /// The peer restarted and connected again (RFC 4724 section 5).
     Replaced,
 }
@@ -169,6 +175,10 @@ impl fmt::Display for DownReason {
             DownReason::HoldTimerExpired => {
                 f.write_str("nothing was heard from the peer for the hold time")
             }
+            DownReason::SendHoldTimerExpired => {
+                f.write_str("the peer took nothing of what was sent for the send hold time")
+            }
+            DownReason::CarrierLost => f.write_str("the link to the peer has lost its carrier"),
             DownReason::Replaced => f.write_str("the peer restarted and connected again"),
         }
     }

@@ -3,33 +3,32 @@
 use std::time::{Duration, Instant};
 
 use crate::prefix::Families;
-use crate::wire::{CeaseReason, FsmError, Notification, NotificationError, Open};
+use crate::wire::{CeaseReason, FsmError, Notification, NotificationError};
 
 use super::error::explain_received;
-use super::open::{self, Accepted, Refusal};
-use super::state::{Confirm, Handshake, Outgoing, Phase, Stale, State, Up};
-use super::timers::{
-    COLLISION_AFTER_UP, CONNECT_WAIT, HOLD_PUT_OFF, Jitter, Liveness, OPEN_WAIT, STALE_AFTER_UP,
-    earliest,
-};
+use super::open;
+use super::state::{Handshake, Outgoing, Phase, Stale, State};
+use super::timers::{HOLD_PUT_OFF, Jitter, SendHold, earliest};
 use super::{
-    Action, ConnectionId, DownReason, ErrorKind, Established, Event, LastError, LocalAddresses,
-    Message, Received, Restart, SessionConfig, SessionState, StopReason,
+    Action, ConnectionId, DownReason, ErrorKind, Established, Event, LastError, Message, Received,
+    Restart, SessionConfig, SessionState, StopReason,
 };
 
 /// The session of one peer.
 #[derive(Clone, Debug)]
 pub struct Session {
-    config: SessionConfig,
-    restart: Restart,
-    jitter: Jitter,
-    state: State,
+    pub(super) config: SessionConfig,
+    pub(super) restart: Restart,
+    pub(super) jitter: Jitter,
+    pub(super) state: State,
     /// Routes of a former connection that the RIB still holds as stale.
-    stale: Option<Stale>,
-    connections: u64,
-    last_error: Option<LastError>,
+    pub(super) stale: Option<Stale>,
+    pub(super) connections: u64,
+    pub(super) last_error: Option<LastError>,
     /// How many errors there were, so that a caller sees each.
-    errors: u64,
+    pub(super) errors: u64,
+    /// What [`Session::suspect`] was told.
+    pub(super) suspicion: Option<String>,
 }
 
 impl Session {
@@ -44,6 +43,7 @@ impl Session {
             connections: 0,
             last_error: None,
             errors: 0,
+            suspicion: None,
         }
     }
 
@@ -55,7 +55,20 @@ impl Session {
     /// Replaces the configuration. What an established session negotiated stays: stop and start it
     /// where [`crate::config::PeerConfig::needs_reset`] says so.
     pub fn configure(&mut self, now: Instant, config: SessionConfig, actions: &mut Vec<Action>) {
+        if self.config.has_password != config.has_password {
+            self.suspicion = None;
+        }
+        let send_hold_changed = self.config.send_hold_time_secs != config.send_hold_time_secs;
         self.config = config;
+        if let State::Established(up) = &mut self.state
+            && send_hold_changed
+        {
+            up.send_hold = SendHold::start(
+                now,
+                self.config.send_hold_time_secs,
+                up.established.negotiated.hold_time_secs,
+            );
+        }
         if let State::Opening { outgoing, .. } = &mut self.state {
             match (&outgoing, self.config.passive) {
                 (Outgoing::Passive, false) => *outgoing = Outgoing::Waiting { retry_at: now },
@@ -138,7 +151,7 @@ impl Session {
                 earliest(outgoing, incoming.as_ref().and_then(Handshake::next_deadline))
             }
             State::Established(up) => earliest(
-                up.liveness.next(),
+                earliest(up.liveness.next(), up.send_hold.next()),
                 up.challenger.as_ref().and_then(Handshake::next_deadline),
             ),
         };
@@ -173,7 +186,8 @@ impl Session {
                 self.connected(now, connection, addresses, actions);
             }
             Event::ConnectFailed { connection, error } => {
-                self.connect_failed(now, connection, &error);
+                let text = format!("cannot connect to {}: {error}", self.config.address);
+                self.connect_failed(now, connection, ErrorKind::ConnectFailed, text);
             }
             Event::Accepted { connection, addresses } => {
                 self.accepted(now, connection, addresses, actions);
@@ -187,6 +201,8 @@ impl Session {
                 let kind = ErrorKind::MalformedMessage;
                 self.refuse(now, connection, kind, notification, text, actions);
             }
+            Event::Sending { connection, moves } => self.sending(now, connection, moves, actions),
+            Event::CarrierLost { connection } => self.carrier_lost(now, connection, actions),
             Event::Tick => self.tick(now, actions),
         }
     }
@@ -240,80 +256,6 @@ impl Session {
             actions.push(Action::FlushStale(stale.families));
         }
         self.stale = None;
-    }
-
-    fn connected(
-        &mut self,
-        now: Instant,
-        connection: ConnectionId,
-        addresses: LocalAddresses,
-        actions: &mut Vec<Action>,
-    ) {
-        let handshake = Handshake::begin(&self.config, self.restart, now, connection, addresses);
-        let State::Opening { outgoing, .. } = &mut self.state else { return };
-        if !matches!(outgoing, Outgoing::Connecting { connection: c, .. } if *c == connection) {
-            return;
-        }
-        actions.push(handshake.open_action());
-        *outgoing = Outgoing::Handshake(handshake);
-    }
-
-    fn connect_failed(&mut self, now: Instant, connection: ConnectionId, error: &str) {
-        let retry_at = now + self.retry_wait();
-        let State::Opening { outgoing, .. } = &mut self.state else { return };
-        if !matches!(outgoing, Outgoing::Connecting { connection: c, .. } if *c == connection) {
-            return;
-        }
-        *outgoing = Outgoing::Waiting { retry_at };
-        let text = format!("cannot connect to {}: {error}", self.config.address);
-        self.remember(now, ErrorKind::ConnectFailed, text);
-    }
-
-    fn accepted(
-        &mut self,
-        now: Instant,
-        connection: ConnectionId,
-        addresses: LocalAddresses,
-        actions: &mut Vec<Action>,
-    ) {
-        let handshake = Handshake::begin(&self.config, self.restart, now, connection, addresses);
-        let slot = match &mut self.state {
-            State::Opening { incoming, .. } => incoming,
-            // RFC 4724 section 5: a peer with graceful restart that connects again has restarted, and
-            // the old connection is dead although TCP has not noticed. Its OPEN has to say so: a mere
-            // connection may come from anything at the peer's address.
-            State::Established(up) if up.established.graceful_restart.is_some() => {
-                &mut up.challenger
-            }
-            State::Established(_) => {
-                reject(connection, CeaseReason::ConnectionCollision, actions);
-                return;
-            }
-            State::Idle { .. } => {
-                reject(connection, CeaseReason::ConnectionRejected, actions);
-                return;
-            }
-        };
-        actions.push(handshake.open_action());
-        // A peer has one outgoing connection at a time, so an older one is abandoned.
-        if let Some(older) = slot.replace(handshake) {
-            reject(older.connection, CeaseReason::ConnectionCollision, actions);
-        }
-    }
-
-    /// The OPEN of a second connection was accepted while a session stands: true when the session has
-    /// given way to it.
-    fn challenged(&mut self, now: Instant, peer: &Open, actions: &mut Vec<Action>) -> bool {
-        let State::Established(up) = &self.state else { return true };
-        // Both sides connected at once, and this connection was slower: the other case of RFC 4271
-        // section 6.8. A peer that has restarted says so, or has had a session for longer.
-        let restarted = peer.graceful_restart().is_some_and(|restart| restart.restarting);
-        if !restarted && now < up.since + COLLISION_AFTER_UP {
-            return false;
-        }
-        actions.push(Action::Close(up.established.connection));
-        self.session_down(now, DownReason::Replaced, actions);
-        true
     }
 
     fn lost(
@@ -386,107 +328,6 @@ impl Session {
         }
     }
 
-    /// The peer's OPEN arrived in OpenSent.
-    fn opened(
-        &mut self,
-        now: Instant,
-        connection: ConnectionId,
-        peer: Open,
-        actions: &mut Vec<Action>,
-    ) {
-        let Some(handshake) = self.handshake_mut(connection) else { return };
-        let (local, addresses) = (handshake.local.clone(), handshake.addresses);
-        let accepted = match open::accept(&self.config, addresses, &local, &peer) {
-            Ok(accepted) => accepted,
-            Err(refusal) => {
-                let Refusal { notification, text } = refusal;
-                let kind = ErrorKind::NotificationSent;
-                self.refuse(now, connection, kind, notification, text, actions);
-                return;
-            }
-        };
-        if !self.challenged(now, &peer, actions) || self.loses_collision(connection, &local, &peer)
-        {
-            reject(connection, CeaseReason::ConnectionCollision, actions);
-            self.abandon(now, connection);
-            return;
-        }
-        let Accepted { negotiated, left_out } = accepted;
-        let liveness = Liveness::start(now, negotiated.hold_time_secs, &mut self.jitter);
-        let give_up_at = now + OPEN_WAIT;
-        if let Some(handshake) = self.handshake_mut(connection) {
-            let confirm = Confirm { peer, negotiated, left_out, liveness, give_up_at };
-            handshake.phase = Phase::OpenConfirm(Box::new(confirm));
-            actions.push(Action::Send(connection, Message::Keepalive));
-        }
-        // The other connection lost, when it had come as far.
-        if let Some(other) = self.other_in_open_confirm(connection) {
-            reject(other, CeaseReason::ConnectionCollision, actions);
-            self.abandon(now, other);
-        }
-    }
-
-    /// The peer's KEEPALIVE arrived in OpenConfirm: the session is established.
-    fn confirmed(&mut self, now: Instant, connection: ConnectionId, actions: &mut Vec<Action>) {
-        let waiting = State::Idle { start_at: None };
-        let State::Opening { outgoing, incoming } = std::mem::replace(&mut self.state, waiting)
-        else {
-            return;
-        };
-        let mut winner = None;
-        let outgoing = match outgoing {
-            Outgoing::Handshake(handshake) => Some(handshake),
-            Outgoing::Connecting { connection, .. } => {
-                actions.push(Action::Close(connection));
-                None
-            }
-            Outgoing::Passive | Outgoing::Waiting { .. } => None,
-        };
-        for handshake in [outgoing, incoming].into_iter().flatten() {
-            if handshake.connection == connection {
-                winner = Some(handshake);
-            } else {
-                reject(handshake.connection, CeaseReason::ConnectionCollision, actions);
-            }
-        }
-        let Some(Handshake { addresses, local, phase: Phase::OpenConfirm(confirm), .. }) = winner
-        else {
-            return;
-        };
-        let Confirm { peer, negotiated, left_out, liveness, .. } = *confirm;
-        let graceful_restart = match self.config.graceful_restart_secs {
-            Some(_) => peer.graceful_restart().cloned(),
-            None => None,
-        };
-        // RFC 4724 section 4.2: what the peer did not keep forwarding goes now, the rest may wait
-        // for End-of-RIB, but not forever.
-        let stale_kept = match (&graceful_restart, self.stale) {
-            (Some(restart), Some(stale)) => stale
-                .families
-                .intersection(negotiated.families)
-                .intersection(open::forwarding_families(restart)),
-            _ => Families::NONE,
-        };
-        self.stale = (!stale_kept.is_empty())
-            .then(|| Stale { families: stale_kept, until: now + STALE_AFTER_UP });
-        let mut liveness = liveness;
-        liveness.heard(now);
-        let established = Established {
-            connection,
-            local,
-            peer,
-            negotiated,
-            addresses,
-            over_ipv6: self.config.address.is_ipv6(),
-            graceful_restart,
-            stale_kept,
-            left_out,
-        };
-        actions.push(Action::Up(Box::new(established.clone())));
-        let up = Up { since: now, liveness, established, challenger: None };
-        self.state = State::Established(Box::new(up));
-    }
-
     /// A NOTIFICATION arrived.
     fn notified(
         &mut self,
@@ -509,6 +350,41 @@ impl Session {
         }
     }
 
+    fn sending(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        moves: bool,
+        actions: &mut Vec<Action>,
+    ) {
+        let State::Established(up) = &mut self.state else { return };
+        if up.established.connection != connection || !up.send_hold.looked(now, moves) {
+            return;
+        }
+        // RFC 9687 section 3.1: the NOTIFICATION is an attempt, the connection goes at once.
+        let text = format!(
+            "the peer took nothing of what was sent for {} s (send hold time): its routing process \
+             is stuck, or the path drops large packets",
+            up.send_hold.wait().as_secs()
+        );
+        self.remember(now, ErrorKind::SendHoldTimer, text);
+        let notification = NotificationError::SendHoldTimerExpired.into();
+        actions.push(Action::Send(connection, Message::Notification(notification)));
+        actions.push(Action::Abort(connection));
+        self.session_down(now, DownReason::SendHoldTimerExpired, actions);
+    }
+
+    fn carrier_lost(&mut self, now: Instant, connection: ConnectionId, actions: &mut Vec<Action>) {
+        if self.is_established(connection) {
+            let reason = DownReason::CarrierLost;
+            self.remember(now, ErrorKind::CarrierLost, reason.to_string());
+            actions.push(Action::Abort(connection));
+            self.session_down(now, reason, actions);
+        } else if self.abandon(now, connection).is_some() {
+            actions.push(Action::Abort(connection));
+        }
+    }
+
     fn unexpected(
         &mut self,
         now: Instant,
@@ -521,7 +397,7 @@ impl Session {
     }
 
     /// Ends a connection with a NOTIFICATION.
-    fn refuse(
+    pub(super) fn refuse(
         &mut self,
         now: Instant,
         connection: ConnectionId,
@@ -573,6 +449,11 @@ impl Session {
                     up.liveness.spoke(now, &mut self.jitter);
                     actions.push(Action::Send(connection, Message::Keepalive));
                 }
+                if let State::Established(up) = &mut self.state
+                    && up.send_hold.is_due(now)
+                {
+                    actions.push(Action::LookAtSending(connection));
+                }
                 self.tick_handshakes(now, actions);
             }
             State::Opening { .. } => {
@@ -583,67 +464,13 @@ impl Session {
         }
     }
 
-    fn tick_handshakes(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let mut silent = Vec::new();
-        for handshake in self.state.handshakes_mut().into_iter().flatten() {
-            let connection = handshake.connection;
-            match &mut handshake.phase {
-                Phase::OpenSent { give_up_at } if *give_up_at <= now => silent.push(connection),
-                Phase::OpenConfirm(confirm)
-                    if confirm.give_up_at <= now || confirm.liveness.hold_expired(now) =>
-                {
-                    silent.push(connection);
-                }
-                Phase::OpenConfirm(confirm) if confirm.liveness.keepalive_due(now) => {
-                    confirm.liveness.spoke(now, &mut self.jitter);
-                    actions.push(Action::Send(connection, Message::Keepalive));
-                }
-                _ => {}
-            }
-        }
-        for connection in silent {
-            let text = "the peer accepts the connection, but does not finish the handshake";
-            let error = NotificationError::HoldTimerExpired.into();
-            let kind = ErrorKind::NotificationSent;
-            self.refuse(now, connection, kind, error, text.to_owned(), actions);
-        }
-    }
-
-    fn give_up_connecting(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let State::Opening { outgoing: Outgoing::Connecting { connection, give_up_at }, .. } =
-            &self.state
-        else {
-            return;
-        };
-        if *give_up_at <= now {
-            let connection = *connection;
-            actions.push(Action::Close(connection));
-            let why = "no answer: is the address right, the path open, and the password the same?";
-            self.connect_failed(now, connection, why);
-        }
-    }
-
-    fn connect_if_due(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let later = now + self.retry_wait();
-        let connection = ConnectionId(self.connections + 1);
-        let State::Opening { outgoing, incoming } = &mut self.state else { return };
-        let Outgoing::Waiting { retry_at } = outgoing else { return };
-        if *retry_at > now {
-            return;
-        }
-        // A peer whose OPEN was accepted is about to be established: a second connection would only
-        // be a collision to resolve.
-        if incoming.as_ref().is_some_and(|h| matches!(h.phase, Phase::OpenConfirm(_))) {
-            *retry_at = later;
-            return;
-        }
-        self.connections += 1;
-        *outgoing = Outgoing::Connecting { connection, give_up_at: now + CONNECT_WAIT };
-        actions.push(Action::Connect(connection));
-    }
-
     /// Leaves Established. The connection has been closed or is dead.
-    fn session_down(&mut self, now: Instant, reason: DownReason, actions: &mut Vec<Action>) {
+    pub(super) fn session_down(
+        &mut self,
+        now: Instant,
+        reason: DownReason,
+        actions: &mut Vec<Action>,
+    ) {
         let retry = self.retry_wait();
         let State::Established(up) = &mut self.state else { return };
         let incoming = up.challenger.take();
@@ -670,64 +497,27 @@ impl Session {
         actions.push(Action::Down { reason, keep });
     }
 
-    /// Forgets a handshake; the outgoing side tries again after the retry time.
-    fn abandon(&mut self, now: Instant, connection: ConnectionId) -> Option<Handshake> {
-        let retry_at = now + self.retry_wait();
-        let (outgoing, incoming) = match &mut self.state {
-            State::Opening { outgoing, incoming } => (Some(outgoing), incoming),
-            State::Established(up) => (None, &mut up.challenger),
-            State::Idle { .. } => return None,
-        };
-        if incoming.as_ref().is_some_and(|h| h.connection == connection) {
-            return incoming.take();
-        }
-        match outgoing {
-            Some(outgoing @ Outgoing::Handshake(_)) if outgoing.is_handshake(connection) => {
-                match std::mem::replace(outgoing, Outgoing::Waiting { retry_at }) {
-                    Outgoing::Handshake(handshake) => Some(handshake),
-                    _ => None,
-                }
-            }
-            _ => None,
-        }
-    }
-
-    /// Whether `connection`, whose OPEN has just come, has to give way to the other one, which is in
-    /// OpenConfirm already.
-    fn loses_collision(&self, connection: ConnectionId, local: &Open, peer: &Open) -> bool {
-        self.other_in_open_confirm(connection).is_some()
-            && self.is_outgoing(connection) != open::keeps_outgoing(local, peer)
-    }
-
-    fn other_in_open_confirm(&self, connection: ConnectionId) -> Option<ConnectionId> {
-        let State::Opening { outgoing, incoming } = &self.state else { return None };
-        let outgoing = match outgoing {
-            Outgoing::Handshake(handshake) => Some(handshake),
-            _ => None,
-        };
-        outgoing
-            .into_iter()
-            .chain(incoming)
-            .find(|h| h.connection != connection && matches!(h.phase, Phase::OpenConfirm(_)))
-            .map(|h| h.connection)
-    }
-
-    fn is_outgoing(&self, connection: ConnectionId) -> bool {
-        matches!(&self.state, State::Opening { outgoing, .. } if outgoing.is_handshake(connection))
-    }
-
-    fn is_established(&self, connection: ConnectionId) -> bool {
+    pub(super) fn is_established(&self, connection: ConnectionId) -> bool {
         self.established().is_some_and(|e| e.connection == connection)
     }
 
-    fn handshake_mut(&mut self, connection: ConnectionId) -> Option<&mut Handshake> {
+    pub(super) fn handshake_mut(&mut self, connection: ConnectionId) -> Option<&mut Handshake> {
         let mut handshakes = self.state.handshakes_mut().into_iter().flatten();
         handshakes.find(|h| h.connection == connection)
     }
 
-    fn retry_wait(&mut self) -> Duration {
+    pub(super) fn retry_wait(&mut self) -> Duration {
         let wait = Duration::from_secs(self.config.connect_retry_secs.max(1).into());
         self.jitter.apply(wait)
+    }
+
+    /// Notes why attempts fail, which the operating system knows and does not say: it stands for a
+    /// mere timeout until a session is established.
+    pub fn suspect(&mut self, now: Instant, text: String) {
+        if self.suspicion.as_ref() != Some(&text) {
+            self.suspicion = Some(text.clone());
+            self.remember(now, ErrorKind::Password, text);
+        }
     }
 
     /// Notes something that went wrong without an effect on the session.
@@ -735,10 +525,4 @@ impl Session {
         self.errors += 1;
         self.last_error = Some(LastError { at: now, kind, text });
     }
-}
-
-fn reject(connection: ConnectionId, reason: CeaseReason, actions: &mut Vec<Action>) {
-    let notification = Notification::cease(reason, None);
-    actions.push(Action::Send(connection, Message::Notification(notification)));
-    actions.push(Action::Close(connection));
 }

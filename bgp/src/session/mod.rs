@@ -28,6 +28,7 @@
 
 mod error;
 mod fsm;
+mod handshake;
 mod open;
 mod state;
 mod timers;
@@ -53,6 +54,8 @@ pub struct SessionConfig {
     pub peer_asn: u32,
     /// The local BGP identifier.
     pub router_id: Ipv4Addr,
+    /// Segments are signed (RFC 2385): without the same key the peer looks as if it were not there.
+    pub has_password: bool,
     /// Never connect out.
     pub passive: bool,
     /// Families to offer.
@@ -61,6 +64,9 @@ pub struct SessionConfig {
     pub extended_next_hop: bool,
     /// Hold time to offer, in seconds; 0 is none.
     pub hold_time_secs: u16,
+    /// How long the peer may take nothing of what is sent, in seconds; at least twice the negotiated
+    /// hold time is waited, and 0 waits forever (RFC 9687).
+    pub send_hold_time_secs: u16,
     /// Wait between attempts to connect, in seconds, before jitter.
     pub connect_retry_secs: u16,
     /// Restart time to offer (RFC 4724), in seconds; `None` leaves the capability out.
@@ -139,6 +145,18 @@ pub enum Event {
         /// What to tell the peer.
         notification: Notification,
     },
+    /// The answer to [`Action::LookAtSending`].
+    Sending {
+        /// The one of the action.
+        connection: ConnectionId,
+        /// Octets have left since the last look, or none wait to be sent.
+        moves: bool,
+    },
+    /// The link that a connection runs over has no carrier any more.
+    CarrierLost {
+        /// Which one.
+        connection: ConnectionId,
+    },
     /// A deadline may have passed.
     Tick,
 }
@@ -170,6 +188,10 @@ pub enum Action {
     /// Close the connection once what is queued has left, or give up connecting. No event about it
     /// is wanted afterwards; one that is on its way is ignored.
     Close(ConnectionId),
+    /// Close the connection at once, whatever is queued; else as [`Action::Close`].
+    Abort(ConnectionId),
+    /// Look whether the peer takes what is sent, and answer with [`Event::Sending`].
+    LookAtSending(ConnectionId),
     /// The session is established.
     Up(Box<Established>),
     /// The session is over.
@@ -264,10 +286,12 @@ impl SessionConfig {
             local_asn: peer.local_asn.unwrap_or(speaker.asn),
             peer_asn: peer.asn,
             router_id: speaker.router_id,
+            has_password: peer.password.is_some(),
             passive: peer.passive,
             families: peer.families,
             extended_next_hop: peer.extended_next_hop,
             hold_time_secs: peer.hold_time_secs,
+            send_hold_time_secs: peer.send_hold_time_secs,
             connect_retry_secs: peer.connect_retry_secs,
             graceful_restart_secs: peer.graceful_restart_secs,
         }

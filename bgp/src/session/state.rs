@@ -6,7 +6,7 @@ use crate::prefix::{Families, Family};
 use crate::wire::{Negotiated, Open};
 
 use super::open;
-use super::timers::{Liveness, OPEN_WAIT, earliest};
+use super::timers::{Liveness, OPEN_WAIT, SendHold, earliest};
 use super::{
     Action, ConnectionId, Established, LeftOut, LocalAddresses, Message, Restart, SessionConfig,
     SessionState,
@@ -62,6 +62,7 @@ pub(super) struct Confirm {
 pub(super) struct Up {
     pub(super) since: Instant,
     pub(super) liveness: Liveness,
+    pub(super) send_hold: SendHold,
     pub(super) established: Established,
     /// Another connection of the peer, until its OPEN says whether it replaces this one.
     pub(super) challenger: Option<Handshake>,

@@ -72,6 +72,58 @@ impl Liveness {
     }
 }
 
+/// Whether the peer takes what is sent to it (RFC 9687). The timer does not restart with each octet:
+/// the caller is asked from time to time whether any has left.
+#[derive(Clone, Debug)]
+pub(super) struct SendHold {
+    /// Zero when the timer is off.
+    wait: Duration,
+    look_at: Option<Instant>,
+    /// Since when nothing has left although something waits.
+    stuck_since: Option<Instant>,
+}
+
+impl SendHold {
+    /// RFC 9687 section 3.2 suggests at least twice the hold time.
+    pub(super) fn start(now: Instant, configured_secs: u16, hold_time_secs: u16) -> SendHold {
+        let wait = match configured_secs {
+            0 => Duration::ZERO,
+            secs => Duration::from_secs(u64::from(secs).max(2 * u64::from(hold_time_secs))),
+        };
+        let mut timer = SendHold { wait, look_at: None, stuck_since: None };
+        timer.look_later(now);
+        timer
+    }
+
+    /// How long nothing may leave.
+    pub(super) fn wait(&self) -> Duration {
+        self.wait
+    }
+
+    pub(super) fn next(&self) -> Option<Instant> {
+        self.look_at
+    }
+
+    /// Whether the caller is to look now.
+    pub(super) fn is_due(&mut self, now: Instant) -> bool {
+        let due = self.look_at.is_some_and(|at| at <= now);
+        if due {
+            self.look_later(now);
+        }
+        due
+    }
+
+    /// What the caller saw; true when nothing has left for too long.
+    pub(super) fn looked(&mut self, now: Instant, moves: bool) -> bool {
+        self.stuck_since = if moves { None } else { self.stuck_since.or(Some(now)) };
+        !self.wait.is_zero() && self.stuck_since.is_some_and(|since| since + self.wait <= now)
+    }
+
+    fn look_later(&mut self, now: Instant) {
+        self.look_at = (!self.wait.is_zero()).then(|| now + self.wait / LOOKS_PER_SEND_HOLD_TIME);
+    }
+}
+
 /// The earlier of two deadlines.
 pub(super) fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant> {
     match (a, b) {
@@ -82,6 +134,8 @@ pub(super) fn earliest(a: Option<Instant>, b: Option<Instant>) -> Option<Instant
 
 /// RFC 4271 section 10 suggests a third of the hold time.
 const KEEPALIVES_PER_HOLD_TIME: u32 = 3;
+/// The send hold timer is late by at most one look.
+const LOOKS_PER_SEND_HOLD_TIME: u32 = 8;
 /// How long the hold timer waits for octets that have come in to be read.
 pub(super) const HOLD_PUT_OFF: Duration = Duration::from_millis(50);
 /// A second connection this soon after the session came up was opened before the peer knew of it.

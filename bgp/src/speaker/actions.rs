@@ -108,6 +108,16 @@ impl Owner {
                     }
                     peer.connections.remove(&connection);
                 }
+                Action::Abort(connection) => {
+                    if let Some(connection) = peer.connections.remove(&connection) {
+                        connection.abort();
+                    }
+                }
+                Action::LookAtSending(connection) => {
+                    let Some(sender) = peer.connections.get_mut(&connection) else { continue };
+                    let moves = sender.moves();
+                    self.handle(key, Event::Sending { connection, moves });
+                }
                 Action::Up(established) => {
                     peer.since = SystemTime::now();
                     peer.established_count += 1;

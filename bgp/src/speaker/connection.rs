@@ -2,21 +2,25 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
+use crate::config::Password;
 use crate::rib::Chunk;
 use crate::session::{ConnectionId, LocalAddresses};
 use crate::stream::{self, Decoder, Item, ReaderConfig};
 use crate::wire::Open;
 
+use super::interface::Egress;
 use super::owner::{Input, InputKind, PeerKey};
-use super::{Endpoints, FAREWELL_WAIT, WRITE_QUEUE_OCTETS_MAX, socket};
+use super::{Endpoints, FAREWELL_WAIT, WRITE_QUEUE_OCTETS_MAX, md5, socket};
 
 /// The owner's end of a connection. Dropping it writes what is queued, then closes.
 #[derive(Debug)]
@@ -32,8 +36,12 @@ pub(super) struct Connection {
     reader: Option<oneshot::Sender<Open>>,
     /// Ends the reader when dropped.
     _reading: oneshot::Sender<()>,
-    /// Bounds the time of the last writes when dropped.
-    _writing: oneshot::Sender<()>,
+    /// Bounds the time of the last writes when dropped, and ends them at once when sent to.
+    writing: oneshot::Sender<()>,
+    /// The interface that the peer is next to.
+    link: Option<u32>,
+    /// Octets that the peer had acknowledged at the last look.
+    acknowledged: u64,
 }
 
 #[derive(Debug)]
@@ -62,7 +70,7 @@ impl Connection {
     pub(super) fn start(
         stream: TcpStream,
         endpoints: Endpoints,
-        own: LocalAddresses,
+        egress: Egress,
         config: ReaderConfig,
         mailbox: Mailbox,
     ) -> Connection {
@@ -79,7 +87,7 @@ impl Connection {
             writes,
             Arc::clone(&queued),
             closed,
-            own,
+            egress.addresses,
             mailbox.clone(),
         ));
         let input = Arc::clone(&stream);
@@ -101,8 +109,35 @@ impl Connection {
             unheard,
             reader: Some(reader),
             _reading: reading,
-            _writing: writing,
+            writing,
+            link: egress.link,
+            acknowledged: 0,
         }
+    }
+
+    /// The index of the interface that the peer is next to, when it is.
+    pub(super) fn link(&self) -> Option<u32> {
+        self.link
+    }
+
+    /// Whether octets have left since the last call, or none wait.
+    pub(super) fn moves(&mut self) -> bool {
+        // What cannot be asked is no reason to end a session.
+        let Some((acknowledged, waiting)) = socket::sent(&self.stream) else { return true };
+        let before = std::mem::replace(&mut self.acknowledged, acknowledged);
+        waiting == 0 || acknowledged != before
+    }
+
+    /// Replaces the MD5 key of the connection.
+    pub(super) fn set_password(&self, password: &Password) -> io::Result<()> {
+        md5::set_key(self.stream.as_raw_fd(), self.endpoints.remote.ip(), Some(&password.0))
+    }
+
+    /// Closes at once, whatever is queued.
+    pub(super) fn abort(self) {
+        // What the kernel holds for the peer goes, too.
+        let _ = socket2::SockRef::from(&*self.stream).set_linger(Some(Duration::ZERO));
+        let _ = self.writing.send(());
     }
 
     /// The own address of the connection.
@@ -253,9 +288,9 @@ async fn write(
 
 /// Resolves when the owner has let go and the time for last words is over.
 async fn closed_for_long(closed: &mut oneshot::Receiver<()>) {
-    // It is never sent to: it ends by being dropped. A receiver may not be asked again after that.
-    if !closed.is_terminated() {
-        let _ = closed.await;
+    // A receiver may not be asked again after its end.
+    if !closed.is_terminated() && closed.await.is_ok() {
+        return;
     }
     tokio::time::sleep(FAREWELL_WAIT).await;
 }

@@ -8,10 +8,11 @@ use crate::config::{PeerConfig, PrefixLimitAction};
 use crate::rib::{PeerId, PrefixLimitExceeded, UpdateOutcome};
 use crate::session::{ConnectionId, ErrorKind, Event, LocalAddresses, StopReason};
 use crate::stream::{FaultyMessage, Item, ReaderConfig};
-use crate::wire::{AttributeError, AttributeTypes, RefreshKind, RouteRefresh};
+use crate::wire::{AttributeError, AttributeTypes, RefreshKind, RouteRefresh, SessionSort};
 
 use super::connection::{Connection, Mailbox};
 use super::errors::kind_of;
+use super::interface::Egress;
 use super::owner::{Input, InputKind, Owner, PeerKey, now};
 use super::peer::{REFRESH_REST, WARNING_REST};
 use super::{Endpoints, socket};
@@ -60,6 +61,11 @@ impl Owner {
             tracing::debug!(%peer, %remote, "connection from too many hops away: closed");
             return;
         }
+        if !peer.accepts.take(now()) {
+            let peer = &peer.name;
+            tracing::debug!(%peer, "the peer connects too often: closed");
+            return;
+        }
         let connection = peer.session.next_connection();
         let addresses = self.start_connection(key, connection, stream, endpoints);
         if let Some(addresses) = addresses {
@@ -100,13 +106,16 @@ impl Owner {
         let mailbox = Mailbox { inputs: self.mailbox.clone(), peer: key, connection };
         let peer = self.peers.get_mut(&key)?;
         let first_as = peer.config.enforce_first_as.then_some(peer.config.asn);
-        let addresses = socket::local_addresses(endpoints.local.ip(), peer.config.next_hop_ipv6);
+        let (local, remote) = (endpoints.local.ip(), endpoints.remote.ip());
+        let one_hop =
+            peer.session.config().sort() == SessionSort::Ebgp && peer.config.multihop <= 1;
+        let egress = Egress::of(local, remote, peer.config.next_hop_ipv6, one_hop);
         let discarded = peer.config.discard_attributes.iter().copied();
         let config =
             ReaderConfig { first_as, discard_attributes: AttributeTypes::discardable(discarded) };
-        let started = Connection::start(stream, endpoints, addresses, config, mailbox);
+        let started = Connection::start(stream, endpoints, egress, config, mailbox);
         peer.connections.insert(connection, started);
-        Some(addresses)
+        Some(egress.addresses)
     }
 
     fn read(&mut self, key: PeerKey, connection: ConnectionId, items: Vec<Item>) {

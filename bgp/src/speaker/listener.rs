@@ -14,7 +14,7 @@ use crate::config::{Password, SpeakerConfig};
 use crate::status::ListenerSnapshot;
 
 use super::owner::Input;
-use super::{Endpoints, LISTEN_RETRY, socket};
+use super::{Endpoints, LISTEN_RETRY, md5, socket};
 
 /// The listening sockets of a speaker.
 #[derive(Debug, Default)]
@@ -149,7 +149,7 @@ fn set_key(socket: &TcpListener, peer: IpAddr, key: Option<&Password>) {
         return;
     }
     let key = key.map(|key| &*key.0);
-    if let Err(error) = socket::set_md5_key(socket.as_raw_fd(), peer, key) {
+    if let Err(error) = md5::set_key(socket.as_raw_fd(), peer, key) {
         tracing::warn!(%peer, %error, "cannot set the MD5 key of a peer on the listening socket");
     }
 }

@@ -37,6 +37,7 @@ pub(crate) enum Operation {
     SetEnabled(PeerName, bool, Answer<()>),
     Reset(PeerName, Reset, Answer<()>),
     Errors(PeerName, Answer<Vec<ErrorRecord>>),
+    CarrierLost(u32, Answer<()>),
 }
 
 type Answer<T> = oneshot::Sender<Result<T, NoSuchPeer>>;
@@ -68,6 +69,15 @@ impl SpeakerHandle {
         self.operate(|answer| Operation::Errors(peer, answer)).await
     }
 
+    /// Says that the interface with this index has lost its carrier, or is down or gone: sessions with
+    /// peers next to it end at once, and no graceful restart keeps their routes.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn carrier_lost(&self, interface: u32) -> Result<(), Error> {
+        self.operate(|answer| Operation::CarrierLost(interface, answer)).await
+    }
+
     async fn operate<T>(&self, operation: impl FnOnce(Answer<T>) -> Operation) -> Result<T, Error> {
         Ok(self.ask(|answer| Command::Operate(operation(answer))).await??)
     }
@@ -82,6 +92,10 @@ impl Owner {
             }
             Operation::Reset(name, reset, answer) => {
                 let _ = answer.send(self.reset(&name, reset));
+            }
+            Operation::CarrierLost(interface, answer) => {
+                self.carrier_lost(interface);
+                let _ = answer.send(Ok(()));
             }
             Operation::Errors(name, answer) => {
                 let _ = answer.send(self.errors(&name));
@@ -132,6 +146,18 @@ impl Owner {
         let key = self.key_of(name)?;
         let history = self.peers.get(&key).map(|peer| peer.errors.records().cloned().collect());
         Ok(history.unwrap_or_default())
+    }
+
+    fn carrier_lost(&mut self, interface: u32) {
+        let lost: Vec<_> = self
+            .peers
+            .iter()
+            .flat_map(|(key, peer)| peer.connections.iter().map(|(id, c)| (*key, *id, c.link())))
+            .filter(|(_, _, link)| *link == Some(interface))
+            .collect();
+        for (key, connection, _) in lost {
+            self.handle(key, Event::CarrierLost { connection });
+        }
     }
 
     /// Lets a peer's session begin, unless an operator wants none.

@@ -23,7 +23,7 @@ use super::listener::Listeners;
 use super::peer::Peer;
 use super::{
     Command, Endpoints, FAREWELL_WAIT, FIB_BATCH_CHANGES_MAX, FibBatch, INPUTS_MAX, Shutdown,
-    SpeakerOptions,
+    SpeakerOptions, md5,
 };
 
 /// A peer in the life of a speaker; never used twice, so that what arrives late finds nobody.
@@ -62,6 +62,7 @@ pub(super) struct Owner {
     /// Names that an operator has disabled, of configured peers or not.
     pub(super) disabled: BTreeSet<PeerName>,
     pub(super) listeners: Listeners,
+    pub(super) signatures: md5::Watch,
     pub(super) next_key: u64,
     pub(super) seed: u64,
     pub(super) changed: bool,
@@ -117,6 +118,7 @@ impl Owner {
             by_rib_id: HashMap::default(),
             disabled: options.disabled,
             listeners: Listeners::default(),
+            signatures: md5::Watch::default(),
             next_key: 0,
             seed,
             changed: false,
@@ -188,7 +190,9 @@ impl Owner {
 
     fn next_deadline(&self) -> Option<Instant> {
         let sessions = self.peers.values().filter_map(|peer| peer.session.next_deadline());
-        sessions.chain(self.rib.next_deadline()).chain(self.listeners.next_deadline()).min()
+        let signatures = self.signatures.next_deadline(self.wants_sessions());
+        let others = [self.rib.next_deadline(), self.listeners.next_deadline(), signatures];
+        sessions.chain(others.into_iter().flatten()).min()
     }
 
     /// Does what time and earlier events have made due; false when other tasks have to run before
@@ -196,6 +200,7 @@ impl Owner {
     fn settle(&mut self) -> bool {
         let now = now();
         self.tick_sessions(now);
+        self.look_at_signatures(now);
         self.rib.tick(now);
         if self.rib.in_sync() && (self.restart.restarting || !self.restart.forwarding_preserved) {
             // From here on only connections end, not this speaker's forwarding.
@@ -217,6 +222,32 @@ impl Owner {
             self.changes.send_modify(|generation| *generation += 1);
         }
         flushed
+    }
+
+    /// Whether a peer has no session that should have one.
+    fn wants_sessions(&self) -> bool {
+        self.peers.values().any(Peer::waits)
+    }
+
+    /// Says of peers that cannot be reached what the kernel knows about their signatures.
+    fn look_at_signatures(&mut self, now: Instant) {
+        let wanted = self.wants_sessions();
+        let counted = self.signatures.look(now, wanted);
+        if counted == md5::Counters::default() {
+            return;
+        }
+        for has_password in [true, false] {
+            let affected =
+                |peer: &&mut Peer| peer.waits() && peer.config.password.is_some() == has_password;
+            let others = self.peers.values_mut().filter(affected).count().saturating_sub(1);
+            let Some(text) = counted.explain(has_password, others) else { continue };
+            for peer in self.peers.values_mut().filter(affected) {
+                if peer.suspect(now, &text) {
+                    tracing::warn!(peer = %peer.name, "{text}");
+                    self.changed = true;
+                }
+            }
+        }
     }
 
     fn tick_sessions(&mut self, now: Instant) {

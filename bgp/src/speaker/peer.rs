@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use crate::config::{PeerConfig, PeerName};
 use crate::prefix::Family;
 use crate::rib::{PeerId, Rib};
-use crate::session::{ConnectionId, DownReason, ErrorKind, Established, Session};
+use crate::session::{ConnectionId, DownReason, ErrorKind, Established, Session, SessionState};
 use crate::status::{DownSnapshot, ErrorSnapshot, MissingFamily, NegotiatedSnapshot, PeerSnapshot};
 use crate::stream::FaultyMessage;
 
@@ -31,6 +31,8 @@ pub(super) struct Peer {
     pub(super) last_down: Option<(SystemTime, DownReason)>,
     pub(super) established_count: u64,
     pub(super) warnings: Throttle,
+    /// Connections of the peer that are looked at.
+    pub(super) accepts: Allowance,
     /// Beginnings of refreshes that are followed up.
     pub(super) refreshes: BTreeMap<Family, Throttle>,
     pub(super) errors: ErrorHistory,
@@ -38,6 +40,24 @@ pub(super) struct Peer {
     pub(super) disabled: bool,
     /// What the log has heard of attempts since the last session.
     pub(super) refusals: BTreeSet<String>,
+}
+
+/// Lets a few events in each second pass.
+#[derive(Debug, Default)]
+pub(super) struct Allowance {
+    since: Option<Instant>,
+    taken: u32,
+}
+
+impl Allowance {
+    /// Whether one more may pass.
+    pub(super) fn take(&mut self, now: Instant) -> bool {
+        if self.since.is_none_or(|since| now >= since + Duration::from_secs(1)) {
+            (self.since, self.taken) = (Some(now), 0);
+        }
+        self.taken += 1;
+        self.taken <= ACCEPTS_PER_SECOND_MAX
+    }
 }
 
 /// Lets one of many equal events pass.
@@ -64,6 +84,23 @@ impl Peer {
     pub(super) fn accepts(&self, local: IpAddr, remote: IpAddr) -> bool {
         self.config.address == remote
             && self.config.source_address.is_none_or(|source| source == local)
+    }
+
+    /// Whether there is no session, nor a connection on which one could begin, although one is wanted.
+    pub(super) fn waits(&self) -> bool {
+        matches!(self.session.state(), SessionState::Connect | SessionState::Active)
+    }
+
+    /// Notes why no connection comes about; true when it is news.
+    pub(super) fn suspect(&mut self, now: Instant, text: &str) -> bool {
+        let before = self.session.error_count();
+        self.session.suspect(now, text.to_owned());
+        let news = self.session.error_count() != before;
+        if news {
+            let at = SystemTime::now();
+            self.errors.push(at, ErrorKind::Password, text.to_owned(), FaultyMessage::default());
+        }
+        news
     }
 
     /// Notes what went wrong without an effect on the session.
@@ -143,3 +180,6 @@ pub(super) fn unix_secs(at: SystemTime) -> u64 {
 pub(super) const WARNING_REST: Duration = Duration::from_secs(10);
 /// Time between two refreshes of one family after which stale routes are swept.
 pub(super) const REFRESH_REST: Duration = Duration::from_secs(1);
+/// Connections of one peer that are looked at in a second: each that is refused lingers for some time
+/// to be told why.
+const ACCEPTS_PER_SECOND_MAX: u32 = 8;

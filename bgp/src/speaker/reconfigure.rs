@@ -6,13 +6,13 @@ use std::time::SystemTime;
 
 use hashbrown::HashMap;
 
-use crate::config::{PeerConfig, PeerName};
+use crate::config::{Password, PeerConfig, PeerName};
 use crate::rib::RibPeerConfig;
 use crate::session::{Event, Jitter, Session, SessionConfig, SessionState, StopReason};
 
 use super::errors::ErrorHistory;
 use super::owner::{Owner, PeerKey, now};
-use super::peer::{Peer, Throttle};
+use super::peer::{Allowance, Peer, Throttle};
 
 impl Owner {
     pub(super) fn add_peer(&mut self, name: &PeerName, config: &PeerConfig) {
@@ -32,6 +32,7 @@ impl Owner {
             last_down: None,
             established_count: 0,
             warnings: Throttle::default(),
+            accepts: Allowance::default(),
             refreshes: BTreeMap::new(),
             errors: ErrorHistory::default(),
             disabled: self.disabled.contains(name),
@@ -88,6 +89,10 @@ impl Owner {
         }
         if reset {
             self.handle(key, Event::Stop(StopReason::ConfigurationChange));
+        } else if peer.config.password != config.password
+            && let Some(password) = &config.password
+        {
+            self.change_password(key, password);
         }
         let Some(peer) = self.peers.get_mut(&key) else { return };
         // A session that its prefix limit has ended gets another chance under a new one.
@@ -101,6 +106,26 @@ impl Owner {
         self.perform(key, actions);
         if reset || comes_back {
             self.begin(key);
+        }
+    }
+
+    /// Sets a changed key on the connections that stand; listeners have got it already. An attempt to
+    /// connect is made again with it.
+    fn change_password(&mut self, key: PeerKey, password: &Password) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        for connection in peer.connections.values() {
+            match connection.set_password(password) {
+                Ok(()) => tracing::info!(peer = %peer.name, "password changed on the connection"),
+                Err(error) => {
+                    tracing::warn!(peer = %peer.name, %error, "cannot change the password");
+                }
+            }
+        }
+        let connecting: Vec<_> = peer.connecting.drain().collect();
+        for (connection, attempt) in connecting {
+            attempt.abort();
+            let error = "the password was changed meanwhile".to_owned();
+            self.handle(key, Event::ConnectFailed { connection, error });
         }
     }
 }

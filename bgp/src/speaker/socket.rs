@@ -1,16 +1,17 @@
 //! Sockets with the options that BGP asks for.
 
 use std::io;
-use std::mem::{MaybeUninit, size_of};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::mem::size_of;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, RawFd};
 
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::config::PeerConfig;
-use crate::session::LocalAddresses;
 use crate::wire::SessionSort;
+
+use super::md5;
 
 /// Connects to a peer, from its source address and with its key and TTL.
 pub(super) async fn connect(peer: PeerConfig, sort: SessionSort) -> io::Result<TcpStream> {
@@ -21,7 +22,7 @@ pub(super) async fn connect(peer: PeerConfig, sort: SessionSort) -> io::Result<T
     };
     set_ttl(socket.as_raw_fd(), &peer, sort)?;
     if let Some(password) = &peer.password {
-        set_md5_key(socket.as_raw_fd(), peer.address, Some(&password.0))?;
+        md5::set_key(socket.as_raw_fd(), peer.address, Some(&password.0))?;
     }
     if let Some(source) = peer.source_address {
         socket.bind(SocketAddr::new(source, 0))?;
@@ -183,40 +184,6 @@ pub(super) fn came_near_enough(stream: &TcpStream, peer: &PeerConfig) -> bool {
     result == 0 && length > 8 && ttl.is_some_and(|ttl| i32::from(*ttl) >= least)
 }
 
-/// Sets or removes the TCP MD5 key for an address (RFC 2385; tcp(7), `TCP_MD5SIG`).
-pub(super) fn set_md5_key(fd: RawFd, address: IpAddr, key: Option<&str>) -> io::Result<()> {
-    let key = key.unwrap_or_default().as_bytes();
-    let mut signature = Md5Signature {
-        // SAFETY: all zeroes is a valid sockaddr_storage.
-        address: unsafe { MaybeUninit::zeroed().assume_init() },
-        flags: 0,
-        prefix_len: 0,
-        key_len: 0,
-        interface: 0,
-        key: [0; MD5_KEY_OCTETS_MAX],
-    };
-    let Some(field) = signature.key.get_mut(..key.len()) else {
-        let text = format!("the password is longer than {MD5_KEY_OCTETS_MAX} octets");
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-    };
-    field.copy_from_slice(key);
-    signature.key_len = key.len() as u16;
-    let address = SockAddr::from(SocketAddr::new(address, 0));
-    // SAFETY: a SockAddr is at most as long as the sockaddr_storage that it is copied into.
-    unsafe {
-        std::ptr::copy_nonoverlapping(
-            address.as_ptr().cast::<u8>(),
-            (&raw mut signature.address).cast::<u8>(),
-            (address.len() as usize).min(size_of::<libc::sockaddr_storage>()),
-        );
-    }
-    match set_option(fd, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &signature) {
-        // There was no key to remove.
-        Err(error) if key.is_empty() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
-        result => result,
-    }
-}
-
 /// Whether octets wait to be read.
 pub(super) fn has_unread(stream: &TcpStream) -> bool {
     let mut octets: libc::c_int = 0;
@@ -225,72 +192,26 @@ pub(super) fn has_unread(stream: &TcpStream) -> bool {
     result == 0 && octets > 0
 }
 
-/// The own addresses that may stand as next hop on a session with this local address: the configured
-/// one, itself, and the first fitting one of the other family on the same interface.
-pub(super) fn local_addresses(local: IpAddr, configured: Option<Ipv6Addr>) -> LocalAddresses {
-    let mut addresses = LocalAddresses { ipv4: None, ipv6: configured };
-    match local {
-        IpAddr::V4(own) => addresses.ipv4 = Some(own),
-        IpAddr::V6(own) if !own.is_unicast_link_local() => {
-            addresses.ipv6 = configured.or(Some(own));
-        }
-        IpAddr::V6(_) => {}
-    }
-    let all = interface_addresses();
-    let Some(interface) = all.iter().find(|(_, a)| *a == local).map(|(name, _)| name.clone())
-    else {
-        return addresses;
+/// How many octets the peer has acknowledged so far, and how many wait for it in the kernel.
+pub(super) fn sent(stream: &TcpStream) -> Option<(u64, usize)> {
+    let mut info = [0_u8; TCP_INFO_OCTETS];
+    let mut length = info.len() as libc::socklen_t;
+    let mut waiting: libc::c_int = 0;
+    // SAFETY: the kernel writes at most `length` octets to `info`, and TIOCOUTQ writes one int.
+    let results = unsafe {
+        let info = info.as_mut_ptr().cast();
+        let (level, option) = (libc::IPPROTO_TCP, libc::TCP_INFO);
+        [
+            libc::getsockopt(stream.as_raw_fd(), level, option, info, &raw mut length),
+            libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut waiting),
+        ]
     };
-    for (_, address) in all.into_iter().filter(|(name, _)| *name == interface) {
-        match address {
-            IpAddr::V4(own) => addresses.ipv4 = addresses.ipv4.or(Some(own)),
-            IpAddr::V6(own) if own.is_unicast_link_local() => {}
-            IpAddr::V6(own) => addresses.ipv6 = addresses.ipv6.or(Some(own)),
-        }
-    }
-    addresses
+    let acknowledged = info.get(BYTES_ACKED..)?.first_chunk::<8>()?;
+    let known = results == [0, 0] && length as usize >= BYTES_ACKED + 8;
+    known.then_some((u64::from_ne_bytes(*acknowledged), usize::try_from(waiting).unwrap_or(0)))
 }
 
-/// The addresses of all interfaces by interface name (getifaddrs(3)).
-fn interface_addresses() -> Vec<(Vec<u8>, IpAddr)> {
-    let mut list: *mut libc::ifaddrs = std::ptr::null_mut();
-    // SAFETY: on success `list` is a list that freeifaddrs takes back below.
-    if unsafe { libc::getifaddrs(&raw mut list) } != 0 {
-        return Vec::new();
-    }
-    let mut addresses = Vec::new();
-    let mut next = list;
-    while !next.is_null() {
-        // SAFETY: `next` is an element of the list, which lives until freeifaddrs.
-        let entry = unsafe { &*next };
-        next = entry.ifa_next;
-        if entry.ifa_addr.is_null() || entry.ifa_name.is_null() {
-            continue;
-        }
-        // SAFETY: ifa_name is a string that ends in 0; ifa_addr is of the sort its family says.
-        let (name, address) = unsafe {
-            let name = std::ffi::CStr::from_ptr(entry.ifa_name).to_bytes().to_vec();
-            let address = match i32::from((*entry.ifa_addr).sa_family) {
-                libc::AF_INET => {
-                    let address = &*entry.ifa_addr.cast::<libc::sockaddr_in>();
-                    IpAddr::V4(Ipv4Addr::from_bits(u32::from_be(address.sin_addr.s_addr)))
-                }
-                libc::AF_INET6 => {
-                    let address = &*entry.ifa_addr.cast::<libc::sockaddr_in6>();
-                    IpAddr::V6(Ipv6Addr::from(address.sin6_addr.s6_addr))
-                }
-                _ => continue,
-            };
-            (name, address)
-        };
-        addresses.push((name, address));
-    }
-    // SAFETY: the list comes from getifaddrs and is not used any more.
-    unsafe { libc::freeifaddrs(list) };
-    addresses
-}
-
-fn set_option<T>(fd: RawFd, level: i32, option: i32, value: &T) -> io::Result<()> {
+pub(super) fn set_option<T>(fd: RawFd, level: i32, option: i32, value: &T) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: the kernel reads `length` octets from `value`.
     let result =
@@ -298,19 +219,10 @@ fn set_option<T>(fd: RawFd, level: i32, option: i32, value: &T) -> io::Result<()
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `struct tcp_md5sig` of linux/tcp.h.
-#[repr(C)]
-struct Md5Signature {
-    address: libc::sockaddr_storage,
-    flags: u8,
-    prefix_len: u8,
-    key_len: u16,
-    interface: libc::c_int,
-    key: [u8; MD5_KEY_OCTETS_MAX],
-}
-
-/// `TCP_MD5SIG_MAXKEYLEN` of linux/tcp.h.
-const MD5_KEY_OCTETS_MAX: usize = 80;
+/// Octets of `struct tcp_info` (linux/tcp.h) up to what is read of it.
+const TCP_INFO_OCTETS: usize = 128;
+/// Where `tcpi_bytes_acked` stands in it.
+const BYTES_ACKED: usize = 120;
 /// The largest TTL and hop limit.
 const TTL_MAX: i32 = 255;
 /// linux/tcp.h: the listener keeps the headers of each SYN.
