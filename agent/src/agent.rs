@@ -52,7 +52,7 @@ pub struct Options {
     /// of life.
     #[arg(long, env = "CAIRN_OFFLINE_SECS", default_value_t = 8 * 3600, value_parser = clap::value_parser!(u32).range(2..=2_592_000))]
     offline_secs: u32,
-    /// The namespace of the leases.
+    /// Cairn's own namespace: of the leases, and of the Secrets with peers' passwords.
     #[arg(long, default_value = "cairn-system")]
     namespace: String,
 }
@@ -76,7 +76,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let listener = control::bind(&options.run_dir)?;
     let (client, server) = client(options.kubeconfig.as_deref()).await?;
     let mut fib = Fib::start(Some(pods.clone())).await?;
-    let views = watches::start(&client, &name);
+    let views = watches::start(&client, &name, &options.namespace);
     let (holdings_out, holdings) = watch::channel(Arc::default());
     let ipam_options = ipam::IpamOptions {
         node: name.clone(),

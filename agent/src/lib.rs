@@ -26,6 +26,7 @@ pub mod pods;
 pub mod problems;
 pub mod publish;
 pub mod report;
+pub mod secrets;
 pub mod speaker;
 pub mod view;
 pub mod watch;

@@ -38,7 +38,7 @@ impl FieldError {
 pub type Policies = BTreeMap<String, Arc<Policy>>;
 
 /// The keys and values of Secrets, by the name of the Secret.
-pub type Passwords = BTreeMap<String, BTreeMap<String, Arc<str>>>;
+pub type Passwords = BTreeMap<String, BTreeMap<String, Password>>;
 
 /// A BGPPolicy as the speaker evaluates it.
 ///
@@ -225,16 +225,20 @@ fn password(spec: &BGPPeerSpec, passwords: &Passwords) -> Result<Option<Password
     let Some(SecretKeyRef { name, key }) = &spec.password_secret_ref else { return Ok(None) };
     let error = |problem| Err(FieldError::new("spec.passwordSecretRef", problem));
     let Some(secret) = passwords.get(name) else {
-        return error(format!("there is no Secret \"{name}\": create it or mend its name"));
+        return error(format!("there is no Secret \"{name}\" to read: create it or mend its name"));
     };
     match secret.get(key) {
-        None => error(format!("Secret \"{name}\" has no key \"{key}\": add it, or name another")),
-        Some(text) if text.is_empty() || text.len() > PASSWORD_OCTETS_MAX => error(format!(
-            "\"{key}\" of Secret \"{name}\" is {} octets long: a TCP MD5 password has 1 to \
-             {PASSWORD_OCTETS_MAX}",
-            text.len()
+        None => error(format!(
+            "Secret \"{name}\" has no text under the key \"{key}\": add it, or name another key"
         )),
-        Some(text) => Ok(Some(Password(Arc::clone(text)))),
+        Some(Password(text)) if text.is_empty() || text.len() > PASSWORD_OCTETS_MAX => {
+            error(format!(
+                "\"{key}\" of Secret \"{name}\" is {} octets long: a TCP MD5 password has 1 to \
+             {PASSWORD_OCTETS_MAX}",
+                text.len()
+            ))
+        }
+        Some(password) => Ok(Some(password.clone())),
     }
 }
 

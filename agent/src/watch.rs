@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! one task a kind ──Update (a change to the view)──► this task ──ClusterView──► planner, ipam
+//! one a Secret ─────────────────┘   ▲ which Secrets peers name
 //! ```
 //!
 //! Nothing is written from here. A burst of events becomes one new view. While the API server is
@@ -21,6 +22,7 @@ use kube::{Api, Client, Resource, ResourceExt};
 use serde::de::DeserializeOwned;
 use tokio::sync::{mpsc, watch};
 
+use crate::secrets::Secrets;
 use crate::view::{ClusterView, WatchFailure};
 
 /// Updates that wait for this task at most; a watch that is faster waits.
@@ -40,16 +42,21 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Failures further apart than this are not in a row: the watch ran in between. Above [`RETRY_MAX`].
 const QUIET: Duration = Duration::from_secs(10);
 
-type Update = Box<dyn FnOnce(&mut ClusterView) + Send>;
+/// What a watch changes in the view.
+pub(crate) type Update = Box<dyn FnOnce(&mut ClusterView) + Send>;
 
-/// What a watching task tells: a change, or that its kind's first list is complete.
-enum Told {
-    Change(Update),
-    Listed(Update),
+/// What a watching task tells.
+pub(crate) struct Told {
+    update: Update,
+    /// The first list of the kind is complete with it.
+    listed: bool,
+    /// The watch of a Secret that tells it; those come and go.
+    secret: Option<u64>,
 }
 
-/// Starts the watches of the node `name`; the receiver always holds the newest view.
-pub fn start(client: &Client, name: &str) -> watch::Receiver<Arc<ClusterView>> {
+/// Starts the watches of the node `name`, those of Secrets in `namespace`; the receiver always holds
+/// the newest view.
+pub fn start(client: &Client, name: &str, namespace: &str) -> watch::Receiver<Arc<ClusterView>> {
     let (told, updates) = mpsc::channel(UPDATES_MAX);
     let all = watcher::Config::default;
     let own_node = all().fields(&format!("metadata.name={name}"));
@@ -66,33 +73,47 @@ pub fn start(client: &Client, name: &str) -> watch::Receiver<Arc<ClusterView>> {
     follow::<BGPAdvertisement>(client, all(), &told, |view| &mut view.bgp_advertisements);
 
     let (publish, views) = watch::channel(Arc::new(ClusterView::default()));
-    tokio::spawn(gather(updates, publish));
+    let secrets = Secrets::new(client.clone(), namespace.to_owned(), told);
+    tokio::spawn(gather(updates, secrets, publish));
     views
 }
 
 /// The number of kinds that [`start`] follows.
 const KINDS: usize = 8;
 
-async fn gather(mut updates: mpsc::Receiver<Told>, publish: watch::Sender<Arc<ClusterView>>) {
+async fn gather(
+    mut updates: mpsc::Receiver<Told>,
+    mut secrets: Secrets,
+    publish: watch::Sender<Arc<ClusterView>>,
+) {
     let mut view = ClusterView::default();
     let mut listed = 0;
-    let mut take = |view: &mut ClusterView, told| match told {
-        Told::Change(update) => update(view),
-        Told::Listed(update) => {
-            update(view);
+    let mut take = |view: &mut ClusterView, secrets: &Secrets, told: Told| {
+        if told.secret.is_some_and(|watch| !secrets.follows(watch)) {
+            return;
+        }
+        (told.update)(view);
+        if told.listed && told.secret.is_none() {
             listed += 1;
+            // Secrets are not waited for: a peer without its password comes later.
             view.synced = listed >= KINDS;
         }
     };
-    while let Some(told) = updates.recv().await {
-        take(&mut view, told);
+    loop {
+        let told = tokio::select! {
+            told = updates.recv() => told,
+            () = publish.closed() => None,
+        };
+        let Some(told) = told else { return };
+        take(&mut view, &secrets, told);
         tokio::time::sleep(GATHER).await;
         while let Ok(told) = updates.try_recv() {
-            take(&mut view, told);
+            take(&mut view, &secrets, told);
         }
         if publish.is_closed() {
             return;
         }
+        secrets.follow(&mut view);
         publish.send_if_modified(|old| {
             let differs = **old != view;
             if differs {
@@ -104,7 +125,7 @@ async fn gather(mut updates: mpsc::Receiver<Told>, publish: watch::Sender<Arc<Cl
 }
 
 /// A kind that the view can hold.
-trait Watched:
+pub(crate) trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
 }
@@ -137,7 +158,7 @@ fn follow<K: Watched>(
             }
         })
     };
-    tokio::spawn(run(Api::all(client.clone()), config, told.clone(), store));
+    spawn(client, config, told, store);
 }
 
 /// Follows the one object that `config` selects.
@@ -156,18 +177,35 @@ fn follow_one<K: Watched>(
             };
         })
     };
-    tokio::spawn(run(Api::all(client.clone()), config, told.clone(), store));
+    spawn(client, config, told, store);
 }
 
-enum Change<K> {
+fn spawn<K: Watched>(
+    client: &Client,
+    config: watcher::Config,
+    told: &mpsc::Sender<Told>,
+    store: impl Fn(Change<K>) -> Update + Send + 'static,
+) {
+    let (api, kind) = (Api::all(client.clone()), K::kind(&()).into_owned());
+    let remedy = ": apply Cairn's ClusterRole and its binding";
+    tokio::spawn(run(api, config, kind, remedy, None, told.clone(), store));
+}
+
+/// What a watch has seen.
+pub(crate) enum Change<K> {
     All(Vec<K>),
     Set(Box<K>),
     Remove(String),
 }
 
-async fn run<K: Watched>(
+/// Watches until nobody is told any more. `subject` is what cannot be watched when the server refuses,
+/// `remedy` what to do about a missing right.
+pub(crate) async fn run<K: Watched>(
     api: Api<K>,
     config: watcher::Config,
+    subject: String,
+    remedy: &'static str,
+    secret: Option<u64>,
     told: mpsc::Sender<Told>,
     store: impl Fn(Change<K>) -> Update,
 ) {
@@ -177,21 +215,23 @@ async fn run<K: Watched>(
     let mut events = std::pin::pin!(watch_stream(api, config).backoff(Backoff::default()));
     let mut initial: Option<Vec<K>> = None;
     let mut listed = false;
-    let mut outage = Outage::new::<K>();
+    let mut outage = Outage::new(subject, remedy);
     loop {
         let event = tokio::select! {
             event = events.next() => event,
             () = outage.end(&client) => {
-                if told.send(Told::Change(outage.over())).await.is_err() {
+                let news = Told { update: outage.over(), listed: false, secret };
+                if told.send(news).await.is_err() {
                     return;
                 }
                 continue;
             }
         };
-        let change = match event {
+        let mut first_list = false;
+        let update = match event {
             None => return,
             Some(Err(error)) => match outage.failed(&error) {
-                Some(news) => Told::Change(news),
+                Some(news) => news,
                 None => continue,
             },
             Some(Ok(Event::Init)) => {
@@ -204,23 +244,19 @@ async fn run<K: Watched>(
             }
             Some(Ok(Event::InitDone)) => {
                 let change = store(Change::All(initial.take().unwrap_or_default()));
-                let update = both(outage.over(), change);
-                if std::mem::replace(&mut listed, true) {
-                    Told::Change(update)
-                } else {
-                    Told::Listed(update)
-                }
+                first_list = !std::mem::replace(&mut listed, true);
+                both(outage.over(), change)
             }
             Some(Ok(Event::Apply(object))) => {
                 let change = store(Change::Set(Box::new(trimmed(object))));
-                Told::Change(both(outage.over(), change))
+                both(outage.over(), change)
             }
             Some(Ok(Event::Delete(object))) => {
                 let change = store(Change::Remove(object.name_any()));
-                Told::Change(both(outage.over(), change))
+                both(outage.over(), change)
             }
         };
-        if told.send(change).await.is_err() {
+        if told.send(Told { update, listed: first_list, secret }).await.is_err() {
             return;
         }
     }
@@ -236,15 +272,16 @@ fn both(first: Update, second: Update) -> Update {
 /// Whether a watch fails for longer than a moment. A connection that ends, or history that is
 /// forgotten, is repaired by the next attempt and is no news.
 struct Outage {
-    kind: String,
+    subject: String,
+    remedy: &'static str,
     in_a_row: u32,
     last: Option<Instant>,
     told: Option<WatchFailure>,
 }
 
 impl Outage {
-    fn new<K: Watched>() -> Outage {
-        Outage { kind: K::kind(&()).into_owned(), in_a_row: 0, last: None, told: None }
+    fn new(subject: String, remedy: &'static str) -> Outage {
+        Outage { subject, remedy, in_a_row: 0, last: None, told: None }
     }
 
     /// Takes a failure in; what to tell about it.
@@ -256,11 +293,11 @@ impl Outage {
         if self.in_a_row < 2 || self.told.is_some() {
             return None;
         }
-        let failure = explain(error);
+        let failure = explain(error, self.remedy);
         self.told = Some(failure.clone());
-        let kind = self.kind.clone();
+        let subject = self.subject.clone();
         Some(Box::new(move |view| {
-            view.unwatched.insert(kind, failure);
+            view.unwatched.insert(subject, failure);
         }))
     }
 
@@ -286,16 +323,16 @@ impl Outage {
         match self.told.take() {
             None => Box::new(|_| {}),
             Some(_) => {
-                let kind = self.kind.clone();
+                let subject = self.subject.clone();
                 Box::new(move |view| {
-                    view.unwatched.remove(&kind);
+                    view.unwatched.remove(&subject);
                 })
             }
         }
     }
 }
 
-fn explain(error: &watcher::Error) -> WatchFailure {
+fn explain(error: &watcher::Error, remedy: &'static str) -> WatchFailure {
     use watcher::Error::{
         InitialListFailed, NoResourceVersion, WatchError, WatchFailed, WatchStartFailed,
     };
@@ -315,7 +352,7 @@ fn explain(error: &watcher::Error) -> WatchFailure {
         }
     };
     let remedy = match status.code {
-        403 => ": apply Cairn's ClusterRole and its binding",
+        403 => remedy,
         404 => ": apply the definitions that `cairn crds` prints",
         _ => "",
     };

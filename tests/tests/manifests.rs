@@ -312,7 +312,9 @@ fn agents_may_do_what_the_guide_says_and_no_more() {
         for (group, resource, verbs) in &granted {
             let words = [group.as_str(), resource.as_str(), verbs.as_str()];
             assert!(!words.iter().any(|w| w.contains('*')), "{words:?}");
-            assert!(resource != "secrets", "no agent reads secrets");
+            let reads_secrets = resource == "secrets";
+            assert!(!reads_secrets || kind == "Role", "no agent reads other namespaces' Secrets");
+            assert!(!reads_secrets || verbs == "get list watch", "no agent writes Secrets");
         }
     }
 }
@@ -406,4 +408,15 @@ fn the_speaker_takes_what_the_guide_shows() {
                  BGPPolicy \"pod\": create it or mend its name";
     assert_eq!(error.to_string(), shown);
     assert!(guide.contains(shown), "the guide shows another message");
+    let examples = guide.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let examples: Vec<&str> = examples.collect();
+    assert_eq!(examples.len(), 3, "the guide's examples");
+    for example in &examples {
+        cairn_agent::file::parse("example.yaml", example)
+            .unwrap_or_else(|e| panic!("{e}\n{example}"));
+    }
+    let speaker = cairn_agent::file::parse("hub.yaml", examples[1]).expect("a good file");
+    assert_eq!((speaker.asn, speaker.peers.len(), speaker.listen[0].port()), (65000, 2, 1790));
+    let speaker = cairn_agent::file::parse("router.yaml", examples[2]).expect("a good file");
+    assert!(speaker.peers["p1"].password.is_some());
 }

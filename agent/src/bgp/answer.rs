@@ -110,7 +110,7 @@ async fn route(
     };
     match speaker.explain(query).await? {
         Some(explanation) => answer.record(&explanation).await,
-        None => Err(Refusal::new(format!("no peer has a route to {destination}")).into()),
+        None => Err(Refusal::new(format!("there is no route to {destination}")).into()),
     }
 }
 

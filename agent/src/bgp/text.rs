@@ -171,7 +171,7 @@ pub(super) fn routes(route: &RouteInfo) -> String {
             candidate.local_pref,
             number(candidate.med),
             candidate.origin,
-            candidate.as_path,
+            path(&candidate.as_path),
             communities(candidate)
         );
     }
@@ -188,7 +188,7 @@ pub(super) fn received(route: &ReceivedRoute) -> String {
         candidate.local_pref,
         number(candidate.med),
         candidate.origin,
-        candidate.as_path,
+        path(&candidate.as_path),
         communities(candidate),
         candidate.verdict,
         if candidate.stale { " (stale)" } else { "" },
@@ -206,7 +206,7 @@ pub(super) fn advertised(route: &AdvertisedRoute) -> String {
         number(told.local_pref),
         number(told.med),
         told.origin,
-        told.as_path,
+        path(&told.as_path),
         all_communities(&told.communities, &told.large_communities, &told.extended_communities),
     )
 }

@@ -111,7 +111,7 @@ fn a_route_is_explained() {
         assert!(screen.contains(part), "{part:?}\n{screen}");
     }
     let nowhere = refused(&site, "hub", &["route", "192.0.2.1"]);
-    assert_eq!(nowhere, "cairn: no peer has a route to 192.0.2.1");
+    assert_eq!(nowhere, "cairn: there is no route to 192.0.2.1");
     let nonsense = refused(&site, "hub", &["route", "p1"]);
     assert!(nonsense.contains("\"p1\" is neither a prefix nor an address"), "{nonsense}");
 }

@@ -3,7 +3,7 @@
 use crate::ask::{json, text, until_established};
 use crate::site::{Site, until};
 
-/// docs/guide/speaker.md has the same text; tests/tests/book.rs reads it there.
+/// The second example of docs/guide/speaker.md.
 pub const EXAMPLE: &str = "\
 apiVersion: cairn.network/v1alpha1
 kind: BGPConfiguration
@@ -44,6 +44,8 @@ pub fn client(asn: u32, address: &str, cidr: &str, more: &str) -> String {
 
 #[test]
 fn the_example_passes_everything_between_its_peers() {
+    let guide = include_str!("../../../docs/guide/speaker.md");
+    assert!(guide.contains(EXAMPLE), "the guide shows another one");
     let site = Site::new(&["10.99.0.1", "10.99.1.1", "10.99.1.2"]);
     let hub = site.speaker("hub", &site.write("hub.yaml", EXAMPLE));
     let p1 = client(65001, "10.99.1.1", "172.16.1.0/24", "");

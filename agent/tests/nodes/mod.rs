@@ -150,7 +150,7 @@ impl Node {
             idle_release,
         };
         let channels = IpamChannels {
-            view: watches::start(&client, name),
+            view: watches::start(&client, name, "cairn-system"),
             usage: usage.subscribe(),
             routes: routes.subscribe(),
             holdings: told,

@@ -19,6 +19,8 @@ pub enum Fate {
     ComesLate,
     /// The server answers, the client's connection breaks before it hears. Once.
     LosesAnswer,
+    /// The client hears that it has no right to ask this.
+    IsForbidden,
 }
 
 /// A proxy in front of the API server.
@@ -126,6 +128,7 @@ impl Drop for Proxy {
 struct Answer {
     watch: bool,
     lost: bool,
+    forbidden: bool,
 }
 
 async fn carry(client: TcpStream, upstream: TcpStream, faults: &Mutex<Faults>) {
@@ -156,7 +159,7 @@ async fn requests(
         let request: Vec<u8> = buffer.drain(..length).collect();
         let text = String::from_utf8_lossy(&request).into_owned();
         let line = text.lines().next().unwrap_or_default();
-        let mut next = Answer { watch: line.contains("watch=true"), lost: false };
+        let mut next = Answer { watch: line.contains("watch=true"), ..Answer::default() };
         let mut counted = false;
         loop {
             {
@@ -177,6 +180,10 @@ async fn requests(
                     (Some(Fate::LosesAnswer), Some(at)) => {
                         faults.rules.remove(at);
                         next.lost = true;
+                        break;
+                    }
+                    (Some(Fate::IsForbidden), _) => {
+                        next.forbidden = true;
                         break;
                     }
                     (None, _) if !faults.cut => break,
@@ -201,8 +208,13 @@ async fn answers(
     let mut buffer = vec![0; 65_536];
     loop {
         let Ok(length @ 1..) = server.read(&mut buffer).await else { return };
-        let Answer { watch, lost } = *answer.lock().expect("the answer");
+        let Answer { watch, lost, forbidden } = *answer.lock().expect("the answer");
         if lost {
+            return;
+        }
+        if forbidden {
+            // Instead of the server's answer; the connection ends with it.
+            let _ = client.write_all(FORBIDDEN.as_bytes()).await;
             return;
         }
         while watch && faults.lock().expect("the faults").watches_hang {
@@ -222,3 +234,7 @@ fn request_length(buffer: &[u8]) -> Option<usize> {
     let length = head + body.map_or(0, |length| length.trim().parse().expect("a length"));
     (buffer.len() >= length).then_some(length)
 }
+
+const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\n\
+    connection: close\r\n\r\n{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{},\
+    \"status\":\"Failure\",\"message\":\"it is forbidden\",\"reason\":\"Forbidden\",\"code\":403}";

@@ -3,6 +3,8 @@
 //! Every error names file, line and column and says what was expected; a file with one error is
 //! refused as a whole, so that a speaker never runs on half of what was written.
 
+mod secret;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -14,7 +16,6 @@ use cairn_api::{
     VERSION,
 };
 use cairn_bgp::config::{PeerName, SpeakerConfig};
-use k8s_openapi::ByteString;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -150,23 +151,6 @@ struct Documents {
     passwords: Passwords,
 }
 
-/// A Secret as `kubectl create secret` prints it; values in `data` are in base64.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Secret {
-    #[serde(rename = "apiVersion")]
-    _api_version: String,
-    #[serde(rename = "kind")]
-    _kind: String,
-    metadata: Metadata,
-    #[serde(rename = "type")]
-    _type: Option<String>,
-    #[serde(default)]
-    data: BTreeMap<String, ByteString>,
-    #[serde(default)]
-    string_data: BTreeMap<String, String>,
-}
-
 impl Documents {
     fn take(&mut self, path: &str, document: &Document) -> Result<(), Error> {
         let head: Head = decode(path, document)?;
@@ -206,18 +190,10 @@ impl Documents {
     }
 
     fn take_secret(&mut self, path: &str, document: &Document) -> Result<(), Error> {
-        let Secret { metadata, data, string_data, .. } = decode(path, document)?;
-        let error = |text: String| at(path, document.first_line, text);
-        let mut values = BTreeMap::new();
-        for (key, ByteString(octets)) in data {
-            let text = String::from_utf8(octets)
-                .map_err(|_| error(format!("Secret {}: data.{key} is no text", metadata.name)))?;
-            values.insert(key, Arc::from(text));
-        }
-        values.extend(string_data.into_iter().map(|(key, text)| (key, Arc::from(text))));
-        match self.passwords.insert(metadata.name.clone(), values) {
+        let (name, values) = secret::take(path, document)?;
+        match self.passwords.insert(name.clone(), values) {
             None => Ok(()),
-            Some(_) => Err(error(format!("a second Secret \"{}\"", metadata.name))),
+            Some(_) => Err(at(path, document.first_line, format!("a second Secret \"{name}\""))),
         }
     }
 
@@ -349,12 +325,17 @@ fn insert<S: DeserializeOwned>(
 
 fn decode<T: DeserializeOwned>(path: &str, document: &Document) -> Result<T, Error> {
     serde_saphyr::from_str(&document.text).map_err(|error| {
-        let location = error.location();
-        let place =
-            location.as_ref().map_or((document.first_line, 1), |at| (at.line(), at.column()));
         let text = error.without_snippet().to_string();
-        Error::At { path: path.into(), line: place.0, column: place.1, message: explained(&text) }
+        placed(path, document, &error, explained(&text))
     })
+}
+
+/// A message at the place of a decoding error.
+fn placed(path: &str, document: &Document, error: &serde_saphyr::Error, message: String) -> Error {
+    let location = error.location();
+    let (line, column) =
+        location.as_ref().map_or((document.first_line, 1), |at| (at.line(), at.column()));
+    Error::At { path: path.into(), line, column, message }
 }
 
 /// The library's sentence without the place, which stands in front of it already, and with types
