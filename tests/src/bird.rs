@@ -38,10 +38,11 @@ impl Daemon for Bird {
     fn learned(&self, prefix: &str) -> Option<Learned> {
         let answer = self.ask(&format!("show route {prefix} protocol cairn all"))?;
         answer.contains(prefix).then(|| {
+            // A long one goes on in lines of its own.
             let attribute = |name: &str| {
-                let line =
-                    answer.lines().find_map(|l| l.trim().strip_prefix(name)?.strip_prefix(':'));
-                line.unwrap_or_default().trim().to_owned()
+                let value = answer.split(&format!("{name}:")).nth(1).unwrap_or_default();
+                let value = value.split("\tBGP.").next().unwrap_or_default();
+                value.split_whitespace().collect::<Vec<_>>().join(" ")
             };
             Learned {
                 // A link-local one may follow.
@@ -65,6 +66,15 @@ impl Daemon for Bird {
 
     fn updates_received(&self) -> u64 {
         self.count("Import updates")
+    }
+
+    fn updates_sent(&self) -> u64 {
+        self.count("Export updates")
+    }
+
+    fn shut_down(&self, text: &str) {
+        let answer = self.ask(&format!("disable cairn \"{text}\"")).unwrap_or_default();
+        assert!(answer.contains("disabled"), "{answer}");
     }
 
     fn state(&self) -> String {
@@ -128,12 +138,12 @@ fn configuration(setup: &Setup) -> String {
          protocol static s4 {{ ipv4; {statics4} }}
          protocol static s6 {{ ipv6; {statics6} }}
          protocol bgp cairn {{
-           debug {{ states, events }};
+           debug {{ states, events, packets }};
            local {local} as {asn};
-           neighbor {remote} as {our_asn};
+           neighbor {remote} port {port} as {our_asn};
            strict bind on;
            hold time {HOLD_TIME_SECS};
-           connect delay time 1; connect retry time 1; error wait time 1, 1;
+           connect delay time 1; connect retry time {connect_retry_secs}; error wait time 1, 1;
            {offer}
            {password}
            ttl security {ttl_security};
@@ -152,11 +162,13 @@ fn configuration(setup: &Setup) -> String {
         statics6 = statics(Transport::V6),
         local = setup.local(),
         asn = setup.asn,
-        remote = setup.remote(),
+        remote = setup.remote,
+        port = setup.port,
         our_asn = setup.our_asn,
         password = password.map(|text| format!("password \"{text}\";")).unwrap_or_default(),
         ttl_security = switch(setup.ttl_security),
         passive = switch(setup.passive),
+        connect_retry_secs = setup.connect_retry_secs,
         as4 = switch(setup.four_octet_as),
         extended_messages = switch(setup.extended_messages),
         extended_next_hop = switch(setup.extended_next_hop),
@@ -172,8 +184,14 @@ fn route(route: &Announced) -> String {
         values.iter().map(add).collect::<String>()
     };
     format!(
-        "route {} blackhole {{ {} {} }};",
+        "route {} blackhole {{ {} {} {} }};",
         route.prefix,
+        route
+            .as_path
+            .iter()
+            .rev()
+            .map(|asn| format!("bgp_path.prepend({asn});"))
+            .collect::<String>(),
         add("bgp_community", &route.communities),
         add("bgp_large_community", &route.large_communities)
     )

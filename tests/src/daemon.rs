@@ -11,6 +11,10 @@ use crate::link::{self, Far, Link};
 pub trait Daemon: Sized {
     /// Whether it logs the text of a shutdown (RFC 9003).
     const READS_SHUTDOWN_TEXT: bool = true;
+    /// Whether it can put any AS numbers behind its own in what it announces.
+    const PREPENDS_ANY: bool = true;
+    /// Whether it finds AS numbers of four octets in AS4_PATH when its session has none (RFC 6793).
+    const MERGES_AS4_PATH: bool = true;
     /// Whether an eBGP session carries its routes of the family that the session does not run over
     /// with a next hop that can be used.
     const SENDS_OTHER_FAMILY_ON_EBGP: bool = true;
@@ -47,6 +51,20 @@ pub trait Daemon: Sized {
 
     /// How many routes, or UPDATE messages where it counts these, it has received in this session.
     fn updates_received(&self) -> u64;
+
+    /// Whether the first round of routes is complete. FRR takes no request before its mark.
+    fn has_told_all(&self) -> bool {
+        true
+    }
+
+    /// How many routes, or UPDATE messages where it counts these, it has sent in this session.
+    fn updates_sent(&self) -> u64;
+
+    /// Ends the session with a text for us (RFC 9003).
+    ///
+    /// # Panics
+    /// When the daemon refuses.
+    fn shut_down(&self, text: &str);
 
     /// Everything that helps to see why a test failed.
     fn state(&self) -> String;
@@ -122,7 +140,7 @@ impl Parts {
     #[must_use]
     pub fn new(link: &Link, name: &str, setup: &Setup) -> Parts {
         let far = link.far();
-        let directory = far.directory(&format!("{name}-{}", setup.host));
+        let directory = far.directory(&format!("{name}-{}", setup.router_id()));
         Parts { far, setup: setup.clone(), directory, processes: Vec::new() }
     }
 
@@ -157,7 +175,7 @@ impl Parts {
         self.processes.push(Process(self.far.spawn(&mut command)));
     }
 
-    /// Sends a signal to what was started last.
+    /// Sends a signal to what was started last, which is the daemon that speaks BGP.
     ///
     /// # Panics
     /// When nothing runs.
@@ -182,8 +200,14 @@ impl Drop for Process {
 pub struct Setup {
     /// What the TCP connection runs over.
     pub transport: Transport,
-    /// Last part of the daemon's address: [`link::FAR_HOST`], or one of [`Link::host`].
-    pub host: u8,
+    /// The daemon's address of each family: of [`link::FAR_HOST`], or of one of [`Link::host`].
+    pub addresses: [String; 2],
+    /// The next hop of its routes of each family.
+    pub next_hops: [String; 2],
+    /// Our address.
+    pub remote: String,
+    /// Our port.
+    pub port: u16,
     /// Its AS number.
     pub asn: u32,
     /// The AS number that it expects of us.
@@ -194,6 +218,8 @@ pub struct Setup {
     pub password: Option<String>,
     /// Generalized TTL security.
     pub ttl_security: bool,
+    /// Wait between its attempts to connect, where it can be told.
+    pub connect_retry_secs: u8,
     /// Waits for us to connect.
     pub passive: bool,
     /// IPv4 routes with IPv6 next hops.
@@ -222,6 +248,8 @@ pub enum Transport {
 pub struct Announced {
     /// The prefix.
     pub prefix: String,
+    /// AS numbers behind the daemon's own.
+    pub as_path: Vec<u32>,
     /// COMMUNITIES such as `65001:7`.
     pub communities: Vec<String>,
     /// LARGE_COMMUNITY such as `65001:1:2`.
@@ -249,12 +277,16 @@ impl Setup {
     pub fn new(transport: Transport, asn: u32, our_asn: u32) -> Setup {
         Setup {
             transport,
-            host: link::FAR_HOST,
+            addresses: Transport::ALL.map(|family| family.address(link::FAR_HOST)),
+            next_hops: Transport::ALL.map(|family| family.address(link::FAR_HOST)),
+            remote: transport.address(OUR_HOST),
+            port: 179,
             asn,
             our_asn,
             routes: Vec::new(),
             password: None,
             ttl_security: false,
+            connect_retry_secs: 1,
             passive: false,
             extended_next_hop: false,
             extended_messages: false,
@@ -271,36 +303,45 @@ impl Setup {
         self
     }
 
-    /// The address of the session on the daemon's side.
+    /// The same with another host's addresses, which [`Link::host`] has to make.
     #[must_use]
-    pub fn local(&self) -> String {
-        self.transport.address(self.host)
+    pub fn at(mut self, host: u8) -> Setup {
+        self.addresses = Transport::ALL.map(|family| family.address(host));
+        self.next_hops = self.addresses.clone();
+        self
     }
 
-    /// The address of the session on our side.
+    /// The address of the session on the daemon's side.
     #[must_use]
-    pub fn remote(&self) -> String {
-        self.transport.address(OUR_HOST)
+    pub fn local(&self) -> &str {
+        of(&self.addresses, self.transport)
     }
 
     /// The daemon's identifier.
     #[must_use]
-    pub fn router_id(&self) -> String {
-        Transport::V4.address(self.host)
+    pub fn router_id(&self) -> &str {
+        of(&self.addresses, Transport::V4)
     }
 
     /// The daemon's own next hop for a prefix.
     #[must_use]
-    pub fn next_hop(&self, prefix: &str) -> String {
+    pub fn next_hop(&self, prefix: &str) -> &str {
         match self.extended_next_hop {
-            true => Transport::V6.address(self.host),
-            false => Transport::of(prefix).address(self.host),
+            true => of(&self.next_hops, Transport::V6),
+            false => of(&self.next_hops, Transport::of(prefix)),
         }
     }
 
     /// Its routes of one family.
     pub fn routes_of(&self, family: Transport) -> impl Iterator<Item = &Announced> {
         self.routes.iter().filter(move |route| Transport::of(&route.prefix) == family)
+    }
+}
+
+fn of([v4, v6]: &[String; 2], family: Transport) -> &str {
+    match family {
+        Transport::V4 => v4,
+        Transport::V6 => v6,
     }
 }
 

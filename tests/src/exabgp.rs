@@ -64,10 +64,15 @@ impl Daemon for ExaBgp {
     }
 
     fn updates_received(&self) -> u64 {
-        let updates = self.events("update");
-        let announces =
-            |event: &&Value| event["neighbor"]["message"]["update"]["announce"].is_object();
-        updates.iter().filter(announces).count().try_into().unwrap_or_default()
+        self.announcements("receive")
+    }
+
+    fn updates_sent(&self) -> u64 {
+        self.announcements("send")
+    }
+
+    fn shut_down(&self, text: &str) {
+        panic!("ExaBGP has no command to say {text} with");
     }
 
     fn state(&self) -> String {
@@ -94,6 +99,16 @@ impl ExaBgp {
         events.filter(|event: &Value| event["type"] == sort).collect()
     }
 
+    /// How many UPDATE messages with announcements went in a direction.
+    fn announcements(&self, direction: &str) -> u64 {
+        let updates = self.events("update");
+        let wanted = |event: &&Value| {
+            event["neighbor"]["direction"] == direction
+                && event["neighbor"]["message"]["update"]["announce"].is_object()
+        };
+        updates.iter().filter(wanted).count().try_into().unwrap_or_default()
+    }
+
     fn received(&self) -> String {
         self.parts.far.read(&self.parts.path(RECEIVED))
     }
@@ -105,6 +120,9 @@ impl ExaBgp {
         for event in received.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok()) {
             if event["type"] == "state" && event["neighbor"]["state"] != "up" {
                 table.clear();
+            }
+            if event["neighbor"]["direction"] == "send" {
+                continue;
             }
             let update = &event["neighbor"]["message"]["update"];
             let attributes = &update["attribute"];
@@ -157,6 +175,10 @@ impl ExaBgp {
     fn route(&self, route: &Announced) -> String {
         let next_hop = self.parts.setup.next_hop(&route.prefix);
         let mut text = format!("route {} next-hop {next_hop} origin igp", route.prefix);
+        if !route.as_path.is_empty() {
+            let numbers: Vec<_> = route.as_path.iter().map(u32::to_string).collect();
+            text += &format!(" as-path [ {} {} ]", self.parts.setup.asn, numbers.join(" "));
+        }
         for (name, values) in
             [("community", &route.communities), ("large-community", &route.large_communities)]
         {
@@ -179,6 +201,7 @@ fn configuration(setup: &Setup, script: &str, routes: &str) -> String {
            local-as {asn};
            peer-as {our_asn};
            hold-time {HOLD_TIME_SECS};
+           connect {port};
            {passive}
            {password}
            {ttl_security}
@@ -194,12 +217,14 @@ fn configuration(setup: &Setup, script: &str, routes: &str) -> String {
            api {{
              processes [api];
              neighbor-changes;
-             receive {{ parsed; update; open; notification; refresh; }}
+             receive {{ parsed; update; open; notification; }}
+             send {{ parsed; update; }}
            }}
          }}\n",
         router_id = setup.router_id(),
         local = setup.local(),
-        remote = setup.remote(),
+        remote = setup.remote,
+        port = setup.port,
         asn = setup.asn,
         our_asn = setup.our_asn,
         as4 = switch(setup.four_octet_as),

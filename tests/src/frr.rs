@@ -14,6 +14,9 @@ pub struct Frr {
 }
 
 impl Daemon for Frr {
+    // It takes our offer of 4-octet AS numbers for a session with them, though it made none.
+    const MERGES_AS4_PATH: bool = false;
+
     fn start(link: &Link, setup: &Setup) -> Frr {
         link::need(ZEBRA, "frr");
         let mut frr = Frr { parts: Parts::new(link, "frr", setup) };
@@ -43,8 +46,8 @@ impl Daemon for Frr {
         lines.push(format!("router bgp {}", new.asn));
         if old.password != new.password {
             lines.push(match &new.password {
-                Some(password) => format!("neighbor {} password {password}", new.remote()),
-                None => format!("no neighbor {} password", new.remote()),
+                Some(password) => format!("neighbor {} password {password}", new.remote),
+                None => format!("no neighbor {} password", new.remote),
             });
         }
         for family in Transport::ALL {
@@ -61,7 +64,7 @@ impl Daemon for Frr {
     fn learned(&self, prefix: &str) -> Option<Learned> {
         let family = family_name(Transport::of(prefix));
         let answer = self.json(&format!("show bgp {family} {prefix} json"));
-        let from_us = |path: &&Value| path["peer"]["peerId"] == self.parts.setup.remote();
+        let from_us = |path: &&Value| path["peer"]["peerId"] == self.parts.setup.remote;
         let path = answer["paths"].as_array()?.iter().find(from_us)?;
         Some(Learned {
             next_hop: text(&path["nexthops"][0]["ip"]),
@@ -78,13 +81,30 @@ impl Daemon for Frr {
 
     fn ask_again(&self) {
         for family in Transport::ALL.map(family_name) {
-            let command = format!("clear bgp {family} {} soft in", self.parts.setup.remote());
+            let command = format!("clear bgp {family} {} soft in", self.parts.setup.remote);
             assert!(self.ask(&[&command]).is_some(), "FRR refuses {command}");
         }
     }
 
     fn updates_received(&self) -> u64 {
         self.neighbor()["messageStats"]["updatesRecv"].as_u64().unwrap_or_default()
+    }
+
+    fn has_told_all(&self) -> bool {
+        let log = self.log();
+        ["IPv4", "IPv6"].iter().all(|f| log.contains(&format!("send End-of-RIB for {f} Unicast")))
+    }
+
+    fn updates_sent(&self) -> u64 {
+        self.neighbor()["messageStats"]["updatesSent"].as_u64().unwrap_or_default()
+    }
+
+    fn shut_down(&self, text: &str) {
+        let Setup { asn, remote, .. } = &self.parts.setup;
+        let router = format!("router bgp {asn}");
+        let shutdown = format!("neighbor {remote} shutdown message {text}");
+        let answer = self.ask(&["configure terminal", &router, &shutdown]);
+        assert!(answer.is_some(), "FRR refuses {shutdown}");
     }
 
     fn state(&self) -> String {
@@ -114,17 +134,18 @@ impl Frr {
     /// Everything about the session.
     #[must_use]
     pub fn neighbor(&self) -> Value {
-        let remote = self.parts.setup.remote();
-        self.json(&format!("show bgp neighbors {remote} json"))[&remote].take()
+        let remote = &self.parts.setup.remote;
+        self.json(&format!("show bgp neighbors {remote} json"))[remote].take()
     }
 
     fn run(&mut self) {
         self.parts.write(FILE, &configuration(&self.parts.setup));
         let [file, zserv, pid, bgp_pid, sockets] =
             [FILE, "zserv.api", "zebra.pid", "bgpd.pid", ""].map(|name| self.parts.path(name));
+        let local = self.parts.setup.local().to_owned();
         let common = ["-z", &zserv, "--vty_socket", &sockets, "-P", "0", "--log", "stdout"];
         let zebra = [&common[..], &["-f", "/dev/null", "-i", &pid]].concat();
-        let bgpd = [&common[..], &["-f", &file, "-i", &bgp_pid]].concat();
+        let bgpd = [&common[..], &["-f", &file, "-i", &bgp_pid, "-l", &local]].concat();
         for (program, arguments, socket) in [(ZEBRA, zebra, "zebra.vty"), (BGPD, bgpd, "bgpd.vty")]
         {
             let socket = self.parts.far.path(&self.parts.path(socket));
@@ -140,12 +161,13 @@ impl Frr {
 
 /// A bgpd that announces networks and takes everything.
 fn configuration(setup: &Setup) -> String {
-    let remote = setup.remote();
+    let remote = &setup.remote;
     let mut neighbor = vec![
         format!("remote-as {}", setup.our_asn),
         format!("update-source {}", setup.local()),
+        format!("port {}", setup.port),
         format!("timers 3 {HOLD_TIME_SECS}"),
-        "timers connect 1".into(),
+        format!("timers connect {}", setup.connect_retry_secs),
         "advertisement-interval 0".into(),
     ];
     neighbor.extend(setup.password.as_ref().map(|text| format!("password {text}")));
@@ -166,7 +188,7 @@ fn configuration(setup: &Setup) -> String {
         "debug bgp neighbor-events\n\
          bgp route-map delay-timer 0\n\
          router bgp {}\n bgp router-id {}\n \
-         bgp log-neighbor-changes\n \
+         bgp log-neighbor-changes\n no bgp suppress-duplicates\n \
          no bgp ebgp-requires-policy\n no bgp network import-check\n \
          no bgp default ipv4-unicast\n{}{}{}\n",
         setup.asn,
@@ -194,12 +216,21 @@ fn network(route: &Announced) -> String {
 }
 
 fn route_map(route: &Announced) -> Vec<String> {
-    let mut lines = vec![format!("route-map {} permit 10", route.prefix)];
+    let mut lines = vec![format!("route-map {} permit 1", route.prefix), "on-match next".into()];
+    let mut sequence = 2;
+    if !route.as_path.is_empty() {
+        let numbers: Vec<_> = route.as_path.iter().map(u32::to_string).collect();
+        lines.push(format!("set as-path prepend {}", numbers.join(" ")));
+    }
     for (name, values) in
         [("community", &route.communities), ("large-community", &route.large_communities)]
     {
-        if !values.is_empty() {
-            lines.push(format!("set {name} {}", values.join(" ")));
+        // A line has a longest length.
+        for values in values.chunks(VALUES_MAX) {
+            lines.push(format!("route-map {} permit {}", route.prefix, sequence));
+            lines.push(format!("set {name} {} additive", values.join(" ")));
+            lines.push("on-match next".into());
+            sequence += 1;
         }
     }
     lines.push("exit".into());
@@ -213,6 +244,8 @@ fn family_name(family: Transport) -> &'static str {
     }
 }
 
+/// Communities in one line of a route map.
+const VALUES_MAX: usize = 100;
 const FILE: &str = "bgpd.conf";
 /// From Debian's package frr.
 const ZEBRA: &str = "/usr/lib/frr/zebra";

@@ -49,8 +49,8 @@ impl Daemon for GoBgp {
 
     fn learned(&self, prefix: &str) -> Option<Learned> {
         let family = family_name(Transport::of(prefix));
-        let remote = self.parts.setup.remote();
-        let answer = self.ask(&["neighbor", &remote, "adj-in", prefix, "-a", family, "-j"])?;
+        let remote = &self.parts.setup.remote;
+        let answer = self.ask(&["neighbor", remote, "adj-in", prefix, "-a", family, "-j"])?;
         let answer: Value = serde_json::from_str(&answer).ok()?;
         let attributes = answer[prefix][0]["attrs"].as_array()?;
         let attribute = |code: u8| attributes.iter().find(|a| a["type"] == code);
@@ -71,9 +71,9 @@ impl Daemon for GoBgp {
     }
 
     fn ask_again(&self) {
-        let remote = self.parts.setup.remote();
+        let remote = &self.parts.setup.remote;
         for family in Transport::ALL.map(family_name) {
-            let answer = self.ask(&["neighbor", &remote, "softresetin", "-a", family]);
+            let answer = self.ask(&["neighbor", remote, "softresetin", "-a", family]);
             assert!(answer.is_some(), "GoBGP refuses to ask for {family}");
         }
     }
@@ -81,6 +81,17 @@ impl Daemon for GoBgp {
     fn updates_received(&self) -> u64 {
         let neighbor = self.neighbor();
         text(&neighbor["state"]["messages"]["received"]["update"]).parse().unwrap_or_default()
+    }
+
+    fn updates_sent(&self) -> u64 {
+        let neighbor = self.neighbor();
+        text(&neighbor["state"]["messages"]["sent"]["update"]).parse().unwrap_or_default()
+    }
+
+    fn shut_down(&self, text: &str) {
+        let answer =
+            self.ask(&["neighbor", &self.parts.setup.remote, "shutdown", "--reason", text]);
+        assert!(answer.is_some(), "GoBGP does not shut down");
     }
 
     fn state(&self) -> String {
@@ -100,7 +111,7 @@ impl GoBgp {
     /// Everything about the session; null while it does not answer.
     #[must_use]
     pub fn neighbor(&self) -> Value {
-        let answer = self.ask(&["neighbor", &self.parts.setup.remote(), "-j"]);
+        let answer = self.ask(&["neighbor", &self.parts.setup.remote, "-j"]);
         serde_json::from_str(&answer.unwrap_or_default()).unwrap_or_default()
     }
 
@@ -124,8 +135,13 @@ impl GoBgp {
         let family = family_name(Transport::of(&route.prefix));
         let next_hop = self.parts.setup.next_hop(&route.prefix);
         let [normal, large] = [&route.communities, &route.large_communities].map(|c| c.join(","));
-        let mut arguments = vec!["global", "rib", command, &route.prefix, "nexthop", &next_hop];
+        let mut arguments = vec!["global", "rib", command, &route.prefix, "nexthop", next_hop];
         arguments.extend(["origin", "igp", "-a", family]);
+        let path: Vec<_> = route.as_path.iter().map(u32::to_string).collect();
+        let path = path.join(" ");
+        if !path.is_empty() {
+            arguments.extend(["aspath", &path]);
+        }
         if !normal.is_empty() {
             arguments.extend(["community", &normal]);
         }
@@ -167,6 +183,7 @@ fn configuration(setup: &Setup) -> String {
          keepalive-interval = 3
          [neighbors.transport.config]
          local-address = \"{local}\"
+         remote-port = {port}
          passive-mode = {passive}
          [neighbors.ttl-security.config]
          enabled = {ttl_security}
@@ -179,7 +196,8 @@ fn configuration(setup: &Setup) -> String {
         asn = setup.asn,
         router_id = setup.router_id(),
         local = setup.local(),
-        remote = setup.remote(),
+        remote = setup.remote,
+        port = setup.port,
         our_asn = setup.our_asn,
         password = setup.password.as_deref().unwrap_or_default(),
         passive = setup.passive,

@@ -7,4 +7,5 @@ pub mod frr;
 pub mod gobgp;
 pub mod link;
 pub mod openbgpd;
+pub mod sockets;
 pub mod us;

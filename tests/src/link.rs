@@ -78,6 +78,17 @@ impl Link {
         succeed(process.args(words), command);
     }
 
+    /// Makes what the other side sends go nowhere, or here again. What we send arrives.
+    ///
+    /// # Panics
+    /// When a command fails.
+    pub fn silence(&self, silent: bool) {
+        self.inside(match silent {
+            true => "ip neigh replace 10.0.0.1 dev uplink lladdr 02:00:00:00:00:01 nud permanent",
+            false => "ip neigh del 10.0.0.1 dev uplink",
+        });
+    }
+
     /// The other side, for a daemon to be started there.
     #[must_use]
     pub fn far(&self) -> Arc<Far> {
@@ -196,6 +207,13 @@ impl Far {
         (file.try_clone().expect("a file").into(), file.into())
     }
 
+    /// The other side's IPv4 connections, as [`crate::sockets::connections`] reads them.
+    #[must_use]
+    pub fn tcp(&self) -> String {
+        let path = format!("/proc/{}/net/tcp", self.holder.id());
+        std::fs::read_to_string(path).unwrap_or_default()
+    }
+
     /// What a command on the other side prints; `None` when it fails.
     ///
     /// # Panics
@@ -294,4 +312,5 @@ fn succeed(process: &mut Command, command: &str) {
 
 /// Longest wait for something that has to happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
-const POLL_PAUSE: Duration = Duration::from_millis(20);
+/// Pause between two looks at whether it has.
+pub const POLL_PAUSE: Duration = Duration::from_millis(20);

@@ -15,6 +15,7 @@ pub struct OpenBgpd {
 
 impl Daemon for OpenBgpd {
     // On Linux it takes ::1 for its own address of the other family.
+    const PREPENDS_ANY: bool = false;
     const SENDS_OTHER_FAMILY_ON_EBGP: bool = false;
 
     fn start(link: &Link, setup: &Setup) -> OpenBgpd {
@@ -42,11 +43,16 @@ impl Daemon for OpenBgpd {
         self.write(new);
         let answer = self.ask(&["reload"]);
         assert!(answer.is_some(), "OpenBGPD does not reload: {}", self.log());
+        if self.parts.setup.password != new.password {
+            // It keeps the old one for the connection that there is.
+            let answer = self.ask(&["neighbor", &new.remote, "clear"]);
+            assert!(answer.is_some(), "OpenBGPD does not end its session");
+        }
     }
 
     fn learned(&self, prefix: &str) -> Option<Learned> {
-        let remote = self.parts.setup.remote();
-        let answer = self.ask(&["-j", "show", "rib", "detail", "neighbor", &remote, prefix])?;
+        let remote = &self.parts.setup.remote;
+        let answer = self.ask(&["-j", "show", "rib", "detail", "neighbor", remote, prefix])?;
         let answer: Value = serde_json::from_str(&answer).ok()?;
         let route = answer["rib"].as_array()?.iter().find(|route| route["prefix"] == prefix)?;
         let communities = |name: &str| {
@@ -67,13 +73,23 @@ impl Daemon for OpenBgpd {
     }
 
     fn ask_again(&self) {
-        let answer = self.ask(&["neighbor", &self.parts.setup.remote(), "refresh"]);
+        let answer = self.ask(&["neighbor", &self.parts.setup.remote, "refresh"]);
         assert!(answer.is_some(), "OpenBGPD refuses to ask");
     }
 
     fn updates_received(&self) -> u64 {
         let stats = &self.neighbor()["stats"];
         stats["update"]["received"]["updates"].as_u64().unwrap_or_default()
+    }
+
+    fn updates_sent(&self) -> u64 {
+        let stats = &self.neighbor()["stats"];
+        stats["update"]["sent"]["updates"].as_u64().unwrap_or_default()
+    }
+
+    fn shut_down(&self, text: &str) {
+        let answer = self.ask(&["neighbor", &self.parts.setup.remote, "down", text]);
+        assert!(answer.is_some(), "OpenBGPD does not shut down");
     }
 
     fn state(&self) -> String {
@@ -93,7 +109,7 @@ impl OpenBgpd {
     /// Everything about the session; null while it does not answer.
     #[must_use]
     pub fn neighbor(&self) -> Value {
-        let answer = self.ask(&["-j", "show", "neighbor", &self.parts.setup.remote()]);
+        let answer = self.ask(&["-j", "show", "neighbor", &self.parts.setup.remote]);
         let answer: Value = serde_json::from_str(&answer.unwrap_or_default()).unwrap_or_default();
         answer["neighbors"][0].clone()
     }
@@ -116,7 +132,7 @@ impl OpenBgpd {
 
 /// A bgpd that announces networks and takes everything.
 fn configuration(setup: &Setup, socket: &str) -> String {
-    let networks = setup.routes.iter().map(|route| network(route, &setup.next_hop(&route.prefix)));
+    let networks = setup.routes.iter().map(|route| network(route, setup.next_hop(&route.prefix)));
     let networks = networks.collect::<String>();
     let switch = |on| if on { "yes" } else { "no" };
     format!(
@@ -128,6 +144,7 @@ fn configuration(setup: &Setup, socket: &str) -> String {
          {networks}
          neighbor {remote} {{
            remote-as {our_asn}
+           port {port}
            local-address {local}
            holdtime {HOLD_TIME_SECS}
            announce IPv4 unicast
@@ -144,7 +161,8 @@ fn configuration(setup: &Setup, socket: &str) -> String {
         asn = setup.asn,
         router_id = setup.router_id(),
         local = setup.local(),
-        remote = setup.remote(),
+        remote = setup.remote,
+        port = setup.port,
         our_asn = setup.our_asn,
         as4 = switch(setup.four_octet_as),
         restart = switch(setup.graceful_restart),
@@ -160,6 +178,7 @@ fn configuration(setup: &Setup, socket: &str) -> String {
 
 /// With its next hop, where OpenBGPD lets that stand: on iBGP.
 fn network(route: &Announced, next_hop: &str) -> String {
+    assert!(route.as_path.is_empty(), "OpenBGPD has only its own AS to prepend");
     let mut sets = format!(" nexthop {next_hop}");
     for value in &route.communities {
         sets += &format!(" community {value}");

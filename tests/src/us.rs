@@ -28,7 +28,7 @@ pub struct Us {
 }
 
 impl Us {
-    /// Starts it for the peer of `setup`, with routes of its own.
+    /// Starts it for the peer of `setup`, which is called [`PEER`], with routes of its own.
     ///
     /// # Panics
     /// Outside of a runtime, or with a configuration that cannot work.
@@ -62,7 +62,7 @@ impl Us {
     /// # Panics
     /// As [`Us::apply`].
     pub fn apply_to_peer(&mut self, change: impl FnOnce(&mut PeerConfig)) {
-        self.apply(|config| change(config.peers.get_mut(&*peer_name(2)).expect("the peer")));
+        self.apply(|config| change(config.peers.get_mut(PEER).expect("the peer")));
     }
 
     /// Waits until the forwarding table is as wanted.
@@ -143,16 +143,8 @@ impl Us {
     /// # Panics
     /// When the speaker has ended.
     pub async fn peer(&self) -> PeerSnapshot {
-        self.peer_at(2).await
-    }
-
-    /// What is known about the peer with this last part of its address.
-    ///
-    /// # Panics
-    /// When the speaker has ended, or has no such peer.
-    pub async fn peer_at(&self, host: u8) -> PeerSnapshot {
         let mut snapshot = self.handle.snapshot().await.expect("the speaker runs");
-        snapshot.peers.remove(&peer_name(host)).expect("the peer")
+        snapshot.peers.remove(PEER).expect("the peer")
     }
 
     /// What the peer has told us about a prefix.
@@ -194,8 +186,9 @@ pub fn config(setups: &[&Setup], originate: &[&str]) -> SpeakerConfig {
         communities: vec![65001 << 16 | 7],
         local_pref: None,
     };
-    let peers = setups.iter().map(|setup| (peer_name(setup.host).into(), peer(setup))).collect();
-    let local = setups.iter().map(|setup| address(&setup.remote()));
+    let names = std::iter::once(PEER.to_owned()).chain((2..).map(|n| format!("{PEER}-{n}")));
+    let peers = names.zip(setups).map(|(name, setup)| (name.into(), peer(setup))).collect();
+    let local = setups.iter().map(|setup| address(&setup.remote));
     let listen: std::collections::BTreeSet<_> = local.map(|a| SocketAddr::new(a, 179)).collect();
     SpeakerConfig {
         asn: setups.first().map_or(65001, |setup| setup.our_asn),
@@ -215,7 +208,7 @@ pub fn config(setups: &[&Setup], originate: &[&str]) -> SpeakerConfig {
 fn peer(setup: &Setup) -> PeerConfig {
     let all = Arc::new(everything());
     PeerConfig {
-        source_address: Some(address(&setup.remote())),
+        source_address: Some(address(&setup.remote)),
         hold_time_secs: crate::daemon::HOLD_TIME_SECS,
         connect_retry_secs: 1,
         graceful_restart_secs: setup.graceful_restart.then_some(30),
@@ -224,7 +217,7 @@ fn peer(setup: &Setup) -> PeerConfig {
         extended_next_hop: setup.extended_next_hop,
         import: vec![Arc::clone(&all)],
         export: vec![all],
-        ..PeerConfig::new(address(&setup.local()), setup.asn)
+        ..PeerConfig::new(address(setup.local()), setup.asn)
     }
 }
 
@@ -241,12 +234,9 @@ pub fn password(text: &str) -> cairn_bgp::config::Password {
     cairn_bgp::config::Password(text.into())
 }
 
-/// The name of the peer with this last part of its address.
-#[must_use]
-pub fn peer_name(host: u8) -> String {
-    format!("far-{host}")
-}
-
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address of the link")
 }
+
+/// The name of the first peer.
+pub const PEER: &str = "far";

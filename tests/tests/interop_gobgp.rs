@@ -9,6 +9,14 @@ fn ebgp() -> Setup {
     Setup::new(Transport::V4, 65002, 65001)
 }
 
+fn ibgp() -> Setup {
+    Setup::new(Transport::V4, 65001, 65001)
+}
+
+fn over_ipv6() -> Setup {
+    Setup::new(Transport::V6, 65002, 65001)
+}
+
 #[tokio::test]
 async fn ebgp_over_ipv4() {
     interop::exchange::<GoBgp>(ebgp()).await;
@@ -21,7 +29,7 @@ async fn ebgp_over_ipv6_with_4_octet_as() {
 
 #[tokio::test]
 async fn ibgp_over_ipv4() {
-    interop::exchange::<GoBgp>(Setup::new(Transport::V4, 65001, 65001)).await;
+    interop::exchange::<GoBgp>(ibgp()).await;
 }
 
 #[tokio::test]
@@ -31,10 +39,71 @@ async fn ibgp_over_ipv6() {
 
 #[tokio::test]
 async fn killed_and_back() {
-    interop::killed_and_back::<GoBgp>(ebgp()).await;
+    interop::restart::killed_and_back::<GoBgp>(ebgp()).await;
 }
 
 #[tokio::test]
 async fn our_restart() {
-    interop::our_restart::<GoBgp>(ebgp()).await;
+    interop::restart::our_restart::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn refresh_of_theirs() {
+    interop::restart::refresh_of_theirs::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_over_ipv4() {
+    interop::sessions::comes_up::<GoBgp>(Setup { password: Some("secret".into()), ..ebgp() }).await;
+}
+
+#[tokio::test]
+async fn password_over_ipv6() {
+    interop::sessions::comes_up::<GoBgp>(Setup { password: Some("secret".into()), ..over_ipv6() })
+        .await;
+}
+
+#[tokio::test]
+async fn password_changes() {
+    interop::sessions::password_changes::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn ttl_security_over_ipv4() {
+    interop::sessions::comes_up::<GoBgp>(Setup { ttl_security: true, ..ebgp() }).await;
+}
+
+#[tokio::test]
+async fn ttl_security_over_ipv6() {
+    interop::sessions::comes_up::<GoBgp>(Setup { ttl_security: true, ..over_ipv6() }).await;
+}
+
+#[tokio::test]
+async fn collision() {
+    interop::sessions::collision::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn shutdown_text() {
+    interop::sessions::shutdown_text::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn our_prefix_limit() {
+    interop::sessions::our_prefix_limit::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn passes_on() {
+    interop::transit::passes_on::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn extended_next_hop() {
+    interop::exchange::<GoBgp>(Setup { extended_next_hop: true, ..over_ipv6() }).await;
+}
+
+#[tokio::test]
+async fn reflects() {
+    interop::transit::reflects::<GoBgp>(ibgp()).await;
 }

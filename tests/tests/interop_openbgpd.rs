@@ -13,6 +13,10 @@ fn ibgp() -> Setup {
     Setup::new(Transport::V4, 65001, 65001)
 }
 
+fn over_ipv6() -> Setup {
+    Setup::new(Transport::V6, 65002, 65001)
+}
+
 #[tokio::test]
 async fn ebgp_over_ipv4() {
     interop::exchange::<OpenBgpd>(ebgp()).await;
@@ -25,7 +29,7 @@ async fn ebgp_over_ipv6_with_4_octet_as() {
 
 #[tokio::test]
 async fn ibgp_over_ipv4() {
-    interop::exchange::<OpenBgpd>(Setup::new(Transport::V4, 65001, 65001)).await;
+    interop::exchange::<OpenBgpd>(ibgp()).await;
 }
 
 #[tokio::test]
@@ -35,10 +39,65 @@ async fn ibgp_over_ipv6() {
 
 #[tokio::test]
 async fn our_restart() {
-    interop::our_restart::<OpenBgpd>(ibgp()).await;
+    interop::restart::our_restart::<OpenBgpd>(ibgp()).await;
 }
 
 #[tokio::test]
 async fn refresh_of_ours() {
-    interop::refresh_of_ours::<OpenBgpd>(ebgp()).await;
+    interop::restart::refresh_of_ours::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_over_ipv4() {
+    interop::sessions::comes_up::<OpenBgpd>(Setup { password: Some("secret".into()), ..ebgp() })
+        .await;
+}
+
+#[tokio::test]
+async fn password_over_ipv6() {
+    interop::sessions::comes_up::<OpenBgpd>(Setup {
+        password: Some("secret".into()),
+        ..over_ipv6()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn password_changes() {
+    interop::sessions::password_changes::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn ttl_security_over_ipv4() {
+    interop::sessions::comes_up::<OpenBgpd>(Setup { ttl_security: true, ..ebgp() }).await;
+}
+
+#[tokio::test]
+async fn ttl_security_over_ipv6() {
+    interop::sessions::comes_up::<OpenBgpd>(Setup { ttl_security: true, ..over_ipv6() }).await;
+}
+
+#[tokio::test]
+async fn shutdown_text() {
+    interop::sessions::shutdown_text::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn our_prefix_limit() {
+    interop::sessions::our_prefix_limit::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn passes_on() {
+    interop::transit::passes_on::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn old_speaker() {
+    interop::transit::passes_on::<OpenBgpd>(Setup { four_octet_as: false, ..ebgp() }).await;
+}
+
+#[tokio::test]
+async fn reflects() {
+    interop::transit::reflects::<OpenBgpd>(ibgp()).await;
 }

@@ -1,26 +1,51 @@
 //! What is the same with every daemon.
 #![allow(dead_code, reason = "each daemon's tests use what the daemon can do")]
 
-use cairn_bgp::session::SessionState;
-use cairn_bgp::speaker::{Shutdown, SpeakerOptions};
+pub mod restart;
+pub mod sessions;
+pub mod transit;
+
+use std::time::Instant;
+
+use cairn_bgp::speaker::{Shutdown, SpeakerHandle};
 use cairn_tests::daemon::{Daemon, Setup, Transport};
-use cairn_tests::link::Link;
-use cairn_tests::us::{self, Us};
+use cairn_tests::link::{Link, PATIENCE, POLL_PAUSE};
+use cairn_tests::us::{PEER, Us};
 
 /// What we announce.
 pub const OURS: [&str; 3] = ["10.1.0.0/26", "10.1.0.64/26", "fd00:1::/122"];
 /// What the daemon announces.
 pub const THEIRS: [&str; 3] = ["10.2.0.0/24", "10.2.1.0/24", "fd00:2::/64"];
 
+/// Those of [`THEIRS`] that the daemon can announce.
+fn sent<D: Daemon>(setup: &Setup) -> Vec<&'static str> {
+    let all = setup.asn == setup.our_asn || D::SENDS_OTHER_FAMILY_ON_EBGP;
+    let sent = |prefix: &&str| all || Transport::of(prefix) == setup.transport;
+    THEIRS.into_iter().filter(sent).collect()
+}
+
+/// Waits until a text stands in the peer's last error or in why its session ended.
+async fn until_error(handle: &SpeakerHandle, what: &str, text: &str) {
+    let started = Instant::now();
+    loop {
+        let snapshot = handle.snapshot().await.expect("the speaker runs");
+        let peer = &snapshot.peers[PEER];
+        let error = peer.last_error.as_ref().map(|error| &error.text);
+        let down = peer.last_down.as_ref().map(|down| &down.reason);
+        if error.into_iter().chain(down).any(|found| found.contains(text)) {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "never: {what}: {text:?} in {peer:#?}");
+        tokio::time::sleep(POLL_PAUSE).await;
+    }
+}
+
 /// Routes of both families both ways with their attributes, withdrawals both ways on the same
 /// session, and a shutdown that says why.
 pub async fn exchange<D: Daemon>(setup: Setup) {
     let link = Link::new();
     let same_as = setup.asn == setup.our_asn;
-    let sent = |prefix: &&str| {
-        same_as || D::SENDS_OTHER_FAMILY_ON_EBGP || Transport::of(prefix) == setup.transport
-    };
-    let theirs: Vec<&str> = THEIRS.into_iter().filter(sent).collect();
+    let theirs = sent::<D>(&setup);
     let mut setup = setup.announcing(&theirs);
     for route in &mut setup.routes {
         route.communities.push("65002:3".into());
@@ -69,78 +94,4 @@ pub async fn exchange<D: Daemon>(setup: Setup) {
     if D::READS_SHUTDOWN_TEXT {
         daemon.until("it reads the reason", |daemon| daemon.log().contains("test over")).await;
     }
-}
-
-/// Our role as helper (RFC 4724 section 4.2): a daemon that is killed keeps its routes here until it
-/// is back, and then loses the one that it no longer has.
-pub async fn killed_and_back<D: Daemon>(setup: Setup) {
-    let link = Link::new();
-    let setup = Setup { graceful_restart: true, ..setup.announcing(&THEIRS) };
-    let mut daemon = D::start(&link, &setup);
-    let mut us = Us::start(&setup, &OURS);
-    us.until_routes(&THEIRS).await;
-    daemon.kill();
-    us.until_peer("the session is over", |peer| peer.state != SessionState::Established).await;
-    for prefix in THEIRS {
-        assert!(us.candidates(prefix).await.iter().all(|c| c.stale), "{prefix} is stale");
-    }
-    daemon.parts().setup.routes.remove(0);
-    daemon.start_again();
-    us.until_routes(&THEIRS[1..]).await;
-    assert_eq!(us.removed, [THEIRS[0]], "{}\n{}", daemon.state(), daemon.log());
-    for prefix in OURS {
-        daemon.until_learned(prefix).await;
-    }
-}
-
-/// The daemon's role as helper: it keeps our routes while we restart, and loses only the one that we
-/// no longer have, at our End-of-RIB.
-pub async fn our_restart<D: Daemon>(setup: Setup) {
-    let link = Link::new();
-    let setup = Setup { graceful_restart: true, ..setup.announcing(&THEIRS) };
-    let daemon = D::start(&link, &setup);
-    let mut us = Us::start(&setup, &OURS);
-    us.until_routes(&THEIRS).await;
-    for prefix in OURS {
-        daemon.until_learned(prefix).await;
-    }
-    us.handle.shutdown(Shutdown::KeepRoutes).await;
-    drop(us);
-    let all_there = |daemon: &D, prefixes: &[&str]| {
-        for prefix in prefixes {
-            assert!(daemon.learned(prefix).is_some(), "{prefix} is lost\n{}", daemon.state());
-        }
-    };
-    daemon.until("the session is over", |daemon| !daemon.is_established()).await;
-    all_there(&daemon, &OURS);
-    let options = SpeakerOptions {
-        forwarding_preserved: true,
-        restarting: true,
-        ..SpeakerOptions::default()
-    };
-    let mut us = Us::with(us::config(&[&setup], &OURS[1..]), options);
-    us.until_routes(&THEIRS).await;
-    daemon
-        .until("the route that is gone is dropped", |daemon| {
-            all_there(daemon, &OURS[1..]);
-            daemon.learned(OURS[0]).is_none()
-        })
-        .await;
-    all_there(&daemon, &OURS[1..]);
-}
-
-/// The daemon asks for all our routes again, and gets them on the same session.
-pub async fn refresh_of_ours<D: Daemon>(setup: Setup) {
-    let link = Link::new();
-    let daemon = D::start(&link, &setup);
-    let us = Us::start(&setup, &OURS);
-    for prefix in OURS {
-        daemon.until_learned(prefix).await;
-    }
-    let before = daemon.updates_received();
-    assert!(before > 0);
-    daemon.ask_again();
-    // Whether it counts routes or messages: these are two families at least.
-    daemon.until("they come again", |daemon| daemon.updates_received() >= before + 2).await;
-    assert_eq!(us.until_established().await.established_count, 1);
 }
