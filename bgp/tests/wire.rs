@@ -1,4 +1,4 @@
-//! The wire codec against tables, properties, golden messages and mutations.
+//! The wire codec against tables, properties and golden messages.
 
 #[path = "wire/build.rs"]
 mod build;
@@ -12,7 +12,5 @@ mod errors_foreign;
 mod errors_messages;
 #[path = "wire/golden.rs"]
 mod golden;
-#[path = "wire/mutation.rs"]
-mod mutation;
 #[path = "wire/round_trip.rs"]
 mod round_trip;

@@ -1,4 +1,5 @@
 //! Messages put together octet by octet, without the encoder that is under test.
+#![allow(dead_code, reason = "each test binary uses a part of it")]
 
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::wire::{AttributeTypes, SessionSort, UpdateContext};
@@ -44,16 +45,22 @@ pub fn hex(text: &str) -> Vec<u8> {
     digits.chunks(2).map(|pair| pair[0] << 4 | pair[1]).collect()
 }
 
-/// The attributes in `octets`, which have to be whole.
+/// The attributes in `octets`, up to one that is cut off.
 pub fn split_attributes(octets: &[u8]) -> Vec<Vec<u8>> {
     let (mut rest, mut all) = (octets, Vec::new());
-    while !rest.is_empty() {
+    while rest.len() >= 3 && (rest[0] & 0x10 == 0 || rest.len() >= 4) {
         let end = match rest[0] & 0x10 {
             0 => 3 + usize::from(rest[2]),
             _ => 4 + usize::from(u16::from_be_bytes([rest[2], rest[3]])),
         };
-        all.push(rest[..end].to_vec());
-        rest = &rest[end..];
+        let Some((attribute, behind)) = rest.split_at_checked(end) else { break };
+        all.push(attribute.to_vec());
+        rest = behind;
     }
     all
+}
+
+/// The other way round, as files of the corpus have it.
+pub fn digits(octets: &[u8]) -> String {
+    octets.iter().map(|octet| format!("{octet:02x}")).collect()
 }
