@@ -8,6 +8,8 @@ TOOLS      ?= $(HOME)/.cache/cairn-tools
 LAB_ARGS   ?=
 BENCH_ARGS ?=
 IMAGE      ?= cairn:dev
+FUZZ_SECS  ?= 14400
+FUZZ_JOBS  ?= $(shell nproc)
 
 export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 
@@ -17,7 +19,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab test check fmt clippy doc core deny typos shellcheck generated render \
-        bench bench-bgp crds image tools test-deps clean
+        bench bench-bgp crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -50,8 +52,10 @@ tools: ## Installs what the checks need and this machine lacks
 fmt: ## Formatting
 	$(CARGO) fmt --all -- --check
 
+# The fuzzer is a workspace of its own, which only has to go on compiling.
 clippy: ## Lints, warnings denied
 	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+	$(CARGO) clippy --locked --manifest-path fuzz/Cargo.toml -- -D warnings
 
 doc: ## The code's documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace
@@ -85,6 +89,9 @@ bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--on
 	scripts/install-bench-deps.sh
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(TARGET_DIR)/release/cairn-bench bgp $(BENCH_ARGS)
+
+fuzz: ## Fuzzes the BGP codec, sessions and tables (FUZZ_SECS=14400 FUZZ_JOBS=2)
+	scripts/fuzz.sh $(TOOLS) $(FUZZ_SECS) $(FUZZ_JOBS)
 
 image: ## Builds the container image (IMAGE=cairn:dev)
 	docker build --tag $(IMAGE) .

@@ -208,7 +208,7 @@ const ROUNDS: usize = 200_000;
 /// Octets asked for, those given back included, for each octet of the message. A path of a peer with
 /// 2-octet AS numbers is widened, merged, and put into its canonical place; sorting large
 /// communities takes an index beside each.
-const OCTETS_PER_OCTET: usize = 10;
+const OCTETS_PER_OCTET: usize = 7;
 /// Octets asked for whatever the size.
 const FIXED_OCTETS: usize = 2048;
 /// Pieces asked for whatever the size.

@@ -396,7 +396,8 @@ fn widen(
         let mut reader = Reader(&aggregator.value);
         let asn = reader.u16().unwrap_or(AS_TRANS);
         let address = reader.ipv4().unwrap_or(Ipv4Addr::UNSPECIFIED);
-        ignore_as4 = asn != AS_TRANS;
+        // Only both aggregators together tell that an old speaker has aggregated since.
+        ignore_as4 = asn != AS_TRANS && as4_aggregator.is_some();
         let widened = [u32::from(asn).to_be_bytes(), address.octets()].concat();
         let as4 = as4_aggregator.filter(|_| !ignore_as4).map(<[u8]>::to_vec);
         aggregator.value = Cow::Owned(as4.unwrap_or(widened));

@@ -43,6 +43,8 @@ pub const REGRESSION_HARD_RESET_NESTED: &str =
     include_str!("../corpus/regression-hard-reset-nested.hex");
 pub const REGRESSION_OPEN_EXTENDED_EMPTY: &str =
     include_str!("../corpus/regression-open-extended-empty.hex");
+pub const REGRESSION_AS4_PATH_TWO_OCTET_AGGREGATOR: &str =
+    include_str!("../corpus/regression-as4-path-two-octet-aggregator.hex");
 
 /// The octets of a message of the corpus: hexadecimal digits, lines with `#` are for the reader.
 pub fn octets(text: &str) -> Vec<u8> {
@@ -87,4 +89,5 @@ pub const ALL: &[&str] = &[
     REGRESSION_EMPTY_ATTRIBUTES,
     REGRESSION_HARD_RESET_NESTED,
     REGRESSION_OPEN_EXTENDED_EMPTY,
+    REGRESSION_AS4_PATH_TWO_OCTET_AGGREGATOR,
 ];

@@ -172,6 +172,25 @@ fn end_of_rib_markers() {
     }
 }
 
+/// RFC 6793 section 4.2.3: AS4_PATH is ignored only where both aggregators came and the 2-octet one is
+/// not AS_TRANS.
+#[test]
+fn when_as4_path_is_ignored() {
+    let path = |octets: &[u8]| {
+        let update = update(octets, &UpdateContext { as4: false, ..EBGP });
+        assert_eq!(update.errors, []);
+        update.attributes.unwrap().as_path().to_string()
+    };
+    let octets = corpus::octets(corpus::REGRESSION_AS4_PATH_TWO_OCTET_AGGREGATOR);
+    assert_eq!(path(&octets), "65001 4200000001 65010");
+    let mut both = octets[..octets.len() - 4].to_vec();
+    both.extend(super::build::hex("c01208 fa56ea01 0a000009 18c00002"));
+    let length = u16::try_from(both.len()).unwrap().to_be_bytes();
+    both[16..18].copy_from_slice(&length);
+    both[22] += 11;
+    assert_eq!(path(&both), "65001 23456 65010");
+}
+
 #[test]
 fn two_octet_as_numbers() {
     let octets = corpus::octets(corpus::UPDATE_AS2);
