@@ -70,7 +70,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let routes = fib.as_ref().map(|fib| fib.state.clone());
     match &mut fib {
         Some(fib) => fib.follow(feed),
-        None => drain(feed),
+        // Without a reader nothing is noted for one.
+        None => drop(feed),
     }
     let (refused, refusal) = watch::channel(None);
     if let Some((listener, disabled)) = control {
@@ -119,11 +120,6 @@ fn reload(path: &Path, speaker: &SpeakerHandle) -> Option<String> {
             Some(problem)
         }
     }
-}
-
-/// Without `--fib` nobody reads the routes, and nothing may wait for a reader.
-fn drain(mut feed: cairn_bgp::speaker::FibFeed) {
-    tokio::spawn(async move { while feed.recv().await.is_some() {} });
 }
 
 /// The control socket in the usual place, unless somebody else has that or it is not ours to have: a

@@ -113,13 +113,17 @@ pub(super) fn peer(Peer { name, session }: &Peer) -> String {
     }
     line("errors", session.errors.to_string());
     for (family, counts) in &session.routes {
-        let RouteCounts { received, accepted, advertised, dropped } = counts;
+        let RouteCounts { received, accepted, advertised, dropped, too_large } = counts;
         let beyond = match dropped {
             0 => String::new(),
             dropped => format!(", {dropped} above the limit"),
         };
+        let withheld = match too_large {
+            0 => String::new(),
+            too_large => format!(", {too_large} too large for its messages"),
+        };
         let counts = format!("received {received}, accepted {accepted}, advertised {advertised}");
-        line(&family.to_string(), counts + &beyond);
+        line(&family.to_string(), counts + &withheld + &beyond);
     }
     if let Some(negotiated) = &session.negotiated {
         self::negotiated(negotiated, &mut line);

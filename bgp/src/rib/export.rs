@@ -36,6 +36,12 @@ pub(crate) struct ExportContext<'a> {
     pub(crate) deferring: bool,
 }
 
+/// The last route judged, for [`GroupKey::export_cached`]: good as long as nothing else changes.
+#[derive(Debug, Default)]
+pub(crate) struct Exported {
+    last: Option<((usize, PeerId), Option<Arc<RouteAttributes>>)>,
+}
+
 impl GroupKey {
     pub(crate) fn new(peer: &Peer, session: &PeerSession) -> GroupKey {
         let config = &peer.config;
@@ -115,6 +121,28 @@ impl GroupKey {
                 Some(context.interner.intern(Arc::new(changed)))
             }
         }
+    }
+
+    /// As [`GroupKey::export`]. Where no policy looks at prefixes, routes that follow each other with
+    /// equal attributes, as those of one UPDATE do, are judged once.
+    pub(crate) fn export_cached(
+        &self,
+        context: &mut ExportContext<'_>,
+        prefix: Prefix,
+        best: &Candidate,
+        exported: &mut Exported,
+    ) -> Option<Arc<RouteAttributes>> {
+        let identity = (Arc::as_ptr(best.used.as_ref()?).addr(), best.source);
+        if let Some((last, result)) = &exported.last
+            && *last == identity
+        {
+            return result.clone();
+        }
+        let result = self.export(context, prefix, best);
+        if !self.export.iter().any(|policy| policy.looks_at_prefixes()) {
+            exported.last = Some((identity, result.clone()));
+        }
+        result
     }
 
     /// The path attributes on the wire: what every session of the group's sort changes.

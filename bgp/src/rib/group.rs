@@ -7,94 +7,60 @@
 //! ```text
 //! Loc-RIB ──mark──► queue ──encode once──► stream ──► member (in stream) ──► socket
 //!                     │                      └──────► member (in stream) ──► socket
-//!                     └──prefixes──► pending of a member that lags ─encode for it─► socket
+//!                     └──ids──► pending of a member that lags ─encode for it─► socket
 //! ```
 //!
-//! A member that stops reading costs its prefixes in `pending` and nothing more; it is encoded for on
-//! its own from what the group has sent, until it has caught up and is in the stream again. A member
-//! that joins late starts as one that lags behind by the whole table.
+//! A member that stops reading costs a bit for each prefix and four octets for each one that has
+//! changed meanwhile; it is encoded for on its own from what the group has sent, until it has caught
+//! up and is in the stream again. A member that joins late is one that lags by the whole table, which
+//! is walked for it and copied nowhere.
 
 use std::collections::VecDeque;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::marker::PhantomData;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use foldhash::fast::FixedState;
-use hashbrown::{HashMap, HashSet};
+use hashbrown::HashMap;
 
-use crate::prefix::Family;
-use crate::wire::{
-    Announcements, NextHop, RefreshKind, RouteRefresh, SessionSort, Withdrawals, end_of_rib,
-};
+use crate::prefix::Prefix;
+use crate::wire::{EncodeError, SessionSort, end_of_rib};
 
 use super::attributes::RouteAttributes;
-use super::export::{ExportContext, GroupKey};
+use super::entries::{Entries, IdSet, Renumbering, RouteId};
+use super::export::{ExportContext, Exported, GroupKey};
 use super::family::AddressFamily;
+use super::outgoing::{Batch, Chunk, Output, Sent, Unsayable};
 use super::peer::PeerId;
-use super::table::Entries;
-
-/// Messages for one peer, shared with all that get the same.
-#[derive(Clone, Debug)]
-pub struct Output {
-    /// Whom it is for.
-    pub peer: PeerId,
-    /// What to write.
-    pub chunk: Arc<Chunk>,
-}
-
-/// Encoded messages in the order in which they have to be written.
-#[derive(Debug, Default)]
-pub struct Chunk {
-    /// The messages.
-    pub messages: Vec<WireMessage>,
-    /// Octets of all messages.
-    pub octets: usize,
-}
-
-/// One encoded message.
-#[derive(Clone, Debug)]
-pub struct WireMessage {
-    /// The whole message.
-    pub bytes: Bytes,
-    /// Where the session's own next hop has to be written, 4 octets of an IPv4 address or 16 of an
-    /// IPv6 one (also for IPv4 routes, RFC 8950); `None` when the message goes out as it is.
-    pub next_hop: Option<Range<usize>>,
-}
 
 /// An update group of one family.
 #[derive(Debug)]
 pub(crate) struct Group<A: AddressFamily> {
     pub(crate) key: GroupKey,
-    out: HashMap<A::Key, Out, FixedState>,
-    /// Marked prefixes, each once: `Out::queued` says so.
-    queue: VecDeque<A::Key>,
-    members: Vec<Member<A>>,
-    sent: usize,
+    /// What the stream has said about each prefix.
+    sent: Vec<Option<Sent>>,
+    /// Marked prefixes, each once: `queued` says so.
+    queue: VecDeque<RouteId>,
+    queued: IdSet,
+    /// Queued prefixes to be said again although the route is the same: its source has another
+    /// identifier.
+    repeats: IdSet,
+    members: Vec<Member>,
+    sent_count: usize,
     sent_by_source: HashMap<PeerId, usize, FixedState>,
-}
-
-/// What the group's stream has said about a prefix.
-#[derive(Debug, Default)]
-struct Out {
-    sent: Option<Sent>,
-    queued: bool,
-    /// To be said again although it is the same route: its source has another identifier.
-    repeats: bool,
-}
-
-#[derive(Clone, Debug)]
-struct Sent {
-    attributes: Arc<RouteAttributes>,
-    /// This member does not get the route: it is where it came from.
-    source: PeerId,
+    /// Routes that are withdrawn because no message of this group has room for their attributes.
+    too_large: IdSet,
+    /// What could not be said and has not been reported.
+    unsayable: Option<(usize, Prefix, EncodeError)>,
+    hasher: FixedState,
+    family: PhantomData<A>,
 }
 
 #[derive(Debug)]
-struct Member<A: AddressFamily> {
+struct Member {
     peer: PeerId,
     /// What a member that lags has not been told yet; `None` in the stream.
-    pending: Option<Pending<A>>,
+    pending: Option<Pending>,
     /// The initial routes have not been followed by End-of-RIB yet.
     owes_end_of_rib: bool,
     /// It came from another group with what it knew there. What is queued goes into the stream before
@@ -105,48 +71,41 @@ struct Member<A: AddressFamily> {
     wants_refresh: bool,
 }
 
-#[derive(Debug)]
-struct Pending<A: AddressFamily> {
-    queue: VecDeque<A::Key>,
-    known: HashSet<A::Key, FixedState>,
-}
-
-/// Routes to announce with equal attributes, and routes to withdraw.
-#[derive(Debug)]
-struct Batch<A: AddressFamily> {
-    announce: HashMap<(usize, PeerId), Bucket<A>, FixedState>,
-    withdraw: Vec<A::Key>,
-    /// Withdrawals for the new source alone, of what it had from another one.
-    withdraw_from: HashMap<PeerId, Vec<A::Key>, FixedState>,
-}
-
-#[derive(Debug)]
-struct Bucket<A: AddressFamily> {
-    attributes: Arc<RouteAttributes>,
-    keys: Vec<A::Key>,
+/// What a member has to be told from what the stream has said.
+#[derive(Debug, Default)]
+struct Pending {
+    /// All routes with ids in this range, unless they are queued.
+    walk: Range<usize>,
+    /// Changed prefixes, each once: `queued` says so.
+    queue: VecDeque<RouteId>,
+    queued: IdSet,
 }
 
 impl<A: AddressFamily> Group<A> {
     /// A group whose first members will be told everything that `entries` holds.
     pub(crate) fn new(key: GroupKey, entries: &Entries<A>) -> Group<A> {
-        let hasher = entries.hasher().clone();
         let mut group = Group {
             key,
-            out: HashMap::with_hasher(hasher.clone()),
+            sent: Vec::new(),
             queue: VecDeque::new(),
+            queued: IdSet::default(),
+            repeats: IdSet::default(),
             members: Vec::new(),
-            sent: 0,
-            sent_by_source: HashMap::with_hasher(hasher),
+            sent_count: 0,
+            sent_by_source: HashMap::with_hasher(entries.hasher().clone()),
+            too_large: IdSet::default(),
+            unsayable: None,
+            hasher: entries.hasher().clone(),
+            family: PhantomData,
         };
         group.mark_all(entries);
         group
     }
 
-    /// Notes that the best route to `key` has changed.
-    pub(crate) fn mark(&mut self, key: A::Key) {
-        let out = self.out.entry(key).or_default();
-        if !std::mem::replace(&mut out.queued, true) {
-            self.queue.push_back(key);
+    /// Notes that the best route to a prefix has changed.
+    pub(crate) fn mark(&mut self, id: RouteId) {
+        if self.queued.insert(id) {
+            self.queue.push_back(id);
         }
     }
 
@@ -156,47 +115,45 @@ impl<A: AddressFamily> Group<A> {
         if self.key.sort == SessionSort::Ebgp {
             return;
         }
-        for (key, out) in &mut self.out {
-            if out.sent.as_ref().is_some_and(|sent| sent.source == source) {
-                out.repeats = true;
-                if !std::mem::replace(&mut out.queued, true) {
-                    self.queue.push_back(*key);
-                }
+        for index in 0..self.sent.len() {
+            let sent = self.sent.get(index).and_then(Option::as_ref);
+            if sent.is_some_and(|sent| sent.source == source) {
+                self.repeats.insert(RouteId::at(index));
+                self.mark(RouteId::at(index));
             }
         }
     }
 
     /// Notes that every route may be exported differently.
     pub(crate) fn mark_all(&mut self, entries: &Entries<A>) {
-        for (key, entry) in entries {
-            if entry.best().is_some() {
-                self.mark(*key);
+        for id in (0..entries.ids_end()).map(RouteId::at) {
+            if entries.by_id(id).is_some_and(|entry| entry.best().is_some()) {
+                self.mark(id);
             }
         }
     }
 
     /// Adds a member that knows nothing yet, or at most what `known` lists from a former group.
-    pub(crate) fn join(&mut self, peer: PeerId, known: Vec<A::Key>, owes_end_of_rib: bool) {
-        let mut pending = self.all_for(peer);
+    pub(crate) fn join(&mut self, peer: PeerId, known: Vec<RouteId>, owes_end_of_rib: bool) {
+        let mut pending = self.everything();
         let moved = !known.is_empty();
-        pending.extend(known);
-        let pending = (!pending.queue.is_empty()).then_some(pending);
+        pending.extend(&known);
+        let pending = Some(pending).filter(|pending| !pending.is_empty());
         self.members.push(Member { peer, pending, owes_end_of_rib, moved, wants_refresh: false });
     }
 
-    /// All that the stream has said to a member.
-    fn all_for(&self, peer: PeerId) -> Pending<A> {
-        let mut pending = Pending::new(self.out.hasher().clone());
-        let is_for = |out: &Out| out.sent.as_ref().is_some_and(|sent| sent.source != peer);
-        pending.extend(self.out.iter().filter(|(_, out)| is_for(out)).map(|(key, _)| *key));
-        pending
+    /// All that the stream has said.
+    fn everything(&self) -> Pending {
+        let end = if self.sent_count == 0 { 0 } else { self.sent.len() };
+        Pending { walk: 0..end, ..Pending::default() }
     }
 
     /// Removes a member and says what it may have been told.
-    pub(crate) fn leave(&mut self, peer: PeerId) -> Option<Vec<A::Key>> {
+    pub(crate) fn leave(&mut self, peer: PeerId) -> Option<Vec<RouteId>> {
         let index = self.members.iter().position(|member| member.peer == peer)?;
         let member = self.members.swap_remove(index);
-        let sent = self.out.iter().filter(|(_, out)| out.sent.is_some()).map(|(key, _)| *key);
+        let sent = self.sent.iter().enumerate().filter(|(_, sent)| sent.is_some());
+        let sent = sent.map(|(index, _)| RouteId::at(index));
         Some(sent.chain(member.pending.into_iter().flat_map(|p| p.queue)).collect())
     }
 
@@ -220,9 +177,40 @@ impl<A: AddressFamily> Group<A> {
         self.queue.is_empty()
     }
 
-    /// Gives back the memory of prefixes that have gone.
-    pub(crate) fn shrink(&mut self) {
-        self.out.shrink_to(2 * self.out.len());
+    /// Whether no change waits for any member.
+    pub(crate) fn has_told_everybody(&self) -> bool {
+        self.is_told() && self.members.iter().all(|member| member.pending.is_none())
+    }
+
+    /// Whether somebody has to hear of a prefix, or has heard of it and not that it has gone.
+    pub(crate) fn holds(&self, id: RouteId) -> bool {
+        self.sent.get(id.index()).is_some_and(Option::is_some)
+            || self.queued.contains(id)
+            || self
+                .members
+                .iter()
+                .any(|m| m.pending.as_ref().is_some_and(|p| p.queued.contains(id)))
+    }
+
+    /// Takes up new ids, and gives memory back.
+    pub(crate) fn renumber(&mut self, renumbering: &Renumbering) {
+        let mut index = 0;
+        self.sent.retain(|_| {
+            index += 1;
+            renumbering.new(RouteId::at(index - 1)).is_some()
+        });
+        self.sent.shrink_to_fit();
+        self.queue = self.queue.iter().filter_map(|id| renumbering.new(*id)).collect();
+        self.queued.renumber(renumbering);
+        self.repeats.renumber(renumbering);
+        self.too_large.renumber(renumbering);
+        for pending in self.members.iter_mut().filter_map(|member| member.pending.as_mut()) {
+            let Range { start, end } = pending.walk;
+            let first_from = |index| renumbering.first_from(index).index();
+            pending.walk = first_from(start)..first_from(end);
+            pending.queue = pending.queue.iter().filter_map(|id| renumbering.new(*id)).collect();
+            pending.queued.renumber(renumbering);
+        }
     }
 
     /// Sends everything again to a member that asked for it (RFC 2918).
@@ -235,32 +223,45 @@ impl<A: AddressFamily> Group<A> {
     /// How many routes a member has been told.
     pub(crate) fn advertised(&self, peer: PeerId) -> Option<usize> {
         self.members.iter().find(|member| member.peer == peer)?;
-        Some(self.sent - self.sent_by_source.get(&peer).copied().unwrap_or(0))
+        Some(self.sent_count - self.sent_by_source.get(&peer).copied().unwrap_or(0))
+    }
+
+    /// How many routes a member is not told because its messages have no room for them.
+    pub(crate) fn too_large(&self, peer: PeerId) -> Option<usize> {
+        self.members.iter().find(|member| member.peer == peer)?;
+        Some(self.too_large.len())
+    }
+
+    /// What could not be said since the last call.
+    pub(crate) fn take_unsayable(&mut self) -> Option<Unsayable> {
+        let (routes, prefix, error) = self.unsayable.take()?;
+        let peers = self.members.iter().map(|member| member.peer).collect();
+        Some(Unsayable { peers, prefix, routes, error })
     }
 
     /// What a member has been told about a prefix, or is about to be told when it lags.
     pub(crate) fn advertised_route(
         &self,
         peer: PeerId,
-        key: A::Key,
+        id: RouteId,
     ) -> Option<&Arc<RouteAttributes>> {
         self.members.iter().find(|member| member.peer == peer)?;
-        let sent = self.out.get(&key)?.sent.as_ref()?;
+        let sent = self.sent.get(id.index())?.as_ref()?;
         (sent.source != peer).then_some(&sent.attributes)
     }
 
     /// The prefixes that a member has been told, in no order.
-    pub(crate) fn advertised_keys(&self, peer: PeerId) -> impl Iterator<Item = A::Key> {
+    pub(crate) fn advertised_ids(&self, peer: PeerId) -> impl Iterator<Item = RouteId> {
         let is_member = self.members.iter().any(|member| member.peer == peer);
-        let told = self.out.iter().filter(move |(_, out)| {
-            is_member && out.sent.as_ref().is_some_and(|sent| sent.source != peer)
+        let told = self.sent.iter().enumerate().filter(move |(_, sent)| {
+            is_member && sent.as_ref().is_some_and(|sent| sent.source != peer)
         });
-        told.map(|(key, _)| *key)
+        told.map(|(index, _)| RouteId::at(index))
     }
 
     /// Where the route comes from that the stream holds for a prefix.
-    pub(crate) fn advertised_source(&self, key: A::Key) -> Option<PeerId> {
-        Some(self.out.get(&key)?.sent.as_ref()?.source)
+    pub(crate) fn advertised_source(&self, id: RouteId) -> Option<PeerId> {
+        Some(self.sent.get(id.index())?.as_ref()?.source)
     }
 
     /// Encodes what members can take now.
@@ -275,7 +276,7 @@ impl<A: AddressFamily> Group<A> {
                 self.flush_stream(context, entries, output);
             }
             for index in 0..self.members.len() {
-                self.flush_member(context, index, output);
+                self.flush_member(context, entries, index, output);
             }
             // A member that has just caught up may be the first one to move the stream.
             if !self.stream_can_move(context) {
@@ -299,82 +300,123 @@ impl<A: AddressFamily> Group<A> {
         output: &mut Vec<Output>,
     ) {
         let count = self.queue.len().min(BATCH_PREFIXES_MAX);
-        let mut keys: Vec<A::Key> = self.queue.drain(..count).collect();
-        let mut batch = Batch::new(self.out.hasher().clone());
+        let mut ids: Vec<RouteId> = self.queue.drain(..count).collect();
+        if self.sent.len() < entries.ids_end() {
+            self.sent.resize_with(entries.ids_end(), || None);
+        }
+        let mut batch = Batch::new(self.hasher.clone());
+        let mut exported = Exported::default();
         // What was never told is not withdrawn either: a peer that keeps stale routes of ours until
         // End-of-RIB would lose one that is only not announced yet (RFC 4724 section 4.1).
-        keys.retain(|key| {
-            let best = entries.get(key).and_then(|entry| entry.best());
-            let new = best.and_then(|best| {
-                let attributes = self.key.export(context, A::prefix(*key), best)?;
+        ids.retain(|id| {
+            self.queued.remove(*id);
+            let (Some(key), Some(entry)) = (entries.key(*id), entries.by_id(*id)) else {
+                return false;
+            };
+            let new = entry.best().and_then(|best| {
+                let attributes =
+                    self.key.export_cached(context, A::prefix(key), best, &mut exported)?;
                 Some(Sent { attributes, source: best.source })
             });
-            self.replace_sent(*key, new, &mut batch)
+            self.replace_sent(*id, key, new, &mut batch)
         });
-        let chunks = self.encode(context, batch, output);
+        let encoded = batch.encode(&self.key, context);
+        for (id, prefix, error) in encoded.unsayable {
+            self.note_unsayable(id, prefix, error);
+        }
+        for (peer, chunk) in &encoded.withdrawals_from {
+            if self.members.iter().any(|m| m.peer == *peer && m.pending.is_none()) {
+                context.hand_out(*peer, chunk, output);
+            }
+        }
         for member in &mut self.members {
-            if let Some(pending) = &mut member.pending {
-                pending.extend(keys.iter().copied());
-            } else if member.has_room(context) {
-                for (source, chunk) in &chunks {
-                    if *source != Some(member.peer) {
+            if member.pending.is_none() && member.has_room(context) {
+                if let Some(withdrawals) = &encoded.withdrawals {
+                    context.hand_out(member.peer, withdrawals, output);
+                }
+                for (source, chunk) in &encoded.announcements {
+                    if *source != member.peer {
                         context.hand_out(member.peer, chunk, output);
                     }
                 }
             } else {
-                let mut pending = Pending::new(self.out.hasher().clone());
-                pending.extend(keys.iter().copied());
-                member.pending = Some(pending);
+                member.pending.get_or_insert_default().extend(&ids);
             }
         }
     }
 
     /// Writes down what the stream now says about a prefix, and puts the difference into `batch`;
     /// false when there is none.
-    fn replace_sent(&mut self, key: A::Key, new: Option<Sent>, batch: &mut Batch<A>) -> bool {
-        let Some(out) = self.out.get_mut(&key) else { return false };
-        out.queued = false;
-        if let (Some(new), Some(old), false) = (&new, &out.sent, std::mem::take(&mut out.repeats))
-            && new.source == old.source
-            && Arc::ptr_eq(&new.attributes, &old.attributes)
-        {
+    fn replace_sent(
+        &mut self,
+        id: RouteId,
+        key: A::Key,
+        new: Option<Sent>,
+        batch: &mut Batch<A>,
+    ) -> bool {
+        let repeats = self.repeats.remove(id);
+        self.too_large.remove(id);
+        let Some(sent) = self.sent.get_mut(id.index()) else { return false };
+        let is_same = match (&new, &*sent) {
+            (Some(new), Some(old)) => {
+                new.source == old.source && Arc::ptr_eq(&new.attributes, &old.attributes)
+            }
+            (None, None) => return false,
+            _ => false,
+        };
+        if is_same && !repeats {
             return false;
         }
-        let old = std::mem::replace(&mut out.sent, new.clone());
-        if let Some(old) = &old {
-            self.sent -= 1;
-            if let Some(count) = self.sent_by_source.get_mut(&old.source) {
-                *count -= 1;
-            }
+        let old = std::mem::replace(sent, new).map(|old| old.source);
+        let new = sent.as_ref().map(|new| new.source);
+        match sent {
+            Some(sent) => batch.announce(sent, id, key),
+            None => batch.withdraw(key),
         }
-        match new {
-            Some(new) => {
-                self.sent += 1;
-                *self.sent_by_source.entry(new.source).or_default() += 1;
-                if old.is_some_and(|old| old.source != new.source) {
-                    batch.withdraw_from.entry(new.source).or_default().push(key);
-                }
-                batch.announce(new, key);
-                true
-            }
-            None => {
-                self.out.remove(&key);
-                if old.is_some() {
-                    batch.withdraw.push(key);
-                }
-                old.is_some()
-            }
+        if let (Some(old), Some(new)) = (old, new)
+            && old != new
+        {
+            batch.withdraw_from(new, key);
         }
+        self.count(old, new);
+        true
+    }
+
+    fn count(&mut self, old: Option<PeerId>, new: Option<PeerId>) {
+        self.sent_count += usize::from(new.is_some());
+        self.sent_count -= usize::from(old.is_some());
+        if old == new {
+            return;
+        }
+        if let Some(count) = old.and_then(|old| self.sent_by_source.get_mut(&old)) {
+            *count -= 1;
+        }
+        if let Some(new) = new {
+            *self.sent_by_source.entry(new).or_default() += 1;
+        }
+    }
+
+    /// Takes back that the stream has said something about a prefix: it could not.
+    fn note_unsayable(&mut self, id: RouteId, prefix: Prefix, error: EncodeError) {
+        let sent = self.sent.get_mut(id.index()).and_then(Option::take);
+        self.count(sent.map(|sent| sent.source), None);
+        if matches!(error, EncodeError::TooLarge { .. }) {
+            self.too_large.insert(id);
+        }
+        let (routes, ..) = self.unsayable.get_or_insert((0, prefix, error));
+        *routes += 1;
     }
 
     /// Encodes for one member that lags, and takes it back into the stream when it has caught up.
     fn flush_member(
         &mut self,
         context: &mut ExportContext<'_>,
+        entries: &Entries<A>,
         index: usize,
         output: &mut Vec<Output>,
     ) {
         loop {
+            let everything = self.everything();
             let Some(member) = self.members.get_mut(index) else { return };
             let peer = member.peer;
             if !member.has_room(context) {
@@ -384,32 +426,32 @@ impl<A: AddressFamily> Group<A> {
             let may_refresh = !member.owes_end_of_rib || !context.marks_refresh(peer);
             if member.pending.is_none() && may_refresh && std::mem::take(&mut member.wants_refresh)
             {
-                let all = self.all_for(peer);
                 context.begin_refresh(peer, A::FAMILY, output);
-                if let Some(member) = self.members.get_mut(index) {
-                    member.pending = Some(all);
-                }
+                member.pending = Some(everything);
                 continue;
             }
             let Some(pending) = &mut member.pending else { break };
-            let count = pending.queue.len().min(BATCH_PREFIXES_MAX);
-            if count == 0 {
+            let mut batch = Batch::<A>::new(self.hasher.clone());
+            let some = pending.take_some(&self.sent, peer);
+            if some.is_empty() {
                 member.pending = None;
                 member.moved = false;
                 continue;
             }
-            let mut batch = Batch::new(self.out.hasher().clone());
-            for key in pending.queue.drain(..count) {
-                pending.known.remove(&key);
-                match self.out.get(&key).and_then(|out| out.sent.as_ref()) {
-                    Some(sent) if sent.source != peer => batch.announce(sent.clone(), key),
+            for id in some {
+                let Some(key) = entries.key(id) else { continue };
+                match self.sent.get(id.index()).and_then(Option::as_ref) {
+                    Some(sent) if sent.source != peer => batch.announce(sent, id, key),
                     // It may have been told before it lagged, or not: withdrawing what it does not
                     // have does no harm.
-                    _ => batch.withdraw.push(key),
+                    _ => batch.withdraw(key),
                 }
             }
-            for (_, chunk) in self.encode(context, batch, output) {
-                context.hand_out(peer, &chunk, output);
+            // What the stream holds could be said; it can be said again.
+            let encoded = batch.encode(&self.key, context);
+            let announcements = encoded.announcements.iter().map(|(_, chunk)| chunk);
+            for chunk in encoded.withdrawals.iter().chain(announcements) {
+                context.hand_out(peer, chunk, output);
             }
         }
         let Some(member) = self.members.get_mut(index) else { return };
@@ -422,177 +464,47 @@ impl<A: AddressFamily> Group<A> {
             context.hand_out(member.peer, &chunk, output);
         }
     }
-
-    /// Encodes a batch: each chunk with the member that must not get it. What is for a single member
-    /// goes to `output` at once.
-    fn encode(
-        &self,
-        context: &mut ExportContext<'_>,
-        batch: Batch<A>,
-        output: &mut Vec<Output>,
-    ) -> Vec<(Option<PeerId>, Arc<Chunk>)> {
-        let Batch { announce, mut withdraw, withdraw_from } = batch;
-        let mut buckets: Vec<_> = announce.into_iter().collect();
-        // By source, so that each source's routes are one chunk; by prefix, so that a run can be
-        // repeated whatever the addresses of allocations are.
-        buckets
-            .sort_unstable_by_key(|((_, source), bucket)| (*source, bucket.keys.first().copied()));
-        let mut announcements: Vec<(Option<PeerId>, Chunk)> = Vec::new();
-        for ((_, source), bucket) in buckets {
-            let path = self.key.path(context.peers, context.router_id, &bucket.attributes, source);
-            let own = self.key.shows_own_next_hop(source);
-            let next_hop = match (own, A::FAMILY) {
-                (false, _) => bucket.attributes.next_hop,
-                (true, Family::Ipv4Unicast) if !self.key.ipv4_via_ipv6 => {
-                    NextHop::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
-                }
-                (true, _) => NextHop::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
-            };
-            let prefixes = bucket.keys.iter().map(|key| A::prefix(*key));
-            let format = self.key.format;
-            match Announcements::new(format, A::FAMILY, &path, next_hop, prefixes) {
-                Ok(updates) => {
-                    if announcements.last().is_none_or(|(last, _)| *last != Some(source)) {
-                        announcements.push((Some(source), Chunk::default()));
-                    }
-                    let Some((_, chunk)) = announcements.last_mut() else { continue };
-                    for update in updates {
-                        chunk.push(update.bytes, own.then_some(update.next_hop));
-                    }
-                }
-                Err(error) => {
-                    // RFC 8654 section 4: such a route is withdrawn from these peers.
-                    tracing::warn!(
-                        prefixes = bucket.keys.len(),
-                        first = %bucket.keys.first().map(|k| A::prefix(*k).to_string()).unwrap_or_default(),
-                        %error,
-                        "route is too large for its message and not announced"
-                    );
-                    withdraw.extend(bucket.keys);
-                }
-            }
-        }
-        for (peer, keys) in withdraw_from {
-            let lags = self.members.iter().any(|m| m.peer == peer && m.pending.is_some());
-            let is_member = self.members.iter().any(|m| m.peer == peer);
-            if is_member && !lags {
-                let chunk = Arc::new(self.encode_withdrawals(keys));
-                context.hand_out(peer, &chunk, output);
-            }
-        }
-        let mut chunks = Vec::with_capacity(1 + announcements.len());
-        if !withdraw.is_empty() {
-            chunks.push((None, Arc::new(self.encode_withdrawals(withdraw))));
-        }
-        let announcements = announcements.into_iter();
-        chunks.extend(announcements.map(|(source, chunk)| (source, Arc::new(chunk))));
-        chunks
-    }
-
-    fn encode_withdrawals(&self, keys: Vec<A::Key>) -> Chunk {
-        let mut chunk = Chunk::default();
-        let prefixes = keys.into_iter().map(A::prefix);
-        for bytes in Withdrawals::new(self.key.format, A::FAMILY, prefixes) {
-            chunk.push(bytes, None);
-        }
-        chunk
-    }
 }
 
-impl<A: AddressFamily> Member<A> {
+impl Member {
     fn has_room(&self, context: &ExportContext<'_>) -> bool {
         context.peers.peer(self.peer).is_some_and(|peer| peer.room > 0)
     }
 }
 
-impl<A: AddressFamily> Pending<A> {
-    fn new(hasher: FixedState) -> Pending<A> {
-        Pending { queue: VecDeque::new(), known: HashSet::with_hasher(hasher) }
-    }
-
-    fn extend(&mut self, keys: impl IntoIterator<Item = A::Key>) {
-        for key in keys {
-            if self.known.insert(key) {
-                self.queue.push_back(key);
+impl Pending {
+    fn extend(&mut self, ids: &[RouteId]) {
+        for id in ids {
+            if self.queued.insert(*id) {
+                self.queue.push_back(*id);
             }
         }
     }
-}
 
-impl<A: AddressFamily> Batch<A> {
-    fn new(hasher: FixedState) -> Batch<A> {
-        Batch {
-            announce: HashMap::with_hasher(hasher.clone()),
-            withdraw: Vec::new(),
-            withdraw_from: HashMap::with_hasher(hasher),
-        }
+    fn is_empty(&self) -> bool {
+        self.walk.is_empty() && self.queue.is_empty()
     }
 
-    fn announce(&mut self, route: Sent, key: A::Key) {
-        let address = Arc::as_ptr(&route.attributes).addr();
-        let bucket = self
-            .announce
-            .entry((address, route.source))
-            .or_insert_with(|| Bucket { attributes: route.attributes, keys: Vec::new() });
-        bucket.keys.push(key);
-    }
-}
-
-impl Chunk {
-    /// A chunk of one message that goes out as it is.
-    pub fn of(bytes: Bytes) -> Chunk {
-        let mut chunk = Chunk::default();
-        chunk.push(bytes, None);
-        chunk
-    }
-
-    fn push(&mut self, bytes: Bytes, next_hop: Option<Range<usize>>) {
-        self.octets += bytes.len();
-        self.messages.push(WireMessage { bytes, next_hop });
-    }
-}
-
-impl ExportContext<'_> {
-    fn marks_refresh(&self, peer: PeerId) -> bool {
-        let session = self.peers.peer(peer).and_then(|peer| peer.session);
-        session.is_some_and(|session| session.enhanced_route_refresh)
-    }
-
-    /// Says that everything is sent again from here on, to a peer that understands it (RFC 7313).
-    fn begin_refresh(&mut self, peer: PeerId, family: Family, output: &mut Vec<Output>) {
-        if self.marks_refresh(peer)
-            && let Some(state) = self.peers.peer_mut(peer)
+    /// The next prefixes to tell `peer`; none at the end.
+    fn take_some(&mut self, sent: &[Option<Sent>], peer: PeerId) -> Vec<RouteId> {
+        let mut some = Vec::new();
+        while some.len() < BATCH_PREFIXES_MAX
+            && let Some(index) = self.walk.next()
         {
-            state.family_mut(family).refresh_sent = true;
-            self.hand_out_refresh(peer, family, RefreshKind::Begin, output);
+            let is_for = |sent: &Sent| sent.source != peer;
+            if sent.get(index).and_then(Option::as_ref).is_some_and(is_for)
+                && !self.queued.contains(RouteId::at(index))
+            {
+                some.push(RouteId::at(index));
+            }
         }
-    }
-
-    /// Says that everything has been sent, if a refresh has begun.
-    fn end_refresh(&mut self, peer: PeerId, family: Family, output: &mut Vec<Output>) {
-        if let Some(state) = self.peers.peer_mut(peer)
-            && std::mem::take(&mut state.family_mut(family).refresh_sent)
+        while some.len() < BATCH_PREFIXES_MAX
+            && let Some(id) = self.queue.pop_front()
         {
-            self.hand_out_refresh(peer, family, RefreshKind::End, output);
+            self.queued.remove(id);
+            some.push(id);
         }
-    }
-
-    fn hand_out_refresh(
-        &mut self,
-        peer: PeerId,
-        family: Family,
-        kind: RefreshKind,
-        output: &mut Vec<Output>,
-    ) {
-        let chunk = Arc::new(Chunk::of(RouteRefresh::new(family, kind).encode()));
-        self.hand_out(peer, &chunk, output);
-    }
-
-    fn hand_out(&mut self, peer: PeerId, chunk: &Arc<Chunk>, output: &mut Vec<Output>) {
-        if let Some(peer) = self.peers.peer_mut(peer) {
-            peer.room = peer.room.saturating_sub(chunk.octets);
-        }
-        output.push(Output { peer, chunk: Arc::clone(chunk) });
+        some
     }
 }
 

@@ -268,8 +268,8 @@ impl Rib {
             }
             TableKind::AdjOut(name) => {
                 let Some(id) = self.peer_id(name) else { return };
-                let told = table.groups.iter().flat_map(|group| group.advertised_keys(id));
-                keys.extend(told.filter(within));
+                let told = table.groups.iter().flat_map(|group| group.advertised_ids(id));
+                keys.extend(told.filter_map(|route| table.entries.key(route)).filter(within));
             }
         }
     }
@@ -288,8 +288,9 @@ impl Rib {
         id: PeerId,
         key: A::Key,
     ) -> Option<Advertised> {
+        let route = table.entries.id(&key)?;
         let told = |group: &Group<A>| {
-            Some((group.advertised_route(id, key)?.clone(), group.advertised_source(key)?))
+            Some((group.advertised_route(id, route)?.clone(), group.advertised_source(route)?))
         };
         let (group, (attributes, source)) =
             table.groups.iter().find_map(|group| Some((group, told(group)?)))?;

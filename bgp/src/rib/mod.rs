@@ -22,6 +22,7 @@
 mod attributes;
 mod batch;
 mod decision;
+mod entries;
 mod export;
 mod family;
 mod fib;
@@ -29,6 +30,7 @@ mod group;
 mod import;
 mod limit;
 mod listing;
+mod outgoing;
 mod peer;
 mod query;
 mod table;
@@ -46,6 +48,7 @@ use crate::prefix::{Families, Family, Prefix};
 use crate::wire::{Community, Origin, PathAttributes};
 
 use attributes::Interner;
+use entries::RouteId;
 use export::{ExportContext, GroupKey};
 use family::{AddressFamily, Ipv4, Ipv6};
 use group::Group;
@@ -57,12 +60,12 @@ pub use attributes::{DEFAULT_LOCAL_PREF, RouteAttributes};
 pub use batch::UpdateBatch;
 pub use decision::Step;
 pub use fib::{FibChange, FibPath, FibRoute};
-pub use group::{Chunk, Output, WireMessage};
 pub use limit::{PrefixLimitExceeded, UpdateOutcome};
 pub use listing::{
     Advertised, AdvertisedRoute, BestChange, PrefixKeys, ReceivedRoute, RouteExplanation,
     RouteQuery, TableFilter, TableKind, TableRow, Told,
 };
+pub use outgoing::{Chunk, Output, Unsayable, WireMessage};
 pub use peer::{PeerId, PeerSession, RibPeerConfig};
 pub use query::{CandidateInfo, PrefixFilter, RouteFilter, RouteInfo};
 pub use verdict::Verdict;
@@ -115,6 +118,9 @@ pub struct RouteCounts {
     pub dropped: usize,
     /// Announced to the peer.
     pub advertised: usize,
+    /// Withheld from the peer because no message to it has room for the attributes (RFC 8654).
+    #[serde(default)]
+    pub too_large: usize,
 }
 
 impl Rib {
@@ -360,6 +366,8 @@ impl Rib {
         }
         // What still has to be told holds attributes of what has gone.
         let idle = self.ipv4.is_told() && self.ipv6.is_told() && !self.fib_pending();
+        self.ipv4.reap();
+        self.ipv6.reap();
         let prefixes = self.ipv4.entries.len() + self.ipv6.entries.len();
         if self.interner.is_sparse(prefixes) && idle {
             self.interner.shrink(prefixes);
@@ -371,6 +379,19 @@ impl Rib {
     /// Whether [`Rib::take_fib`] has something.
     pub fn fib_pending(&self) -> bool {
         self.ipv4.fib_pending() || self.ipv6.fib_pending()
+    }
+
+    /// Says that nobody will read changed forwarding entries: they need not be noted.
+    pub fn ignore_fib(&mut self) {
+        self.ipv4.ignore_fib();
+        self.ipv6.ignore_fib();
+    }
+
+    /// Routes that some peers have not been told because no message to them has room, since the last
+    /// call.
+    pub fn take_unsayable(&mut self) -> Vec<Unsayable> {
+        let ipv4 = self.ipv4.groups.iter_mut().filter_map(Group::take_unsayable);
+        ipv4.chain(self.ipv6.groups.iter_mut().filter_map(Group::take_unsayable)).collect()
     }
 
     /// Reads up to `max` changed forwarding entries in their latest state.
@@ -425,8 +446,13 @@ impl Rib {
             Family::Ipv4Unicast => self.ipv4.groups.iter().find_map(|g| g.advertised(id)),
             Family::Ipv6Unicast => self.ipv6.groups.iter().find_map(|g| g.advertised(id)),
         };
+        let too_large = match family {
+            Family::Ipv4Unicast => self.ipv4.groups.iter().find_map(|g| g.too_large(id)),
+            Family::Ipv6Unicast => self.ipv6.groups.iter().find_map(|g| g.too_large(id)),
+        };
         let state = peer.family(family);
         RouteCounts {
+            too_large: too_large.unwrap_or(0),
             received: state.received as usize,
             accepted: state.accepted as usize,
             dropped: state.dropped as usize,
@@ -486,17 +512,11 @@ impl<A: AddressFamily> Table<A> {
         self.groups.iter().all(Group::is_told)
     }
 
-    /// Gives back the memory of prefixes that have gone.
-    fn shrink(&mut self) {
-        self.entries.shrink_to(2 * self.entries.len());
-        self.groups.iter_mut().for_each(Group::shrink);
-    }
-
     fn mark_all(&mut self) {
         self.groups.iter_mut().for_each(|group| group.mark_all(&self.entries));
     }
 
-    fn join(&mut self, id: PeerId, key: &GroupKey, known: Vec<A::Key>, owes_end_of_rib: bool) {
+    fn join(&mut self, id: PeerId, key: &GroupKey, known: Vec<RouteId>, owes_end_of_rib: bool) {
         if let Some(group) = self.groups.iter_mut().find(|group| group.key == *key) {
             group.join(id, known, owes_end_of_rib);
         } else {

@@ -116,8 +116,8 @@ impl Rib {
     /// The attributes under which a prefix is announced to a peer, before AS_PATH is prepended.
     pub fn advertised_as_path(&self, id: PeerId, prefix: Prefix) -> Option<String> {
         let attributes = match prefix {
-            Prefix::V4(key) => self.ipv4.groups.iter().find_map(|g| g.advertised_route(id, key)),
-            Prefix::V6(key) => self.ipv6.groups.iter().find_map(|g| g.advertised_route(id, key)),
+            Prefix::V4(key) => self.ipv4.advertised_route(id, key),
+            Prefix::V6(key) => self.ipv6.advertised_route(id, key),
         };
         attributes.map(|attributes| attributes.path.as_path().to_string())
     }

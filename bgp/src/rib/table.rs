@@ -1,16 +1,15 @@
-//! Adj-RIB-In of all peers and Loc-RIB of one family, in one map.
+//! Adj-RIB-In of all peers and Loc-RIB of one family, in one place.
 
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
-use hashbrown::HashMap;
-use hashbrown::hash_map::Entry as MapEntry;
 
 use crate::config::Multipath;
 use crate::wire::NextHop;
 
 use super::attributes::RouteAttributes;
 use super::decision::{CandidateView, RouteOrigin, rank};
+use super::entries::{Entries, RouteId};
 use super::family::AddressFamily;
 use super::fib::{FibChange, FibPath, FibRoute};
 use super::group::Group;
@@ -25,12 +24,12 @@ pub(crate) struct Table<A: AddressFamily> {
     pub(crate) marks: Marks<A>,
 }
 
-pub(crate) type Entries<A> = HashMap<<A as AddressFamily>::Key, Entry, FixedState>;
-
 /// Prefixes whose forwarding entry has changed and has not been read yet.
 #[derive(Debug)]
 pub(crate) struct Marks<A: AddressFamily> {
-    fib: Vec<A::Key>,
+    fib: Vec<RouteId>,
+    /// Whether anybody reads changed forwarding entries.
+    fib_wanted: bool,
     /// What was selected before a change, kept to save the allocation.
     before: Vec<Identity>,
     /// Prefixes whose best route has changed, while somebody watches.
@@ -48,20 +47,28 @@ pub(crate) struct Watched<K> {
 type Identity = (PeerId, usize);
 
 /// What is known of one prefix.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Entry {
     candidates: Candidates,
     /// How many candidates, from the first, are the best one and its equals.
     selected: u16,
-    fib_queued: bool,
+    pub(super) fib_queued: bool,
+    /// It is among the prefixes that have gone, be it that it has come again.
+    pub(super) is_gone: bool,
 }
 
 /// Most prefixes have one candidate, which then needs no allocation of its own.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 enum Candidates {
+    #[default]
+    None,
     One(Candidate),
-    Many(Vec<Candidate>),
+    Many(Box<Several>),
 }
+
+/// Two candidates or more. Behind one pointer, so that an entry is no larger than with one candidate.
+#[derive(Debug)]
+struct Several(Vec<Candidate>);
 
 /// A route from one source.
 #[derive(Clone, Debug)]
@@ -103,9 +110,9 @@ impl CandidateView<Candidate> for RankContext<'_> {
 impl<A: AddressFamily> Table<A> {
     pub(crate) fn new(hasher: FixedState) -> Table<A> {
         Table {
-            entries: HashMap::with_hasher(hasher),
+            entries: Entries::new(hasher),
             groups: Vec::new(),
-            marks: Marks { fib: Vec::new(), before: Vec::new(), watched: None },
+            marks: Marks { fib: Vec::new(), fib_wanted: true, before: Vec::new(), watched: None },
         }
     }
 
@@ -117,37 +124,35 @@ impl<A: AddressFamily> Table<A> {
         source: PeerId,
         new: Option<Candidate>,
     ) -> Delta {
-        match (self.entries.entry(key), new) {
-            (MapEntry::Vacant(_), None) => Delta::default(),
-            (MapEntry::Vacant(vacant), Some(new)) => {
-                let accepted = i32::from(new.used.is_some());
-                let entry = vacant.insert(Entry {
-                    candidates: Candidates::One(new),
-                    selected: accepted as u16,
-                    fib_queued: false,
-                });
-                if accepted > 0 {
-                    self.marks.mark_best(key, &mut self.groups);
-                    if source != PeerId::LOCAL {
-                        self.marks.mark_fib(key, entry);
-                    }
-                }
-                Delta { received: 1, accepted }
-            }
-            (MapEntry::Occupied(mut occupied), new) => {
-                let entry = occupied.get_mut();
-                self.marks.remember(entry);
-                let (delta, empty) = entry.replace(source, new);
-                if empty {
-                    self.marks.settle_removed(key, entry, &mut self.groups);
-                    occupied.remove();
-                    return delta;
-                }
-                entry.rank(context);
-                self.marks.settle(key, entry, &mut self.groups);
-                delta
-            }
+        let id = match &new {
+            Some(_) => self.entries.id_or_insert(key),
+            None => match self.entries.id(&key) {
+                Some(id) => id,
+                None => return Delta::default(),
+            },
+        };
+        let Some(entry) = self.entries.by_id_mut(id) else { return Delta::default() };
+        let was_empty = entry.is_empty();
+        self.marks.remember(entry);
+        let delta = entry.replace(source, new);
+        entry.rank(context);
+        self.marks.settle(id, key, entry, &mut self.groups);
+        match (was_empty, entry.is_empty()) {
+            (true, false) => self.entries.note_filled(),
+            (false, true) => self.entries.note_emptied(id),
+            _ => {}
         }
+        delta
+    }
+
+    /// What a peer has been told about a prefix.
+    pub(crate) fn advertised_route(
+        &self,
+        peer: PeerId,
+        key: A::Key,
+    ) -> Option<&Arc<RouteAttributes>> {
+        let id = self.entries.id(&key)?;
+        self.groups.iter().find_map(|group| group.advertised_route(peer, id))
     }
 
     /// Whether `source` has a route to a prefix.
@@ -166,34 +171,60 @@ impl<A: AddressFamily> Table<A> {
     ) -> Delta {
         let mut total = Delta::default();
         let (groups, marks) = (&mut self.groups, &mut self.marks);
-        self.entries.retain(|key, entry| {
-            let Some(old) = entry.candidates.of(source) else { return true };
-            let new = f(*key, old);
+        for id in (0..self.entries.ids_end()).map(RouteId::at) {
+            let Some(key) = self.entries.key(id) else { continue };
+            let Some(entry) = self.entries.by_id_mut(id) else { continue };
+            let Some(old) = entry.candidates.of(source) else { continue };
+            let new = f(key, old);
             if new.as_ref().is_some_and(|new| new.is_same(old)) {
-                return true;
+                continue;
             }
             marks.remember(entry);
-            let (delta, empty) = entry.replace(source, new);
-            total.add(delta);
-            if empty {
-                marks.settle_removed(*key, entry, groups);
-                return false;
-            }
+            total.add(entry.replace(source, new));
             entry.rank(context);
-            marks.settle(*key, entry, groups);
-            true
-        });
+            marks.settle(id, key, entry, groups);
+            if entry.is_empty() {
+                self.entries.note_emptied(id);
+            }
+        }
         total
     }
 
     /// Ranks everything again, after a change of what ranking looks up.
     pub(crate) fn rank_all(&mut self, context: RankContext<'_>) {
         let (groups, marks) = (&mut self.groups, &mut self.marks);
-        for (key, entry) in &mut self.entries {
+        for id in (0..self.entries.ids_end()).map(RouteId::at) {
+            let Some(key) = self.entries.key(id) else { continue };
+            let Some(entry) = self.entries.by_id_mut(id) else { continue };
             marks.remember(entry);
             entry.rank(context);
-            marks.settle(*key, entry, groups);
+            marks.settle(id, key, entry, groups);
         }
+    }
+
+    /// Frees what prefixes that have gone still take, when nobody has to hear of them any more.
+    pub(crate) fn reap(&mut self) {
+        let groups = &self.groups;
+        let idle = groups.iter().all(Group::has_told_everybody) && !self.fib_pending();
+        if self.entries.has_many_gone() || idle && self.entries.has_gone() {
+            self.entries.reap(|id| groups.iter().any(|group| group.holds(id)));
+        }
+    }
+
+    /// Gives back the memory of prefixes that have gone.
+    pub(crate) fn shrink(&mut self) {
+        self.reap();
+        let renumbering = self.entries.close_gaps();
+        self.groups.iter_mut().for_each(|group| group.renumber(&renumbering));
+        for id in &mut self.marks.fib {
+            *id = renumbering.new(*id).unwrap_or(*id);
+        }
+    }
+
+    /// Says that nobody reads changed forwarding entries: they are not noted any more.
+    pub(crate) fn ignore_fib(&mut self) {
+        self.marks.fib_wanted = false;
+        self.take_fib(&Peers::default(), usize::MAX, &mut Vec::new());
     }
 
     /// Whether [`Table::take_fib`] has something.
@@ -204,14 +235,11 @@ impl<A: AddressFamily> Table<A> {
     /// Reads up to `max` changed forwarding entries in their latest state.
     pub(crate) fn take_fib(&mut self, peers: &Peers, max: usize, changes: &mut Vec<FibChange>) {
         let keep = self.marks.fib.len().saturating_sub(max);
-        for key in self.marks.fib.drain(keep..) {
-            let route = match self.entries.get_mut(&key) {
-                Some(entry) => {
-                    entry.fib_queued = false;
-                    fib_route(peers, entry)
-                }
-                None => None,
-            };
+        for id in self.marks.fib.drain(keep..) {
+            let Some(key) = self.entries.key(id) else { continue };
+            let Some(entry) = self.entries.by_id_mut(id) else { continue };
+            entry.fib_queued = false;
+            let route = fib_route(peers, entry);
             changes.push(FibChange { prefix: A::prefix(key), route });
         }
         if self.marks.fib.is_empty() {
@@ -231,40 +259,20 @@ impl<A: AddressFamily> Marks<A> {
     }
 
     /// Compares with what was remembered and marks what has to be told.
-    fn settle(&mut self, key: A::Key, entry: &mut Entry, groups: &mut [Group<A>]) {
+    fn settle(&mut self, id: RouteId, key: A::Key, entry: &mut Entry, groups: &mut [Group<A>]) {
         if entry.best().map(Candidate::identity) != self.best_before() {
-            self.mark_best(key, groups);
+            groups.iter_mut().for_each(|group| group.mark(id));
+            if let Some(watched) = &mut self.watched {
+                watched.push(key);
+            }
+        }
+        if !self.fib_wanted {
+            return;
         }
         let now = entry.selected().iter().map(Candidate::identity);
         let same = forwarded(now).eq(forwarded(self.before.iter().copied()));
-        self.before.clear();
-        if !same {
-            self.mark_fib(key, entry);
-        }
-    }
-
-    /// As [`Marks::settle`], for an entry that is about to be removed.
-    fn settle_removed(&mut self, key: A::Key, entry: &Entry, groups: &mut [Group<A>]) {
-        if self.best_before().is_some() {
-            self.mark_best(key, groups);
-        }
-        if forwarded(self.before.iter().copied()).next().is_some() && !entry.fib_queued {
-            self.fib.push(key);
-        }
-        self.before.clear();
-    }
-
-    /// The best route to `key` is another one.
-    fn mark_best(&mut self, key: A::Key, groups: &mut [Group<A>]) {
-        groups.iter_mut().for_each(|group| group.mark(key));
-        if let Some(watched) = &mut self.watched {
-            watched.push(key);
-        }
-    }
-
-    fn mark_fib(&mut self, key: A::Key, entry: &mut Entry) {
-        if !std::mem::replace(&mut entry.fib_queued, true) {
-            self.fib.push(key);
+        if !same && !std::mem::replace(&mut entry.fib_queued, true) {
+            self.fib.push(id);
         }
     }
 }
@@ -297,6 +305,11 @@ fn fib_route(peers: &Peers, entry: &Entry) -> Option<FibRoute> {
 }
 
 impl Entry {
+    /// Whether there is no route.
+    pub(crate) fn is_empty(&self) -> bool {
+        matches!(self.candidates, Candidates::None)
+    }
+
     /// The best route.
     pub(crate) fn best(&self) -> Option<&Candidate> {
         self.selected().first()
@@ -314,16 +327,17 @@ impl Entry {
 
     fn rank(&mut self, context: RankContext<'_>) {
         let selected = match &mut self.candidates {
+            Candidates::None => 0,
             Candidates::One(candidate) => usize::from(candidate.used.is_some()),
-            Candidates::Many(candidates) => {
-                rank(&context, candidates, context.multipath, |_, _| {}).selected
+            Candidates::Many(several) => {
+                rank(&context, &mut several.0, context.multipath, |_, _| {}).selected
             }
         };
         self.selected = selected.try_into().unwrap_or(u16::MAX);
     }
 
-    /// Replaces the route of `source`; true when no candidate is left.
-    fn replace(&mut self, source: PeerId, new: Option<Candidate>) -> (Delta, bool) {
+    /// Puts in, replaces or removes the route of `source`.
+    fn replace(&mut self, source: PeerId, new: Option<Candidate>) -> Delta {
         let mut delta = Delta::default();
         if let Some(old) = self.candidates.of(source) {
             delta.received -= 1;
@@ -333,15 +347,17 @@ impl Entry {
             delta.received += 1;
             delta.accepted += i32::from(new.used.is_some());
         }
-        (delta, self.candidates.replace(source, new))
+        self.candidates.replace(source, new);
+        delta
     }
 }
 
 impl Candidates {
     fn as_slice(&self) -> &[Candidate] {
         match self {
+            Candidates::None => &[],
             Candidates::One(candidate) => std::slice::from_ref(candidate),
-            Candidates::Many(candidates) => candidates,
+            Candidates::Many(several) => &several.0,
         }
     }
 
@@ -349,29 +365,25 @@ impl Candidates {
         self.as_slice().iter().find(|c| c.source == source)
     }
 
-    /// True when nothing is left; `self` is then to be dropped.
-    fn replace(&mut self, source: PeerId, new: Option<Candidate>) -> bool {
-        match (&mut *self, new) {
-            (Candidates::One(one), Some(new)) if one.source == source => *one = new,
+    fn replace(&mut self, source: PeerId, new: Option<Candidate>) {
+        *self = match (std::mem::take(self), new) {
+            (Candidates::None, None) => Candidates::None,
+            (Candidates::None, Some(new)) => Candidates::One(new),
+            (Candidates::One(one), None) if one.source == source => Candidates::None,
+            (Candidates::One(one), Some(new)) if one.source == source => Candidates::One(new),
+            (Candidates::One(one), None) => Candidates::One(one),
             (Candidates::One(one), Some(new)) => {
-                *self = Candidates::Many(vec![one.clone(), new]);
+                Candidates::Many(Box::new(Several(vec![one, new])))
             }
-            (Candidates::One(one), None) => return one.source == source,
-            (Candidates::Many(many), new) => {
-                many.retain(|c| c.source != source);
-                many.extend(new);
-                match many.len() {
-                    0 => return true,
-                    1 => {
-                        if let Some(last) = many.pop() {
-                            *self = Candidates::One(last);
-                        }
-                    }
-                    _ => {}
+            (Candidates::Many(mut several), new) => {
+                several.0.retain(|c| c.source != source);
+                several.0.extend(new);
+                match several.0.len() {
+                    0 | 1 => several.0.pop().map_or(Candidates::None, Candidates::One),
+                    _ => Candidates::Many(several),
                 }
             }
-        }
-        false
+        };
     }
 }
 
@@ -415,3 +427,19 @@ const FIB_QUEUE_KEPT: usize = 4096;
 /// Changed prefixes of one family that wait for those who watch: what is told between two batches
 /// costs the owner about a millisecond.
 const WATCHED_MAX: usize = 512;
+
+#[cfg(test)]
+impl Entry {
+    /// An entry with a route that nobody may use.
+    pub(crate) fn for_test() -> Entry {
+        use super::attributes::RouteAttributes;
+        use super::verdict::{Verdict, Verdicts};
+        use crate::wire::{Origin, PathAttributes};
+        let received =
+            Arc::new(RouteAttributes::originated(PathAttributes::originated(Origin::Igp)));
+        let verdict = Verdicts::default().id(&Verdict::Martian);
+        let source = PeerId::LOCAL;
+        let candidate = Candidate { source, verdict, epoch: 0, received, used: None };
+        Entry { candidates: Candidates::One(candidate), ..Entry::default() }
+    }
+}

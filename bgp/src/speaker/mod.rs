@@ -80,7 +80,8 @@ pub struct SpeakerHandle {
     changes: watch::Receiver<u64>,
 }
 
-/// Changes of the forwarding table, in the latest state of each prefix.
+/// Changes of the forwarding table, in the latest state of each prefix. Who does not want them drops
+/// the feed, and nothing is noted for it any more.
 #[derive(Debug)]
 pub struct FibFeed {
     batches: mpsc::Receiver<FibBatch>,

@@ -20,7 +20,7 @@ use crate::stream::Item;
 
 use super::connection::Connection;
 use super::listener::Listeners;
-use super::peer::Peer;
+use super::peer::{Peer, WARNING_REST};
 use super::{
     Command, Endpoints, FAREWELL_WAIT, FIB_BATCH_CHANGES_MAX, FibBatch, INPUTS_MAX, Shutdown,
     SpeakerOptions, md5,
@@ -156,7 +156,10 @@ impl Owner {
                 }
                 Wake::Input(Some(first)) => self.take_input(first),
                 Wake::FibRoom => self.feed_fib(),
-                Wake::FibGone => self.fib = None,
+                Wake::FibGone => {
+                    self.fib = None;
+                    self.rib.ignore_fib();
+                }
                 Wake::Input(None) | Wake::Deadline => {}
             }
             // Whatever it was: configurations and questions that keep coming leave a turn to peers.
@@ -212,12 +215,7 @@ impl Owner {
         self.changed |= self.listeners.tick(now, &self.mailbox);
         let flushed = self.flush();
         self.tell_best_changes();
-        if self.fib.is_none() {
-            // Nobody wants it: drop it instead of letting it grow.
-            while self.rib.fib_pending() {
-                self.rib.take_fib(FIB_BATCH_CHANGES_MAX);
-            }
-        }
+        self.warn_of_unsayable(now);
         if std::mem::take(&mut self.changed) {
             self.changes.send_modify(|generation| *generation += 1);
         }
@@ -293,6 +291,24 @@ impl Owner {
         }
         self.output = output;
         done
+    }
+
+    /// Says, now and then, which routes are too large for some peers.
+    fn warn_of_unsayable(&mut self, now: Instant) {
+        for unsayable in self.rib.take_unsayable() {
+            let peer = unsayable.peers.first().and_then(|peer| self.by_rib_id.get(peer));
+            let Some(peer) = peer.and_then(|key| self.peers.get_mut(key)) else { continue };
+            let Some(held_back) = peer.unsayable.pass(now, WARNING_REST) else { continue };
+            tracing::warn!(
+                peer = %peer.name,
+                peers_alike = unsayable.peers.len() - 1,
+                prefix = %unsayable.prefix,
+                routes = unsayable.routes,
+                held_back,
+                "routes are withheld from this peer and those alike: {}",
+                unsayable.error
+            );
+        }
     }
 
     fn feed_fib(&mut self) {

@@ -33,6 +33,8 @@ pub(super) struct Peer {
     pub(super) warnings: Throttle,
     /// Connections of the peer that are looked at.
     pub(super) accepts: Allowance,
+    /// Warnings about routes that are too large for this peer and those alike.
+    pub(super) unsayable: Throttle,
     /// Beginnings of refreshes that are followed up.
     pub(super) refreshes: BTreeMap<Family, Throttle>,
     pub(super) errors: ErrorHistory,

@@ -33,6 +33,7 @@ impl Owner {
             established_count: 0,
             warnings: Throttle::default(),
             accepts: Allowance::default(),
+            unsayable: Throttle::default(),
             refreshes: BTreeMap::new(),
             errors: ErrorHistory::default(),
             disabled: self.disabled.contains(name),

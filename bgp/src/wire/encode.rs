@@ -35,6 +35,15 @@ pub struct EncodedUpdate {
     pub prefixes: usize,
 }
 
+/// An UPDATE that has been appended to a buffer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppendedUpdate {
+    /// Where in the message the octets of the next hop stand, to be patched per peer.
+    pub next_hop: Range<usize>,
+    /// How many prefixes are in it.
+    pub prefixes: usize,
+}
+
 /// Why UPDATEs cannot be written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum EncodeError {
@@ -135,33 +144,46 @@ impl<I: Iterator<Item = Prefix>> Iterator for Announcements<I> {
 
     fn next(&mut self) -> Option<EncodedUpdate> {
         self.prefixes.skip_others()?;
-        let fixed = UPDATE_OCTETS_MIN + self.layout.octets();
-        let mut out = begin(MessageType::Update, fixed + self.prefixes.octets_hint());
+        let octets = UPDATE_OCTETS_MIN + self.layout.octets() + self.prefixes.octets_hint();
+        let mut out = BytesMut::with_capacity(octets);
+        let AppendedUpdate { next_hop, prefixes } = self.append_to(&mut out)?;
+        Some(EncodedUpdate { bytes: out.freeze(), next_hop, prefixes })
+    }
+}
+
+impl<I: Iterator<Item = Prefix>> Announcements<I> {
+    /// Writes the next message behind what is in `out`; `None` when there is none.
+    pub fn append_to(&mut self, out: &mut BytesMut) -> Option<AppendedUpdate> {
+        self.prefixes.skip_others()?;
+        let message = out.len();
+        append_header(out, MessageType::Update);
         out.put_u16(0);
         let (next_hop, prefixes) = match &self.layout {
             Layout::Nlri { attributes, next_hop } => {
                 out.put_u16(attributes.len() as u16);
                 let start = out.len();
                 out.put_slice(attributes);
-                (start + next_hop.start..start + next_hop.end, self.prefixes.put(&mut out))
+                (start + next_hop.start..start + next_hop.end, self.prefixes.put(out))
             }
             Layout::MpReach { family, next_hop, attributes } => {
                 let length_at = out.len();
                 out.put_u16(0);
-                let mp_reach = begin_mp(&mut out, attribute_type::MP_REACH_NLRI, *family);
+                let mp_reach = begin_mp(out, attribute_type::MP_REACH_NLRI, *family);
                 out.put_u8(next_hop.len() as u8);
                 let start = out.len();
                 out.put_slice(next_hop);
                 let end = out.len();
                 out.put_u8(0);
-                let prefixes = self.prefixes.put(&mut out);
-                end_length(&mut out, mp_reach);
+                let prefixes = self.prefixes.put(out);
+                end_length(out, mp_reach);
                 out.put_slice(attributes);
-                end_length(&mut out, length_at);
+                end_length(out, length_at);
                 (start..end, prefixes)
             }
         };
-        Some(EncodedUpdate { bytes: finish(out), next_hop, prefixes })
+        end_message(out, message);
+        let next_hop = next_hop.start - message..next_hop.end - message;
+        Some(AppendedUpdate { next_hop, prefixes })
     }
 }
 
@@ -408,19 +430,28 @@ pub(super) fn message(message_type: MessageType, write: impl FnOnce(&mut BytesMu
 /// A message with a header whose length is still open.
 fn begin(message_type: MessageType, octets_hint: usize) -> BytesMut {
     let mut out = BytesMut::with_capacity(octets_hint);
-    out.put_slice(&[0xff; 16]);
-    out.put_u16(0);
-    out.put_u8(message_type.code());
+    append_header(&mut out, message_type);
     out
 }
 
+fn append_header(out: &mut BytesMut, message_type: MessageType) {
+    out.put_slice(&[0xff; 16]);
+    out.put_u16(0);
+    out.put_u8(message_type.code());
+}
+
 fn finish(mut out: BytesMut) -> Bytes {
-    debug_assert!(out.len() >= HEADER_OCTETS && out.len() <= usize::from(u16::MAX));
-    let octets = (out.len() as u16).to_be_bytes();
-    if let Some(field) = out.get_mut(16..18) {
-        field.copy_from_slice(&octets);
-    }
+    end_message(&mut out, 0);
     out.freeze()
+}
+
+/// Writes the length of the message that begins at `start` and ends with `out`.
+fn end_message(out: &mut BytesMut, start: usize) {
+    let octets = out.len() - start;
+    debug_assert!(octets >= HEADER_OCTETS && octets <= usize::from(u16::MAX));
+    if let Some(field) = out.get_mut(start + 16..start + 18) {
+        field.copy_from_slice(&(octets as u16).to_be_bytes());
+    }
 }
 
 /// Appends MP_REACH_NLRI or MP_UNREACH_NLRI up to its SAFI; returns where its length stands, which

@@ -43,7 +43,8 @@ pub use attributes::{
 pub use builder::AttributesBuilder;
 pub use codes::{AttributeTypes, attribute_type};
 pub use encode::{
-    Announcements, EncodeError, EncodedUpdate, MessageFormat, Withdrawals, end_of_rib, keepalive,
+    Announcements, AppendedUpdate, EncodeError, EncodedUpdate, MessageFormat, Withdrawals,
+    end_of_rib, keepalive,
 };
 pub use frame::{
     Frame, FrameHeader, HEADER_OCTETS, MESSAGE_OCTETS_MAX, MESSAGE_OCTETS_MAX_EXTENDED, MessageType,

@@ -1,0 +1,369 @@
+//! The prefixes of one family with their routes: one hash table, shared by everything that keeps
+//! something about a prefix.
+//!
+//! ```text
+//!  prefix ──hash──► RouteId ──► slot: prefix, candidates          (Adj-RIB-In, Loc-RIB)
+//!                          ├──► Group::sent[RouteId]              (Adj-RIB-Out of a group)
+//!                          └──► sets and queues of RouteIds       (what has to be told)
+//! ```
+//!
+//! Ids follow the order in which prefixes came, so that what is told in that order walks through
+//! memory; only finding the id costs a cache miss. A prefix without routes keeps its id until nobody
+//! has to hear of it any more, then another one may get it.
+
+use std::hash::BuildHasher;
+
+use foldhash::fast::FixedState;
+use hashbrown::HashTable;
+
+use super::family::AddressFamily;
+use super::table::Entry;
+
+/// The place of a prefix in a [`Entries`] and in everything beside it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct RouteId(u32);
+
+/// The prefixes of one family.
+#[derive(Debug)]
+pub(crate) struct Entries<A: AddressFamily> {
+    index: HashTable<Indexed>,
+    slots: Vec<Slot<A::Key>>,
+    free: Vec<RouteId>,
+    /// Prefixes without routes whose ids are still in use.
+    gone: Vec<RouteId>,
+    /// How many of these it takes until a look at all of them is worth it.
+    reap_at: usize,
+    /// Prefixes with routes.
+    used: usize,
+    hasher: FixedState,
+}
+
+/// With half of its hash beside it an id is found, and the table grows, without a look at the slots.
+#[derive(Clone, Copy, Debug)]
+struct Indexed {
+    hash: u32,
+    id: RouteId,
+}
+
+#[derive(Debug)]
+struct Slot<K> {
+    key: K,
+    entry: Entry,
+}
+
+/// A set of ids, one bit each.
+#[derive(Debug, Default)]
+pub(crate) struct IdSet {
+    words: Vec<u64>,
+    len: usize,
+}
+
+/// Where each id has gone when gaps were closed.
+#[derive(Debug)]
+pub(crate) struct Renumbering {
+    /// For each old id the number of ids below it that have been kept.
+    below: Vec<u32>,
+    kept: IdSet,
+}
+
+impl RouteId {
+    pub(crate) fn index(self) -> usize {
+        self.0 as usize
+    }
+
+    pub(crate) fn at(index: usize) -> RouteId {
+        RouteId(index as u32)
+    }
+}
+
+impl<A: AddressFamily> Entries<A> {
+    pub(crate) fn new(hasher: FixedState) -> Entries<A> {
+        Entries {
+            index: HashTable::new(),
+            slots: Vec::new(),
+            free: Vec::new(),
+            gone: Vec::new(),
+            reap_at: GONE_MIN,
+            used: 0,
+            hasher,
+        }
+    }
+
+    pub(crate) fn hasher(&self) -> &FixedState {
+        &self.hasher
+    }
+
+    /// How many prefixes have routes.
+    pub(crate) fn len(&self) -> usize {
+        self.used
+    }
+
+    /// Ids are below this.
+    pub(crate) fn ids_end(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// The routes to a prefix.
+    pub(crate) fn get(&self, key: &A::Key) -> Option<&Entry> {
+        self.by_id(self.id(key)?).filter(|entry| !entry.is_empty())
+    }
+
+    /// All prefixes with routes.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&A::Key, &Entry)> {
+        let used = self.slots.iter().filter(|slot| !slot.entry.is_empty());
+        used.map(|slot| (&slot.key, &slot.entry))
+    }
+
+    /// The id of a prefix that has routes or had some.
+    pub(crate) fn id(&self, key: &A::Key) -> Option<RouteId> {
+        let hash = self.hash(key);
+        let found = self.index.find(spread(hash), |indexed| self.is_at(indexed, hash, key));
+        found.map(|indexed| indexed.id)
+    }
+
+    /// The id of a prefix; without one it gets one.
+    pub(crate) fn id_or_insert(&mut self, key: A::Key) -> RouteId {
+        let hash = self.hash(&key);
+        let found = self.index.find(spread(hash), |indexed| self.is_at(indexed, hash, &key));
+        if let Some(indexed) = found {
+            return indexed.id;
+        }
+        let id = match self.free.pop() {
+            Some(id) => {
+                if let Some(slot) = self.slots.get_mut(id.index()) {
+                    slot.key = key;
+                }
+                id
+            }
+            None => {
+                self.slots.push(Slot { key, entry: Entry::default() });
+                RouteId::at(self.slots.len() - 1)
+            }
+        };
+        self.index.insert_unique(spread(hash), Indexed { hash, id }, |i| spread(i.hash));
+        id
+    }
+
+    pub(crate) fn by_id(&self, id: RouteId) -> Option<&Entry> {
+        self.slots.get(id.index()).map(|slot| &slot.entry)
+    }
+
+    pub(crate) fn by_id_mut(&mut self, id: RouteId) -> Option<&mut Entry> {
+        self.slots.get_mut(id.index()).map(|slot| &mut slot.entry)
+    }
+
+    /// The prefix of an id that is in use.
+    pub(crate) fn key(&self, id: RouteId) -> Option<A::Key> {
+        self.slots.get(id.index()).map(|slot| slot.key)
+    }
+
+    /// Notes that a prefix that had none has routes now.
+    pub(crate) fn note_filled(&mut self) {
+        self.used += 1;
+    }
+
+    /// Notes that a prefix has no routes any more.
+    pub(crate) fn note_emptied(&mut self, id: RouteId) {
+        self.used = self.used.saturating_sub(1);
+        if let Some(slot) = self.slots.get_mut(id.index())
+            && !std::mem::replace(&mut slot.entry.is_gone, true)
+        {
+            self.gone.push(id);
+        }
+    }
+
+    /// Whether enough prefixes have gone for a [`Entries::reap`].
+    pub(crate) fn has_many_gone(&self) -> bool {
+        self.gone.len() >= self.reap_at
+    }
+
+    pub(crate) fn has_gone(&self) -> bool {
+        !self.gone.is_empty()
+    }
+
+    /// Frees the ids of prefixes that have gone, except those that `holds` names.
+    pub(crate) fn reap(&mut self, holds: impl Fn(RouteId) -> bool) {
+        let mut gone = std::mem::take(&mut self.gone);
+        gone.retain(|id| {
+            let Some(slot) = self.slots.get_mut(id.index()) else { return false };
+            if !slot.entry.is_empty() {
+                slot.entry.is_gone = false;
+                return false;
+            }
+            if slot.entry.fib_queued || holds(*id) {
+                return true;
+            }
+            slot.entry.is_gone = false;
+            let hash = (self.hasher.hash_one(slot.key) >> 32) as u32;
+            if let Ok(found) = self.index.find_entry(spread(hash), |indexed| indexed.id == *id) {
+                found.remove();
+            }
+            self.free.push(*id);
+            false
+        });
+        // Amortised: twice as many before the next look.
+        self.reap_at = (2 * gone.len()).max(GONE_MIN);
+        self.gone = gone;
+    }
+
+    /// Closes the gaps that free ids leave and gives memory back; says how ids have changed.
+    pub(crate) fn close_gaps(&mut self) -> Renumbering {
+        let mut kept = IdSet::default();
+        for at in 0..self.slots.len() {
+            kept.insert(RouteId::at(at));
+        }
+        for id in self.free.drain(..) {
+            kept.remove(id);
+        }
+        let mut count = 0;
+        let below = (0..self.slots.len()).map(|at| {
+            let before = count;
+            count += u32::from(kept.contains(RouteId::at(at)));
+            before
+        });
+        let renumbering = Renumbering { below: below.collect(), kept };
+        let mut at = 0;
+        self.slots.retain(|_| {
+            at += 1;
+            renumbering.kept.contains(RouteId::at(at - 1))
+        });
+        for indexed in self.index.iter_mut() {
+            indexed.id = renumbering.new(indexed.id).unwrap_or(indexed.id);
+        }
+        for id in &mut self.gone {
+            *id = renumbering.new(*id).unwrap_or(*id);
+        }
+        self.slots.shrink_to_fit();
+        self.free.shrink_to_fit();
+        self.index.shrink_to_fit(|indexed| spread(indexed.hash));
+        renumbering
+    }
+
+    fn hash(&self, key: &A::Key) -> u32 {
+        (self.hasher.hash_one(key) >> 32) as u32
+    }
+
+    fn is_at(&self, indexed: &Indexed, hash: u32, key: &A::Key) -> bool {
+        indexed.hash == hash
+            && self.slots.get(indexed.id.index()).is_some_and(|slot| slot.key == *key)
+    }
+}
+
+/// The half of a hash that is kept, with its bits where the table looks for them: at both ends.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
+
+impl IdSet {
+    /// Whether it was not in the set before.
+    pub(crate) fn insert(&mut self, id: RouteId) -> bool {
+        let (word, bit) = (id.index() / 64, 1 << (id.index() % 64));
+        if word >= self.words.len() {
+            self.words.resize(word + 1, 0);
+        }
+        let Some(word) = self.words.get_mut(word) else { return false };
+        let is_new = *word & bit == 0;
+        *word |= bit;
+        self.len += usize::from(is_new);
+        is_new
+    }
+
+    /// Whether it was in the set.
+    pub(crate) fn remove(&mut self, id: RouteId) -> bool {
+        let bit = 1 << (id.index() % 64);
+        let Some(word) = self.words.get_mut(id.index() / 64) else { return false };
+        let was_in = *word & bit != 0;
+        *word &= !bit;
+        self.len -= usize::from(was_in);
+        was_in
+    }
+
+    pub(crate) fn contains(&self, id: RouteId) -> bool {
+        self.words.get(id.index() / 64).is_some_and(|word| word & 1 << (id.index() % 64) != 0)
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// As the ids have been renumbered.
+    pub(crate) fn renumber(&mut self, renumbering: &Renumbering) {
+        let old = std::mem::take(self);
+        for at in 0..old.words.len() * 64 {
+            if old.contains(RouteId::at(at))
+                && let Some(new) = renumbering.new(RouteId::at(at))
+            {
+                self.insert(new);
+            }
+        }
+    }
+}
+
+impl Renumbering {
+    /// The new id; `None` for one that was not in use.
+    pub(crate) fn new(&self, id: RouteId) -> Option<RouteId> {
+        self.kept.contains(id).then_some(self.first_from(id.index()))
+    }
+
+    /// The new id of the first one in use from an index on.
+    pub(crate) fn first_from(&self, index: usize) -> RouteId {
+        RouteId(self.below.get(index).copied().unwrap_or(self.kept.len() as u32))
+    }
+}
+
+/// Below so many there is nothing to win by reaping.
+const GONE_MIN: usize = 4096;
+
+#[cfg(test)]
+mod tests {
+    use super::super::family::Ipv4;
+    use super::super::table::Entry;
+    use super::*;
+    use crate::prefix::Ipv4Prefix;
+
+    fn key(number: u32) -> Ipv4Prefix {
+        Ipv4Prefix::new(number << 8, 24).expect("a length in range")
+    }
+
+    #[test]
+    fn an_id_is_not_used_again_before_nobody_holds_it() {
+        let mut entries = Entries::<Ipv4>::new(FixedState::with_seed(1));
+        let ids: Vec<RouteId> = (0..100).map(|number| entries.id_or_insert(key(number))).collect();
+        for id in &ids {
+            entries.note_filled();
+            entries.note_emptied(*id);
+        }
+        entries.reap(|id| id == ids[7]);
+        assert_eq!(entries.id(&key(7)), Some(ids[7]));
+        assert_eq!(entries.id(&key(8)), None);
+        assert!((200..299).all(|number| entries.id_or_insert(key(number)) != ids[7]));
+        assert_eq!(entries.ids_end(), 100);
+        assert!(entries.get(&key(7)).is_none(), "it has no routes");
+    }
+
+    #[test]
+    fn closing_gaps_keeps_the_order() {
+        let mut entries = Entries::<Ipv4>::new(FixedState::with_seed(2));
+        for number in 0..1000 {
+            let id = entries.id_or_insert(key(number));
+            entries.note_filled();
+            if number % 10 != 3 {
+                entries.note_emptied(id);
+            } else {
+                *entries.by_id_mut(id).expect("its slot") = Entry::for_test();
+            }
+        }
+        let before: Vec<RouteId> = (0..100).filter_map(|n| entries.id(&key(n * 10 + 3))).collect();
+        entries.reap(|_| false);
+        let renumbering = entries.close_gaps();
+        assert_eq!((entries.len(), entries.ids_end()), (100, 100));
+        for (number, before) in before.into_iter().enumerate() {
+            let now = RouteId::at(number);
+            assert_eq!(renumbering.new(before), Some(now));
+            assert_eq!(entries.key(now), Some(key(number as u32 * 10 + 3)));
+            assert_eq!(entries.id(&key(number as u32 * 10 + 3)), Some(now));
+        }
+        assert_eq!(renumbering.new(RouteId::at(4)), None);
+        assert_eq!(renumbering.first_from(4), RouteId::at(1));
+    }
+}

@@ -1,0 +1,304 @@
+//! From changes of one update group to messages: routes with equal attributes and one source share
+//! messages, and all of a source's messages are one [`Chunk`], which its members do not get.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use foldhash::fast::FixedState;
+use hashbrown::HashMap;
+
+use crate::prefix::{Family, Prefix};
+use crate::wire::{Announcements, EncodeError, NextHop, RefreshKind, RouteRefresh, Withdrawals};
+
+use super::attributes::RouteAttributes;
+use super::entries::RouteId;
+use super::export::{ExportContext, GroupKey};
+use super::family::AddressFamily;
+use super::peer::PeerId;
+
+/// Messages for one peer, shared with all that get the same.
+#[derive(Clone, Debug)]
+pub struct Output {
+    /// Whom it is for.
+    pub peer: PeerId,
+    /// What to write.
+    pub chunk: Arc<Chunk>,
+}
+
+/// Encoded messages in the order in which they have to be written.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    /// The messages.
+    pub messages: Vec<WireMessage>,
+    /// Octets of all messages.
+    pub octets: usize,
+}
+
+/// One encoded message.
+#[derive(Clone, Debug)]
+pub struct WireMessage {
+    /// The whole message.
+    pub bytes: Bytes,
+    /// Where the session's own next hop has to be written, 4 octets of an IPv4 address or 16 of an
+    /// IPv6 one (also for IPv4 routes, RFC 8950); `None` when the message goes out as it is.
+    pub next_hop: Option<Range<usize>>,
+}
+
+/// Routes that cannot be said to some peers, and were withdrawn from them instead.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unsayable {
+    /// The peers.
+    pub peers: Vec<PeerId>,
+    /// One of the prefixes.
+    pub prefix: Prefix,
+    /// How many prefixes there were since this was last asked for.
+    pub routes: usize,
+    /// What is wrong with this one.
+    pub error: EncodeError,
+}
+
+/// What a group shows for a prefix.
+#[derive(Clone, Debug)]
+pub(super) struct Sent {
+    pub(super) attributes: Arc<RouteAttributes>,
+    /// This member does not get the route: it is where it came from.
+    pub(super) source: PeerId,
+}
+
+/// Routes to announce and to withdraw.
+#[derive(Debug)]
+pub(super) struct Batch<A: AddressFamily> {
+    /// Different attributes and sources, in the order in which they came.
+    buckets: Vec<Sent>,
+    /// The place in `buckets` of the attributes at an address and of a source.
+    known: HashMap<(usize, PeerId), usize, FixedState>,
+    /// The bucket of each route.
+    announce: Vec<(usize, RouteId, A::Key)>,
+    withdraw: Vec<A::Key>,
+    /// Withdrawals for the new source alone, of what it had from another one.
+    withdraw_from: HashMap<PeerId, Vec<A::Key>, FixedState>,
+}
+
+/// A batch as messages.
+#[derive(Debug, Default)]
+pub(super) struct Encoded {
+    /// For all.
+    pub(super) withdrawals: Option<Arc<Chunk>>,
+    /// For all but the source of each.
+    pub(super) announcements: Vec<(PeerId, Arc<Chunk>)>,
+    /// For one peer each.
+    pub(super) withdrawals_from: Vec<(PeerId, Arc<Chunk>)>,
+    /// What could not be said.
+    pub(super) unsayable: Vec<(RouteId, Prefix, EncodeError)>,
+}
+
+impl<A: AddressFamily> Batch<A> {
+    pub(super) fn new(hasher: FixedState) -> Batch<A> {
+        Batch {
+            buckets: Vec::new(),
+            known: HashMap::with_hasher(hasher.clone()),
+            announce: Vec::new(),
+            withdraw: Vec::new(),
+            withdraw_from: HashMap::with_hasher(hasher),
+        }
+    }
+
+    pub(super) fn announce(&mut self, route: &Sent, id: RouteId, key: A::Key) {
+        let is_same = |bucket: &Sent| {
+            bucket.source == route.source && Arc::ptr_eq(&bucket.attributes, &route.attributes)
+        };
+        // Routes mostly come in the order in which a peer sent them.
+        let last = self.announce.last().map(|(bucket, ..)| *bucket);
+        let bucket = match last.filter(|last| self.buckets.get(*last).is_some_and(is_same)) {
+            Some(last) => last,
+            None => {
+                let address = Arc::as_ptr(&route.attributes).addr();
+                let new = self.buckets.len();
+                let bucket = *self.known.entry((address, route.source)).or_insert(new);
+                if bucket == new {
+                    self.buckets.push(route.clone());
+                }
+                bucket
+            }
+        };
+        self.announce.push((bucket, id, key));
+    }
+
+    pub(super) fn withdraw(&mut self, key: A::Key) {
+        self.withdraw.push(key);
+    }
+
+    pub(super) fn withdraw_from(&mut self, peer: PeerId, key: A::Key) {
+        self.withdraw_from.entry(peer).or_default().push(key);
+    }
+
+    pub(super) fn encode(mut self, group: &GroupKey, context: &ExportContext<'_>) -> Encoded {
+        let mut encoded = Encoded::default();
+        let places = self.place();
+        let mut order: Vec<usize> = (0..self.buckets.len()).collect();
+        // By source, so that each source's routes are one chunk. Otherwise the order is that in which
+        // they came, so that a run can be repeated whatever the addresses of allocations are.
+        order.sort_by_key(|bucket| self.buckets.get(*bucket).map(|sent| sent.source));
+        let mut writing: Option<(PeerId, Writing)> = None;
+        for bucket in order {
+            let (Some(sent), Some(place)) = (self.buckets.get(bucket), places.get(bucket)) else {
+                continue;
+            };
+            let routes = self.announce.get(place.clone()).unwrap_or_default();
+            if writing.as_ref().is_none_or(|(source, _)| *source != sent.source) {
+                encoded.end_announcements(writing.take());
+            }
+            let (_, chunk) = writing.get_or_insert_with(|| (sent.source, Writing::default()));
+            if let Err(error) = announce::<A>(group, context, sent, routes, chunk) {
+                // RFC 8654 section 4: such a route is withdrawn from these peers.
+                self.withdraw.extend(routes.iter().map(|(.., key)| *key));
+                let routes = routes.iter().map(|(_, id, key)| (*id, A::prefix(*key), error));
+                encoded.unsayable.extend(routes);
+            }
+        }
+        encoded.end_announcements(writing);
+        for (peer, keys) in self.withdraw_from {
+            encoded.withdrawals_from.push((peer, Arc::new(withdrawals::<A>(group, keys))));
+        }
+        // By peer, as the map's order is none.
+        encoded.withdrawals_from.sort_unstable_by_key(|(peer, _)| *peer);
+        if !self.withdraw.is_empty() {
+            encoded.withdrawals = Some(Arc::new(withdrawals::<A>(group, self.withdraw)));
+        }
+        encoded
+    }
+
+    /// Puts each bucket's routes next to each other, in their order; says where each bucket's are.
+    fn place(&mut self) -> Vec<Range<usize>> {
+        if !self.announce.is_sorted_by_key(|(bucket, ..)| *bucket) {
+            self.announce.sort_by_key(|(bucket, ..)| *bucket);
+        }
+        let mut places = vec![0..0; self.buckets.len()];
+        for (at, (bucket, ..)) in self.announce.iter().enumerate() {
+            let Some(place) = places.get_mut(*bucket) else { continue };
+            if place.start == place.end {
+                place.start = at;
+            }
+            place.end = at + 1;
+        }
+        places
+    }
+}
+
+impl Encoded {
+    fn end_announcements(&mut self, writing: Option<(PeerId, Writing)>) {
+        if let Some((source, writing)) = writing
+            && !writing.messages.is_empty()
+        {
+            self.announcements.push((source, Arc::new(writing.chunk())));
+        }
+    }
+}
+
+/// A chunk that is being written: all its messages in one allocation.
+#[derive(Debug, Default)]
+struct Writing {
+    octets: BytesMut,
+    /// End of each message, and where its next hop is if it is to be patched.
+    messages: Vec<(usize, Option<Range<usize>>)>,
+}
+
+impl Writing {
+    fn chunk(self) -> Chunk {
+        let octets = self.octets.len();
+        let all = self.octets.freeze();
+        let mut start = 0;
+        let messages = self.messages.into_iter().map(|(end, next_hop)| {
+            let bytes = all.slice(start..end);
+            start = end;
+            WireMessage { bytes, next_hop }
+        });
+        Chunk { messages: messages.collect(), octets }
+    }
+}
+
+fn announce<A: AddressFamily>(
+    group: &GroupKey,
+    context: &ExportContext<'_>,
+    sent: &Sent,
+    routes: &[(usize, RouteId, A::Key)],
+    writing: &mut Writing,
+) -> Result<(), EncodeError> {
+    let path = group.path(context.peers, context.router_id, &sent.attributes, sent.source);
+    let own = group.shows_own_next_hop(sent.source);
+    let next_hop = match (own, A::FAMILY) {
+        (false, _) => sent.attributes.next_hop,
+        (true, Family::Ipv4Unicast) if !group.ipv4_via_ipv6 => {
+            NextHop::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+        }
+        (true, _) => NextHop::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
+    };
+    let prefixes = routes.iter().map(|(.., key)| A::prefix(*key));
+    let mut updates = Announcements::new(group.format, A::FAMILY, &path, next_hop, prefixes)?;
+    while let Some(update) = updates.append_to(&mut writing.octets) {
+        writing.messages.push((writing.octets.len(), own.then_some(update.next_hop)));
+    }
+    Ok(())
+}
+
+fn withdrawals<A: AddressFamily>(group: &GroupKey, keys: Vec<A::Key>) -> Chunk {
+    let mut chunk = Chunk::default();
+    for bytes in Withdrawals::new(group.format, A::FAMILY, keys.into_iter().map(A::prefix)) {
+        chunk.octets += bytes.len();
+        chunk.messages.push(WireMessage { bytes, next_hop: None });
+    }
+    chunk
+}
+
+impl Chunk {
+    /// A chunk of one message that goes out as it is.
+    pub fn of(bytes: Bytes) -> Chunk {
+        Chunk { octets: bytes.len(), messages: vec![WireMessage { bytes, next_hop: None }] }
+    }
+}
+
+impl ExportContext<'_> {
+    pub(super) fn marks_refresh(&self, peer: PeerId) -> bool {
+        let session = self.peers.peer(peer).and_then(|peer| peer.session);
+        session.is_some_and(|session| session.enhanced_route_refresh)
+    }
+
+    /// Says that everything is sent again from here on, to a peer that understands it (RFC 7313).
+    pub(super) fn begin_refresh(&mut self, peer: PeerId, family: Family, output: &mut Vec<Output>) {
+        if self.marks_refresh(peer)
+            && let Some(state) = self.peers.peer_mut(peer)
+        {
+            state.family_mut(family).refresh_sent = true;
+            self.hand_out_refresh(peer, family, RefreshKind::Begin, output);
+        }
+    }
+
+    /// Says that everything has been sent, if a refresh has begun.
+    pub(super) fn end_refresh(&mut self, peer: PeerId, family: Family, output: &mut Vec<Output>) {
+        if let Some(state) = self.peers.peer_mut(peer)
+            && std::mem::take(&mut state.family_mut(family).refresh_sent)
+        {
+            self.hand_out_refresh(peer, family, RefreshKind::End, output);
+        }
+    }
+
+    fn hand_out_refresh(
+        &mut self,
+        peer: PeerId,
+        family: Family,
+        kind: RefreshKind,
+        output: &mut Vec<Output>,
+    ) {
+        let chunk = Arc::new(Chunk::of(RouteRefresh::new(family, kind).encode()));
+        self.hand_out(peer, &chunk, output);
+    }
+
+    pub(super) fn hand_out(&mut self, peer: PeerId, chunk: &Arc<Chunk>, output: &mut Vec<Output>) {
+        if let Some(peer) = self.peers.peer_mut(peer) {
+            peer.room = peer.room.saturating_sub(chunk.octets);
+        }
+        output.push(Output { peer, chunk: Arc::clone(chunk) });
+    }
+}
