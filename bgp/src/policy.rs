@@ -315,11 +315,6 @@ impl Changes {
 }
 
 impl Policy {
-    /// Whether what it says may differ between prefixes of routes that are alike otherwise.
-    pub fn looks_at_prefixes(&self) -> bool {
-        self.rules.iter().any(|rule| rule.matches.prefixes.is_some())
-    }
-
     /// The first rule that matches decides.
     pub fn evaluate(&self, route: &RouteView<'_>) -> Verdict {
         let found = self.rules.iter().enumerate().find(|(_, rule)| rule.matches.holds(route));

@@ -228,10 +228,10 @@ impl<A: AddressFamily> Entries<A> {
             renumbering.kept.contains(RouteId::at(at - 1))
         });
         for indexed in self.index.iter_mut() {
-            indexed.id = renumbering.new(indexed.id).unwrap_or(indexed.id);
+            indexed.id = renumbering.new_id(indexed.id).unwrap_or(indexed.id);
         }
         for id in &mut self.gone {
-            *id = renumbering.new(*id).unwrap_or(*id);
+            *id = renumbering.new_id(*id).unwrap_or(*id);
         }
         self.slots.shrink_to_fit();
         self.free.shrink_to_fit();
@@ -291,7 +291,7 @@ impl IdSet {
         let old = std::mem::take(self);
         for at in 0..old.words.len() * 64 {
             if old.contains(RouteId::at(at))
-                && let Some(new) = renumbering.new(RouteId::at(at))
+                && let Some(new) = renumbering.new_id(RouteId::at(at))
             {
                 self.insert(new);
             }
@@ -301,7 +301,7 @@ impl IdSet {
 
 impl Renumbering {
     /// The new id; `None` for one that was not in use.
-    pub(crate) fn new(&self, id: RouteId) -> Option<RouteId> {
+    pub(crate) fn new_id(&self, id: RouteId) -> Option<RouteId> {
         self.kept.contains(id).then_some(self.first_from(id.index()))
     }
 
@@ -359,11 +359,11 @@ mod tests {
         assert_eq!((entries.len(), entries.ids_end()), (100, 100));
         for (number, before) in before.into_iter().enumerate() {
             let now = RouteId::at(number);
-            assert_eq!(renumbering.new(before), Some(now));
+            assert_eq!(renumbering.new_id(before), Some(now));
             assert_eq!(entries.key(now), Some(key(number as u32 * 10 + 3)));
             assert_eq!(entries.id(&key(number as u32 * 10 + 3)), Some(now));
         }
-        assert_eq!(renumbering.new(RouteId::at(4)), None);
+        assert_eq!(renumbering.new_id(RouteId::at(4)), None);
         assert_eq!(renumbering.first_from(4), RouteId::at(1));
     }
 }

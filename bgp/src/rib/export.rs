@@ -39,7 +39,9 @@ pub(crate) struct ExportContext<'a> {
 /// The last route judged, for [`GroupKey::export_cached`]: good as long as nothing else changes.
 #[derive(Debug, Default)]
 pub(crate) struct Exported {
-    last: Option<((usize, PeerId), Option<Arc<RouteAttributes>>)>,
+    /// Where its attributes lie and who gave it.
+    last: Option<(usize, PeerId)>,
+    result: Option<Arc<RouteAttributes>>,
 }
 
 impl GroupKey {
@@ -133,14 +135,12 @@ impl GroupKey {
         exported: &mut Exported,
     ) -> Option<Arc<RouteAttributes>> {
         let identity = (Arc::as_ptr(best.used.as_ref()?).addr(), best.source);
-        if let Some((last, result)) = &exported.last
-            && *last == identity
-        {
-            return result.clone();
+        if exported.last == Some(identity) {
+            return exported.result.clone();
         }
         let result = self.export(context, prefix, best);
-        if !self.export.iter().any(|policy| policy.looks_at_prefixes()) {
-            exported.last = Some((identity, result.clone()));
+        if !self.export.iter().any(|policy| looks_at_prefixes(policy)) {
+            *exported = Exported { last: Some(identity), result: result.clone() };
         }
         result
     }
@@ -185,4 +185,9 @@ impl GroupKey {
             (NextHopMode::Auto, SessionSort::Ibgp) | (NextHopMode::Unchanged, _) => false,
         }
     }
+}
+
+/// Whether what a policy says may differ between prefixes of routes that are alike otherwise.
+fn looks_at_prefixes(policy: &Policy) -> bool {
+    policy.rules.iter().any(|rule| rule.matches.prefixes.is_some())
 }

@@ -197,10 +197,10 @@ impl<A: AddressFamily> Group<A> {
         let mut index = 0;
         self.sent.retain(|_| {
             index += 1;
-            renumbering.new(RouteId::at(index - 1)).is_some()
+            renumbering.new_id(RouteId::at(index - 1)).is_some()
         });
         self.sent.shrink_to_fit();
-        self.queue = self.queue.iter().filter_map(|id| renumbering.new(*id)).collect();
+        self.queue = self.queue.iter().filter_map(|id| renumbering.new_id(*id)).collect();
         self.queued.renumber(renumbering);
         self.repeats.renumber(renumbering);
         self.too_large.renumber(renumbering);
@@ -208,7 +208,7 @@ impl<A: AddressFamily> Group<A> {
             let Range { start, end } = pending.walk;
             let first_from = |index| renumbering.first_from(index).index();
             pending.walk = first_from(start)..first_from(end);
-            pending.queue = pending.queue.iter().filter_map(|id| renumbering.new(*id)).collect();
+            pending.queue = pending.queue.iter().filter_map(|id| renumbering.new_id(*id)).collect();
             pending.queued.renumber(renumbering);
         }
     }

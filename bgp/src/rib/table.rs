@@ -217,7 +217,7 @@ impl<A: AddressFamily> Table<A> {
         let renumbering = self.entries.close_gaps();
         self.groups.iter_mut().for_each(|group| group.renumber(&renumbering));
         for id in &mut self.marks.fib {
-            *id = renumbering.new(*id).unwrap_or(*id);
+            *id = renumbering.new_id(*id).unwrap_or(*id);
         }
     }
 
