@@ -256,6 +256,16 @@ impl PeerConfig {
             None
         }
     }
+
+    /// Whether the peer has to be asked for its routes again (RFC 2918) when `self` is replaced by
+    /// `new`: what was beyond a limit was dropped and not stored.
+    pub fn needs_refresh(&self, new: &PeerConfig) -> bool {
+        let drops_from = |p: &PeerConfig| match p.prefix_limit {
+            Some(PrefixLimit { prefixes_max, action: PrefixLimitAction::Drop }) => prefixes_max,
+            _ => u32::MAX,
+        };
+        drops_from(new) > drops_from(self)
+    }
 }
 
 /// The TCP port of BGP (IANA).

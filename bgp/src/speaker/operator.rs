@@ -175,6 +175,12 @@ impl Owner {
     fn import_again(&mut self, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
         self.rib.import_again(peer.rib_id);
+        self.ask_again(key);
+    }
+
+    /// Asks a peer for all its routes, if it can be asked.
+    pub(super) fn ask_again(&mut self, key: PeerKey) {
+        let Some(peer) = self.peers.get(&key) else { return };
         let Some(established) = peer.session.established() else { return };
         let Some(connection) = peer.connections.get(&established.connection) else { return };
         if established.negotiated.route_refresh {

@@ -99,6 +99,7 @@ impl Owner {
         // A session that its prefix limit has ended gets another chance under a new one.
         let comes_back = peer.config.prefix_limit != config.prefix_limit
             && peer.session.state() == SessionState::Idle;
+        let asks_again = !reset && peer.config.needs_refresh(config);
         peer.config = config.clone();
         let rib_config = RibPeerConfig::new(&self.config, &peer.name, config);
         self.rib.configure_peer(peer.rib_id, rib_config);
@@ -107,6 +108,9 @@ impl Owner {
         self.perform(key, actions);
         if reset || comes_back {
             self.begin(key);
+        }
+        if asks_again {
+            self.ask_again(key);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cairn_bgp::config::{ExportScope, NextHopMode};
+use cairn_bgp::config::{ExportScope, NextHopMode, PrefixLimit, PrefixLimitAction};
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::session::{Event, Restart, StopReason};
 
@@ -18,7 +18,8 @@ impl World {
     /// One fault or one operator's action.
     pub fn disturb(&mut self) {
         let host = self.dice.roll(self.hosts.len());
-        match self.dice.roll(20) {
+        match self.dice.roll(21) {
+            20 => self.lose_carrier(host),
             0 => self.cut(),
             1 => self.silence_link(),
             2 => self.partition(),
@@ -66,6 +67,20 @@ impl World {
         let (time, reason) = (self.dice.millis(500, 50_000), self.dice.next());
         self.note(format!("h{a} and h{b} do not hear each other for {time:?}"));
         self.net.silence(a, b, reason);
+        self.later(time, Task::EndSilence(reason));
+    }
+
+    /// A host's network card is unplugged, which it sees and the others do not.
+    fn lose_carrier(&mut self, host: usize) {
+        let (time, reason) = (self.dice.millis(100, 20_000), self.dice.next());
+        self.note(format!("h{host} has no carrier for {time:?}"));
+        for other in 0..self.hosts.len() {
+            self.net.silence(host, other, reason);
+        }
+        if let Some(speaker) = &mut self.hosts[host].speaker {
+            speaker.lose_carrier(self.now, &mut self.net);
+        }
+        self.wake(host, self.now);
         self.later(time, Task::EndSilence(reason));
     }
 
@@ -197,7 +212,7 @@ impl World {
         let Some(to) = self.any_peer(host) else { return };
         let dice = &mut self.dice;
         let Some(peer) = self.plan[host].peers.get_mut(&to) else { return };
-        match dice.roll(4) {
+        match dice.roll(7) {
             0 => peer.hold_time_secs = dice.pick(&[9, 12, 30]),
             1 => {
                 peer.graceful_restart_secs = match peer.graceful_restart_secs {
@@ -210,7 +225,19 @@ impl World {
                 let v4 = Families::NONE.with(Family::Ipv4Unicast);
                 peer.families = dice.pick(&[both, v4]);
             }
-            _ => peer.passive = false,
+            3 => peer.passive = false,
+            _ => {
+                let action = dice.pick(&[
+                    PrefixLimitAction::Warn,
+                    PrefixLimitAction::Drop,
+                    PrefixLimitAction::Drop,
+                    PrefixLimitAction::Stop { restart_after_secs: Some(20) },
+                    PrefixLimitAction::Stop { restart_after_secs: None },
+                ]);
+                let prefixes_max = dice.pick(&[0, 2, 5]);
+                let limit = PrefixLimit { prefixes_max, action };
+                peer.prefix_limit = peer.prefix_limit.xor(Some(limit));
+            }
         }
         let text = format!("h{host} changes its session with h{to}: {peer:?}");
         self.note(text);
@@ -275,8 +302,11 @@ impl World {
         (0..dice.roll(3)).map(|_| one(dice)).collect()
     }
 
-    /// Peers that were taken out on one side come back or go on the other side, too.
+    /// Peers that were taken out on one side come back, and limits go.
     pub fn make_plan_whole(&mut self) {
+        for peer in self.plan.iter_mut().flat_map(|speaker| speaker.peers.values_mut()) {
+            peer.prefix_limit = None;
+        }
         let plan = self.plan.clone();
         for (host, speaker) in plan.iter().enumerate() {
             for to in speaker.peers.keys() {

@@ -298,6 +298,7 @@ mod what_the_checks_find {
             Sabotage::LosesForwardingChanges,
             Sabotage::SendsWithoutOwnNextHop,
             Sabotage::SaysNothingOfWritable,
+            Sabotage::AsksNobodyAgain,
         ] {
             finds(sabotage, Mistake::None, some_history);
         }

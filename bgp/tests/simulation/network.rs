@@ -64,6 +64,8 @@ struct Pipe {
     /// How the receiver sees the end, once it has arrived.
     ended: Option<Option<String>>,
     finished: bool,
+    /// Octets that the kernel has taken since the last look.
+    moved: bool,
 }
 
 #[derive(Debug)]
@@ -188,6 +190,28 @@ impl Network {
         }
     }
 
+    /// The application breaks the connection off.
+    pub fn abort(&mut self, now: Instant, wire: Wire, side: Side) {
+        let Some(connection) = self.connections.get_mut(&wire) else { return };
+        let [a, b] = connection.hosts;
+        connection.ends[side] = End::Gone;
+        connection.pipes[1 - side].received.clear();
+        let pipe = &mut connection.pipes[side];
+        pipe.queue.clear();
+        if !std::mem::replace(&mut pipe.finished, true) {
+            let at = pipe.last_arrival.unwrap_or(now).max(now + self.latency(a, b));
+            let pipe = self.connections.get_mut(&wire).map(|c| &mut c.pipes[side]);
+            pipe.into_iter().for_each(|pipe| pipe.flying.push_back((at, Segment::Reset)));
+        }
+    }
+
+    /// Whether octets have left an end's queue since the last look, or none wait there.
+    pub fn moves(&mut self, wire: Wire, side: Side) -> bool {
+        let Some(connection) = self.connections.get_mut(&wire) else { return true };
+        let pipe = &mut connection.pipes[side];
+        std::mem::take(&mut pipe.moved) || pipe.queue.is_empty()
+    }
+
     /// The process or, without a word to anybody, the host of an end is no more.
     pub fn kill(&mut self, now: Instant, host: usize, silently: bool) {
         for wire in self.connections.keys().copied().collect::<Vec<_>>() {
@@ -244,6 +268,7 @@ impl Network {
             let at = pipe.last_arrival.unwrap_or(now).max(now + link.latency) + wait;
             pipe.last_arrival = Some(at);
             pipe.flying_octets += piece.len();
+            pipe.moved = true;
             pipe.flying.push_back((at, Segment::Octets(piece)));
         }
         if before >= low && pipe.counted < low {

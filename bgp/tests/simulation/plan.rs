@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use cairn_bgp::config::{
-    ExportScope, Multipath, NextHopMode, Origination, PeerConfig, SpeakerConfig,
+    ExportScope, Multipath, NextHopMode, Origination, PeerConfig, PrefixLimit, SpeakerConfig,
 };
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixList, PrefixRange, Prepend, Rule};
 use cairn_bgp::prefix::{Families, Prefix};
@@ -35,6 +35,8 @@ pub struct PeerPlan {
     pub families: Families,
     pub hold_time_secs: u16,
     pub graceful_restart_secs: Option<u16>,
+    /// Only while faults go on: the model does not know it.
+    pub prefix_limit: Option<PrefixLimit>,
     pub import: Vec<RulePlan>,
     pub export: Vec<RulePlan>,
 }
@@ -99,7 +101,9 @@ impl SpeakerPlan {
                 export_scope: peer.scope,
                 families: peer.families,
                 hold_time_secs: peer.hold_time_secs,
+                send_hold_time_secs: 30,
                 graceful_restart_secs: peer.graceful_restart_secs,
+                prefix_limit: peer.prefix_limit,
                 import: vec![policy("in", &peer.import)],
                 export: vec![policy("out", &peer.export)],
                 ..PeerConfig::new(address(*host).into(), plan[*host].asn)

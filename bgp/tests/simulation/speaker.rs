@@ -12,7 +12,8 @@ use cairn_bgp::rib::{
     FibRoute, Output, PeerId, PeerSession, PrefixLimitExceeded, Rib, RibConfig, RibPeerConfig,
 };
 use cairn_bgp::session::{
-    Action, ConnectionId, Event, Jitter, Message, Restart, Session, SessionConfig, StopReason,
+    Action, ConnectionId, Event, Jitter, Message, Restart, Session, SessionConfig, SessionState,
+    StopReason,
 };
 use cairn_bgp::stream::{self, Decoder, Item, ReaderConfig};
 use cairn_bgp::wire::{AttributeTypes, Open, RefreshKind, RouteRefresh, keepalive};
@@ -95,6 +96,7 @@ pub enum Sabotage {
     LosesForwardingChanges,
     SendsWithoutOwnNextHop,
     SaysNothingOfWritable,
+    AsksNobodyAgain,
 }
 
 pub struct Start {
@@ -417,6 +419,17 @@ impl Speaker {
                     peer.connecting.remove(&connection);
                     self.let_go(now, net, key, connection);
                 }
+                Action::Abort(connection) => {
+                    peer.connecting.remove(&connection);
+                    if let Some(link) = peer.connections.remove(&connection) {
+                        net.abort(now, link.wire, link.side);
+                    }
+                }
+                Action::LookAtSending(connection) => {
+                    let link = peer.connections.get(&connection).expect("it stands");
+                    let moves = net.moves(link.wire, link.side);
+                    self.handle(now, net, key, Event::Sending { connection, moves });
+                }
                 Action::Up(established) => {
                     assert!(!std::mem::replace(&mut peer.is_up, true), "up twice");
                     peer.ups += 1;
@@ -510,6 +523,10 @@ impl Speaker {
             self.handle(now, net, key, Event::Stop(StopReason::ConfigurationChange));
         }
         let Some(peer) = self.peers.get_mut(&key) else { return };
+        let comes_back = peer.config.prefix_limit != config.prefix_limit
+            && peer.session.state() == SessionState::Idle;
+        let asks_again = !reset && peer.config.needs_refresh(config);
+        let ups = (peer.is_up, peer.ups);
         peer.config = config.clone();
         if self.sabotage != Sabotage::ForgetsPolicies {
             let rib_config = RibPeerConfig::new(&self.config, &peer.name, config);
@@ -518,8 +535,14 @@ impl Speaker {
         let mut actions = Vec::new();
         peer.session.configure(now, SessionConfig::new(&self.config, config), &mut actions);
         self.perform(now, net, key, actions);
-        if reset {
+        if reset || comes_back {
             self.handle(now, net, key, Event::Start);
+        } else {
+            let peer = &self.peers[&key];
+            assert_eq!((peer.is_up, peer.ups), ups, "what needs no reset leaves the session alone");
+        }
+        if asks_again && self.sabotage != Sabotage::AsksNobodyAgain {
+            self.ask_again(now, net, key);
         }
     }
 
@@ -530,6 +553,16 @@ impl Speaker {
         for family in families.into_iter().flat_map(Families::iter) {
             let octets = RouteRefresh::new(family, RefreshKind::Request).encode();
             net.send(now, link.wire, link.side, octets, 0);
+        }
+    }
+
+    /// All links of the host have lost their carrier.
+    pub fn lose_carrier(&mut self, now: Instant, net: &mut Network) {
+        for key in self.peers.keys().copied().collect::<Vec<_>>() {
+            let established = self.peers[&key].session.established();
+            if let Some(connection) = established.map(|established| established.connection) {
+                self.handle(now, net, key, Event::CarrierLost { connection });
+            }
         }
     }
 

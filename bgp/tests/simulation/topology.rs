@@ -98,6 +98,7 @@ pub fn peer(dice: &mut Dice) -> PeerPlan {
         families: Families::from_iter(Family::ALL),
         hold_time_secs: dice.pick(&[9, 30]),
         graceful_restart_secs: (!dice.one_in(4)).then_some(60),
+        prefix_limit: None,
         import: Vec::new(),
         export: Vec::new(),
     }
