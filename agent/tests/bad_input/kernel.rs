@@ -5,10 +5,9 @@ use std::process::Command;
 
 use cairn_kernel::sysctl;
 
-use crate::cluster::{Cluster, until_attached};
+use crate::api::{Cluster, NODE};
+use crate::cluster::until_attached;
 use crate::site::{Site, cairn, configuration, refusal};
-
-const NODE: &str = "192.0.2.1";
 
 /// `command` with a shell line before it, in a mount namespace of its own.
 fn after(line: &str, command: &Command) -> Command {

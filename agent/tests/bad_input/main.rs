@@ -3,6 +3,7 @@
 //!
 //! Needs root; `cairn-cni` must lie beside `cairn`, where `make test` builds it.
 
+mod api;
 mod cluster;
 mod file;
 mod kernel;

@@ -3,6 +3,9 @@
 //!
 //! Needs root.
 
+#[path = "../bad_input/api.rs"]
+#[allow(dead_code, reason = "shared with the tests of bad input")]
+mod api;
 #[path = "../bad_input/raw_peer.rs"]
 #[allow(dead_code, reason = "shared with the tests of bad input")]
 mod raw_peer;
@@ -10,6 +13,7 @@ mod raw_peer;
 #[allow(dead_code, reason = "shared with the tests of bad input")]
 mod site;
 
+mod agent;
 mod ask;
 mod commands;
 mod example;
