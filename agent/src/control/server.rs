@@ -225,3 +225,41 @@ const REQUEST_MAX: Duration = Duration::from_secs(5);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// What is gathered for one write.
 const WRITE_OCTETS: usize = 32 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_given_up_after_a_while() {
+        let (mut ours, _theirs) = UnixStream::pair().expect("a pair");
+        let mut answer = Answer::new(&mut ours);
+        let line = "x".repeat(1000);
+        let start = tokio::time::Instant::now();
+        let unread = loop {
+            match answer.record(&line).await {
+                Ok(()) => assert!(answer.records < 100_000, "somebody reads"),
+                Err(broken) => break broken,
+            }
+        };
+        assert!(matches!(unread, Broken::Unread), "{unread:?}");
+        assert_eq!(start.elapsed().as_secs(), STALL_MAX.as_secs());
+        assert!(answer.buffer.capacity() < 4 * WRITE_OCTETS, "what is gathered is bounded");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_does_not_end_is_refused_in_time() {
+        let (mut ours, mut theirs) = UnixStream::pair().expect("a pair");
+        theirs.write_all(b"{").await.expect("written");
+        let start = tokio::time::Instant::now();
+        let Err(Unread::Refused(refusal)) = read_request(&mut ours).await else {
+            panic!("it is no request");
+        };
+        assert!(refusal.text.contains("did not come to its end in time"), "{refusal}");
+        assert_eq!(start.elapsed(), REQUEST_MAX);
+        let (mut ours, theirs) = UnixStream::pair().expect("a pair");
+        assert!(matches!(read_request(&mut ours).await, Err(Unread::Silent)));
+        drop(theirs);
+        assert!(matches!(read_request(&mut ours).await, Err(Unread::Gone)));
+    }
+}
