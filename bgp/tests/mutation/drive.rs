@@ -238,13 +238,17 @@ impl Speaker {
                 Action::Send(_, Message::Notification(notification)) => {
                     assert!(notification.encode().len() <= 4096);
                 }
-                Action::Close(closed) => self.streams.retain(|s| s.connection != closed),
+                Action::Close(closed) | Action::Abort(closed) => {
+                    self.streams.retain(|s| s.connection != closed);
+                }
                 Action::Up(established) => {
                     self.rib.peer_up(self.peer, PeerSession::new(&established));
                 }
                 Action::Down { keep, .. } => self.rib.peer_down(self.peer, keep),
                 Action::FlushStale(families) => self.rib.flush_stale(self.peer, families),
-                Action::Send(_, Message::Keepalive) | Action::Connect(_) => {}
+                Action::Send(_, Message::Keepalive)
+                | Action::Connect(_)
+                | Action::LookAtSending(_) => {}
             }
         }
     }
