@@ -2,12 +2,15 @@
 # Installing Debian packages for commands that are missing. Sourced.
 
 missing=()
+# The commands for whose sake, in the same order.
+wanted=()
 
 # need COMMAND PACKAGE PURPOSE: remembers PACKAGE when COMMAND is not there.
 need() {
   if ! command -v "$1" >/dev/null; then
     echo "missing: $1, for $3: installing Debian package $2"
     missing+=("$2")
+    wanted+=("$1")
   fi
 }
 
@@ -34,5 +37,13 @@ install_missing() {
   fi
   export DEBIAN_FRONTEND=noninteractive
   apt-get update -q
+  local index
+  for index in "${!missing[@]}"; do
+    if ! apt-cache show "${missing[index]}" >/dev/null 2>&1; then
+      echo "error: this system's packages have no ${missing[index]}: install the command" \
+        "${wanted[index]} in another way, or use Debian 12" >&2
+      exit 1
+    fi
+  done
   apt-get install -y -q --no-install-recommends "${missing[@]}"
 }

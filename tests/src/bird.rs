@@ -10,6 +10,8 @@ pub struct Bird {
 }
 
 impl Daemon for Bird {
+    const ENHANCED_REFRESH: bool = true;
+
     fn start(link: &Link, setup: &Setup) -> Bird {
         link::need(BIRD, "bird2");
         let mut bird = Bird { parts: Parts::new(link, "bird", setup) };
@@ -129,6 +131,7 @@ fn configuration(setup: &Setup) -> String {
         false => ("", "graceful restart off;"),
     };
     let password = setup.password.as_ref();
+    let limit = setup.prefixes_max.map(|max| format!("import limit {max} action disable;"));
     let switch = |on| if on { "on" } else { "off" };
     format!(
         "log stderr all;
@@ -151,10 +154,10 @@ fn configuration(setup: &Setup) -> String {
            enable as4 {as4};
            enable extended messages {extended_messages};
            ipv4 {{
-             import all; export all; extended next hop {extended_next_hop};
+             import all; export all; {limit} extended next hop {extended_next_hop};
              next hop address {next_hop4};
            }};
-           ipv6 {{ import all; export all; next hop address {next_hop6}; }};
+           ipv6 {{ import all; export all; {limit} next hop address {next_hop6}; }};
            {more}
          }}",
         router_id = setup.router_id(),
@@ -165,6 +168,7 @@ fn configuration(setup: &Setup) -> String {
         remote = setup.remote,
         port = setup.port,
         our_asn = setup.our_asn,
+        limit = limit.unwrap_or_default(),
         password = password.map(|text| format!("password \"{text}\";")).unwrap_or_default(),
         ttl_security = switch(setup.ttl_security),
         passive = switch(setup.passive),

@@ -15,6 +15,8 @@ pub trait Daemon: Sized {
     const PREPENDS_ANY: bool = true;
     /// Whether it finds AS numbers of four octets in AS4_PATH when its session has none (RFC 6793).
     const MERGES_AS4_PATH: bool = true;
+    /// Whether it marks where routes that were asked for begin and end (RFC 7313).
+    const ENHANCED_REFRESH: bool = false;
     /// Whether an eBGP session carries its routes of the family that the session does not run over
     /// with a next hop that can be used.
     const SENDS_OTHER_FAMILY_ON_EBGP: bool = true;
@@ -180,10 +182,19 @@ impl Parts {
     /// # Panics
     /// When nothing runs.
     pub fn signal(&self, signal: i32) {
-        let process = self.processes.last().expect("a running daemon");
-        let id = process.0.id().try_into().expect("the id of a process");
+        self.processes.last().expect("a running daemon").signal(signal);
+    }
+}
+
+impl Process {
+    /// Sends it a signal.
+    ///
+    /// # Panics
+    /// When it has ended and was waited for.
+    pub fn signal(&self, signal: i32) {
+        let id = self.0.id().try_into().expect("the id of a process");
         // SAFETY: kill takes no memory; the process is a child that has not been waited for.
-        assert_eq!(unsafe { libc::kill(id, signal) }, 0, "the daemon has ended");
+        assert_eq!(unsafe { libc::kill(id, signal) }, 0, "the process has ended");
     }
 }
 
@@ -216,6 +227,8 @@ pub struct Setup {
     pub routes: Vec<Announced>,
     /// TCP MD5 key.
     pub password: Option<String>,
+    /// Prefixes of a family that it takes from us.
+    pub prefixes_max: Option<u32>,
     /// Generalized TTL security.
     pub ttl_security: bool,
     /// Wait between its attempts to connect, where it can be told.
@@ -285,6 +298,7 @@ impl Setup {
             our_asn,
             routes: Vec::new(),
             password: None,
+            prefixes_max: None,
             ttl_security: false,
             connect_retry_secs: 1,
             passive: false,

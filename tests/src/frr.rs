@@ -14,6 +14,7 @@ pub struct Frr {
 }
 
 impl Daemon for Frr {
+    const ENHANCED_REFRESH: bool = true;
     // It takes our offer of 4-octet AS numbers for a session with them, though it made none.
     const MERGES_AS4_PATH: bool = false;
 
@@ -203,6 +204,9 @@ fn configuration(setup: &Setup) -> String {
     );
     for family in Transport::ALL {
         text += &format!(" address-family {}\n  neighbor {remote} activate\n", family_name(family));
+        if let Some(max) = setup.prefixes_max {
+            text += &format!("  neighbor {remote} maximum-prefix {max}\n");
+        }
         for route in setup.routes_of(family) {
             text += &format!("  {}\n", network(route));
         }

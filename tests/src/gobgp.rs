@@ -160,9 +160,12 @@ fn configuration(setup: &Setup) -> String {
              [neighbors.afi-safis.config]
              afi-safi-name = \"{}-unicast\"
              [neighbors.afi-safis.mp-graceful-restart.config]
-             enabled = {}\n",
+             enabled = {}
+             [neighbors.afi-safis.prefix-limit.config]
+             max-prefixes = {}\n",
             family_name(family),
-            setup.graceful_restart
+            setup.graceful_restart,
+            setup.prefixes_max.unwrap_or_default()
         )
     });
     format!(

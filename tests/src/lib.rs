@@ -7,5 +7,6 @@ pub mod frr;
 pub mod gobgp;
 pub mod link;
 pub mod openbgpd;
+pub mod program;
 pub mod sockets;
 pub mod us;

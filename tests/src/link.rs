@@ -42,6 +42,19 @@ impl Link {
     /// Without root, or without the `ip` command.
     #[must_use]
     pub fn new() -> Link {
+        let link = Link::without_addresses();
+        run("ip addr add 10.0.0.1/24 dev uplink");
+        run("ip addr add fd00::1/64 dev uplink nodad");
+        link.host(FAR_HOST);
+        link
+    }
+
+    /// The same for a test with addresses of its own.
+    ///
+    /// # Panics
+    /// As [`Link::new`].
+    #[must_use]
+    pub fn without_addresses() -> Link {
         // SAFETY: unshare takes no memory; it concerns this thread alone.
         let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
         let error = io::Error::last_os_error();
@@ -50,13 +63,18 @@ impl Link {
         run("ip link set lo up");
         run(&format!("ip link add uplink type veth peer name uplink netns {}", far.holder.id()));
         run("ip link set uplink up");
-        run("ip addr add 10.0.0.1/24 dev uplink");
-        run("ip addr add fd00::1/64 dev uplink nodad");
         let link = Link { far };
         link.inside("ip link set lo up");
         link.inside("ip link set uplink up");
-        link.host(FAR_HOST);
         link
+    }
+
+    /// Runs a command on our side.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn here(&self, command: &str) {
+        run(command);
     }
 
     /// Gives the other side another address of each family, for a second daemon.

@@ -134,6 +134,7 @@ impl OpenBgpd {
 fn configuration(setup: &Setup, socket: &str) -> String {
     let networks = setup.routes.iter().map(|route| network(route, setup.next_hop(&route.prefix)));
     let networks = networks.collect::<String>();
+    let limit = setup.prefixes_max.map(|max| format!("max-prefix {max}"));
     let switch = |on| if on { "yes" } else { "no" };
     format!(
         "AS {asn}
@@ -153,6 +154,7 @@ fn configuration(setup: &Setup, socket: &str) -> String {
            announce restart {restart}
            ttl-security {ttl_security}
            {passive}
+           {limit}
            {password}
            {more}
          }}
@@ -168,6 +170,7 @@ fn configuration(setup: &Setup, socket: &str) -> String {
         restart = switch(setup.graceful_restart),
         ttl_security = switch(setup.ttl_security),
         passive = if setup.passive { "passive" } else { "" },
+        limit = limit.unwrap_or_default(),
         password = match &setup.password {
             Some(password) => format!("tcp md5sig password {password}"),
             None => String::new(),

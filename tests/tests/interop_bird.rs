@@ -72,8 +72,23 @@ async fn password_over_ipv6() {
 }
 
 #[tokio::test]
+async fn password_differs() {
+    interop::sessions::password_differs::<Bird>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_missing() {
+    interop::sessions::password_missing::<Bird>(ebgp()).await;
+}
+
+#[tokio::test]
 async fn password_changes() {
     interop::sessions::password_changes::<Bird>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_changes_live() {
+    interop::sessions::password_changes_live::<Bird>(ebgp()).await;
 }
 
 #[tokio::test]
@@ -99,6 +114,11 @@ async fn shutdown_text() {
 #[tokio::test]
 async fn our_prefix_limit() {
     interop::sessions::our_prefix_limit::<Bird>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn their_prefix_limit() {
+    interop::sessions::their_prefix_limit::<Bird>(ebgp()).await;
 }
 
 #[tokio::test]

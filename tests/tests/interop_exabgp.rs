@@ -60,6 +60,21 @@ async fn password_over_ipv6() {
 }
 
 #[tokio::test]
+async fn password_differs() {
+    interop::sessions::password_differs::<ExaBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_missing() {
+    interop::sessions::password_missing::<ExaBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_changes_live() {
+    interop::sessions::password_changes_live::<ExaBgp>(ebgp()).await;
+}
+
+#[tokio::test]
 async fn ttl_security_over_ipv4() {
     interop::sessions::comes_up::<ExaBgp>(Setup { ttl_security: true, ..ebgp() }).await;
 }

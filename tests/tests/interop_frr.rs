@@ -69,8 +69,23 @@ async fn password_over_ipv6() {
 }
 
 #[tokio::test]
+async fn password_differs() {
+    interop::sessions::password_differs::<Frr>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_missing() {
+    interop::sessions::password_missing::<Frr>(ebgp()).await;
+}
+
+#[tokio::test]
 async fn password_changes() {
     interop::sessions::password_changes::<Frr>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_changes_live() {
+    interop::sessions::password_changes_live::<Frr>(ebgp()).await;
 }
 
 #[tokio::test]
@@ -96,6 +111,11 @@ async fn shutdown_text() {
 #[tokio::test]
 async fn our_prefix_limit() {
     interop::sessions::our_prefix_limit::<Frr>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn their_prefix_limit() {
+    interop::sessions::their_prefix_limit::<Frr>(ebgp()).await;
 }
 
 #[tokio::test]

@@ -64,8 +64,23 @@ async fn password_over_ipv6() {
 }
 
 #[tokio::test]
+async fn password_differs() {
+    interop::sessions::password_differs::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_missing() {
+    interop::sessions::password_missing::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
 async fn password_changes() {
     interop::sessions::password_changes::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_changes_live() {
+    interop::sessions::password_changes_live::<GoBgp>(ebgp()).await;
 }
 
 #[tokio::test]
@@ -91,6 +106,11 @@ async fn shutdown_text() {
 #[tokio::test]
 async fn our_prefix_limit() {
     interop::sessions::our_prefix_limit::<GoBgp>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn their_prefix_limit() {
+    interop::sessions::their_prefix_limit::<GoBgp>(ebgp()).await;
 }
 
 #[tokio::test]

@@ -63,8 +63,18 @@ async fn password_over_ipv6() {
 }
 
 #[tokio::test]
+async fn password_differs() {
+    interop::sessions::password_differs::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
 async fn password_changes() {
     interop::sessions::password_changes::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn password_changes_live() {
+    interop::sessions::password_changes_live::<OpenBgpd>(ibgp()).await;
 }
 
 #[tokio::test]
@@ -85,6 +95,11 @@ async fn shutdown_text() {
 #[tokio::test]
 async fn our_prefix_limit() {
     interop::sessions::our_prefix_limit::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
+async fn their_prefix_limit() {
+    interop::sessions::their_prefix_limit::<OpenBgpd>(ebgp()).await;
 }
 
 #[tokio::test]

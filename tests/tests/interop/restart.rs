@@ -90,6 +90,8 @@ pub async fn refresh_of_theirs<D: Daemon>(setup: Setup) {
     let daemon = D::start(&link, &setup);
     let mut us = Us::start(&setup, &OURS);
     us.until_routes(&THEIRS).await;
+    let negotiated = us.until_established().await.negotiated.expect("an established session");
+    assert_eq!(negotiated.enhanced_route_refresh, D::ENHANCED_REFRESH);
     daemon.until("it has told us everything", D::has_told_all).await;
     let before = daemon.updates_sent();
     us.handle.reset(PEER.into(), Reset::SoftIn).await.expect("the speaker runs");

@@ -23,20 +23,28 @@ pub async fn comes_up<D: Daemon>(setup: Setup) {
     }
 }
 
-/// A password that is wrong here, then one that is missing, then the right one: what is wrong is
-/// named, and the right one needs nothing else.
+/// A password that is wrong here: it is named, and the right one needs nothing else.
 pub async fn password_differs<D: Daemon>(setup: Setup) {
+    until_password_is_right::<D>(setup, Some("ours")).await;
+}
+
+/// The same without a password here.
+pub async fn password_missing<D: Daemon>(setup: Setup) {
+    until_password_is_right::<D>(setup, None).await;
+}
+
+async fn until_password_is_right<D: Daemon>(setup: Setup, ours: Option<&str>) {
     let link = Link::new();
     let setup = Setup { password: Some("theirs".into()), ..setup };
-    let _daemon = D::start(&link, &setup);
-    let mut us = Us::start(&Setup { password: Some("ours".into()), ..setup.clone() }, &OURS);
-    super::until_error(&us.handle, "a wrong one is named", PASSWORD_ERROR).await;
-    let before = us.peer().await.errors;
-    us.apply_to_peer(|peer| peer.password = None);
-    us.until_peer("another error", |peer| peer.errors > before).await;
-    super::until_error(&us.handle, "a missing one is named", PASSWORD_ERROR).await;
+    let daemon = D::start(&link, &setup);
+    let ours = ours.map(str::to_owned);
+    let mut us = Us::start(&Setup { password: ours, ..setup }, &OURS);
+    super::until_error(&us.handle, "what is wrong is named", PASSWORD_ERROR).await;
+    assert_eq!(us.peer().await.established_count, 0);
     us.apply_to_peer(|peer| peer.password = Some(password("theirs")));
-    us.until_established().await;
+    for prefix in OURS {
+        daemon.until_learned(prefix).await;
+    }
 }
 
 /// Both sides get another password; the daemon ends its session for it, ours does not.
@@ -162,6 +170,16 @@ pub async fn our_prefix_limit<D: Daemon>(setup: Setup) {
     us.until_routes(&LIMITED).await;
 }
 
+/// We send more than the daemon takes, and show what it says about it.
+pub async fn their_prefix_limit<D: Daemon>(setup: Setup) {
+    let link = Link::new();
+    let _daemon = D::start(&link, &Setup { prefixes_max: Some(1), ..setup.clone() });
+    let us = Us::start(&setup, &FAR_TOO_MANY);
+    super::until_error(&us.handle, "the daemon's limit", "maximum number of prefixes").await;
+}
+
+/// FRR looks at its limit before it counts a prefix.
+const FAR_TOO_MANY: [&str; 3] = ["10.1.0.0/26", "10.1.0.64/26", "10.1.0.128/26"];
 /// Of one family, as a limit counts.
 const LIMITED: [&str; 2] = ["10.2.0.0/24", "10.2.1.0/24"];
 const PASSWORD_ERROR: &str = "password differs or missing";
