@@ -317,6 +317,7 @@ impl Agent {
                     Ok((handle, feed)) => {
                         fib.follow(feed);
                         let changes = handle.changes();
+                        crate::carrier::watch(handle.clone());
                         self.speaker_for_questions.send_replace(Some(handle.clone()));
                         self.speaker = Some(Running { handle, changes, config: Arc::new(config) });
                     }

@@ -14,6 +14,7 @@
 
 pub mod agent;
 pub mod bgp;
+pub mod carrier;
 pub mod control;
 pub mod disabled;
 pub mod fib;

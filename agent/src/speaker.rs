@@ -67,6 +67,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         disabled: control.as_ref().map(|(_, disabled)| disabled.names()).unwrap_or_default(),
     };
     let (speaker, feed) = Speaker::start(config, speaker_options)?;
+    crate::carrier::watch(speaker.clone());
     let routes = fib.as_ref().map(|fib| fib.state.clone());
     match &mut fib {
         Some(fib) => fib.follow(feed),

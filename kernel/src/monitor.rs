@@ -107,7 +107,15 @@ impl Monitor {
     /// # Errors
     /// [`Error::System`] when the kernel gives no socket, and those of [`link::list`].
     pub fn open() -> Result<Monitor, Error> {
-        Monitor::new(subscribe()?, Netlink::open()?)
+        Monitor::new(subscribe(GROUPS)?, Netlink::open()?)
+    }
+
+    /// As [`Monitor::open`], for [`KernelEvent::Link`] only, with what follows from it.
+    ///
+    /// # Errors
+    /// As [`Monitor::open`].
+    pub fn open_links() -> Result<Monitor, Error> {
+        Monitor::new(subscribe(GROUP_LINKS)?, Netlink::open()?)
     }
 
     /// Subscribes in `netns`, else as [`Monitor::open`].
@@ -115,7 +123,7 @@ impl Monitor {
     /// # Errors
     /// As [`Monitor::open`], and those of [`NetNs::run`].
     pub fn open_in(netns: &NetNs) -> Result<Monitor, Error> {
-        Monitor::new(netns.run(subscribe)??, Netlink::open_in(netns)?)
+        Monitor::new(netns.run(|| subscribe(GROUPS))??, Netlink::open_in(netns)?)
     }
 
     fn new(fd: OwnedFd, netlink: Netlink) -> Result<Monitor, Error> {
@@ -379,10 +387,10 @@ fn subject(event: &KernelEvent) -> Subject {
     }
 }
 
-fn subscribe() -> Result<OwnedFd, Error> {
+fn subscribe(groups: u32) -> Result<OwnedFd, Error> {
     let fd = socket::open_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     socket::force_receive_buffer(&fd, RECEIVE_BUFFER_BYTES)?;
-    socket::bind(&fd, GROUPS)?;
+    socket::bind(&fd, groups)?;
     Ok(fd)
 }
 
@@ -423,4 +431,7 @@ const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 /// Links, neighbours, IPv4 and IPv6 addresses, routes and settings, next-hop objects: RTNLGRP_LINK,
 /// _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF, _IPV6_NETCONF and
 /// _NEXTHOP.
-const GROUPS: u32 = 1 | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 23 | 1 << 24 | 1 << 31;
+const GROUPS: u32 =
+    GROUP_LINKS | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 23 | 1 << 24 | 1 << 31;
+/// RTNLGRP_LINK.
+const GROUP_LINKS: u32 = 1;
