@@ -627,6 +627,40 @@ fn a_lost_carrier_ends_the_session_and_keeps_nothing() {
     assert_eq!(bench.session.state(), SessionState::Active);
 }
 
+/// A session that has become passive in the middle of an attempt makes no other one.
+#[test]
+fn a_session_that_becomes_passive_does_not_connect_again() {
+    let passive = SessionConfig { passive: true, ..config(1, 2, 65001, 65002) };
+    let mut bench = Bench::new(config(1, 2, 65001, 65002));
+    let connection = bench.connect();
+    let mut actions = Vec::new();
+    bench.session.configure(bench.now, passive.clone(), &mut actions);
+    bench.handle(Event::Lost { connection, error: None });
+    assert_eq!(bench.session.next_deadline(), None);
+    let mut bench = Bench::new(config(1, 2, 65001, 65002));
+    let actions = bench.handle(Event::Start);
+    let [Action::Connect(connection)] = actions[..] else { panic!("{actions:?}") };
+    bench.session.configure(bench.now, passive, &mut Vec::new());
+    bench.handle(Event::ConnectFailed { connection, error: "refused".into() });
+    assert_eq!(bench.session.next_deadline(), None);
+    assert_eq!(bench.session.state(), SessionState::Active);
+}
+
+/// The link of a peer that restarts goes down: what waits for it goes at once.
+#[test]
+fn stale_routes_do_not_outlive_the_link_that_they_lead_over() {
+    let mut bench = Bench::new(config(1, 2, 65001, 65002));
+    let connection = bench.establish();
+    let actions = bench.handle(Event::Lost { connection, error: None });
+    assert_eq!(down(&actions).map(|(_, keep)| keep), Some(BOTH()));
+    let mut actions = Vec::new();
+    bench.session.drop_stale(&mut actions);
+    assert!(matches!(actions[..], [Action::FlushStale(families)] if families == BOTH()));
+    actions.clear();
+    bench.session.drop_stale(&mut actions);
+    assert!(actions.is_empty(), "once");
+}
+
 /// What the operating system knows stands for a timeout, until there is a session.
 #[test]
 fn a_timeout_with_a_known_cause_says_it() {

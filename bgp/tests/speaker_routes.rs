@@ -221,6 +221,29 @@ async fn a_silent_peer_is_given_up_after_the_hold_time() {
     assert!(error.contains("for 3 s"), "{error}");
 }
 
+/// As after a SIGSTOP: the hold time has passed without a read, and the peer has spoken all the while.
+#[tokio::test]
+async fn a_speaker_that_was_stopped_reads_before_it_judges() {
+    let net = Net::new();
+    let (a, mut b) = net.pair(65001, 65001);
+    b.config.peers.values_mut().for_each(|peer| peer.hold_time_secs = 3);
+    let (from, to) = (a.config.router_id, b.config.listen[0]);
+    let b = Node::start(b);
+    let open = speaker_net::fake_open(65001, from);
+    let peer = speaker_net::FakePeer::established(from, to, open).await;
+    until("b is established", established(&b, "a")).await;
+    let speaking = peer.keep_alive(Duration::from_millis(500), 20);
+    for _ in 0..2 {
+        // The one thread of the runtime, with all tasks of the speaker.
+        std::thread::sleep(Duration::from_millis(3500));
+        settled(Duration::from_millis(300)).await;
+    }
+    let snapshot = b.handle.snapshot().await.expect("b runs");
+    let a = &snapshot.peers["a"];
+    assert_eq!((a.state, a.established_count), (SessionState::Established, 1), "{a:?}");
+    speaking.join().expect("the peer's thread");
+}
+
 #[tokio::test]
 async fn a_taken_port_is_reported_and_outgoing_sessions_go_on() {
     let net = Net::new();

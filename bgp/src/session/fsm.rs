@@ -511,6 +511,18 @@ impl Session {
         self.jitter.apply(wait)
     }
 
+    /// Lets go of routes that wait for the peer to come back: the link that they lead over is dead.
+    pub fn drop_stale(&mut self, actions: &mut Vec<Action>) {
+        if let Some(stale) = self.stale.take() {
+            actions.push(Action::FlushStale(stale.families));
+        }
+    }
+
+    /// What [`Session::suspect`] was told does not count any more.
+    pub fn forget_suspicion(&mut self) {
+        self.suspicion = None;
+    }
+
     /// Notes why attempts fail, which the operating system knows and does not say: it stands for a
     /// mere timeout until a session is established.
     pub fn suspect(&mut self, now: Instant, text: String) {

@@ -37,12 +37,12 @@ impl Session {
         kind: ErrorKind,
         text: String,
     ) {
-        let retry_at = now + self.retry_wait();
+        let waiting = self.wait_to_connect(now);
         let State::Opening { outgoing, .. } = &mut self.state else { return };
         if !matches!(outgoing, Outgoing::Connecting { connection: c, .. } if *c == connection) {
             return;
         }
-        *outgoing = Outgoing::Waiting { retry_at };
+        *outgoing = waiting;
         self.remember(now, kind, text);
     }
 
@@ -267,9 +267,19 @@ impl Session {
         actions.push(Action::Connect(connection));
     }
 
+    /// What the side that connects out does after an attempt has failed. The configuration may have
+    /// become passive meanwhile.
+    fn wait_to_connect(&mut self, now: Instant) -> Outgoing {
+        let retry_at = now + self.retry_wait();
+        match self.config.passive {
+            true => Outgoing::Passive,
+            false => Outgoing::Waiting { retry_at },
+        }
+    }
+
     /// Forgets a handshake; the outgoing side tries again after the retry time.
     pub(super) fn abandon(&mut self, now: Instant, connection: ConnectionId) -> Option<Handshake> {
-        let retry_at = now + self.retry_wait();
+        let waiting = self.wait_to_connect(now);
         let (outgoing, incoming) = match &mut self.state {
             State::Opening { outgoing, incoming } => (Some(outgoing), incoming),
             State::Established(up) => (None, &mut up.challenger),
@@ -280,7 +290,7 @@ impl Session {
         }
         match outgoing {
             Some(outgoing @ Outgoing::Handshake(_)) if outgoing.is_handshake(connection) => {
-                match std::mem::replace(outgoing, Outgoing::Waiting { retry_at }) {
+                match std::mem::replace(outgoing, waiting) {
                     Outgoing::Handshake(handshake) => Some(handshake),
                     _ => None,
                 }

@@ -9,6 +9,7 @@ use crate::status::{SessionChange, WatchEvent};
 use crate::stream::FaultyMessage;
 use crate::wire::keepalive;
 
+use super::connection::Connection;
 use super::owner::{Input, InputKind, Owner, PeerKey, now};
 use super::peer::unix_secs;
 use super::socket;
@@ -121,6 +122,8 @@ impl Owner {
                 Action::Up(established) => {
                     peer.since = SystemTime::now();
                     peer.established_count += 1;
+                    let connection = peer.connections.get(&established.connection);
+                    peer.link = connection.and_then(Connection::link);
                     peer.refusals.clear();
                     self.changed = true;
                     tracing::info!(

@@ -158,6 +158,21 @@ impl Owner {
         for (key, connection, _) in lost {
             self.handle(key, Event::CarrierLost { connection });
         }
+        // Routes of a peer that restarts lead nowhere, either.
+        let down: Vec<PeerKey> = self
+            .peers
+            .iter()
+            .filter(|(_, peer)| {
+                peer.link == Some(interface) && peer.session.established().is_none()
+            })
+            .map(|(key, _)| *key)
+            .collect();
+        for key in down {
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
+            let mut actions = Vec::new();
+            peer.session.drop_stale(&mut actions);
+            self.perform(key, actions);
+        }
     }
 
     /// Lets a peer's session begin, unless an operator wants none.

@@ -31,6 +31,8 @@ pub(super) struct Peer {
     pub(super) last_down: Option<(SystemTime, DownReason)>,
     pub(super) established_count: u64,
     pub(super) warnings: Throttle,
+    /// The interface that the last session's connection left by, when the peer is next to it.
+    pub(super) link: Option<u32>,
     /// Connections of the peer that are looked at.
     pub(super) accepts: Allowance,
     /// Warnings about routes that are too large for this peer and those alike.

@@ -32,6 +32,7 @@ impl Owner {
             last_down: None,
             established_count: 0,
             warnings: Throttle::default(),
+            link: None,
             accepts: Allowance::default(),
             unsayable: Throttle::default(),
             refreshes: BTreeMap::new(),
@@ -118,6 +119,7 @@ impl Owner {
     /// connect is made again with it.
     fn change_password(&mut self, key: PeerKey, password: &Password) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.session.forget_suspicion();
         for connection in peer.connections.values() {
             match connection.set_password(password) {
                 Ok(()) => tracing::info!(peer = %peer.name, "password changed on the connection"),

@@ -278,6 +278,20 @@ impl FakePeer {
         peer
     }
 
+    /// Says KEEPALIVE from a thread of its own, whatever the runtime does, for a number of times.
+    pub fn keep_alive(self, every: Duration, times: u32) -> std::thread::JoinHandle<()> {
+        let mut stream = self.stream.into_std().expect("a socket");
+        stream.set_nonblocking(false).expect("a socket");
+        std::thread::spawn(move || {
+            for _ in 0..times {
+                if std::io::Write::write_all(&mut stream, &keepalive()).is_err() {
+                    return;
+                }
+                std::thread::sleep(every);
+            }
+        })
+    }
+
     pub async fn send(&mut self, octets: &[u8]) {
         self.stream.write_all(octets).await.expect("an open socket");
     }
