@@ -432,6 +432,62 @@ fn the_walk_sees_all_of_the_state_machine() {
     assert!(ups > 200, "{ups}");
 }
 
+/// Both have called at once. The peer has confirmed our connection, and that it has not seen before
+/// it resolved the collision the other way: RFC 4271 section 6.8 prefers the call of the higher
+/// identifier, which is the peer's.
+#[test]
+fn a_connection_that_would_lose_the_collision_waits_for_the_other() {
+    let begin = || {
+        let mut walk = Walk::new(1);
+        let plain = SessionConfig { passive: false, hold_time_secs: 90, ..config(&mut Dice(1)) };
+        walk.session.configure(walk.now, plain, &mut Vec::new());
+        walk.handle(Event::Start);
+        let (ours, _) = walk.wires.last_key_value().expect("a call");
+        let ours = *ours;
+        walk.wires.insert(ours, Wire::Open);
+        walk.handle(Event::Connected { connection: ours, addresses: addresses() });
+        walk.accepted();
+        let (theirs, _) = walk.wires.last_key_value().expect("their call");
+        let theirs = *theirs;
+        let open = Open {
+            asn: 65002,
+            hold_time_secs: 90,
+            router_id: Ipv4Addr::new(192, 0, 2, 2),
+            capabilities: vec![Capability::multiprotocol(Family::Ipv4Unicast)],
+        };
+        let message = Received::Open(Box::new(open.clone()));
+        walk.handle(Event::Received { connection: ours, message });
+        walk.handle(Event::Received { connection: ours, message: Received::Keepalive });
+        assert_eq!(walk.established, None);
+        (walk, ours, theirs, open)
+    };
+    // The peer has chosen its own.
+    let (mut walk, ours, theirs, open) = begin();
+    let collision = Notification::cease(CeaseReason::ConnectionCollision, None);
+    let message = Received::Notification(collision);
+    walk.handle(Event::Received { connection: ours, message });
+    for message in [Received::Open(Box::new(open)), Received::Keepalive] {
+        walk.handle(Event::Received { connection: theirs, message });
+    }
+    assert_eq!((walk.established, walk.ups), (Some(theirs), 1));
+    // Its OPEN comes first.
+    let (mut walk, ours, theirs, open) = begin();
+    for message in [Received::Open(Box::new(open)), Received::Keepalive] {
+        walk.handle(Event::Received { connection: theirs, message });
+    }
+    assert_eq!((walk.established, walk.ups), (Some(theirs), 1));
+    assert_eq!(walk.wires.get(&ours), Some(&Wire::Closed));
+    // The peer is established on ours, and says so.
+    let (mut walk, ours, theirs, _) = begin();
+    walk.handle(Event::Received { connection: ours, message: Received::Update });
+    assert_eq!(walk.established, Some(ours));
+    assert_eq!(walk.wires.get(&theirs), Some(&Wire::Closed));
+    // Nothing more comes.
+    let (mut walk, ours, ..) = begin();
+    walk.wait(Duration::from_secs(1));
+    assert_eq!(walk.established, Some(ours));
+}
+
 /// As the session has it: how long the operating system may take to connect.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
 /// Nothing is stale for longer: a restart time of 200 s, or 300 s once the session is back.

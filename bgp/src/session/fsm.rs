@@ -322,6 +322,11 @@ impl Session {
             (Phase::OpenConfirm(_), Received::Keepalive) => {
                 self.confirmed(now, connection, actions)
             }
+            (Phase::OpenConfirm(confirm), Received::Update | Received::RouteRefresh)
+                if confirm.held_until.is_some() =>
+            {
+                self.establish(now, connection, actions);
+            }
             (Phase::OpenConfirm(_), _) => {
                 self.unexpected(now, connection, FsmError::UnexpectedInOpenConfirm, actions);
             }

@@ -9,7 +9,7 @@ use super::fsm::Session;
 use super::open::{self, Accepted, Refusal};
 use super::state::{Confirm, Handshake, Outgoing, Phase, Stale, State, Up};
 use super::timers::{
-    COLLISION_AFTER_UP, CONNECT_WAIT, Liveness, OPEN_WAIT, STALE_AFTER_UP, SendHold,
+    COLLISION_AFTER_UP, COLLISION_WAIT, CONNECT_WAIT, Liveness, OPEN_WAIT, STALE_AFTER_UP, SendHold,
 };
 use super::{Action, ConnectionId, DownReason, ErrorKind, Established, LocalAddresses, Message};
 
@@ -122,7 +122,8 @@ impl Session {
         let liveness = Liveness::start(now, negotiated.hold_time_secs, &mut self.jitter);
         let give_up_at = now + OPEN_WAIT;
         if let Some(handshake) = self.handshake_mut(connection) {
-            let confirm = Confirm { peer, negotiated, left_out, liveness, give_up_at };
+            let held_until = None;
+            let confirm = Confirm { peer, negotiated, left_out, liveness, give_up_at, held_until };
             handshake.phase = Phase::OpenConfirm(Box::new(confirm));
             actions.push(Action::Send(connection, Message::Keepalive));
         }
@@ -133,8 +134,33 @@ impl Session {
         }
     }
 
-    /// The peer's KEEPALIVE arrived in OpenConfirm: the session is established.
+    /// The peer's KEEPALIVE arrived in OpenConfirm: the session is established, unless a collision is
+    /// about to be resolved the other way.
+    ///
+    /// RFC 4271 section 6.8 lets the side that is established keep that connection, and the other one,
+    /// which has seen the second OPEN before, keep the second: each then closes what the other keeps.
+    /// So a connection that would lose waits for the second OPEN, but no longer than it takes the peer
+    /// to speak on as one that is established.
     pub(super) fn confirmed(
+        &mut self,
+        now: Instant,
+        connection: ConnectionId,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.may_lose_collision(connection)
+            && let Some(handshake) = self.handshake_mut(connection)
+            && let Phase::OpenConfirm(confirm) = &mut handshake.phase
+            && confirm.held_until.is_none()
+        {
+            confirm.held_until = Some(now + COLLISION_WAIT);
+            confirm.liveness.heard(now);
+            return;
+        }
+        self.establish(now, connection, actions);
+    }
+
+    /// Makes a connection in OpenConfirm the session's own.
+    pub(super) fn establish(
         &mut self,
         now: Instant,
         connection: ConnectionId,
@@ -204,7 +230,7 @@ impl Session {
     }
 
     pub(super) fn tick_handshakes(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        let mut silent = Vec::new();
+        let (mut silent, mut waited) = (Vec::new(), None);
         for handshake in self.state.handshakes_mut().into_iter().flatten() {
             let connection = handshake.connection;
             match &mut handshake.phase {
@@ -213,6 +239,9 @@ impl Session {
                     if confirm.give_up_at <= now || confirm.liveness.hold_expired(now) =>
                 {
                     silent.push(connection);
+                }
+                Phase::OpenConfirm(confirm) if confirm.held_until.is_some_and(|at| at <= now) => {
+                    waited = Some(connection);
                 }
                 Phase::OpenConfirm(confirm) if confirm.liveness.keepalive_due(now) => {
                     confirm.liveness.spoke(now, &mut self.jitter);
@@ -226,6 +255,9 @@ impl Session {
             let error = NotificationError::HoldTimerExpired.into();
             let kind = ErrorKind::NotificationSent;
             self.refuse(now, connection, kind, error, text.to_owned(), actions);
+        }
+        if let Some(connection) = waited {
+            self.establish(now, connection, actions);
         }
     }
 
@@ -304,6 +336,25 @@ impl Session {
     fn loses_collision(&self, connection: ConnectionId, local: &Open, peer: &Open) -> bool {
         self.other_in_open_confirm(connection).is_some()
             && self.is_outgoing(connection) != open::keeps_outgoing(local, peer)
+    }
+
+    /// Whether another connection, whose OPEN has not come yet, would win against `connection`.
+    fn may_lose_collision(&self, connection: ConnectionId) -> bool {
+        let State::Opening { outgoing: Outgoing::Handshake(outgoing), incoming: Some(incoming) } =
+            &self.state
+        else {
+            return false;
+        };
+        let (this, other) = match outgoing.connection == connection {
+            true => (outgoing, incoming),
+            false => (incoming, outgoing),
+        };
+        match (&this.phase, &other.phase) {
+            (Phase::OpenConfirm(confirm), Phase::OpenSent { .. }) => {
+                self.is_outgoing(connection) != open::keeps_outgoing(&this.local, &confirm.peer)
+            }
+            _ => false,
+        }
     }
 
     fn other_in_open_confirm(&self, connection: ConnectionId) -> Option<ConnectionId> {

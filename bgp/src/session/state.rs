@@ -56,6 +56,8 @@ pub(super) struct Confirm {
     pub(super) left_out: Vec<(Family, LeftOut)>,
     pub(super) liveness: Liveness,
     pub(super) give_up_at: Instant,
+    /// The peer has confirmed, but another connection may yet win: until then its OPEN is awaited.
+    pub(super) held_until: Option<Instant>,
 }
 
 #[derive(Clone, Debug)]
@@ -143,7 +145,8 @@ impl Handshake {
         match &self.phase {
             Phase::OpenSent { give_up_at } => Some(*give_up_at),
             Phase::OpenConfirm(confirm) => {
-                earliest(Some(confirm.give_up_at), confirm.liveness.next())
+                let own = earliest(Some(confirm.give_up_at), confirm.held_until);
+                earliest(own, confirm.liveness.next())
             }
         }
     }

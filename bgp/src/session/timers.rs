@@ -140,6 +140,8 @@ const LOOKS_PER_SEND_HOLD_TIME: u32 = 8;
 pub(super) const HOLD_PUT_OFF: Duration = Duration::from_millis(50);
 /// A second connection this soon after the session came up was opened before the peer knew of it.
 pub(super) const COLLISION_AFTER_UP: Duration = Duration::from_secs(5);
+/// How long a connection that would lose a collision waits for the OPEN of the one that would win.
+pub(super) const COLLISION_WAIT: Duration = Duration::from_secs(1);
 /// How long an OPEN or the first KEEPALIVE may take. RFC 4271 suggests four minutes, but a peer that
 /// accepts and says nothing would then hold up the next attempt for as long.
 pub(super) const OPEN_WAIT: Duration = Duration::from_secs(60);
