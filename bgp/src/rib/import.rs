@@ -82,6 +82,7 @@ fn apply(
     }
     let limit = peer.config.prefix_limit;
     let mut outcome = UpdateOutcome::default();
+    let mut within = Ok(());
     for ((family, delta), dropped) in Family::ALL.into_iter().zip(deltas).zip(dropped) {
         rib.count(id, family, delta);
         let (Some(limit), Some(peer)) = (limit, rib.peers.peer_mut(id)) else { continue };
@@ -94,9 +95,10 @@ fn apply(
         }
         // What was dropped is not counted: only fewer prefixes than the limit are an end of it.
         state.over_limit = over_limit || (state.over_limit && state.received >= limit.prefixes_max);
-        limit.check(family, state.received)?;
+        // What is in the table is counted in both families, also when one of them ends the session.
+        within = within.and(limit.check(family, state.received));
     }
-    Ok(outcome)
+    within.map(|()| outcome)
 }
 
 /// The peer has sent everything: what it did not send again is gone (RFC 4724 section 4.2).

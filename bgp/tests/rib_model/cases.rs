@@ -176,6 +176,32 @@ fn a_prefix_limit_that_drops_keeps_what_is_known() {
     assert_eq!(outcome, UpdateOutcome::default(), "there is room for one again");
 }
 
+/// A limit that is put below what is there ends the session at the next UPDATE, of whatever family;
+/// nothing of the peer stays.
+#[test]
+fn a_limit_of_one_family_leaves_nothing_of_the_other_behind() {
+    let mut world = World::new(2);
+    world.toggle(0);
+    let announce = |world: &mut World, prefix: &str| {
+        let prefix: Prefix = prefix.parse().expect("a prefix");
+        let route =
+            Route { as_path: vec![65001], ..world.route(Sort::Ebgp(65001), prefix.family()) };
+        let mut batch = UpdateBatch::default();
+        batch.push_announcements(World::attributes(&route), [prefix]);
+        world.rib.update(world.peers[0].id, batch)
+    };
+    announce(&mut world, "10.0.0.0/24").expect("no limit is set");
+    let peer = &mut world.peers[0];
+    let action = PrefixLimitAction::Stop { restart_after_secs: None };
+    peer.config.prefix_limit = Some(PrefixLimit { prefixes_max: 0, action });
+    world.rib.configure_peer(peer.id, peer.config.clone());
+    announce(&mut world, "2001:db8::/64").expect_err("over the limit");
+    let id = world.peers[0].id;
+    world.rib.peer_down(id, Families::NONE);
+    assert_eq!(world.rib.routes(&RouteFilter::default()), []);
+    assert_eq!(world.rib.counts(id, Family::Ipv6Unicast).received, 0);
+}
+
 /// A table of attributes of its own for each prefix, from the first peer.
 fn announce_many(world: &mut World, count: u32) {
     let route = world.route(Sort::Ebgp(65001), Family::Ipv4Unicast);
