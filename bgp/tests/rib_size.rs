@@ -227,3 +227,32 @@ fn a_route_too_large_for_a_peer_is_withdrawn_from_it_counted_and_told_to_others(
     world.flush(None);
     assert_eq!(too_large(&world), [0, 0], "what has gone is not counted");
 }
+
+#[test]
+fn the_stream_waits_for_who_is_full_until_somebody_runs_dry() {
+    let mut world = Reflector::new(&[MESSAGE_OCTETS_MAX; 3]);
+    let [source, quick, slow] = [0, 1, 2].map(|peer| world.peers[peer].0);
+    world.flush(None);
+    world.announce(0, 0..100, 1, 0);
+    let outputs = |world: &mut Reflector| {
+        let mut output = Vec::new();
+        world.rib.flush(&mut output);
+        output.into_iter().map(|output| output.peer).collect::<Vec<PeerId>>()
+    };
+    world.rib.set_rooms(source, 1000, 0);
+    world.rib.set_rooms(quick, 1000, 0);
+    world.rib.set_rooms(slow, 0, 0);
+    assert_eq!(outputs(&mut world), [], "one has no room, the others have something to write");
+    world.rib.set_rooms(slow, 1, 0);
+    assert_eq!(outputs(&mut world), [quick, slow], "all have room");
+    world.announce(0, 0..100, 2, 0);
+    world.rib.set_rooms(slow, 0, 0);
+    assert_eq!(outputs(&mut world), []);
+    world.rib.set_rooms(quick, 1000, 1000);
+    assert_eq!(outputs(&mut world), [quick], "one has run dry");
+    world.rib.set_rooms(slow, 1000, 0);
+    assert_eq!(outputs(&mut world), [], "who lags has to write all that it has");
+    world.flush(None);
+    assert_eq!(world.peers[2].1.len(), 100);
+    assert!(world.peers[2].1.values().all(|med| *med == Some(2)));
+}

@@ -9,21 +9,14 @@ use hashbrown::HashTable;
 
 use crate::wire::{Community, NextHop, Origin, PathAttributes};
 
-/// The next hop and path attributes of a route, with what the decision process compares read out
-/// once. Values are interned: inside one RIB, equal attributes are one allocation.
+/// The next hop and path attributes of a route. Values are interned: inside one RIB, equal attributes
+/// are one allocation.
 #[derive(Clone, Debug)]
 pub struct RouteAttributes {
     /// Where to; unspecified on a route that this speaker originates.
     pub next_hop: NextHop,
     /// Everything that goes from router to router unchanged.
     pub path: Arc<PathAttributes>,
-    local_pref: u32,
-    as_path_len: u32,
-    med: u32,
-    neighbour_as: Option<u32>,
-    originator_id: Option<Ipv4Addr>,
-    cluster_list_len: u32,
-    origin: Origin,
     scope: CommunityScope,
 }
 
@@ -47,18 +40,7 @@ impl RouteAttributes {
                 _ => CommunityScope::Everywhere,
             });
         }
-        RouteAttributes {
-            next_hop,
-            local_pref: path.local_pref().unwrap_or(DEFAULT_LOCAL_PREF),
-            as_path_len: path.as_path_len(),
-            med: path.med().unwrap_or(0),
-            neighbour_as: path.neighbour_as(),
-            originator_id: path.originator_id(),
-            cluster_list_len: path.cluster_list_len(),
-            origin: path.origin(),
-            scope,
-            path,
-        }
+        RouteAttributes { next_hop, path, scope }
     }
 
     /// Attributes of a route that this speaker originates.
@@ -68,37 +50,37 @@ impl RouteAttributes {
 
     /// LOCAL_PREF, [`DEFAULT_LOCAL_PREF`] when there is none.
     pub fn local_pref(&self) -> u32 {
-        self.local_pref
+        self.path.local_pref().unwrap_or(DEFAULT_LOCAL_PREF)
     }
 
     /// Length of AS_PATH as the decision process counts it.
     pub fn as_path_len(&self) -> u32 {
-        self.as_path_len
+        self.path.as_path_len()
     }
 
     /// MULTI_EXIT_DISC, 0 when there is none (RFC 4271 section 9.1.2.2 c).
     pub fn med(&self) -> u32 {
-        self.med
+        self.path.med().unwrap_or(0)
     }
 
     /// The AS that MED is compared within.
     pub fn neighbour_as(&self) -> Option<u32> {
-        self.neighbour_as
+        self.path.neighbour_as()
     }
 
     /// ORIGINATOR_ID, if there is one.
     pub fn originator_id(&self) -> Option<Ipv4Addr> {
-        self.originator_id
+        self.path.originator_id()
     }
 
     /// Entries of CLUSTER_LIST.
     pub fn cluster_list_len(&self) -> u32 {
-        self.cluster_list_len
+        self.path.cluster_list_len()
     }
 
     /// ORIGIN.
     pub fn origin(&self) -> Origin {
-        self.origin
+        self.path.origin()
     }
 
     pub(crate) fn scope(&self) -> CommunityScope {
@@ -116,7 +98,15 @@ impl Eq for RouteAttributes {}
 
 impl Hash for RouteAttributes {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.next_hop.hash(state);
+        // In few words: a hash for each UPDATE counts when there are millions.
+        let bits = |address| match address {
+            IpAddr::V4(address) => u128::from(address.to_bits()),
+            IpAddr::V6(address) => address.to_bits(),
+        };
+        state.write_u128(bits(self.next_hop.address));
+        if let Some(link_local) = self.next_hop.link_local {
+            state.write_u128(link_local.to_bits());
+        }
         self.path.hash(state);
     }
 }

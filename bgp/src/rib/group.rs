@@ -288,9 +288,17 @@ impl<A: AddressFamily> Group<A> {
         }
     }
 
+    /// Whether what is queued can be encoded. As long as nobody in the stream runs dry, it waits for
+    /// those who have no room: who leaves the stream costs an encoding of its own.
     fn stream_can_move(&self, context: &ExportContext<'_>) -> bool {
-        !self.queue.is_empty()
-            && self.members.iter().any(|m| (m.pending.is_none() || m.moved) && m.has_room(context))
+        let (mut any_room, mut all_room, mut any_dry) = (false, true, false);
+        for member in self.members.iter().filter(|m| m.pending.is_none() || m.moved) {
+            let has_room = member.has_room(context);
+            any_room |= has_room;
+            all_room &= has_room;
+            any_dry |= context.peers.peer(member.peer).is_some_and(|peer| peer.catch_up_room > 0);
+        }
+        !self.queue.is_empty() && any_room && (all_room || any_dry)
     }
 
     fn flush_stream(
@@ -468,7 +476,10 @@ impl<A: AddressFamily> Group<A> {
 
 impl Member {
     fn has_room(&self, context: &ExportContext<'_>) -> bool {
-        context.peers.peer(self.peer).is_some_and(|peer| peer.room > 0)
+        context.peers.peer(self.peer).is_some_and(|peer| match self.pending {
+            Some(_) => peer.catch_up_room > 0,
+            None => peer.room > 0,
+        })
     }
 }
 

@@ -163,6 +163,7 @@ impl Rib {
             router_id: Ipv4Addr::UNSPECIFIED,
             families: [family; 2],
             room: 0,
+            catch_up_room: 0,
         })
     }
 
@@ -202,7 +203,7 @@ impl Rib {
         let identity_changed = peer.router_id != session.router_id;
         peer.session = Some(session);
         peer.router_id = session.router_id;
-        peer.room = 0;
+        (peer.room, peer.catch_up_room) = (0, 0);
         for family in Family::ALL {
             let in_use = session.families.contains(family);
             let state = peer.family_mut(family);
@@ -344,8 +345,14 @@ impl Rib {
 
     /// Says how many octets may be handed out for a peer from now on.
     pub fn set_room(&mut self, id: PeerId, octets: usize) {
+        self.set_rooms(id, octets, octets);
+    }
+
+    /// As [`Rib::set_room`], with another bound while the peer lags behind its group: messages of the
+    /// group are shared, what is encoded for a peer that lags is its alone.
+    pub fn set_rooms(&mut self, id: PeerId, octets: usize, catch_up_octets: usize) {
         if let Some(peer) = self.peers.peer_mut(id) {
-            peer.room = octets;
+            (peer.room, peer.catch_up_room) = (octets, catch_up_octets);
         }
     }
 

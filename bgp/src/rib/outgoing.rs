@@ -298,6 +298,7 @@ impl ExportContext<'_> {
     pub(super) fn hand_out(&mut self, peer: PeerId, chunk: &Arc<Chunk>, output: &mut Vec<Output>) {
         if let Some(peer) = self.peers.peer_mut(peer) {
             peer.room = peer.room.saturating_sub(chunk.octets);
+            peer.catch_up_room = peer.catch_up_room.saturating_sub(chunk.octets);
         }
         output.push(Output { peer, chunk: Arc::clone(chunk) });
     }

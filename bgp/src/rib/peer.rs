@@ -84,6 +84,8 @@ pub(crate) struct Peer {
     pub(crate) families: [PeerFamily; 2],
     /// Octets that may be handed out for this peer now.
     pub(crate) room: usize,
+    /// As `room`, of what is encoded for this peer alone because it lags.
+    pub(crate) catch_up_room: usize,
 }
 
 /// What is kept per peer and family.

@@ -20,7 +20,9 @@ use crate::wire::Open;
 
 use super::interface::Egress;
 use super::owner::{Input, InputKind, PeerKey};
-use super::{Endpoints, FAREWELL_WAIT, WRITE_QUEUE_OCTETS_MAX, md5, socket};
+use super::{
+    CATCH_UP_QUEUE_OCTETS_MAX, Endpoints, FAREWELL_WAIT, WRITE_QUEUE_OCTETS_MAX, md5, socket,
+};
 
 /// The owner's end of a connection. Dropping it writes what is queued, then closes.
 #[derive(Debug)]
@@ -166,9 +168,13 @@ impl Connection {
         let _ = self.writer.send(Write::Chunk(chunk));
     }
 
-    /// Octets of routes that may be queued now.
-    pub(super) fn room(&self) -> usize {
-        WRITE_QUEUE_OCTETS_MAX.saturating_sub(self.queued.load(Ordering::Relaxed))
+    /// Octets of routes that may be queued now, and while the peer lags behind its group.
+    pub(super) fn rooms(&self) -> (usize, usize) {
+        let queued = self.queued.load(Ordering::Relaxed);
+        (
+            WRITE_QUEUE_OCTETS_MAX.saturating_sub(queued),
+            CATCH_UP_QUEUE_OCTETS_MAX.saturating_sub(queued),
+        )
     }
 
     /// Whether the peer has sent what the owner has not taken in yet.
@@ -278,8 +284,9 @@ async fn write(
         }
         let before = queued.fetch_sub(counted, Ordering::Relaxed);
         let after = before.saturating_sub(counted);
-        let low = WRITE_QUEUE_OCTETS_MAX / 2;
-        if before >= low && after < low && !mailbox.send(InputKind::Writable).await {
+        let passes = |low| before >= low && after < low;
+        let has_room = passes(WRITE_QUEUE_OCTETS_MAX / 2) || passes(CATCH_UP_QUEUE_OCTETS_MAX / 2);
+        if has_room && !mailbox.send(InputKind::Writable).await {
             break;
         }
     }
@@ -321,7 +328,7 @@ fn append(buffer: &mut BytesMut, write: &Write, own: LocalAddresses) -> usize {
     }
 }
 
-/// What one read takes in at most.
-const READ_OCTETS: usize = 64 * 1024;
+/// What one read takes in at most: decoded, it is some 100 KiB that wait for the owner, of each peer.
+const READ_OCTETS: usize = 16 * 1024;
 /// What is gathered for one write.
 const WRITE_OCTETS: usize = 64 * 1024;

@@ -232,7 +232,8 @@ impl Owner {
         let Some(peer) = self.peers.get(&key) else { return };
         let Some(established) = peer.session.established() else { return };
         if let Some(connection) = peer.connections.get(&established.connection) {
-            self.rib.set_room(peer.rib_id, connection.room());
+            let (room, catch_up) = connection.rooms();
+            self.rib.set_rooms(peer.rib_id, room, catch_up);
         }
     }
 

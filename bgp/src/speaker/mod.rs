@@ -281,11 +281,16 @@ const COMMANDS_MAX: usize = 64;
 const FIB_BATCHES_MAX: usize = 4;
 /// Changes in one of them.
 pub(crate) const FIB_BATCH_CHANGES_MAX: usize = 4096;
-/// Inputs that may wait for the owner.
-pub(crate) const INPUTS_MAX: usize = 256;
+/// Inputs that may wait for the owner. One of them can be 16 KiB that were read, which are some
+/// 100 KiB when decoded; more than a turn takes in would not make the owner faster.
+pub(crate) const INPUTS_MAX: usize = 32;
 /// Octets that wait in a writer's queue before the RIB holds back. The batch that crosses the mark
-/// still goes in.
-pub(crate) const WRITE_QUEUE_OCTETS_MAX: usize = 512 * 1024;
+/// still goes in. The messages are shared by all peers of a group, and a peer that lags costs an
+/// encoding of its own: with fifty peers that exchange 4,000 routes each, 128 KiB cost five times the
+/// CPU time of 2 MiB, and more memory.
+pub(crate) const WRITE_QUEUE_OCTETS_MAX: usize = 2 * 1024 * 1024;
+/// The same for a peer that lags, whose messages are its alone.
+pub(crate) const CATCH_UP_QUEUE_OCTETS_MAX: usize = 256 * 1024;
 /// How long a listener that could not be opened rests.
 pub(crate) const LISTEN_RETRY: Duration = Duration::from_secs(5);
 /// How long a connection may take to say its last words.

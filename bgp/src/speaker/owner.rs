@@ -285,7 +285,8 @@ impl Owner {
                 if let Some(connection) = connection {
                     connection.send_chunk(chunk);
                     // Only a queue that is really full may stop the RIB: it is what reports room.
-                    self.rib.set_room(rib_id, connection.room());
+                    let (room, catch_up) = connection.rooms();
+                    self.rib.set_rooms(rib_id, room, catch_up);
                 }
             }
         }
