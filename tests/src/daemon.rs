@@ -15,6 +15,8 @@ pub trait Daemon: Sized {
     const PREPENDS_ANY: bool = true;
     /// Whether it finds AS numbers of four octets in AS4_PATH when its session has none (RFC 6793).
     const MERGES_AS4_PATH: bool = true;
+    /// Whether it reads our AS number of four octets in our OPEN though it offers none itself.
+    const READS_FOUR_OCTETS: bool = true;
     /// Whether it marks where routes that were asked for begin and end (RFC 7313).
     const ENHANCED_REFRESH: bool = false;
     /// Whether an eBGP session carries its routes of the family that the session does not run over

@@ -16,6 +16,7 @@ pub struct ExaBgp {
 }
 
 impl Daemon for ExaBgp {
+    const READS_FOUR_OCTETS: bool = false;
     // A text makes it answer with an error of its own: it adds octets and a string.
     const READS_SHUTDOWN_TEXT: bool = false;
 

@@ -105,6 +105,11 @@ async fn old_speaker() {
 }
 
 #[tokio::test]
+async fn old_speaker_of_our_as() {
+    interop::sessions::old_speaker_of_our_as::<ExaBgp>(ebgp()).await;
+}
+
+#[tokio::test]
 async fn extended_messages() {
     interop::transit::long_route::<ExaBgp>(Setup { extended_messages: true, ..ebgp() }).await;
 }

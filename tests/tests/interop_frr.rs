@@ -129,6 +129,11 @@ async fn old_speaker() {
 }
 
 #[tokio::test]
+async fn old_speaker_of_our_as() {
+    interop::sessions::old_speaker_of_our_as::<Frr>(ebgp()).await;
+}
+
+#[tokio::test]
 async fn extended_next_hop() {
     interop::exchange::<Frr>(Setup { extended_next_hop: true, ..over_ipv6() }).await;
 }

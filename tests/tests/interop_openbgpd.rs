@@ -113,6 +113,11 @@ async fn old_speaker() {
 }
 
 #[tokio::test]
+async fn old_speaker_of_our_as() {
+    interop::sessions::old_speaker_of_our_as::<OpenBgpd>(ebgp()).await;
+}
+
+#[tokio::test]
 async fn reflects() {
     interop::transit::reflects::<OpenBgpd>(ibgp()).await;
 }

@@ -180,6 +180,29 @@ pub async fn their_prefix_limit<D: Daemon>(setup: Setup) {
 
 /// FRR looks at its limit before it counts a prefix.
 const FAR_TOO_MANY: [&str; 3] = ["10.1.0.0/26", "10.1.0.64/26", "10.1.0.128/26"];
+/// Our AS number has four octets and the daemon is an OLD speaker (RFC 6793): in our OPEN and our
+/// AS_PATH stands AS_TRANS, and the number itself in a capability and in AS4_PATH, for who reads
+/// these all the same.
+pub async fn old_speaker_of_our_as<D: Daemon>(setup: Setup) {
+    let link = Link::new();
+    let our_asn = if D::READS_FOUR_OCTETS { OUR_ASN } else { AS_TRANS };
+    let setup = Setup { four_octet_as: false, our_asn, ..setup };
+    let setup = setup.announcing(&LIMITED);
+    let daemon = D::start(&link, &setup);
+    let mut config = us::config(&[&setup], &OURS);
+    config.asn = OUR_ASN;
+    let mut us = Us::with(config, SpeakerOptions::default());
+    us.until_routes(&LIMITED).await;
+    let negotiated = us.until_established().await.negotiated.expect("an established session");
+    assert!(!negotiated.four_octet_as);
+    let learned = daemon.until_learned(OURS[0]).await;
+    let seen = if D::MERGES_AS4_PATH { OUR_ASN } else { AS_TRANS };
+    assert_eq!(learned.as_path, seen.to_string(), "{learned:?}");
+}
+
+/// What stands for an AS number of four octets where there is only room for two.
+pub const AS_TRANS: u32 = 23456;
+const OUR_ASN: u32 = 4_200_000_001;
 /// Of one family, as a limit counts.
 const LIMITED: [&str; 2] = ["10.2.0.0/24", "10.2.1.0/24"];
 const PASSWORD_ERROR: &str = "password differs or missing";

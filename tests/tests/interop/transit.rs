@@ -6,6 +6,8 @@ use cairn_tests::daemon::{Announced, Daemon, Learned, Setup, Transport};
 use cairn_tests::link::{Link, PATIENCE, POLL_PAUSE};
 use cairn_tests::us::{self, Us};
 
+use super::sessions::AS_TRANS;
+
 /// Between the daemon and a BIRD in another AS, both ways: our AS is in front, the next hop is ours,
 /// communities of both kinds stay. With an OLD speaker (RFC 6793) AS numbers of four octets survive
 /// in AS4_PATH.
@@ -139,6 +141,3 @@ pub async fn long_route<D: Daemon>(setup: Setup) {
     let snapshot = us.handle.snapshot().await.expect("the speaker runs");
     assert!(snapshot.peers.values().all(|peer| peer.established_count == 1), "{snapshot:#?}");
 }
-
-/// What stands for an AS number of four octets where there is only room for two.
-const AS_TRANS: u32 = 23456;
