@@ -22,7 +22,7 @@ export PATH="$directory/bin:$PATH"
 need cc gcc "linking, and AFL++'s runtime"
 need make make "building AFL++"
 install_missing
-if [ "$(cargo-afl --version 2>/dev/null | awk '{print $NF}')" != "$AFL" ]; then
+if [ "$(cargo afl --version 2>/dev/null | awk '{print $2}')" != "$AFL" ]; then
   echo "installing cargo-afl $AFL with AFL++ into $directory (compiles for about three minutes)"
   CARGO_TARGET_DIR="$directory/build" \
     cargo install --locked --root "$directory" "cargo-afl@$AFL"

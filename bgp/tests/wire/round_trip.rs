@@ -3,13 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use cairn_bgp::prefix::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
 use cairn_bgp::wire::{
-    AddPathMode, Announcements, Capability, Community, EncodeError, ExtendedNextHop,
-    GracefulRestart, GracefulRestartFamily, LargeCommunity, MESSAGE_OCTETS_MAX, MessageFormat,
-    NextHop, Notification, NotificationError, Open, Origin, PathAttributes, RefreshKind,
-    RouteRefresh, SessionSort, UpdateBody, UpdateContext, Withdrawals,
+    AddPathMode, Announcements, Capability, Community, EncodeError, ExtendedNextHop, Frame,
+    GracefulRestart, GracefulRestartFamily, LargeCommunity, MESSAGE_OCTETS_MAX,
+    MESSAGE_OCTETS_MAX_EXTENDED, MessageFormat, NextHop, Notification, NotificationError, Open,
+    Origin, PathAttributes, RefreshKind, RouteRefresh, SessionSort, UpdateBody, UpdateContext,
+    Withdrawals,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -225,6 +226,79 @@ fn a_route_too_large_for_the_peer_is_an_error() {
     let EncodeError::TooLarge { octets, octets_max: 4096 } = error else { panic!("{error}") };
     assert!(octets > 4096);
     assert_eq!(encode(MessageFormat { octets_max: 65_535, ..format }, &larger), Ok(1));
+}
+
+/// RFC 8654: messages are filled up to the last octet that both sides agreed on, and read again.
+#[test]
+fn extended_messages_are_written_and_read_in_full() {
+    let attributes = PathAttributes::originated(Origin::Igp);
+    let v4 = NextHop::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
+    let v6 = NextHop::new(IpAddr::V6(Ipv6Addr::from_bits(0x2001 << 112 | 1)));
+    let host4 = |n: u32| Prefix::V4(Ipv4Prefix::new(0x0a00_0000 | n, 32).unwrap());
+    let host6 =
+        |n: u32| Prefix::V6(Ipv6Prefix::new(0x2001_0db8 << 96 | u128::from(n), 128).unwrap());
+    for octets_max in [MESSAGE_OCTETS_MAX, MESSAGE_OCTETS_MAX_EXTENDED] {
+        let format = MessageFormat { octets_max, as4: true, extended_next_hop: false };
+        for (family, next_hop, prefixes) in [
+            (Family::Ipv4Unicast, v4, (0..30_000).map(host4).collect::<Vec<_>>()),
+            (Family::Ipv6Unicast, v6, (0..9_000).map(host6).collect()),
+        ] {
+            let announced =
+                Announcements::new(format, family, &attributes, next_hop, prefixes.clone())
+                    .unwrap();
+            let announced = announced.map(|message| message.bytes).collect::<Vec<_>>();
+            let withdrawn = Withdrawals::new(format, family, prefixes.clone()).collect::<Vec<_>>();
+            for (messages, are_withdrawn) in [(announced, false), (withdrawn, true)] {
+                let largest = messages.iter().map(Bytes::len).max().unwrap();
+                assert!(largest <= octets_max && largest > octets_max - 17, "{largest}");
+                // Through the framing, as a peer that agreed reads them; another one refuses.
+                let mut stream = BytesMut::from(messages.concat().as_slice());
+                let mut read = Vec::new();
+                while let Some(frame) = Frame::split(&mut stream, octets_max).unwrap() {
+                    let update = UpdateBody::split(&frame.body).unwrap().decode(&IBGP).unwrap();
+                    assert_eq!(update.errors, []);
+                    match are_withdrawn {
+                        true => read.extend(update.withdrawn()),
+                        false => read.extend(update.announcements().flat_map(|a| a.prefixes)),
+                    }
+                }
+                assert!(stream.is_empty() && read == prefixes);
+                let long = messages.iter().any(|message| message.len() > MESSAGE_OCTETS_MAX);
+                assert_eq!(long, octets_max > MESSAGE_OCTETS_MAX);
+                let mut stream = BytesMut::from(messages.concat().as_slice());
+                assert_eq!(Frame::split(&mut stream, MESSAGE_OCTETS_MAX).is_err(), long);
+            }
+        }
+    }
+}
+
+/// RFC 9072: the form follows from how much there is to say, and each is read again. An OPEN stays
+/// within 4,096 octets whatever it should say (RFC 8654 section 4).
+#[test]
+fn opens_of_both_forms() {
+    let unknown = |octets: usize| Capability::Unknown { code: 200, value: vec![7; octets].into() };
+    let open = |capabilities| Open {
+        asn: 65001,
+        hold_time_secs: 90,
+        router_id: Ipv4Addr::new(10, 0, 0, 1),
+        capabilities,
+    };
+    // The head of an extended form: both lengths 255 in front of 16 bits.
+    let is_extended = |octets: &[u8]| octets.get(28..30) == Some(&[255, 255]);
+    for (capabilities, extended, octets) in [
+        (vec![], false, 29),
+        (vec![unknown(250)], false, 29 + 2 + 252),
+        (vec![unknown(251)], true, 29 + 6 + 253),
+        (vec![unknown(255); 15], true, 29 + 6 + 15 * 257),
+    ] {
+        let open = open(capabilities);
+        let message = open.encode();
+        assert_eq!((is_extended(&message), message.len()), (extended, octets));
+        assert_eq!(Open::decode(&message[19..]), Ok(open));
+    }
+    let message = open(vec![unknown(255); 40]).encode();
+    assert!(message.len() <= MESSAGE_OCTETS_MAX);
+    assert_eq!(Open::decode(&message[19..]).unwrap().capabilities.len(), 15);
 }
 
 #[test]
