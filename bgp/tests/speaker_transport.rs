@@ -148,7 +148,7 @@ async fn a_changed_password_is_set_on_the_live_connection() {
     let (mut a, mut b) = net.pair(65001, 65001);
     for config in [&mut a.config, &mut b.config] {
         sign(config, "one");
-        config.peers.values_mut().for_each(|peer| peer.hold_time_secs = 3);
+        config.peers.values_mut().for_each(|peer| peer.hold_time_secs = 6);
     }
     let (a, b) = (Node::start(a), Node::start(b));
     until_established(&a).await;
@@ -170,7 +170,7 @@ async fn a_changed_password_is_set_on_the_live_connection() {
     b.handle.apply(config_b).expect("a valid configuration");
     until("the route has come", async || received().await == 1).await;
     // Longer than the hold time: KEEPALIVEs pass in both directions.
-    settled(Duration::from_secs(4)).await;
+    settled(Duration::from_secs(7)).await;
     assert_eq!(connection_ports(&a), before, "the same connection");
     for node in [&a, &b] {
         let snapshot = node.handle.snapshot().await.expect("it runs");
@@ -243,11 +243,11 @@ async fn a_peer_that_reads_nothing_is_given_up() {
     until_established(&b).await;
     let started = std::time::Instant::now();
     // Twice the hold time is the least.
-    while peer.try_send(&keepalive()).await && started.elapsed() < Duration::from_secs(12) {
+    while peer.try_send(&keepalive()).await && started.elapsed() < PATIENCE {
         settled(Duration::from_millis(200)).await;
     }
     let took = started.elapsed();
-    assert!(took > Duration::from_secs(6) && took < Duration::from_secs(12), "{took:?}");
+    assert!(took > Duration::from_secs(6) && took < PATIENCE, "{took:?}");
     until_last_error(&b, "send hold time").await;
 }
 
@@ -293,3 +293,6 @@ async fn a_lost_carrier_takes_the_routes_of_peers_on_that_link_at_once() {
     fib.until_exactly(&["10.1.0.0/26"]).await;
     assert_eq!(state().await.0, SessionState::Established, "a new session");
 }
+
+/// Only a failing test takes it.
+const PATIENCE: Duration = Duration::from_secs(60);
