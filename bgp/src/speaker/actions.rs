@@ -4,10 +4,10 @@ use std::time::SystemTime;
 
 use crate::prefix::Families;
 use crate::rib::PeerSession;
-use crate::session::{Action, DownReason, Event, Message, SessionState};
+use crate::session::{Action, DownReason, Event, LeftOut, Message, SessionState};
 use crate::status::{SessionChange, WatchEvent};
 use crate::stream::FaultyMessage;
-use crate::wire::keepalive;
+use crate::wire::{end_of_rib, keepalive};
 
 use super::connection::Connection;
 use super::owner::{Input, InputKind, Owner, PeerKey, now};
@@ -132,6 +132,15 @@ impl Owner {
                         asn = peer.config.asn,
                         "session established"
                     );
+                    // The peer takes such a family for one in use and waits for the end of its routes
+                    // (RFC 4724 section 4.1), of which there are none.
+                    for (family, why) in &established.left_out {
+                        if *why == LeftOut::NoExtendedNextHop
+                            && let Some(connection) = peer.connections.get(&established.connection)
+                        {
+                            connection.send(end_of_rib(*family));
+                        }
+                    }
                     self.rib.peer_up(peer.rib_id, PeerSession::new(&established));
                     self.update_room(key);
                 }
