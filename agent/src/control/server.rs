@@ -27,7 +27,7 @@ pub struct Service {
     pub disabled: Arc<DisabledPeers>,
 }
 
-/// Answers connections for ever, each on its own and [`CONNECTIONS_MAX`] at once.
+/// Answers connections for ever, each on its own, some at once and the others refused.
 pub async fn serve(listener: UnixListener, service: Arc<Service>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
