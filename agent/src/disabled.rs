@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug)]
 pub struct DisabledPeers {
     path: PathBuf,
+    /// Whose turn it is to change something: file and speaker are changed in the same order.
+    turn: tokio::sync::Mutex<()>,
     /// Held while the file is written; who only reads `state` never waits for the disk.
     writing: Mutex<()>,
     state: Mutex<State>,
@@ -51,7 +53,12 @@ impl DisabledPeers {
                 State { names: BTreeSet::new(), problem: Some(problem) }
             }
         };
-        DisabledPeers { path, writing: Mutex::new(()), state: Mutex::new(state) }
+        DisabledPeers {
+            path,
+            turn: tokio::sync::Mutex::default(),
+            writing: Mutex::new(()),
+            state: Mutex::new(state),
+        }
     }
 
     /// Their names, of configured peers or not.
@@ -62,6 +69,12 @@ impl DisabledPeers {
     /// What is wrong with the file.
     pub fn problem(&self) -> Option<String> {
         self.state().problem.clone()
+    }
+
+    /// Waits until nobody else changes anything; whoever does so keeps the guard until the speaker
+    /// has heard of it, too.
+    pub async fn turn(&self) -> tokio::sync::MutexGuard<'_, ()> {
+        self.turn.lock().await
     }
 
     /// Remembers whether `peer` is enabled; on the disk when it returns. Not for the thread of the

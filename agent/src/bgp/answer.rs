@@ -184,6 +184,7 @@ async fn set_enabled(
     answer: &mut Answer<'_>,
 ) -> Result<(), Broken> {
     let (peer, _) = named(&speaker.snapshot().await?, peer)?;
+    let _turn = disabled.turn().await;
     let (name, disabled) = (Arc::clone(&peer), Arc::clone(disabled));
     let remembered = tokio::task::spawn_blocking(move || disabled.remember(&name, enabled)).await;
     let failed = match remembered {

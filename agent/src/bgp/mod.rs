@@ -179,11 +179,12 @@ fn show<T: DeserializeOwned + Serialize>(
 ) -> anyhow::Result<()> {
     let at_once = ask == Ask::Watch;
     let mut out = io::BufWriter::new(io::stdout().lock());
-    let records = control::ask::<T>(run_dir, ask)?;
-    if output == Format::Text {
-        out.write_all(head.as_bytes())?;
-    }
-    for record in records {
+    // A refusal stands alone.
+    let mut head = Some(head).filter(|_| output == Format::Text);
+    for record in control::ask::<T>(run_dir, ask)? {
+        if record.is_ok() {
+            out.write_all(head.take().unwrap_or_default().as_bytes())?;
+        }
         match record {
             Ok(record) if output == Format::Json => {
                 serde_json::to_writer(&mut out, &record).map_err(io::Error::from)?;
@@ -200,6 +201,7 @@ fn show<T: DeserializeOwned + Serialize>(
             out.flush()?;
         }
     }
+    out.write_all(head.unwrap_or_default().as_bytes())?;
     Ok(out.flush()?)
 }
 

@@ -32,7 +32,9 @@ pub fn json(site: &Site, run_dir: &str, words: &[&str]) -> Vec<Value> {
 
 /// What it says when it refuses.
 pub fn refused(site: &Site, run_dir: &str, words: &[&str]) -> String {
-    crate::site::refusal(&bgp(site, run_dir, words))
+    let output = bgp(site, run_dir, words);
+    assert!(output.stdout.is_empty(), "a refusal stands alone");
+    crate::site::refusal(&output)
 }
 
 /// Waits until the only peer that `words` name is as wanted.
