@@ -129,6 +129,11 @@ impl Ipv4Prefix {
         Some(Ipv4Prefix { addr: addr & mask, len })
     }
 
+    /// The prefix of one address.
+    pub const fn host(addr: u32) -> Ipv4Prefix {
+        Ipv4Prefix { addr, len: 32 }
+    }
+
     /// The network address in host byte order.
     pub const fn addr(self) -> u32 {
         self.addr
@@ -150,6 +155,11 @@ impl Ipv6Prefix {
         let mask = if len == 0 { 0 } else { u128::MAX << (128 - len) };
         let addr = addr & mask;
         Some(Ipv6Prefix { addr: [(addr >> 64) as u64, addr as u64], len })
+    }
+
+    /// The prefix of one address.
+    pub const fn host(addr: u128) -> Ipv6Prefix {
+        Ipv6Prefix { addr: [(addr >> 64) as u64, addr as u64], len: 128 }
     }
 
     /// The network address in host byte order.
@@ -204,6 +214,14 @@ impl Prefix {
         match self {
             Prefix::V4(p) => IpAddr::V4(Ipv4Addr::from_bits(p.addr())),
             Prefix::V6(p) => IpAddr::V6(Ipv6Addr::from_bits(p.addr())),
+        }
+    }
+
+    /// The prefix of one address.
+    pub const fn host(address: IpAddr) -> Prefix {
+        match address {
+            IpAddr::V4(address) => Prefix::V4(Ipv4Prefix::host(address.to_bits())),
+            IpAddr::V6(address) => Prefix::V6(Ipv6Prefix::host(address.to_bits())),
         }
     }
 

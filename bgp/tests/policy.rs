@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use cairn_bgp::policy::{
-    Action, Changes, Decision, Match, Policy, PrefixList, PrefixRange, Prepend, RouteSort,
-    RouteView, Rule, RuleRef, Verdict, evaluate_all,
+    Action, AsPathPattern, AsPathPatternError, Changes, CommunityChange, ExtendedCommunity, Match,
+    MedChange, Policy, PrefixList, PrefixRange, Prepend, RouteSort, RouteView, Rule, RuleRef,
+    decide, decide_import,
 };
 use cairn_bgp::prefix::{Ipv4Prefix, Ipv6Prefix, Prefix};
-use cairn_bgp::wire::{Community, LargeCommunity, Origin, PathAttributes};
+use cairn_bgp::wire::{Community, LargeCommunity, NextHop, Origin, PathAttributes};
 use proptest::prelude::*;
 
 #[test]
@@ -20,7 +21,9 @@ fn conditions() {
         .prepend(65001, 2)
         .add_communities(&[Community(7), Community::NO_EXPORT])
         .add_large_communities(&[large])
+        .add_values(&[extended("rt:65000:1")])
         .build();
+    let pattern = |text| Some(AsPathPattern::new(text).expect("an expression"));
     let list = |entry| Some([entry].into_iter().collect::<PrefixList>());
     let all = Match::default();
     #[rustfmt::skip]
@@ -41,6 +44,16 @@ fn conditions() {
         ("origin AS is not the neighbour", Match { origin_as: vec![65001], ..all.clone() }, false),
         ("path length", Match { as_path_len_max: Some(3), ..all.clone() }, true),
         ("path too long", Match { as_path_len_max: Some(2), ..all.clone() }, false),
+        ("path long enough", Match { as_path_len_min: Some(3), ..all.clone() }, true),
+        ("path too short", Match { as_path_len_min: Some(4), ..all.clone() }, false),
+        ("path expression", Match { as_path: pattern("^65001_.*_65010$"), ..all.clone() }, true),
+        ("other path expression", Match { as_path: pattern("^65010_"), ..all.clone() }, false),
+        ("extended community", Match { extended_communities: vec![extended("rt:65000:1")], ..all.clone() }, true),
+        ("other extended community", Match { extended_communities: vec![extended("ro:65000:1")], ..all.clone() }, false),
+        ("peer", Match { peers: vec!["p1".into(), "p2".into()], ..all.clone() }, true),
+        ("other peer", Match { peers: vec!["p1".into()], ..all.clone() }, false),
+        ("next hop", Match { next_hops: list(PrefixRange::within("192.0.2.0/24".parse().unwrap())), ..all.clone() }, true),
+        ("other next hop", Match { next_hops: list(PrefixRange::within("192.0.3.0/24".parse().unwrap())), ..all.clone() }, false),
         ("all together", Match { sorts: vec![RouteSort::Ebgp], origin_as: vec![1], ..all.clone() }, false),
     ];
     for (name, matches, holds) in rows {
@@ -48,6 +61,12 @@ fn conditions() {
     }
     let originated = Match { neighbour_as: vec![0], ..all };
     assert!(!originated.holds(&route("10.1.0.0/16", &plain)), "an empty path has no neighbour");
+    let anywhere = PrefixRange::within("0.0.0.0/0".parse().unwrap());
+    let view = RouteView { peer: None, next_hop: None, ..route("10.1.0.0/16", &plain) };
+    let from_somewhere = Match { next_hops: list(anywhere), ..Match::default() };
+    assert!(!from_somewhere.holds(&view), "what originates here has no next hop");
+    let of_peer = Match { peers: vec!["".into()], ..Match::default() };
+    assert!(!of_peer.holds(&view), "and no peer");
 }
 
 #[test]
@@ -70,44 +89,202 @@ fn the_first_rule_that_matches_decides() {
         ("192.168.1.0/24", Action::Accept, Some(("second", 0))),
         ("172.16.0.0/12", Action::Reject, None),
     ] {
-        let decision = evaluate_all(&policies, Action::Reject, &route(prefix, &attributes));
+        let decision = decide(&policies, Action::Reject, &route(prefix, &attributes));
         let by = by.map(|(policy, rule)| RuleRef { policy: policy.into(), rule });
-        assert_eq!(decision, Decision { action, attributes: None, by }, "{prefix}");
+        let said = decision.by.map(|by| by.to_ref());
+        assert_eq!((decision.action, said), (action, by), "{prefix}");
     }
-    let decision = evaluate_all(&[], Action::Accept, &route("10.0.0.0/8", &attributes));
-    assert_eq!(decision, Decision { action: Action::Accept, attributes: None, by: None });
+    let decision = decide(&[], Action::Accept, &route("10.0.0.0/8", &attributes));
+    assert!(decision.action == Action::Accept && decision.by.is_none());
     assert_eq!(RuleRef { policy: "tor-in".into(), rule: 2 }.to_string(), "tor-in rule 2");
 }
 
+/// A rule for everything never takes over all of a host's traffic.
 #[test]
-fn changes_apply_to_what_is_accepted() {
-    let large = LargeCommunity { global: 1, local1: 2, local2: 3 };
-    let set = Changes {
-        local_pref: Some(200),
-        med: Some(5),
-        remove_communities: vec![Community(1)],
-        add_communities: vec![Community(2)],
-        add_large_communities: vec![large],
-        prepend: Some(Prepend { asn: 65000, times: 2 }),
+fn a_default_route_comes_in_only_by_a_rule_that_names_it() {
+    let rule = |prefixes: &[PrefixRange], action| Rule {
+        matches: Match {
+            prefixes: (!prefixes.is_empty()).then(|| prefixes.iter().copied().collect()),
+            ..Match::default()
+        },
+        action,
+        set: Changes::default(),
     };
-    let rule = |action| Rule { matches: Match::default(), action, set: set.clone() };
+    let default = range("0.0.0.0/0", None, None);
+    let any_length = range("0.0.0.0/0", None, Some(32));
+    let elsewhere = range("10.0.0.0/8", None, Some(32));
+    let (accept, reject) = (Action::Accept, Action::Reject);
+    let attributes = PathAttributes::originated(Origin::Igp);
+    for (name, rules, by) in [
+        ("accept everything", vec![rule(&[], accept)], None),
+        ("elsewhere", vec![rule(&[elsewhere], accept)], None),
+        ("named", vec![rule(&[default], accept)], Some(0)),
+        ("named as the beginning of a range", vec![rule(&[any_length], accept)], Some(0)),
+        ("named later", vec![rule(&[], accept), rule(&[default], accept)], Some(1)),
+        ("rejected with all", vec![rule(&[], reject), rule(&[default], accept)], Some(0)),
+        (
+            "named in a range that leaves it out",
+            vec![rule(&[range("0.0.0.0/0", Some(1), None)], accept)],
+            None,
+        ),
+    ] {
+        let policies = [policy("p", rules)];
+        let decision = decide_import(&policies, Action::Reject, &route("0.0.0.0/0", &attributes));
+        assert_eq!(decision.by.map(|by| by.index), by, "{name}");
+    }
+    let all = [policy("p", vec![rule(&[], accept)])];
+    let view = route("10.0.0.0/8", &attributes);
+    assert!(decide_import(&all, Action::Reject, &view).by.is_some(), "all but default routes");
+    let view = route("0.0.0.0/0", &attributes);
+    assert!(
+        decide(&all, Action::Reject, &view).by.is_some(),
+        "going out it is a prefix like others"
+    );
+}
+
+#[test]
+fn what_a_rule_sets() {
     let start = PathAttributes::originated(Origin::Igp);
-    let attributes = start.edit().prepend(65001, 1).add_communities(&[Community(1)]).build();
-    let route = route("10.0.0.0/8", &attributes);
-    let Verdict::Accept { rule: 0, attributes: Some(changed) } =
-        policy("p", vec![rule(Action::Accept)]).evaluate(&route)
-    else {
-        panic!("not accepted with changes");
+    let (one, two) = (Community(1), Community(2));
+    let large = |local2| LargeCommunity { global: 1, local1: 2, local2 };
+    let (rt, ro) = (extended("rt:65000:1"), extended("ro:65000:1"));
+    let attributes = start
+        .edit()
+        .prepend(65001, 1)
+        .med(Some(9))
+        .add_communities(&[one, two])
+        .add_values(&[rt])
+        .add_large_communities(&[large(1)])
+        .build();
+    let all = Changes::default();
+    let change = |replace: Option<Vec<Community>>, remove, add| Changes {
+        communities: CommunityChange { replace, remove, add },
+        ..Changes::default()
     };
-    assert_eq!((changed.local_pref(), changed.med()), (Some(200), Some(5)));
-    assert_eq!(changed.communities().collect::<Vec<_>>(), [Community(2)]);
-    assert_eq!(changed.large_communities().collect::<Vec<_>>(), [large]);
-    assert_eq!(changed.as_path().to_string(), "65000 65000 65001");
-    let rejected = policy("p", vec![rule(Action::Reject)]).evaluate(&route);
-    assert_eq!(rejected, Verdict::Reject { rule: 0 });
-    // A change that changes nothing keeps the attributes shared.
-    let same = Changes { remove_communities: vec![Community(9)], ..Changes::default() };
-    assert_eq!(same.apply(&attributes), None);
+    let edit = |f: &dyn Fn(&mut cairn_bgp::wire::AttributesBuilder<'_>)| {
+        let mut builder = attributes.edit();
+        f(&mut builder);
+        Some(builder.build())
+    };
+    #[rustfmt::skip]
+    let rows = [
+        ("nothing", all.clone(), None),
+        ("local pref", Changes { local_pref: Some(200), ..all.clone() }, edit(&|b| { b.local_pref(Some(200)); })),
+        ("MED", Changes { med: Some(MedChange::Set(5)), ..all.clone() }, edit(&|b| { b.med(Some(5)); })),
+        ("no MED", Changes { med: Some(MedChange::Remove), ..all.clone() }, edit(&|b| { b.med(None); })),
+        ("the same MED", Changes { med: Some(MedChange::Set(9)), ..all.clone() }, None),
+        ("a community more", change(None, vec![], vec![Community(3)]), edit(&|b| { b.add_communities(&[Community(3)]); })),
+        ("a known community", change(None, vec![], vec![two]), None),
+        ("a community less", change(None, vec![one], vec![]), edit(&|b| { b.remove_communities(&[one]); })),
+        ("an unknown community less", change(None, vec![Community(9)], vec![]), None),
+        ("others in their place", change(Some(vec![Community(7)]), vec![], vec![]), edit(&|b| { b.remove_communities(&[one, two]).add_communities(&[Community(7)]); })),
+        ("none in their place", change(Some(vec![]), vec![], vec![]), edit(&|b| { b.remove_communities(&[one, two]); })),
+        ("replaced, removed, added", change(Some(vec![one, two]), vec![two], vec![Community(3)]), edit(&|b| { b.remove_communities(&[two]).add_communities(&[Community(3)]); })),
+        ("extended", Changes { extended_communities: CommunityChange { replace: None, remove: vec![rt], add: vec![ro] }, ..all.clone() }, edit(&|b| { b.replace_values(&[ro]); })),
+        ("large", Changes { large_communities: CommunityChange::add([large(2)]), ..all.clone() }, edit(&|b| { b.add_large_communities(&[large(2)]); })),
+        ("prepend", Changes { prepend: Some(Prepend { asn: 65000, times: 2 }), ..all }, edit(&|b| { b.prepend(65000, 2); })),
+    ];
+    for (name, set, expected) in rows {
+        assert_eq!(set.apply(&attributes), expected, "{name}");
+    }
+    let gone = change(Some(vec![]), vec![], vec![]).apply(&attributes).expect("a change");
+    assert_eq!(gone.value(8), None, "an attribute without a value is none");
+}
+
+#[test]
+fn communities_as_people_write_them() {
+    for (text, value) in [
+        ("65000:1", 65000 << 16 | 1),
+        ("0:0", 0),
+        ("no-export", 0xffff_ff01),
+        ("graceful-shutdown", 0xffff_0000),
+        ("blackhole", 0xffff_029a),
+    ] {
+        assert_eq!(text.parse(), Ok(Community(value)), "{text}");
+    }
+    for text in ["65536:1", "1", "a:b", "1:2:3", "+1:2", "", ":", "NO_EXPORT"] {
+        assert!(text.parse::<Community>().is_err(), "{text}");
+    }
+    assert_eq!("1:2:3".parse(), Ok(LargeCommunity { global: 1, local1: 2, local2: 3 }));
+    for text in ["1:2", "1:2:3:4", "4294967296:1:1", "a:1:1", "1::1"] {
+        assert!(text.parse::<LargeCommunity>().is_err(), "{text}");
+    }
+    for (text, value) in [
+        ("rt:65000:1", 0x0002_fde8_0000_0001),
+        ("rt:65000:4294967295", 0x0002_fde8_ffff_ffff),
+        ("ro:4200000000:7", 0x0203_fa56_ea00_0007),
+        ("rt:192.0.2.1:5", 0x0102_c000_0201_0005),
+        ("4300000000000001", 0x4300_0000_0000_0001),
+    ] {
+        assert_eq!(text.parse(), Ok(ExtendedCommunity(value)), "{text}");
+        assert_eq!(ExtendedCommunity(value).to_string(), text);
+    }
+    for text in [
+        "rt:65000",
+        "xx:1:1",
+        "rt:4200000000:65536",
+        "430000000000001",
+        "rt:192.0.2.1:65536",
+        "0x43:1",
+    ] {
+        assert!(text.parse::<ExtendedCommunity>().is_err(), "{text}");
+    }
+}
+
+/// What operators know from their routers.
+#[test]
+fn expressions_over_as_paths() {
+    let path = |asns: &[u32]| {
+        let plain = PathAttributes::originated(Origin::Igp);
+        let mut builder = plain.edit();
+        for asn in asns.iter().rev() {
+            builder.prepend(*asn, 1);
+        }
+        builder.build()
+    };
+    let long: Vec<u32> = (0..4000).map(|n| 65001 + n % 3).collect();
+    #[rustfmt::skip]
+    let rows: [(&str, &[u32], bool); 20] = [
+        ("^$", &[], true),
+        ("^$", &[65001], false),
+        (".*", &[], true),
+        ("_65001_", &[65001], true),
+        ("_65001_", &[1, 65001, 2], true),
+        ("_65001_", &[165001], false),
+        ("_65001_", &[650010], false),
+        ("^65001_", &[65001, 65002], true),
+        ("^65001_", &[650012], false),
+        ("^65001_", &[1, 65001], false),
+        ("_65002$", &[65001, 65002], true),
+        ("_65002$", &[65002, 65001], false),
+        ("^65001( 65001)*$", &[65001, 65001, 65001], true),
+        ("^(65001|65002)_65003$", &[65002, 65003], true),
+        ("^[0-9]+$", &[65001], true),
+        ("^[0-9]+$", &[65001, 2], false),
+        ("^([0-9]+_){2,3}$", &[1, 2, 3], true),
+        ("^([0-9]+_){2,3}$", &[1, 2, 3, 4], false),
+        ("_4200000000_", &[4_200_000_000], true),
+        ("^((65001|65002|65003)_?)*$", &long, true),
+    ];
+    for (text, asns, expected) in rows {
+        let pattern = AsPathPattern::new(text).expect("an expression");
+        assert_eq!(
+            pattern.matches(path(asns).as_path()),
+            expected,
+            "{text} on {} ASes",
+            asns.len()
+        );
+    }
+    for (text, error) in [
+        ("65001a", AsPathPatternError::Character('a')),
+        ("(?i)1", AsPathPatternError::Character('i')),
+        (&"1".repeat(257), AsPathPatternError::TooLong),
+    ] {
+        assert_eq!(AsPathPattern::new(text), Err(error), "{text}");
+    }
+    for text in ["(", "[", "*", "1{2,1}", "((((1{99}){99}){99}){99})"] {
+        assert!(matches!(AsPathPattern::new(text), Err(AsPathPatternError::Syntax(_))), "{text}");
+    }
 }
 
 #[test]
@@ -161,8 +338,17 @@ fn range(prefix: &str, ge: Option<u8>, le: Option<u8>) -> PrefixRange {
 }
 
 fn route<'a>(prefix: &str, attributes: &'a PathAttributes) -> RouteView<'a> {
-    let sort = RouteSort::Ebgp;
-    RouteView { prefix: prefix.parse().unwrap(), sort, next_hop: None, attributes }
+    RouteView {
+        prefix: prefix.parse().unwrap(),
+        sort: RouteSort::Ebgp,
+        peer: Some("p2"),
+        next_hop: Some(NextHop::new("192.0.2.9".parse().unwrap())),
+        attributes,
+    }
+}
+
+fn extended(text: &str) -> ExtendedCommunity {
+    text.parse().unwrap()
 }
 
 /// Few distinct addresses, so that entries and prefixes meet.

@@ -1,12 +1,21 @@
 //! Which routes go to an update group, and in what form.
+//!
+//! ```text
+//! best path ─► may it go there (scope, reflection, communities) ─► MED and private AS numbers out
+//!   ─► policy ─► what every session of the group's sort changes (GroupKey::path) ─► wire
+//! ```
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use crate::config::{ExportScope, NextHopMode};
-use crate::policy::{self, Action, Policy, RouteSort, RouteView};
+use crate::policy::{
+    self, Action, DecidingRule, Decision, NextHopChange, Policy, RouteSort, RouteView, Rule,
+    RuleRef,
+};
 use crate::prefix::Prefix;
-use crate::wire::{MessageFormat, PathAttributes, SessionSort};
+use crate::wire::{AttributesBuilder, Community, MessageFormat, PathAttributes, SessionSort};
 
 use super::attributes::{CommunityScope, Interner, RouteAttributes};
 use super::peer::{Peer, PeerId, PeerSession, Peers};
@@ -24,7 +33,18 @@ pub(crate) struct GroupKey {
     pub(crate) format: MessageFormat,
     /// Own next hops of IPv4 routes are IPv6 addresses (RFC 8950).
     pub(crate) ipv4_via_ipv6: bool,
+    pub(crate) private_as: PrivateAs,
+    pub(crate) graceful_shutdown: bool,
     pub(crate) export: Vec<Arc<Policy>>,
+}
+
+/// What becomes of private AS numbers (RFC 6996) in AS_PATH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum PrivateAs {
+    Kept,
+    Removed,
+    /// The peer's own number stays, or the peer could not see that a route is its own.
+    RemovedBut(u32),
 }
 
 /// What export has to look up.
@@ -36,113 +56,259 @@ pub(crate) struct ExportContext<'a> {
     pub(crate) deferring: bool,
 }
 
-/// The last route judged, for [`GroupKey::export_cached`]: good as long as nothing else changes.
-#[derive(Debug, Default)]
+/// The form in which a route goes to a group, before what every session of its sort changes.
+#[derive(Clone, Debug)]
 pub(crate) struct Exported {
-    /// Where its attributes lie and who gave it.
-    last: Option<(usize, PeerId)>,
-    result: Option<Arc<RouteAttributes>>,
+    pub(crate) attributes: Arc<RouteAttributes>,
+    /// Its next hop is our own address on each session.
+    pub(crate) own_next_hop: bool,
+}
+
+/// What a route has become for one group: those of one UPDATE follow each other with equal
+/// attributes. Good as long as nothing else changes.
+#[derive(Debug)]
+pub(crate) struct Memo {
+    /// Policy says the same of all prefixes.
+    settles: bool,
+    last: Option<MemoEntry>,
+}
+
+#[derive(Debug)]
+struct MemoEntry {
+    source: PeerId,
+    /// Held, so that its address is nobody else's.
+    used: Arc<RouteAttributes>,
+    stripped: Option<PathAttributes>,
+    /// By the rule that decided: its address, 0 for none.
+    exported: Option<(usize, Exported)>,
+    /// What all prefixes come to.
+    settled: Option<Option<Exported>>,
+}
+
+/// Why a route goes to a peer, or why not.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ExportVerdict {
+    /// No policy decided, and routes pass to this peer by default.
+    AnnouncedByDefault,
+    /// A policy rule let it pass.
+    Announced {
+        /// The rule.
+        by: RuleRef,
+        /// The rule changed its attributes or its next hop.
+        changed: bool,
+    },
+    /// A policy rule stopped it.
+    Rejected {
+        /// The rule.
+        by: RuleRef,
+    },
+    /// No policy let it pass, and nothing goes to eBGP peers by default (RFC 8212).
+    RejectedByDefault,
+    /// There is no session, or it does not carry the family.
+    NoSession,
+    /// No usable route.
+    NoRoute,
+    /// The route came from this very peer.
+    FromThisPeer,
+    /// The start's deferral is not over (RFC 4724 section 4.1).
+    Deferring,
+    /// Only what this speaker originates goes to this peer.
+    LearnedHere,
+    /// An iBGP route goes to iBGP peers only from or to a client (RFC 4456 section 6).
+    NotReflected,
+    /// NO_ADVERTISE (RFC 1997).
+    NoAdvertise,
+    /// NO_EXPORT or NO_EXPORT_SUBCONFED, and the peer is in another AS (RFC 1997).
+    NoExport,
+    /// Its attributes do not fit into a message of this session (RFC 8654 section 4).
+    TooLarge,
 }
 
 impl GroupKey {
     pub(crate) fn new(peer: &Peer, session: &PeerSession) -> GroupKey {
         let config = &peer.config;
+        let ebgp = config.sort == SessionSort::Ebgp;
         GroupKey {
             sort: config.sort,
             client: config.route_reflector_client,
-            // An iBGP peer's messages do not depend on it.
-            prepend: match config.sort {
-                SessionSort::Ebgp => config.prepend.clone(),
-                SessionSort::Ibgp => Vec::new(),
+            // An iBGP peer's messages do not depend on these two.
+            prepend: if ebgp { config.prepend.clone() } else { Vec::new() },
+            private_as: match ebgp && config.remove_private_as {
+                false => PrivateAs::Kept,
+                true if is_private(config.asn) => PrivateAs::RemovedBut(config.asn),
+                true => PrivateAs::Removed,
             },
             next_hop: config.next_hop,
             scope: config.export_scope,
             format: session.format,
             ipv4_via_ipv6: session.ipv4_via_ipv6,
+            graceful_shutdown: config.graceful_shutdown,
             export: config.export.clone(),
         }
     }
 
-    /// The attributes that the group shows for the best route to `prefix`, before what every session
-    /// of its sort changes; `None` when the route may not go there.
+    /// The form in which the best route to `prefix` goes to the group; `None` when it may not.
     pub(crate) fn export(
         &self,
         context: &mut ExportContext<'_>,
         prefix: Prefix,
         best: &Candidate,
-    ) -> Option<Arc<RouteAttributes>> {
+        memo: &mut Memo,
+    ) -> Option<Exported> {
         let used = best.used.as_ref()?;
-        let source = context.peers.peer(best.source);
-        let sort = source.map_or(RouteSort::Originated, |peer| peer.config.route_sort());
-        if sort != RouteSort::Originated
-            && (context.deferring || self.scope == ExportScope::OriginatedOnly)
-        {
-            return None;
+        let settles = memo.settles;
+        let entry = memo.entry(best.source, used, || self.strip(context.peers, best.source, used));
+        if let Some(settled) = &entry.settled {
+            return settled.clone();
+        }
+        let exported = self.export_anew(context, prefix, best, used, entry);
+        entry.settled = settles.then(|| exported.clone());
+        exported
+    }
+
+    fn export_anew(
+        &self,
+        context: &mut ExportContext<'_>,
+        prefix: Prefix,
+        best: &Candidate,
+        used: &Arc<RouteAttributes>,
+        entry: &mut MemoEntry,
+    ) -> Option<Exported> {
+        let ExportContext { peers, interner, .. } = context;
+        self.permit(peers, context.deferring, best).ok()?;
+        let decision = self.decide(peers, prefix, best, entry.path(used)).ok()?;
+        let rule = decision.by.map_or(0, |by| std::ptr::from_ref::<Rule>(by.rule).addr());
+        if let Some((_, exported)) = entry.exported.as_ref().filter(|(by, _)| *by == rule) {
+            return Some(exported.clone());
+        }
+        let changed = decision.by.and_then(|by| by.rule.set.apply(entry.path(used)));
+        let attributes = match changed.or_else(|| entry.stripped.clone()) {
+            None => Arc::clone(used),
+            Some(path) => interner.intern(Arc::new(RouteAttributes::new(used.next_hop, path))),
+        };
+        let own_next_hop = self.shows_own_next_hop(best.source, decision.by);
+        let exported = Exported { attributes, own_next_hop };
+        entry.exported = Some((rule, exported.clone()));
+        Some(exported)
+    }
+
+    /// What a member of the group is told about the best route to `prefix`: why, and the attributes
+    /// on the wire.
+    pub(crate) fn explain(
+        &self,
+        peers: &Peers,
+        router_id: Ipv4Addr,
+        deferring: bool,
+        prefix: Prefix,
+        best: &Candidate,
+    ) -> Result<(ExportVerdict, Exported), ExportVerdict> {
+        let used = best.used.as_ref().ok_or(ExportVerdict::NoRoute)?;
+        self.permit(peers, deferring, best)?;
+        let stripped = self.strip(peers, best.source, used);
+        let path = stripped.as_ref().unwrap_or(&used.path);
+        let decision = self.decide(peers, prefix, best, path)?;
+        let changed = decision.by.and_then(|by| by.rule.set.apply(path));
+        let verdict = match decision.by {
+            None => ExportVerdict::AnnouncedByDefault,
+            Some(by) => {
+                let changed = changed.is_some() || by.rule.set.next_hop.is_some();
+                ExportVerdict::Announced { by: by.to_ref(), changed }
+            }
+        };
+        let attributes = match changed.or(stripped) {
+            None => Arc::clone(used),
+            Some(path) => Arc::new(RouteAttributes::new(used.next_hop, path)),
+        };
+        let path = self.path(peers, router_id, &attributes, best.source);
+        let attributes = Arc::new(RouteAttributes::new(used.next_hop, path));
+        let own_next_hop = self.shows_own_next_hop(best.source, decision.by);
+        Ok((verdict, Exported { attributes, own_next_hop }))
+    }
+
+    /// Whether the route may go to the group at all, whatever policy says.
+    fn permit(
+        &self,
+        peers: &Peers,
+        deferring: bool,
+        best: &Candidate,
+    ) -> Result<(), ExportVerdict> {
+        let source = peers.peer(best.source);
+        let sort = sort_of(source);
+        if sort != RouteSort::Originated {
+            if deferring {
+                return Err(ExportVerdict::Deferring);
+            }
+            if self.scope == ExportScope::OriginatedOnly {
+                return Err(ExportVerdict::LearnedHere);
+            }
         }
         // RFC 4456 section 6: an iBGP route goes to iBGP peers only by reflection.
         let from_client = source.is_some_and(|peer| peer.config.route_reflector_client);
         if sort == RouteSort::Ibgp && self.sort == SessionSort::Ibgp && !from_client && !self.client
         {
+            return Err(ExportVerdict::NotReflected);
+        }
+        match best.used.as_ref().map_or(CommunityScope::Everywhere, |used| used.scope()) {
+            CommunityScope::Nowhere => Err(ExportVerdict::NoAdvertise),
+            CommunityScope::OwnAs if self.sort == SessionSort::Ebgp => Err(ExportVerdict::NoExport),
+            CommunityScope::OwnAs | CommunityScope::Everywhere => Ok(()),
+        }
+    }
+
+    /// What goes before policy is asked, so that policy can put something else there; `None` when
+    /// nothing does.
+    fn strip(
+        &self,
+        peers: &Peers,
+        source: PeerId,
+        used: &RouteAttributes,
+    ) -> Option<PathAttributes> {
+        if self.sort == SessionSort::Ibgp {
             return None;
         }
-        match used.scope() {
-            CommunityScope::Nowhere => return None,
-            CommunityScope::OwnAs if self.sort == SessionSort::Ebgp => return None,
-            CommunityScope::OwnAs | CommunityScope::Everywhere => {}
-        }
         // RFC 4271 section 5.1.4: a received MED stays in this AS; one set by policy goes out.
-        let strips_med = self.sort == SessionSort::Ebgp
-            && sort != RouteSort::Originated
-            && used.path.med().is_some();
-        let stripped = strips_med.then(|| used.path.edit().med(None).build());
+        let strips_med =
+            sort_of(peers.peer(source)) != RouteSort::Originated && used.path.med().is_some();
+        let strips_asns = used.path.as_path().asns().any(|asn| self.private_as.removes(asn));
+        if !strips_med && !strips_asns {
+            return None;
+        }
+        let mut builder = used.path.edit();
+        if strips_med {
+            builder.med(None);
+        }
+        if strips_asns {
+            builder.retain_asns(|asn| !self.private_as.removes(asn));
+        }
+        Some(builder.build())
+    }
+
+    fn decide<'k>(
+        &'k self,
+        peers: &Peers,
+        prefix: Prefix,
+        best: &Candidate,
+        path: &PathAttributes,
+    ) -> Result<Decision<'k>, ExportVerdict> {
         let default = match self.sort {
             SessionSort::Ebgp => Action::Reject,
             SessionSort::Ibgp => Action::Accept,
         };
-        let decision = match (self.export.is_empty(), default) {
-            (true, Action::Accept) => None,
-            (true, Action::Reject) => return None,
-            (false, default) => {
-                let view = RouteView {
-                    prefix,
-                    sort,
-                    next_hop: source.is_some().then_some(used.next_hop),
-                    attributes: stripped.as_ref().unwrap_or(&used.path),
-                };
-                let decision = policy::evaluate_all(&self.export, default, &view);
-                if decision.action == Action::Reject {
-                    return None;
-                }
-                decision.attributes
-            }
+        let source = peers.peer(best.source);
+        let next_hop = best.used.as_ref().filter(|_| source.is_some()).map(|used| used.next_hop);
+        let view = RouteView {
+            prefix,
+            sort: sort_of(source),
+            peer: source.map(|peer| &*peer.config.name),
+            next_hop,
+            attributes: path,
         };
-        match decision.or(stripped) {
-            None => Some(Arc::clone(used)),
-            Some(path) => {
-                let changed = RouteAttributes::new(used.next_hop, path);
-                Some(context.interner.intern(Arc::new(changed)))
-            }
+        let decision = policy::decide(&self.export, default, &view);
+        match (decision.action, decision.by) {
+            (Action::Accept, _) => Ok(decision),
+            (Action::Reject, Some(by)) => Err(ExportVerdict::Rejected { by: by.to_ref() }),
+            (Action::Reject, None) => Err(ExportVerdict::RejectedByDefault),
         }
-    }
-
-    /// As [`GroupKey::export`]. Where no policy looks at prefixes, routes that follow each other with
-    /// equal attributes, as those of one UPDATE do, are judged once.
-    pub(crate) fn export_cached(
-        &self,
-        context: &mut ExportContext<'_>,
-        prefix: Prefix,
-        best: &Candidate,
-        exported: &mut Exported,
-    ) -> Option<Arc<RouteAttributes>> {
-        let identity = (Arc::as_ptr(best.used.as_ref()?).addr(), best.source);
-        if exported.last == Some(identity) {
-            return exported.result.clone();
-        }
-        let result = self.export(context, prefix, best);
-        if !self.export.iter().any(|policy| looks_at_prefixes(policy)) {
-            *exported = Exported { last: Some(identity), result: result.clone() };
-        }
-        result
     }
 
     /// The path attributes on the wire: what every session of the group's sort changes.
@@ -154,6 +320,9 @@ impl GroupKey {
         source: PeerId,
     ) -> PathAttributes {
         let mut builder = attributes.path.edit();
+        if self.graceful_shutdown {
+            builder.add_communities(&[Community::GRACEFUL_SHUTDOWN]);
+        }
         match self.sort {
             SessionSort::Ebgp => {
                 builder.local_pref(None).remove_internal();
@@ -163,31 +332,130 @@ impl GroupKey {
                 }
             }
             SessionSort::Ibgp => {
-                builder.local_pref(Some(attributes.local_pref()));
-                let source = peers.peer(source);
-                if let Some(peer) = source.filter(|p| p.config.sort == SessionSort::Ibgp) {
-                    // RFC 4456 section 8.
-                    if attributes.originator_id().is_none() {
-                        builder.originator_id(Some(peer.router_id));
-                    }
-                    builder.prepend_cluster(router_id);
-                }
+                // RFC 8326 section 4.1: lowest preference, for those that do not know the community.
+                let local_pref = if self.graceful_shutdown { 0 } else { attributes.local_pref() };
+                builder.local_pref(Some(local_pref));
+                reflect(&mut builder, peers.peer(source), router_id, attributes);
             }
         }
         builder.build()
     }
 
     /// Whether the next hop of a route from `source` is our own address on each session.
-    pub(crate) fn shows_own_next_hop(&self, source: PeerId) -> bool {
-        match (self.next_hop, self.sort) {
+    fn shows_own_next_hop(&self, source: PeerId, by: Option<DecidingRule<'_>>) -> bool {
+        match (by.and_then(|by| by.rule.set.next_hop), self.next_hop, self.sort) {
             _ if source == PeerId::LOCAL => true,
-            (NextHopMode::SelfAddress, _) | (NextHopMode::Auto, SessionSort::Ebgp) => true,
-            (NextHopMode::Auto, SessionSort::Ibgp) | (NextHopMode::Unchanged, _) => false,
+            (Some(change), _, _) => change == NextHopChange::SelfAddress,
+            (None, NextHopMode::SelfAddress, _) => true,
+            (None, NextHopMode::Auto, sort) => sort == SessionSort::Ebgp,
+            (None, NextHopMode::Unchanged, _) => false,
         }
     }
 }
 
-/// Whether what a policy says may differ between prefixes of routes that are alike otherwise.
-fn looks_at_prefixes(policy: &Policy) -> bool {
-    policy.rules.iter().any(|rule| rule.matches.prefixes.is_some())
+/// RFC 4456 section 8: marks on what goes from an iBGP peer to another one.
+fn reflect(
+    builder: &mut AttributesBuilder<'_>,
+    source: Option<&Peer>,
+    router_id: Ipv4Addr,
+    attributes: &RouteAttributes,
+) {
+    let Some(peer) = source.filter(|peer| peer.config.sort == SessionSort::Ibgp) else { return };
+    if attributes.originator_id().is_none() {
+        builder.originator_id(Some(peer.router_id));
+    }
+    builder.prepend_cluster(router_id);
+}
+
+fn sort_of(source: Option<&Peer>) -> RouteSort {
+    source.map_or(RouteSort::Originated, |peer| peer.config.route_sort())
+}
+
+/// RFC 6996 section 5.
+fn is_private(asn: u32) -> bool {
+    matches!(asn, 64_512..=65_534 | 4_200_000_000..=4_294_967_294)
+}
+
+impl PrivateAs {
+    fn removes(self, asn: u32) -> bool {
+        match self {
+            PrivateAs::Kept => false,
+            PrivateAs::Removed => is_private(asn),
+            PrivateAs::RemovedBut(peer) => asn != peer && is_private(asn),
+        }
+    }
+}
+
+impl Memo {
+    pub(crate) fn new(group: &GroupKey) -> Memo {
+        let looks_at_prefix = |rule: &Rule| rule.matches.prefixes.is_some();
+        let mut policies = group.export.iter();
+        Memo { settles: !policies.any(|p| p.rules.iter().any(looks_at_prefix)), last: None }
+    }
+
+    fn entry(
+        &mut self,
+        source: PeerId,
+        used: &Arc<RouteAttributes>,
+        strip: impl FnOnce() -> Option<PathAttributes>,
+    ) -> &mut MemoEntry {
+        let is_same = |entry: &MemoEntry| entry.source == source && Arc::ptr_eq(&entry.used, used);
+        let entry = match self.last.take() {
+            Some(entry) if is_same(&entry) => entry,
+            _ => {
+                let (used, stripped) = (Arc::clone(used), strip());
+                MemoEntry { source, used, stripped, exported: None, settled: None }
+            }
+        };
+        self.last.insert(entry)
+    }
+}
+
+impl MemoEntry {
+    fn path<'a>(&'a self, used: &'a RouteAttributes) -> &'a PathAttributes {
+        self.stripped.as_ref().unwrap_or(&used.path)
+    }
+}
+
+impl ExportVerdict {
+    /// Whether the peer is told the route.
+    pub fn is_announced(&self) -> bool {
+        matches!(self, ExportVerdict::AnnouncedByDefault | ExportVerdict::Announced { .. })
+    }
+}
+
+impl fmt::Display for ExportVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ExportVerdict::Announced { by, changed: false } => {
+                return write!(f, "announced by {by}");
+            }
+            ExportVerdict::Announced { by, changed: true } => {
+                return write!(f, "announced and changed by {by}");
+            }
+            ExportVerdict::Rejected { by } => return write!(f, "not announced: {by} rejects it"),
+            ExportVerdict::AnnouncedByDefault => "announced: no export policy",
+            ExportVerdict::RejectedByDefault => {
+                "not announced: no export policy of this eBGP peer accepts it (RFC 8212)"
+            }
+            ExportVerdict::NoSession => "not announced: no session carries this family to the peer",
+            ExportVerdict::NoRoute => "not announced: there is no usable route",
+            ExportVerdict::FromThisPeer => "not announced: the best route came from this peer",
+            ExportVerdict::Deferring => {
+                "not announced yet: after the start the routes of all peers are awaited (RFC 4724)"
+            }
+            ExportVerdict::LearnedHere => {
+                "not announced: only routes that originate here go to this peer"
+            }
+            ExportVerdict::NotReflected => {
+                "not announced: an internal route goes to internal peers only from or to a route \
+                 reflector client"
+            }
+            ExportVerdict::NoAdvertise => "not announced: it carries NO_ADVERTISE",
+            ExportVerdict::NoExport => "not announced: it carries NO_EXPORT",
+            ExportVerdict::TooLarge => {
+                "not announced: its attributes do not fit into a message of this session"
+            }
+        })
+    }
 }

@@ -26,9 +26,8 @@ use hashbrown::HashMap;
 use crate::prefix::Prefix;
 use crate::wire::{EncodeError, SessionSort, end_of_rib};
 
-use super::attributes::RouteAttributes;
 use super::entries::{Entries, IdSet, Renumbering, RouteId};
-use super::export::{ExportContext, Exported, GroupKey};
+use super::export::{ExportContext, Exported, GroupKey, Memo};
 use super::family::AddressFamily;
 use super::outgoing::{Batch, Chunk, Output, Sent, Unsayable};
 use super::peer::PeerId;
@@ -239,15 +238,12 @@ impl<A: AddressFamily> Group<A> {
         Some(Unsayable { peers, prefix, routes, error })
     }
 
-    /// What a member has been told about a prefix, or is about to be told when it lags.
-    pub(crate) fn advertised_route(
-        &self,
-        peer: PeerId,
-        id: RouteId,
-    ) -> Option<&Arc<RouteAttributes>> {
+    /// What a member has been told about a prefix, or is about to be told when it lags, and where it
+    /// comes from.
+    pub(crate) fn advertised_route(&self, peer: PeerId, id: RouteId) -> Option<(Exported, PeerId)> {
         self.members.iter().find(|member| member.peer == peer)?;
-        let sent = self.sent.get(id.index())?.as_ref()?;
-        (sent.source != peer).then_some(&sent.attributes)
+        let Sent { attributes, source, own_next_hop } = self.sent.get(id.index())?.clone()?;
+        (source != peer).then_some((Exported { attributes, own_next_hop }, source))
     }
 
     /// The prefixes that a member has been told, in no order.
@@ -257,11 +253,6 @@ impl<A: AddressFamily> Group<A> {
             is_member && sent.as_ref().is_some_and(|sent| sent.source != peer)
         });
         told.map(|(index, _)| RouteId::at(index))
-    }
-
-    /// Where the route comes from that the stream holds for a prefix.
-    pub(crate) fn advertised_source(&self, id: RouteId) -> Option<PeerId> {
-        Some(self.sent.get(id.index())?.as_ref()?.source)
     }
 
     /// Encodes what members can take now.
@@ -313,7 +304,7 @@ impl<A: AddressFamily> Group<A> {
             self.sent.resize_with(entries.ids_end(), || None);
         }
         let mut batch = Batch::new(self.hasher.clone());
-        let mut exported = Exported::default();
+        let mut memo = Memo::new(&self.key);
         // What was never told is not withdrawn either: a peer that keeps stale routes of ours until
         // End-of-RIB would lose one that is only not announced yet (RFC 4724 section 4.1).
         ids.retain(|id| {
@@ -322,9 +313,9 @@ impl<A: AddressFamily> Group<A> {
                 return false;
             };
             let new = entry.best().and_then(|best| {
-                let attributes =
-                    self.key.export_cached(context, A::prefix(key), best, &mut exported)?;
-                Some(Sent { attributes, source: best.source })
+                let Exported { attributes, own_next_hop } =
+                    self.key.export(context, A::prefix(key), best, &mut memo)?;
+                Some(Sent { attributes, source: best.source, own_next_hop })
             });
             self.replace_sent(*id, key, new, &mut batch)
         });
@@ -366,9 +357,7 @@ impl<A: AddressFamily> Group<A> {
         self.too_large.remove(id);
         let Some(sent) = self.sent.get_mut(id.index()) else { return false };
         let is_same = match (&new, &*sent) {
-            (Some(new), Some(old)) => {
-                new.source == old.source && Arc::ptr_eq(&new.attributes, &old.attributes)
-            }
+            (Some(new), Some(old)) => new.is_same(old),
             (None, None) => return false,
             _ => false,
         };

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use foldhash::fast::FixedState;
 
 use crate::config::PrefixLimit;
-use crate::policy::{Action, RouteView};
+use crate::policy::{self, Action, Decision, RouteView, Rule};
 use crate::prefix::{Families, Family, Prefix};
-use crate::wire::SessionSort;
+use crate::wire::{Community, SessionSort};
 
 use super::attributes::{Interner, RouteAttributes};
 use super::batch::Change;
@@ -51,7 +51,7 @@ fn apply(
     let Rib { peers, interner, verdicts, ipv4, ipv6, router_id, multipath, .. } = rib;
     let Some(peer) = peers.peer(id) else { return Ok(UpdateOutcome::default()) };
     let context = RankContext { peers, multipath: *multipath };
-    let looped = received.and_then(|received| loop_verdict(peer, *router_id, received));
+    let mut judge = received.map(|received| Judge::new(peer, *router_id, received, interner));
     let mut deltas = [Delta::default(); 2];
     let [delta4, delta6] = &mut deltas;
     let drops_from = peer.config.prefix_limit.and_then(PrefixLimit::drops_from);
@@ -70,10 +70,9 @@ fn apply(
             }
         }
         let epoch = state.epoch;
-        let candidate = received.map(|received| {
-            let (verdict, used) =
-                judge(peer, looped.as_ref(), *prefix, received, interner, verdicts);
-            Candidate { source: id, verdict, epoch, received: Arc::clone(received), used }
+        let candidate = judge.as_mut().map(|judge| {
+            let (verdict, used) = judge.prefix(*prefix, interner, verdicts);
+            Candidate { source: id, verdict, epoch, received: Arc::clone(judge.received), used }
         });
         match prefix {
             Prefix::V4(key) => delta4.add(ipv4.change(context, *key, id, candidate)),
@@ -124,9 +123,8 @@ pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
         let context = RankContext { peers, multipath };
         delta = table.change_all(context, id, |key, old| {
             let prefix = <A as AddressFamily>::prefix(key);
-            let looped = loop_verdict(peer, router_id, &old.received);
-            let (verdict, used) =
-                judge(peer, looped.as_ref(), prefix, &old.received, &mut interner, &mut verdicts);
+            let mut judge = Judge::new(peer, router_id, &old.received, &mut interner);
+            let (verdict, used) = judge.prefix(prefix, &mut interner, &mut verdicts);
             Some(Candidate { verdict, used, ..old.clone() })
         });
     }
@@ -135,13 +133,124 @@ pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
     delta
 }
 
-/// Why a route with these attributes may not be used whatever policy says.
-fn loop_verdict(peer: &Peer, router_id: Ipv4Addr, attributes: &RouteAttributes) -> Option<Verdict> {
-    // RFC 4271 section 9.1.2: both numbers where local-as differs from the speaker's own.
-    if attributes.path.as_path().asns().any(|asn| peer.config.prepend.contains(&asn)) {
-        return Some(Verdict::AsLoop);
+/// Judges routes with the same attributes from one peer: what the attributes alone decide is decided
+/// once.
+struct Judge<'a> {
+    peer: &'a Peer,
+    received: &'a Arc<RouteAttributes>,
+    /// Why none of them may be used, whatever policy says.
+    stopped: Option<Verdict>,
+    /// As policy sees them.
+    entering: Arc<RouteAttributes>,
+    /// What the rules that decided so far said.
+    said: Vec<Said<'a>>,
+}
+
+/// A rule, `None` for the default, its verdict, and the attributes under which a route is used.
+type Said<'a> = (Option<&'a Rule>, VerdictId, Option<Arc<RouteAttributes>>);
+
+impl<'a> Judge<'a> {
+    fn new(
+        peer: &'a Peer,
+        router_id: Ipv4Addr,
+        received: &'a Arc<RouteAttributes>,
+        interner: &mut Interner,
+    ) -> Judge<'a> {
+        let stopped = stop(peer, router_id, received);
+        let entering = match &stopped {
+            Some(_) => Arc::clone(received),
+            None => enter(peer, received, interner),
+        };
+        Judge { peer, received, stopped, entering, said: Vec::new() }
     }
-    if peer.config.sort == SessionSort::Ibgp {
+
+    /// The verdict about one prefix, and the attributes under which it is used.
+    fn prefix(
+        &mut self,
+        prefix: Prefix,
+        interner: &mut Interner,
+        verdicts: &mut Verdicts,
+    ) -> (VerdictId, Option<Arc<RouteAttributes>>) {
+        if let Some(verdict) = &self.stopped {
+            return (verdicts.id(verdict), None);
+        }
+        if prefix.is_martian() {
+            return (verdicts.id(&Verdict::Martian), None);
+        }
+        let config = &self.peer.config;
+        let decision = policy::decide_import(
+            &config.import,
+            config.default_action(),
+            &RouteView {
+                prefix,
+                sort: config.route_sort(),
+                peer: Some(&config.name),
+                next_hop: Some(self.entering.next_hop),
+                attributes: &self.entering.path,
+            },
+        );
+        if prefix.len() == 0 && decision.by.is_none() {
+            return (verdicts.id(&Verdict::DefaultRouteNotNamed), None);
+        }
+        let rule = decision.by.map(|by| by.rule);
+        let is_same = |said: &Option<&Rule>| match (said, rule) {
+            (Some(a), Some(b)) => std::ptr::eq(*a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        if let Some((_, verdict, used)) = self.said.iter().find(|(by, ..)| is_same(by)) {
+            return (*verdict, used.clone());
+        }
+        let (verdict, used) = self.follow(decision, interner);
+        let verdict = verdicts.id(&verdict);
+        if self.said.len() < SAID_MAX {
+            self.said.push((rule, verdict, used.clone()));
+        }
+        (verdict, used)
+    }
+
+    /// What a decision comes to.
+    fn follow(
+        &self,
+        decision: Decision<'_>,
+        interner: &mut Interner,
+    ) -> (Verdict, Option<Arc<RouteAttributes>>) {
+        match (decision.action, decision.by) {
+            (Action::Reject, Some(by)) => (Verdict::Rejected { by: by.to_ref() }, None),
+            (Action::Reject, None) => (Verdict::RejectedByDefault, None),
+            (Action::Accept, None) => {
+                (Verdict::AcceptedByDefault, Some(Arc::clone(&self.entering)))
+            }
+            (Action::Accept, Some(by)) => {
+                let changed = by.rule.set.apply(&self.entering.path);
+                let verdict = Verdict::Accepted { by: by.to_ref(), changed: changed.is_some() };
+                let used = match changed {
+                    None => Arc::clone(&self.entering),
+                    Some(path) => {
+                        let next_hop = self.entering.next_hop;
+                        interner.intern(Arc::new(RouteAttributes::new(next_hop, path)))
+                    }
+                };
+                (verdict, Some(used))
+            }
+        }
+    }
+}
+
+/// Why routes with these attributes may not be used whatever policy says.
+fn stop(peer: &Peer, router_id: Ipv4Addr, attributes: &RouteAttributes) -> Option<Verdict> {
+    let config = &peer.config;
+    // RFC 4271 section 9.1.2: each of the numbers where local-as differs from the speaker's own.
+    let own_as_max = config.own_as_max;
+    let path = attributes.path.as_path();
+    let looped =
+        |own: &u32| path.asns().filter(|asn| asn == own).nth(usize::from(own_as_max)).is_some();
+    if config.prepend.iter().any(looped) {
+        return Some(Verdict::AsLoop { own_as_max });
+    }
+    if let Some(len_max) = config.as_path_len_max.filter(|max| attributes.as_path_len() > *max) {
+        return Some(Verdict::AsPathTooLong { len_max });
+    }
+    if config.sort == SessionSort::Ibgp {
         if attributes.originator_id() == Some(router_id) {
             return Some(Verdict::OriginatorLoop);
         }
@@ -157,46 +266,30 @@ fn loop_verdict(peer: &Peer, router_id: Ipv4Addr, attributes: &RouteAttributes) 
     is_own.then_some(Verdict::OwnNextHop)
 }
 
-fn judge(
+/// What changes before policy is asked: local-as, and the preference of what is about to go away.
+fn enter(
     peer: &Peer,
-    looped: Option<&Verdict>,
-    prefix: Prefix,
     received: &Arc<RouteAttributes>,
     interner: &mut Interner,
-    verdicts: &mut Verdicts,
-) -> (VerdictId, Option<Arc<RouteAttributes>>) {
-    if let Some(verdict) = looped {
-        return (verdicts.id(verdict), None);
+) -> Arc<RouteAttributes> {
+    let config = &peer.config;
+    // RFC 8326 section 4.2 for what an eBGP peer marked; section 4.1 for our own side of a session
+    // that is about to end.
+    let leaves = config.graceful_shutdown
+        || config.sort == SessionSort::Ebgp
+            && received.path.has_community(Community::GRACEFUL_SHUTDOWN);
+    if !leaves && config.prepend_received.is_none() {
+        return Arc::clone(received);
     }
-    if prefix.is_martian() {
-        return (verdicts.id(&Verdict::Martian), None);
+    let mut builder = received.path.edit();
+    if leaves {
+        builder.local_pref(Some(0));
     }
-    if peer.config.import.is_empty() {
-        return match peer.config.default_action() {
-            Action::Accept => {
-                (verdicts.id(&Verdict::AcceptedByDefault), Some(Arc::clone(received)))
-            }
-            Action::Reject => (verdicts.id(&Verdict::RejectedByDefault), None),
-        };
+    if let Some(asn) = config.prepend_received {
+        builder.prepend(asn, 1);
     }
-    let decision = peer.config.import(&RouteView {
-        prefix,
-        sort: peer.config.route_sort(),
-        next_hop: Some(received.next_hop),
-        attributes: &received.path,
-    });
-    let verdict = match (decision.action, decision.by) {
-        (Action::Accept, Some(by)) => Verdict::Accepted { policy: by.policy, rule: by.rule },
-        (Action::Accept, None) => Verdict::AcceptedByDefault,
-        (Action::Reject, Some(by)) => Verdict::Rejected { policy: by.policy, rule: by.rule },
-        (Action::Reject, None) => Verdict::RejectedByDefault,
-    };
-    let used = match (decision.action, decision.attributes) {
-        (Action::Reject, _) => None,
-        (Action::Accept, None) => Some(Arc::clone(received)),
-        (Action::Accept, Some(path)) => {
-            Some(interner.intern(Arc::new(RouteAttributes::new(received.next_hop, path))))
-        }
-    };
-    (verdicts.id(&verdict), used)
+    interner.intern(Arc::new(RouteAttributes::new(received.next_hop, builder.build())))
 }
+
+/// Rules whose word about the same attributes is kept; the others are asked again.
+const SAID_MAX: usize = 8;

@@ -14,10 +14,10 @@ use crate::config::PeerName;
 use crate::prefix::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
 
 use super::Rib;
+use super::advertised::own_or_given;
 use super::family::AddressFamily;
-use super::group::Group;
 use super::peer::PeerId;
-use super::query::{CandidateInfo, RouteInfo, extended_communities, origin_text};
+use super::query::{CandidateInfo, RouteInfo, extended_communities};
 use super::table::{Candidate, Entry, Table, Watched};
 
 /// A table of a RIB.
@@ -89,6 +89,8 @@ pub struct AdvertisedRoute {
 pub struct Advertised {
     /// The peer that the route was learned from; `None` when this speaker originates it.
     pub from: Option<String>,
+    /// Which export rule let it pass, or why it is about to be withdrawn.
+    pub verdict: String,
     /// NEXT_HOP.
     pub next_hop: Option<String>,
     /// AS_PATH as text.
@@ -105,7 +107,7 @@ pub struct Advertised {
     /// LARGE_COMMUNITY as text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub large_communities: Vec<String>,
-    /// EXTENDED COMMUNITIES, each as 16 hexadecimal digits.
+    /// EXTENDED COMMUNITIES as text: rt:65000:1, or 16 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extended_communities: Vec<String>,
 }
@@ -128,6 +130,8 @@ pub struct RouteExplanation {
     pub route: RouteInfo,
     /// What other peers are told about the prefix.
     pub told: Vec<Told>,
+    /// Peers with a session that are told nothing about it.
+    pub not_told: Vec<NotTold>,
 }
 
 /// What one peer is told about a prefix.
@@ -138,6 +142,16 @@ pub struct Told {
     pub peer: String,
     /// The attributes that it was told.
     pub advertised: Advertised,
+}
+
+/// A peer that is told nothing about a prefix.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NotTold {
+    /// The peer.
+    pub peer: String,
+    /// Why: the rule, or what else keeps the route from it.
+    pub verdict: String,
 }
 
 /// The best route to a prefix has changed.
@@ -218,7 +232,12 @@ impl Rib {
             let advertised = self.advertised_to(id, prefix)?;
             Some(Told { peer: peer.config.name.to_string(), advertised })
         });
-        Some(RouteExplanation { route, told: told.collect() })
+        let not_told = self.peers.iter().filter_map(|(id, peer)| {
+            peer.session?;
+            let verdict = self.export_verdict(id, prefix).err()?.to_string();
+            Some(NotTold { peer: peer.config.name.to_string(), verdict })
+        });
+        Some(RouteExplanation { route, told: told.collect(), not_told: not_told.collect() })
     }
 
     /// Begins or ends to note changes of best routes.
@@ -289,23 +308,20 @@ impl Rib {
         key: A::Key,
     ) -> Option<Advertised> {
         let route = table.entries.id(&key)?;
-        let told = |group: &Group<A>| {
-            Some((group.advertised_route(id, route)?.clone(), group.advertised_source(route)?))
-        };
-        let (group, (attributes, source)) =
-            table.groups.iter().find_map(|group| Some((group, told(group)?)))?;
-        let path = group.key.path(&self.peers, self.router_id, &attributes, source);
-        let own = self.peers.peer(id).and_then(|peer| peer.session).map(|s| s.addresses);
-        let next_hop = match (group.key.shows_own_next_hop(source), A::FAMILY) {
-            (false, _) => Some(attributes.next_hop.address),
-            (true, Family::Ipv4Unicast) => own.and_then(|own| own.ipv4).map(IpAddr::V4),
-            (true, Family::Ipv6Unicast) => own.and_then(|own| own.ipv6).map(IpAddr::V6),
-        };
+        let (group, (exported, source)) = table
+            .groups
+            .iter()
+            .find_map(|group| Some((group, group.advertised_route(id, route)?)))?;
+        let path = group.key.path(&self.peers, self.router_id, &exported.attributes, source);
+        let session = self.peers.peer(id)?.session?;
+        let verdict = self.export_verdict(id, A::prefix(key)).unwrap_or_else(|not| not);
+        let next_hop = own_or_given(&session, A::FAMILY, &exported);
         Some(Advertised {
             from: self.peers.peer(source).map(|peer| peer.config.name.to_string()),
-            next_hop: next_hop.map(|address| address.to_string()),
+            verdict: verdict.to_string(),
+            next_hop: (!next_hop.address.is_unspecified()).then(|| next_hop.address.to_string()),
             as_path: path.as_path().to_string(),
-            origin: Cow::Borrowed(origin_text(path.origin())),
+            origin: Cow::Borrowed(path.origin().name()),
             local_pref: path.local_pref(),
             med: path.med(),
             communities: path.communities().map(|c| c.to_string()).collect(),
@@ -326,7 +342,7 @@ impl Rib {
         (!candidates.is_empty()).then_some(RouteInfo { prefix, candidates })
     }
 
-    fn entry(&self, prefix: Prefix) -> Option<&Entry> {
+    pub(super) fn entry(&self, prefix: Prefix) -> Option<&Entry> {
         match prefix {
             Prefix::V4(key) => self.ipv4.entries.get(&key),
             Prefix::V6(key) => self.ipv6.entries.get(&key),

@@ -19,6 +19,7 @@
     deny(clippy::unwrap_used, clippy::expect_used, clippy::indexing_slicing, clippy::panic)
 )]
 
+mod advertised;
 mod attributes;
 mod batch;
 mod decision;
@@ -59,10 +60,11 @@ use verdict::Verdicts;
 pub use attributes::{DEFAULT_LOCAL_PREF, RouteAttributes};
 pub use batch::UpdateBatch;
 pub use decision::Step;
+pub use export::ExportVerdict;
 pub use fib::{FibChange, FibPath, FibRoute};
 pub use limit::{PrefixLimitExceeded, UpdateOutcome};
 pub use listing::{
-    Advertised, AdvertisedRoute, BestChange, PrefixKeys, ReceivedRoute, RouteExplanation,
+    Advertised, AdvertisedRoute, BestChange, NotTold, PrefixKeys, ReceivedRoute, RouteExplanation,
     RouteQuery, TableFilter, TableKind, TableRow, Told,
 };
 pub use outgoing::{Chunk, Output, Unsayable, WireMessage};
@@ -171,7 +173,7 @@ impl Rib {
     pub fn configure_peer(&mut self, id: PeerId, config: RibPeerConfig) {
         let Some(peer) = self.peers.peer_mut(id) else { return };
         let old = std::mem::replace(&mut peer.config, config);
-        if old.import != peer.config.import {
+        if old.imports_differently(&peer.config) {
             self.import_again(id);
         }
         let Some(peer) = self.peers.peer(id) else { return };
@@ -278,6 +280,14 @@ impl Rib {
         batch: UpdateBatch,
     ) -> Result<UpdateOutcome, PrefixLimitExceeded> {
         import::update(self, id, batch)
+    }
+
+    /// Judges all routes of a peer again, as if they had come anew (a soft reset inbound).
+    pub fn import_again(&mut self, id: PeerId) {
+        let delta = import::again::<Ipv4>(self, id);
+        self.count(id, Family::Ipv4Unicast, delta);
+        let delta = import::again::<Ipv6>(self, id);
+        self.count(id, Family::Ipv6Unicast, delta);
     }
 
     /// Sends a family's routes again to a peer that asked (RFC 2918).
@@ -491,17 +501,6 @@ impl Rib {
         if let Some(peer) = self.peers.peer_mut(id) {
             peer.family_mut(A::FAMILY).has_stale = false;
         }
-    }
-
-    /// Does the import again for all that a peer has sent.
-    pub fn import_again(&mut self, id: PeerId) {
-        self.import_table_again::<Ipv4>(id);
-        self.import_table_again::<Ipv6>(id);
-    }
-
-    fn import_table_again<A: TableOf>(&mut self, id: PeerId) {
-        let delta = import::again::<A>(self, id);
-        self.count(id, A::FAMILY, delta);
     }
 
     fn count(&mut self, id: PeerId, family: Family, delta: Delta) {

@@ -65,15 +65,17 @@ pub(super) struct Sent {
     pub(super) attributes: Arc<RouteAttributes>,
     /// This member does not get the route: it is where it came from.
     pub(super) source: PeerId,
+    /// The next hop is our own address on each session.
+    pub(super) own_next_hop: bool,
 }
 
 /// Routes to announce and to withdraw.
 #[derive(Debug)]
 pub(super) struct Batch<A: AddressFamily> {
-    /// Different attributes and sources, in the order in which they came.
+    /// Different attributes, sources and next hops, in the order in which they came.
     buckets: Vec<Sent>,
-    /// The place in `buckets` of the attributes at an address and of a source.
-    known: HashMap<(usize, PeerId), usize, FixedState>,
+    /// The place in `buckets` of the attributes at an address, of a source and a sort of next hop.
+    known: HashMap<(usize, PeerId, bool), usize, FixedState>,
     /// The bucket of each route.
     announce: Vec<(usize, RouteId, A::Key)>,
     withdraw: Vec<A::Key>,
@@ -94,6 +96,14 @@ pub(super) struct Encoded {
     pub(super) unsayable: Vec<(RouteId, Prefix, EncodeError)>,
 }
 
+impl Sent {
+    /// Whether nothing differs that a member could see.
+    pub(super) fn is_same(&self, other: &Sent) -> bool {
+        (self.source, self.own_next_hop) == (other.source, other.own_next_hop)
+            && Arc::ptr_eq(&self.attributes, &other.attributes)
+    }
+}
+
 impl<A: AddressFamily> Batch<A> {
     pub(super) fn new(hasher: FixedState) -> Batch<A> {
         Batch {
@@ -106,9 +116,7 @@ impl<A: AddressFamily> Batch<A> {
     }
 
     pub(super) fn announce(&mut self, route: &Sent, id: RouteId, key: A::Key) {
-        let is_same = |bucket: &Sent| {
-            bucket.source == route.source && Arc::ptr_eq(&bucket.attributes, &route.attributes)
-        };
+        let is_same = |bucket: &Sent| bucket.is_same(route);
         // Routes mostly come in the order in which a peer sent them.
         let last = self.announce.last().map(|(bucket, ..)| *bucket);
         let bucket = match last.filter(|last| self.buckets.get(*last).is_some_and(is_same)) {
@@ -116,7 +124,8 @@ impl<A: AddressFamily> Batch<A> {
             None => {
                 let address = Arc::as_ptr(&route.attributes).addr();
                 let new = self.buckets.len();
-                let bucket = *self.known.entry((address, route.source)).or_insert(new);
+                let bucket_key = (address, route.source, route.own_next_hop);
+                let bucket = *self.known.entry(bucket_key).or_insert(new);
                 if bucket == new {
                     self.buckets.push(route.clone());
                 }
@@ -227,7 +236,7 @@ fn announce<A: AddressFamily>(
     writing: &mut Writing,
 ) -> Result<(), EncodeError> {
     let path = group.path(context.peers, context.router_id, &sent.attributes, sent.source);
-    let own = group.shows_own_next_hop(sent.source);
+    let own = sent.own_next_hop;
     let next_hop = match (own, A::FAMILY) {
         (false, _) => sent.attributes.next_hop,
         (true, Family::Ipv4Unicast) if !group.ipv4_via_ipv6 => {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use crate::config::{ExportScope, NextHopMode, PeerConfig, PeerName, PrefixLimit, SpeakerConfig};
-use crate::policy::{self, Action, Decision, Policy, RouteSort, RouteView};
+use crate::policy::{Action, Policy, RouteSort};
 use crate::prefix::{Families, Family};
 use crate::session::{Established, LocalAddresses};
 use crate::wire::{MessageFormat, SessionSort};
@@ -27,10 +27,15 @@ pub struct RibPeerConfig {
     pub name: PeerName,
     /// The peer's address, the last tie-break.
     pub address: IpAddr,
+    /// The peer's AS number.
+    pub asn: u32,
     /// Whether the peer is in another AS.
     pub sort: SessionSort,
     /// AS numbers put in front of AS_PATH towards an eBGP peer, outermost first.
     pub prepend: Vec<u32>,
+    /// AS number put in front of a received AS_PATH: the local one of an eBGP session that is not the
+    /// speaker's own, so that the rest of our AS sees it (RFC 7705 section 3).
+    pub prepend_received: Option<u32>,
     /// We reflect for this peer (RFC 4456).
     pub route_reflector_client: bool,
     /// How the next hop is chosen.
@@ -131,8 +136,11 @@ impl RibPeerConfig {
         RibPeerConfig {
             name: Arc::clone(name),
             address: peer.address,
+            asn: peer.asn,
             sort,
             prepend,
+            prepend_received: (local_asn != speaker.asn && sort == SessionSort::Ebgp)
+                .then_some(local_asn),
             route_reflector_client: peer.route_reflector_client,
             next_hop: peer.next_hop,
             export_scope: peer.export_scope,
@@ -161,9 +169,16 @@ impl RibPeerConfig {
         }
     }
 
-    /// Asks the import policies.
-    pub(crate) fn import(&self, route: &RouteView<'_>) -> Decision {
-        policy::evaluate_all(&self.import, self.default_action(), route)
+    /// Whether what import decides may differ between the two.
+    pub(crate) fn imports_differently(&self, other: &RibPeerConfig) -> bool {
+        let plain = |config: &RibPeerConfig| {
+            let loops = (config.own_as_max, config.as_path_len_max, config.graceful_shutdown);
+            (config.sort, config.prepend_received, loops)
+        };
+        plain(self) != plain(other)
+            || self.prepend != other.prepend
+            || self.name != other.name
+            || self.import != other.import
     }
 }
 

@@ -5,12 +5,12 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize};
 
 use crate::config::PeerName;
+use crate::policy::ExtendedCommunity;
 use crate::prefix::Prefix;
-use crate::wire::{Origin, PathAttributes};
+use crate::wire::PathAttributes;
 
 use super::attributes::RouteAttributes;
 use super::decision::{Step, rank};
-use super::peer::PeerId;
 use super::table::{Candidate, Entry, RankContext, Table};
 use super::{AddressFamily, Rib};
 
@@ -72,7 +72,7 @@ pub struct CandidateInfo {
     /// LARGE_COMMUNITY as text.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub large_communities: Vec<String>,
-    /// EXTENDED COMMUNITIES, each as 16 hexadecimal digits.
+    /// EXTENDED COMMUNITIES as text: rt:65000:1, or 16 hexadecimal digits.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub extended_communities: Vec<String>,
     /// This is the best route.
@@ -111,15 +111,6 @@ impl Rib {
         self.collect(&self.ipv4, filter, &mut routes);
         self.collect(&self.ipv6, filter, &mut routes);
         routes
-    }
-
-    /// The attributes under which a prefix is announced to a peer, before AS_PATH is prepended.
-    pub fn advertised_as_path(&self, id: PeerId, prefix: Prefix) -> Option<String> {
-        let attributes = match prefix {
-            Prefix::V4(key) => self.ipv4.advertised_route(id, key),
-            Prefix::V6(key) => self.ipv6.advertised_route(id, key),
-        };
-        attributes.map(|attributes| attributes.path.as_path().to_string())
     }
 
     fn collect<A: AddressFamily>(
@@ -199,7 +190,7 @@ impl Rib {
             },
             next_hop: peer.map(|_| attributes.next_hop.address.to_string()),
             as_path: path.as_path().to_string(),
-            origin: Cow::Borrowed(origin_text(path.origin())),
+            origin: Cow::Borrowed(path.origin().name()),
             local_pref: attributes.local_pref(),
             med: path.med(),
             communities: path.communities().map(|c| c.to_string()).collect(),
@@ -214,14 +205,6 @@ impl Rib {
     }
 }
 
-pub(super) fn origin_text(origin: Origin) -> &'static str {
-    match origin {
-        Origin::Igp => "IGP",
-        Origin::Egp => "EGP",
-        Origin::Incomplete => "Incomplete",
-    }
-}
-
 pub(super) fn extended_communities(path: &PathAttributes) -> Vec<String> {
-    path.extended_communities().map(|community| format!("{community:016x}")).collect()
+    path.extended_communities().map(|c| ExtendedCommunity(c).to_string()).collect()
 }

@@ -145,16 +145,6 @@ impl<A: AddressFamily> Table<A> {
         delta
     }
 
-    /// What a peer has been told about a prefix.
-    pub(crate) fn advertised_route(
-        &self,
-        peer: PeerId,
-        key: A::Key,
-    ) -> Option<&Arc<RouteAttributes>> {
-        let id = self.entries.id(&key)?;
-        self.groups.iter().find_map(|group| group.advertised_route(peer, id))
-    }
-
     /// Whether `source` has a route to a prefix.
     pub(crate) fn has(&self, key: A::Key, source: PeerId) -> bool {
         self.entries.get(&key).is_some_and(|entry| entry.candidates.of(source).is_some())

@@ -1,10 +1,11 @@
 //! Why a received route is used or not.
 
 use std::fmt;
-use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
+
+use crate::policy::RuleRef;
 
 /// What import decided about a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -13,22 +14,30 @@ pub enum Verdict {
     AcceptedByDefault,
     /// A policy rule let it pass.
     Accepted {
-        /// The policy's name.
-        policy: Arc<str>,
-        /// Index of the rule.
-        rule: usize,
+        /// The rule.
+        by: RuleRef,
+        /// The rule changed its attributes.
+        changed: bool,
     },
     /// A policy rule stopped it.
     Rejected {
-        /// The policy's name.
-        policy: Arc<str>,
-        /// Index of the rule.
-        rule: usize,
+        /// The rule.
+        by: RuleRef,
     },
     /// No policy let it pass, and eBGP routes do not pass by default (RFC 8212).
     RejectedByDefault,
-    /// Our own AS is in AS_PATH.
-    AsLoop,
+    /// A default route that no accepting rule names.
+    DefaultRouteNotNamed,
+    /// Our own AS is in AS_PATH more often than it may be.
+    AsLoop {
+        /// How often it may be there.
+        own_as_max: u8,
+    },
+    /// AS_PATH is longer than the peer's limit.
+    AsPathTooLong {
+        /// The limit.
+        len_max: u32,
+    },
     /// ORIGINATOR_ID is our own identifier (RFC 4456 section 8).
     OriginatorLoop,
     /// Our own cluster is in CLUSTER_LIST (RFC 4456 section 8).
@@ -81,12 +90,22 @@ impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Verdict::AcceptedByDefault => f.write_str("accepted: no import policy"),
-            Verdict::Accepted { policy, rule } => write!(f, "accepted by {policy} rule {rule}"),
-            Verdict::Rejected { policy, rule } => write!(f, "rejected by {policy} rule {rule}"),
+            Verdict::Accepted { by, changed: false } => write!(f, "accepted by {by}"),
+            Verdict::Accepted { by, changed: true } => write!(f, "accepted and changed by {by}"),
+            Verdict::Rejected { by } => write!(f, "rejected by {by}"),
             Verdict::RejectedByDefault => {
                 f.write_str("rejected: no import policy of this eBGP peer accepts it (RFC 8212)")
             }
-            Verdict::AsLoop => f.write_str("rejected: our own AS is in AS_PATH"),
+            Verdict::DefaultRouteNotNamed => f.write_str(
+                "rejected: a default route passes only by a rule whose prefixes name it",
+            ),
+            Verdict::AsLoop { own_as_max: 0 } => f.write_str("rejected: our own AS is in AS_PATH"),
+            Verdict::AsLoop { own_as_max } => {
+                write!(f, "rejected: our own AS is in AS_PATH more than {own_as_max} times")
+            }
+            Verdict::AsPathTooLong { len_max } => {
+                write!(f, "rejected: AS_PATH is longer than {len_max}")
+            }
             Verdict::OriginatorLoop => f.write_str("rejected: we are its ORIGINATOR_ID"),
             Verdict::ClusterLoop => f.write_str("rejected: our cluster is in CLUSTER_LIST"),
             Verdict::Martian => f.write_str(

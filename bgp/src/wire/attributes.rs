@@ -403,6 +403,15 @@ impl Origin {
         }
     }
 
+    /// How operators write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Origin::Igp => "IGP",
+            Origin::Egp => "EGP",
+            Origin::Incomplete => "Incomplete",
+        }
+    }
+
     pub(super) const fn code(self) -> u8 {
         match self {
             Origin::Igp => 0,

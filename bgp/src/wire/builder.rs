@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::net::Ipv4Addr;
 
 use super::attributes::{
-    Community, LargeCommunity, Origin, PathAttributes, Tlvs, attribute_type, flag, put_attribute,
-    segment_type,
+    AsPath, Community, LargeCommunity, Origin, PathAttributes, Tlvs, attribute_type, flag,
+    put_attribute, segment_type,
 };
 
 /// Path attributes under change; what is not changed is borrowed.
@@ -23,6 +23,17 @@ struct Attribute<'a> {
     flags: u8,
     code: u8,
     value: Cow<'a, [u8]>,
+}
+
+/// A value of an optional transitive attribute that is a list of values of one size.
+pub trait CommunityValue: Copy + PartialEq {
+    /// The type code of the attribute.
+    const ATTRIBUTE: u8;
+    /// Octets of one value.
+    const OCTETS: usize;
+
+    /// Appends the value in wire form: [`CommunityValue::OCTETS`] octets.
+    fn put(self, out: &mut Vec<u8>);
 }
 
 impl Default for AttributesBuilder<'_> {
@@ -85,25 +96,74 @@ impl<'a> AttributesBuilder<'a> {
 
     /// Adds communities that are not there yet.
     pub fn add_communities(&mut self, communities: &[Community]) -> &mut Self {
-        let octets = communities.iter().map(|community| community.0.to_be_bytes());
-        self.add_members(attribute_type::COMMUNITIES, octets)
+        self.add_values(communities)
     }
 
     /// Removes communities.
     pub fn remove_communities(&mut self, communities: &[Community]) -> &mut Self {
-        let gone = |octets: &[u8; 4]| communities.contains(&Community(u32::from_be_bytes(*octets)));
-        let (members, _) = self.value(attribute_type::COMMUNITIES).as_chunks::<4>();
-        if !members.iter().any(gone) {
-            return self;
-        }
-        let left = members.iter().filter(|octets| !gone(octets)).copied().collect::<Vec<_>>();
-        self.set_or_remove(OPTIONAL_TRANSITIVE, attribute_type::COMMUNITIES, left.into_flattened())
+        self.remove_values(communities)
     }
 
     /// Adds large communities that are not there yet.
     pub fn add_large_communities(&mut self, communities: &[LargeCommunity]) -> &mut Self {
-        let octets = communities.iter().map(|community| community.octets());
-        self.add_members(attribute_type::LARGE_COMMUNITY, octets)
+        self.add_values(communities)
+    }
+
+    /// Adds communities of any kind that are not there yet.
+    pub fn add_values<T: CommunityValue>(&mut self, values: &[T]) -> &mut Self {
+        let old = self.value(T::ATTRIBUTE);
+        let mut all = old.to_vec();
+        let mut octets = Vec::with_capacity(T::OCTETS);
+        for value in values {
+            octets.clear();
+            value.put(&mut octets);
+            let known = all.chunks_exact(T::OCTETS).any(|known| known == octets);
+            if !known && all.len() + octets.len() <= VALUE_OCTETS_MAX {
+                all.extend_from_slice(&octets);
+            }
+        }
+        if all.len() == old.len() {
+            return self;
+        }
+        self.set(OPTIONAL_TRANSITIVE, T::ATTRIBUTE, all)
+    }
+
+    /// Removes communities of any kind.
+    pub fn remove_values<T: CommunityValue>(&mut self, values: &[T]) -> &mut Self {
+        let mut gone = Vec::with_capacity(values.len() * T::OCTETS);
+        values.iter().for_each(|value| value.put(&mut gone));
+        let goes = |member: &&[u8]| gone.chunks_exact(T::OCTETS).any(|value| value == *member);
+        let mut members = self.value(T::ATTRIBUTE).chunks_exact(T::OCTETS);
+        if !members.clone().any(|member| goes(&member)) {
+            return self;
+        }
+        let left = members.by_ref().filter(|member| !goes(member)).collect::<Vec<_>>().concat();
+        self.set_or_remove(OPTIONAL_TRANSITIVE, T::ATTRIBUTE, left)
+    }
+
+    /// Puts communities of any kind in the place of those that are there.
+    pub fn replace_values<T: CommunityValue>(&mut self, values: &[T]) -> &mut Self {
+        self.remove(T::ATTRIBUTE).add_values(values)
+    }
+
+    /// Leaves only those AS numbers in AS_PATH that `keep` names, and no segment without any.
+    pub fn retain_asns(&mut self, keep: impl Fn(u32) -> bool) -> &mut Self {
+        let old = self.value(attribute_type::AS_PATH);
+        let mut path = Vec::with_capacity(old.len());
+        for segment in AsPath::new(old).segments() {
+            let kept: Vec<u32> = segment.asns().filter(|asn| keep(*asn)).collect();
+            // No more than the segment had, and so a number of one octet.
+            if let (Ok(count @ 1..), segment_type) =
+                (u8::try_from(kept.len()), segment.segment_type())
+            {
+                path.extend([segment_type, count]);
+                path.extend(kept.iter().flat_map(|asn| asn.to_be_bytes()));
+            }
+        }
+        if path.len() == old.len() {
+            return self;
+        }
+        self.set(flag::TRANSITIVE, attribute_type::AS_PATH, path)
     }
 
     /// Sets or removes ORIGINATOR_ID (RFC 4456).
@@ -187,23 +247,23 @@ impl<'a> AttributesBuilder<'a> {
         let left = left.collect::<Vec<_>>().into_flattened();
         self.set_or_remove(OPTIONAL_TRANSITIVE, code, left)
     }
+}
 
-    fn add_members<const N: usize>(
-        &mut self,
-        code: u8,
-        members: impl Iterator<Item = [u8; N]>,
-    ) -> &mut Self {
-        let (old, _) = self.value(code).as_chunks::<N>();
-        let mut all = old.to_vec();
-        for member in members {
-            if !all.contains(&member) && (all.len() + 1) * N <= VALUE_OCTETS_MAX {
-                all.push(member);
-            }
-        }
-        if all.len() == old.len() {
-            return self;
-        }
-        self.set(OPTIONAL_TRANSITIVE, code, all.into_flattened())
+impl CommunityValue for Community {
+    const ATTRIBUTE: u8 = attribute_type::COMMUNITIES;
+    const OCTETS: usize = 4;
+
+    fn put(self, out: &mut Vec<u8>) {
+        out.extend(self.0.to_be_bytes());
+    }
+}
+
+impl CommunityValue for LargeCommunity {
+    const ATTRIBUTE: u8 = attribute_type::LARGE_COMMUNITY;
+    const OCTETS: usize = 12;
+
+    fn put(self, out: &mut Vec<u8>) {
+        out.extend(self.octets());
     }
 }
 

@@ -40,7 +40,7 @@ mod validate;
 pub use attributes::{
     AsPath, AsSegment, ClusterList, Communities, Community, LargeCommunity, Origin, PathAttributes,
 };
-pub use builder::AttributesBuilder;
+pub use builder::{AttributesBuilder, CommunityValue};
 pub use codes::{AttributeTypes, attribute_type};
 pub use encode::{
     Announcements, AppendedUpdate, EncodeError, EncodedUpdate, MessageFormat, Withdrawals,

@@ -162,7 +162,12 @@ impl World {
                 name: format!("p{index}").into(),
                 address: Ipv4Addr::new(198, 51, 100, index as u8 + 1).into(),
                 sort: sort_of_session,
+                asn: match sort {
+                    Sort::Ebgp(asn) => asn,
+                    _ => LOCAL_ASN,
+                },
                 prepend: vec![LOCAL_ASN],
+                prepend_received: None,
                 route_reflector_client: sort == Sort::Client,
                 next_hop: NextHopMode::Auto,
                 export_scope: ExportScope::All,

@@ -1,0 +1,56 @@
+//! Why a peer is told a route or not: export run once more for an answer.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::prefix::{Family, Prefix};
+use crate::wire::{Announcements, NextHop};
+
+use super::Rib;
+use super::export::{ExportVerdict, Exported, GroupKey};
+use super::peer::{PeerId, PeerSession};
+use super::table::Entry;
+
+impl Rib {
+    /// Which export rule announces the best route to a prefix to a peer, or, as the error, why none
+    /// is announced: what is true of the peer once all that is known has been sent.
+    pub fn export_verdict(
+        &self,
+        id: PeerId,
+        prefix: Prefix,
+    ) -> Result<ExportVerdict, ExportVerdict> {
+        let family = prefix.family();
+        let peer = self.peers.peer(id).ok_or(ExportVerdict::NoSession)?;
+        let session = peer.session.filter(|session| session.families.contains(family));
+        let session = session.ok_or(ExportVerdict::NoSession)?;
+        let best = self.entry(prefix).and_then(Entry::best).ok_or(ExportVerdict::NoRoute)?;
+        if best.source == id {
+            return Err(ExportVerdict::FromThisPeer);
+        }
+        let key = GroupKey::new(peer, &session);
+        let deferring = self.holds_announcements();
+        let (verdict, exported) =
+            key.explain(&self.peers, self.router_id, deferring, prefix, best)?;
+        let next_hop = own_or_given(&session, family, &exported);
+        let path = &exported.attributes.path;
+        match Announcements::new(session.format, family, path, next_hop, [prefix]) {
+            Ok(_) => Ok(verdict),
+            Err(_) => Err(ExportVerdict::TooLarge),
+        }
+    }
+}
+
+/// The next hop in octets: that of the route, or the session's own.
+pub(super) fn own_or_given(session: &PeerSession, family: Family, exported: &Exported) -> NextHop {
+    if !exported.own_next_hop {
+        return exported.attributes.next_hop;
+    }
+    let own = session.addresses;
+    NextHop::new(match family {
+        Family::Ipv4Unicast if !session.ipv4_via_ipv6 => {
+            IpAddr::V4(own.ipv4.unwrap_or(Ipv4Addr::UNSPECIFIED))
+        }
+        Family::Ipv4Unicast | Family::Ipv6Unicast => {
+            IpAddr::V6(own.ipv6.unwrap_or(Ipv6Addr::UNSPECIFIED))
+        }
+    })
+}
