@@ -11,7 +11,9 @@ use cairn_bgp::config::{
     ExportScope, Multipath, NextHopMode, Origination, PeerConfig, PrefixLimit, PrefixLimitAction,
     SpeakerConfig,
 };
-use cairn_bgp::policy::{Action, Changes, Match, Policy, Prepend, Rule};
+use cairn_bgp::policy::{
+    Action, Changes, CommunityChange, Match, MedChange, Policy, Prepend, Rule,
+};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{
     CandidateInfo, Output, PeerId, PeerSession, Rib, RibConfig, RibPeerConfig, RouteAttributes,
@@ -58,10 +60,14 @@ fn policy(number: usize) -> Arc<Policy> {
         2 => vec![with(
             all(),
             Action::Accept,
-            Changes { local_pref: Some(150), add_communities: vec![Community(8)], ..keep() },
+            Changes {
+                local_pref: Some(150),
+                communities: CommunityChange::add([Community(8)]),
+                ..keep()
+            },
         )],
         3 => vec![
-            with(far(), Action::Accept, Changes { med: Some(9), ..keep() }),
+            with(far(), Action::Accept, Changes { med: Some(MedChange::Set(9)), ..keep() }),
             with(
                 all(),
                 Action::Accept,

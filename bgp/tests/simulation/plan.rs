@@ -8,7 +8,10 @@ use std::sync::Arc;
 use cairn_bgp::config::{
     ExportScope, Multipath, NextHopMode, Origination, PeerConfig, PrefixLimit, SpeakerConfig,
 };
-use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixList, PrefixRange, Prepend, Rule};
+use cairn_bgp::policy::{
+    Action, Changes, CommunityChange, Match, MedChange, Policy, PrefixList, PrefixRange, Prepend,
+    Rule,
+};
 use cairn_bgp::prefix::{Families, Prefix};
 use cairn_bgp::session::LocalAddresses;
 use cairn_bgp::wire::Community;
@@ -151,9 +154,12 @@ fn policy(name: &str, rules: &[RulePlan]) -> Arc<Policy> {
             Then::Accept(set) => {
                 let changes = Changes {
                     local_pref: set.local_pref,
-                    med: set.med,
-                    remove_communities: set.remove.map(Community).into_iter().collect(),
-                    add_communities: set.add.map(Community).into_iter().collect(),
+                    med: set.med.map(MedChange::Set),
+                    communities: CommunityChange {
+                        replace: None,
+                        remove: set.remove.map(Community).into_iter().collect(),
+                        add: set.add.map(Community).into_iter().collect(),
+                    },
                     prepend: set.prepend.map(|(asn, times)| Prepend { asn, times }),
                     ..Changes::default()
                 };
