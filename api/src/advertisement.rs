@@ -34,7 +34,7 @@ pub struct BGPAdvertisementSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 32),
-        inner(length(max = 11), regex(pattern = r"^[0-9]{1,5}:[0-9]{1,5}$"))
+        inner(length(max = 20), regex(pattern = "^([0-9]{1,5}:[0-9]{1,5}|[a-z-]+)$"))
     )]
     pub communities: Vec<String>,
     /// LOCAL_PREF towards internal peers.

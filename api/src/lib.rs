@@ -28,7 +28,9 @@ pub use bgpnodestatus::{
 };
 pub use bgppeer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, NextHop, PrefixesMaxAction, SecretKeyRef};
 pub use bgppolicy::{
-    Action, BGPPolicy, BGPPolicySpec, BGPPolicyStatus, Match, Origin, PolicyRule, PrefixMatch,
+    Action, AsPathMatch, BGPPolicy, BGPPolicySpec, BGPPolicyStatus, CommunitiesSet,
+    ExtendedCommunitiesSet, LargeCommunitiesSet, Match, Origin, PolicyRule, PrefixMatch, Prepend,
+    Set, SetNextHop,
 };
 pub use common::{
     AddressFamily, Condition, ConditionStatus, GROUP, LABEL_ASN, LabelSelector,

@@ -100,3 +100,25 @@ fn links_are_found_where_a_reader_sees_them() {
         Path::new("docs/adr/README.md")
     );
 }
+
+/// The documents in the fenced YAML blocks of a page.
+fn yaml_blocks(text: &str) -> Vec<String> {
+    text.split("```yaml\n")
+        .skip(1)
+        .filter_map(|rest| Some(rest.split_once("```")?.0.into()))
+        .collect()
+}
+
+#[test]
+fn policies_of_the_guide_are_taken_by_a_speaker() {
+    let blocks = yaml_blocks(&read(Path::new("docs/guide/policies.md")));
+    assert!(blocks.len() >= 2, "the page has examples");
+    let speaker = "apiVersion: cairn.network/v1alpha1\nkind: BGPConfiguration\n\
+                   metadata: {name: default}\nspec: {asn: 65000, routerID: 192.0.2.1}\n---\n";
+    for block in blocks {
+        let text = format!("{speaker}{block}");
+        if let Err(error) = cairn_agent::file::parse("policies.md", &text) {
+            panic!("{error}\n{block}");
+        }
+    }
+}

@@ -85,7 +85,7 @@ impl RouterFile {
             ..BGPConfigurationSpec::default()
         };
         file.add(&BGPConfiguration::new("default", configuration))?;
-        let everything = PolicyRule { match_: None, action: Action::Accept };
+        let everything = PolicyRule { match_: None, action: Action::Accept, set: None };
         file.add(&BGPPolicy::new(POLICY, BGPPolicySpec { rules: vec![everything] }))?;
         let subnets = BGPAdvertisementSpec {
             node_selector: None,

@@ -3,20 +3,25 @@
 //! Both the agent (objects of the API) and `cairn speaker` (documents of a file) come through these
 //! functions, so that one language means one thing.
 
+mod policy;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 use cairn_api::{
-    AddressFamily, BGPAdvertisementSpec, BGPConfigurationSpec, BGPPeerSpec, BGPPolicySpec, NextHop,
-    Origin, PolicyRule, PrefixMatch, PrefixesMaxAction, SecretKeyRef,
+    AddressFamily, BGPAdvertisementSpec, BGPConfigurationSpec, BGPPeerSpec, NextHop,
+    PrefixesMaxAction, SecretKeyRef,
 };
 use cairn_bgp::config::{
     Multipath, NextHopMode, Origination, Password, PeerConfig, PrefixLimit, PrefixLimitAction,
 };
-use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixList, PrefixRange, RouteSort, Rule};
+use cairn_bgp::policy::Policy;
 use cairn_bgp::prefix::{Families, Family, Prefix};
+use cairn_bgp::wire::Community;
 use ipnet::IpNet;
+
+pub use policy::policy;
 
 /// A field that cannot be used: which one, and what to put there.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -39,65 +44,6 @@ pub type Policies = BTreeMap<String, Arc<Policy>>;
 
 /// The keys and values of Secrets, by the name of the Secret.
 pub type Passwords = BTreeMap<String, BTreeMap<String, Password>>;
-
-/// A BGPPolicy as the speaker evaluates it.
-///
-/// # Errors
-/// A prefix that is none, or a range of lengths that is empty.
-pub fn policy(name: &str, spec: &BGPPolicySpec) -> Result<Policy, FieldError> {
-    let rules = spec
-        .rules
-        .iter()
-        .enumerate()
-        .map(|(index, rule)| policy_rule(index, rule))
-        .collect::<Result<_, _>>()?;
-    Ok(Policy { name: format!("bgppolicy/{name}").into(), rules })
-}
-
-fn policy_rule(index: usize, rule: &PolicyRule) -> Result<Rule, FieldError> {
-    let mut matches = Match::default();
-    if let Some(wanted) = &rule.match_ {
-        if !wanted.prefixes.is_empty() {
-            let ranges = wanted
-                .prefixes
-                .iter()
-                .enumerate()
-                .map(|(at, entry)| {
-                    prefix_range(&format!("spec.rules[{index}].match.prefixes[{at}]"), entry)
-                })
-                .collect::<Result<PrefixList, _>>()?;
-            matches.prefixes = Some(ranges);
-        }
-        matches.sorts = wanted.origins.iter().map(|origin| route_sort(*origin)).collect();
-    }
-    let action = match rule.action {
-        cairn_api::Action::Accept => Action::Accept,
-        cairn_api::Action::Reject => Action::Reject,
-    };
-    Ok(Rule { matches, action, set: Changes::default() })
-}
-
-fn prefix_range(field: &str, entry: &PrefixMatch) -> Result<PrefixRange, FieldError> {
-    let prefix = network(&format!("{field}.prefix"), &entry.prefix)?;
-    let bits = prefix.family().bits();
-    let ge = entry.ge.unwrap_or(prefix.len());
-    let le = entry.le.unwrap_or(if entry.ge.is_some() { bits } else { prefix.len() });
-    if ge < prefix.len() || le < ge || le > bits {
-        return Err(FieldError::new(
-            field,
-            format!("it must hold that {} <= ge <= le <= {bits}", prefix.len()),
-        ));
-    }
-    Ok(PrefixRange { prefix, len_min: ge, len_max: le })
-}
-
-fn route_sort(origin: Origin) -> RouteSort {
-    match origin {
-        Origin::Local => RouteSort::Originated,
-        Origin::Internal => RouteSort::Ibgp,
-        Origin::External => RouteSort::Ebgp,
-    }
-}
 
 fn network(field: &str, text: &str) -> Result<Prefix, FieldError> {
     text.parse::<IpNet>().map(Prefix::from).map_err(|_| {
@@ -190,12 +136,7 @@ pub fn peer(
         discard_attributes: discard_attributes(&spec.discard_attributes)?,
         prefix_limit: prefix_limit(spec),
         graceful_shutdown: spec.graceful_shutdown || configuration.graceful_shutdown,
-        import: chosen_policies(
-            "spec.importPolicies",
-            &spec.import_policies,
-            policies,
-            defaults.import,
-        )?,
+        import: import_policies(spec, policies, defaults.import)?,
         export: chosen_policies(
             "spec.exportPolicies",
             &spec.export_policies,
@@ -294,6 +235,27 @@ fn families(wanted: &[AddressFamily]) -> Result<Families, FieldError> {
         .collect())
 }
 
+fn import_policies(
+    spec: &BGPPeerSpec,
+    policies: &Policies,
+    default: &[Arc<Policy>],
+) -> Result<Vec<Arc<Policy>>, FieldError> {
+    let field = "spec.importPolicies";
+    let chosen = chosen_policies(field, &spec.import_policies, policies, default)?;
+    let sets_next_hop = |policy: &Policy| policy.rules.iter().any(|r| r.set.next_hop.is_some());
+    match chosen.iter().find(|policy| sets_next_hop(policy)) {
+        None => Ok(chosen),
+        Some(policy) => Err(FieldError::new(
+            field,
+            format!(
+                "{} sets nextHop, which is for what goes out: use it in exportPolicies, or leave \
+                 nextHop out of it",
+                policy.name
+            ),
+        )),
+    }
+}
+
 fn chosen_policies(
     field: &str,
     names: &[String],
@@ -367,7 +329,10 @@ pub fn originations(
         .communities
         .iter()
         .enumerate()
-        .map(|(at, text)| community(&format!("spec.communities[{at}]"), text))
+        .map(|(at, text)| {
+            let field = format!("spec.communities[{at}]");
+            policy::parsed(&field, text).map(|community: Community| community.0)
+        })
         .collect::<Result<Vec<_>, _>>()?;
     spec.cidrs
         .iter()
@@ -382,18 +347,6 @@ pub fn originations(
             Ok((prefix, origination))
         })
         .collect()
-}
-
-fn community(field: &str, text: &str) -> Result<u32, FieldError> {
-    text.split_once(':')
-        .and_then(|(high, low)| Some((high.parse::<u16>().ok()?, low.parse::<u16>().ok()?)))
-        .map(|(high, low)| u32::from(high) << 16 | u32::from(low))
-        .ok_or_else(|| {
-            FieldError::new(
-                field,
-                format!("\"{text}\" is no community: write two numbers up to 65535 as 65000:1"),
-            )
-        })
 }
 
 /// `TCP_MD5SIG_MAXKEYLEN` of linux/tcp.h.
@@ -443,28 +396,6 @@ mod tests {
             ("{address: 192.0.2.1, asn: 1, timers: {holdTimeSecs: 2}}", "spec.timers.holdTimeSecs"),
         ] {
             assert_eq!(parse(yaml).expect_err(yaml).field, field, "{yaml}");
-        }
-    }
-
-    #[test]
-    fn prefix_lengths_of_a_rule_are_ordered() {
-        let range = |yaml: &str| {
-            prefix_range("f", &serde_saphyr::from_str(yaml).expect("a prefix match"))
-                .map(|r| (r.len_min, r.len_max))
-        };
-        assert_eq!(range("{prefix: 10.0.0.0/8}"), Ok((8, 8)));
-        assert_eq!(range("{prefix: 10.0.0.0/8, ge: 16}"), Ok((16, 32)));
-        assert_eq!(range("{prefix: 10.0.0.0/8, le: 24}"), Ok((8, 24)));
-        assert!(range("{prefix: 10.0.0.0/8, ge: 7}").is_err());
-        assert!(range("{prefix: 10.0.0.0/8, ge: 25, le: 24}").is_err());
-        assert!(range("{prefix: 10.0.0.0/8, le: 33}").is_err());
-    }
-
-    #[test]
-    fn communities_are_two_numbers() {
-        assert_eq!(community("f", "65000:1"), Ok(65000 << 16 | 1));
-        for text in ["65536:1", "1", "a:b", "1:2:3"] {
-            assert!(community("f", text).is_err(), "{text}");
         }
     }
 }
