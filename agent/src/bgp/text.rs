@@ -27,7 +27,7 @@ pub(super) const RECEIVED_HEAD: &str =
 /// The first line of `adj-out`.
 pub(super) const ADVERTISED_HEAD: &str = concat!(
     "PREFIX               NEXT HOP         FROM             LOCAL-PREF        MED ORIGIN     ",
-    "AS PATH\n"
+    "AS PATH; VERDICT\n"
 );
 
 /// A table of all peers; under a session that is not up, why.
@@ -203,7 +203,7 @@ pub(super) fn received(route: &ReceivedRoute) -> String {
 pub(super) fn advertised(route: &AdvertisedRoute) -> String {
     let told = &route.advertised;
     format!(
-        "{:<20} {:<16} {:<16} {:>10} {:>10} {:<10} {}{}\n",
+        "{:<20} {:<16} {:<16} {:>10} {:>10} {:<10} {}{}; {}\n",
         route.prefix.to_string(),
         told.next_hop.as_deref().unwrap_or("-"),
         told.from.as_deref().unwrap_or("(originated)"),
@@ -212,6 +212,7 @@ pub(super) fn advertised(route: &AdvertisedRoute) -> String {
         told.origin,
         path(&told.as_path),
         all_communities(&told.communities, &told.large_communities, &told.extended_communities),
+        told.verdict,
     )
 }
 
@@ -244,6 +245,12 @@ pub(super) fn explanation(explanation: &RouteExplanation) -> String {
         parts.extend(local_pref.map(|value| format!("local-pref {value}")));
         parts.extend(med.map(|value| format!("MED {value}")));
         let _ = writeln!(text, "      {}", parts.join(", "));
+        let _ = writeln!(text, "      {}", told.advertised.verdict);
+    }
+    for not_told in &explanation.not_told {
+        let reason = not_told.verdict.strip_prefix("not announced: ");
+        let reason = reason.unwrap_or(&not_told.verdict);
+        let _ = writeln!(text, "  not told to {}: {reason}", not_told.peer);
     }
     text
 }

@@ -78,6 +78,7 @@ fn peers_and_tables_are_shown() {
     let line = screen.lines().nth(1).expect("a route");
     assert!(line.starts_with("172.16.1.0/24        10.99.1.1        p1 "), "{screen}");
     assert!(line.contains(" 100 "), "LOCAL_PREF stays in the AS: {screen}");
+    assert!(line.ends_with("bgppolicy/all rule 0"), "{screen}");
 }
 
 #[test]
@@ -107,6 +108,8 @@ fn a_route_is_explained() {
         "  from p1: not used: longer AS_PATH\n",
         "accepted by bgppolicy/all rule 0",
         "  told to p1\n      next hop 10.99.0.1, AS path 65000",
+        "      announced by bgppolicy/all rule 0\n",
+        "  not told to p2: the best route came from this peer\n",
     ] {
         assert!(screen.contains(part), "{part:?}\n{screen}");
     }
