@@ -398,4 +398,20 @@ mod tests {
             assert_eq!(parse(yaml).expect_err(yaml).field, field, "{yaml}");
         }
     }
+
+    #[test]
+    fn a_next_hop_is_set_on_the_way_out_alone() {
+        let text = "{rules: [{action: Accept, set: {nextHop: Self}}]}";
+        let policy = policy("hop", &serde_saphyr::from_str(text).expect("a BGPPolicy spec"));
+        let policies = [("hop".to_owned(), Arc::new(policy.expect("a usable policy")))].into();
+        let parse = |yaml| {
+            let none = DefaultPolicies { import: &[], export: &[] };
+            let configuration = BGPConfigurationSpec::default();
+            peer(&spec(yaml), &configuration, &policies, &Passwords::new(), none)
+        };
+        let out = parse("{address: 192.0.2.1, asn: 1, exportPolicies: [hop]}").expect("usable");
+        assert_eq!(out.export.len(), 1);
+        let error = parse("{address: 192.0.2.1, asn: 1, importPolicies: [hop]}").expect_err("in");
+        assert_eq!(error.field, "spec.importPolicies");
+    }
 }

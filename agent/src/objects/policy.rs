@@ -182,11 +182,11 @@ fn each<T, U>(
     entries.iter().enumerate().map(|(at, entry)| parse(&format!("{field}[{at}]"), entry)).collect()
 }
 
-pub(super) fn parsed<T>(field: &str, text: &String) -> Result<T, FieldError>
+pub(super) fn parsed<T>(field: &str, text: &impl AsRef<str>) -> Result<T, FieldError>
 where
     T: FromStr<Err: std::fmt::Display>,
 {
-    text.parse().map_err(|error: T::Err| FieldError::new(field, error.to_string()))
+    text.as_ref().parse().map_err(|error: T::Err| FieldError::new(field, error.to_string()))
 }
 
 fn prefix_range(field: &str, entry: &PrefixMatch) -> Result<PrefixRange, FieldError> {
