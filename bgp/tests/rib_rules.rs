@@ -3,12 +3,12 @@
 
 mod rib_bench;
 
-use cairn_bgp::config::{ExportScope, NextHopMode};
+use cairn_bgp::config::{ExportScope, Multipath, NextHopMode};
 use cairn_bgp::policy::{
     Action, Changes, CommunityChange, Match, MedChange, NextHopChange, PrefixList, PrefixRange,
     Prepend, Rule,
 };
-use cairn_bgp::rib::RibPeerConfig as Config;
+use cairn_bgp::rib::{RibPeerConfig as Config, Step};
 use cairn_bgp::wire::{Community, SessionSort};
 use rib_bench::{Bench, Path, accept, policy};
 
@@ -345,4 +345,39 @@ fn only_to_customer_passes_unchanged() {
     for peer in [external, internal] {
         assert_eq!(bench.told(peer)["10.1.0.0/16"].only_to_customer, Some(65077));
     }
+}
+
+/// Multipath compares the length of AS_PATH, or its content where that is asked for; the reasons why
+/// routes lost are the same.
+#[test]
+fn equal_paths_may_have_to_be_the_same_paths() {
+    let mut bench = Bench::new();
+    let peers: Vec<_> = (0..4).map(|_| bench.peer(65001)).collect();
+    let paths: [&[u32]; 4] = [&[65001, 1], &[65001, 2], &[65001, 1], &[65001, 1, 1]];
+    for (index, (peer, path)) in peers.iter().zip(paths).enumerate() {
+        let path = Path::of(path).via(&format!("198.51.100.{}", 101 + index));
+        bench.announce(*peer, "10.1.0.0/16", &path);
+    }
+    let in_use = |bench: &Bench| {
+        let all = (0..4).map(|index| bench.candidate("10.1.0.0/16", index));
+        let used = all.filter(|c| c.best || c.multipath).map(|c| c.peer.unwrap());
+        used.collect::<Vec<_>>()
+    };
+    let reasons = |bench: &Bench| {
+        let all = (0..4).map(|index| bench.candidate("10.1.0.0/16", index));
+        let mut reasons: Vec<_> = all.map(|c| (c.peer.unwrap(), c.lost_at)).collect();
+        reasons.sort_by(|a, b| a.0.cmp(&b.0));
+        reasons
+    };
+    assert_eq!(in_use(&bench), ["p1", "p2", "p3"], "as long as the best one's");
+    let before = reasons(&bench);
+    assert_eq!(before[1].1, Some(Step::RouterId));
+    assert_eq!(before[3].1, Some(Step::AsPathLength));
+    bench.multipath(Multipath { paths_max: 4, same_as_path: true });
+    assert_eq!(in_use(&bench), ["p1", "p3"], "the best one's content");
+    assert_eq!(reasons(&bench), before);
+    bench.multipath(Multipath { paths_max: 1, same_as_path: true });
+    assert_eq!(in_use(&bench), ["p1"]);
+    bench.multipath(Multipath { paths_max: 4, same_as_path: false });
+    assert_eq!(in_use(&bench), ["p1", "p2", "p3"], "and back");
 }

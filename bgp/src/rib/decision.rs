@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use crate::config::Multipath;
+use crate::wire::attribute_type;
 
 use super::attributes::RouteAttributes;
 
@@ -60,7 +61,8 @@ pub(crate) struct Ranking {
 }
 
 /// Orders `candidates`: the best one first, then those that are as good for forwarding (up to
-/// `multipath.paths_max` in all), then the others. `lost` hears for each step how many are still in.
+/// `multipath.paths_max` in all), then the others. `lost` hears for each step how many are still in;
+/// with `multipath.same_as_path` what is equal but for its AS_PATH is then moved behind what is equal.
 pub(crate) fn rank<C, V: CandidateView<C>>(
     view: &V,
     candidates: &mut [C],
@@ -95,12 +97,34 @@ pub(crate) fn rank<C, V: CandidateView<C>>(
     {
         equals.sort_unstable_by_key(|c| tie_break(view, c));
     }
-    let selected = alive.min(usize::from(multipath.paths_max.max(1)));
+    let mut equals = alive;
     for step in [Step::RouterId, Step::ClusterListLength, Step::PeerAddress] {
         alive = tie_survivors(view, candidates, alive, step);
         lost(step, alive);
     }
-    Ranking { selected }
+    if multipath.same_as_path {
+        equals = same_as_path_first(view, candidates, equals);
+    }
+    Ranking { selected: equals.min(usize::from(multipath.paths_max.max(1))) }
+}
+
+/// Of equal candidates in tie-break order, moves those with the AS_PATH of the first one before the
+/// others and counts them.
+fn same_as_path_first<C>(
+    view: &impl CandidateView<C>,
+    candidates: &mut [C],
+    equals: usize,
+) -> usize {
+    let Some(equal) = candidates.get_mut(..equals).filter(|c| c.len() > 1) else { return equals };
+    let best = equal.first().and_then(|c| as_path(view, c)).map(<[u8]>::to_vec);
+    let differs = |c: &C| as_path(view, c) != best.as_deref();
+    // Stable: among themselves they stay in tie-break order.
+    equal.sort_by_key(differs);
+    equal.iter().take_while(|c| !differs(c)).count()
+}
+
+fn as_path<'c, C>(view: &impl CandidateView<C>, candidate: &'c C) -> Option<&'c [u8]> {
+    view.attributes(candidate)?.path.value(attribute_type::AS_PATH)
 }
 
 /// The last three steps as one key: the order is that of the RFC.

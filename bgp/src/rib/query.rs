@@ -4,13 +4,14 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::PeerName;
+use crate::config::{Multipath, PeerName};
 use crate::policy::ExtendedCommunity;
 use crate::prefix::Prefix;
 use crate::wire::PathAttributes;
 
 use super::attributes::RouteAttributes;
 use super::decision::{Step, rank};
+use super::peer::PeerId;
 use super::table::{Candidate, Entry, RankContext, Table};
 use super::{AddressFamily, Rib};
 
@@ -153,14 +154,20 @@ impl Rib {
     /// Runs the decision once more and writes down where each candidate dropped out.
     pub(super) fn explain(&self, prefix: Prefix, entry: &Entry) -> RouteInfo {
         let context = RankContext { peers: &self.peers, multipath: self.multipath };
-        let mut candidates = entry.candidates().to_vec();
+        // The steps know nothing of which equals are used beside the best one.
+        let plain = Multipath { same_as_path: false, ..self.multipath };
         let mut steps = Vec::new();
-        let ranking = rank(&context, &mut candidates, self.multipath, |step, left| {
-            steps.push((step, left));
-        });
+        let mut in_order = entry.candidates().to_vec();
+        rank(&context, &mut in_order, plain, |step, left| steps.push((step, left)));
+        let lost_at = |source: PeerId| {
+            let place = in_order.iter().position(|candidate| candidate.source == source)?;
+            steps.iter().find(|(_, left)| place >= *left).map(|(step, _)| *step)
+        };
+        let mut candidates = entry.candidates().to_vec();
+        let ranking = rank(&context, &mut candidates, self.multipath, |_, _| {});
         let candidates = candidates.iter().enumerate().map(|(index, candidate)| {
             let best = index == 0 && ranking.selected > 0;
-            let lost_at = steps.iter().find(|(_, left)| index >= *left).map(|(step, _)| *step);
+            let lost_at = lost_at(candidate.source);
             let multipath = !best && index < ranking.selected;
             CandidateInfo { best, multipath, lost_at, ..self.describe(prefix, candidate) }
         });

@@ -179,6 +179,10 @@ impl Bench {
         self.rib.configure_peer(id, peer.config.clone());
     }
 
+    pub fn multipath(&mut self, multipath: Multipath) {
+        self.rib.configure(ROUTER_ID, multipath);
+    }
+
     pub fn down(&mut self, id: PeerId) {
         self.rib.peer_down(id, Families::NONE);
         self.peers.iter_mut().find(|peer| peer.id == id).unwrap().told.clear();
