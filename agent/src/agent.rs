@@ -315,6 +315,7 @@ impl Agent {
                 };
                 match Speaker::start(config.clone(), options) {
                     Ok((handle, feed)) => {
+                        crate::underlay::follow(fib.underlay.clone(), handle.clone());
                         fib.follow(feed);
                         let changes = handle.changes();
                         crate::carrier::watch(handle.clone());

@@ -27,13 +27,14 @@ use cairn_kernel::route::{
     DumpFilter, Family, NextHop, Route, RouteEvent, RouteKey, RouteSocket, TABLE_MAIN, Target,
 };
 use cairn_kernel::{
-    BLACKHOLE_METRIC, POD_ROUTE_PROTOCOL, ROUTE_METRIC, ROUTE_PROTOCOL, feature, link, sysctl,
+    BLACKHOLE_METRIC, POD_ROUTE_PROTOCOL, ROUTE_METRIC, ROUTE_PROTOCOL, feature, sysctl,
 };
 use ipnet::IpNet;
 use tokio::sync::{oneshot, watch};
 
 use crate::pods::PodsHandle;
 use crate::report::FAILURES_MAX;
+use crate::underlay::KernelUnderlay;
 use crate::until;
 
 /// The thread's other end.
@@ -44,6 +45,8 @@ pub struct Fib {
     pub blocks: watch::Sender<Option<BTreeSet<IpNet>>>,
     /// Own blocks whose pods can be reached from outside: their route is in the kernel.
     pub reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    /// How next hops are reached, and which networks are the machine's own.
+    pub underlay: watch::Receiver<Arc<KernelUnderlay>>,
     /// How the routes stand.
     pub state: watch::Receiver<RoutesStatus>,
     /// Prefixes that BGP has a path to.
@@ -63,6 +66,7 @@ impl Fib {
         let (reachable, reachable_in) = watch::channel(Arc::default());
         let (state, state_in) = watch::channel(RoutesStatus::default());
         let (prefixes, learned) = watch::channel(Arc::default());
+        let (underlay, underlay_in) = watch::channel(Arc::default());
         let (feed, feed_in) = oneshot::channel();
         let (withdraw, withdraw_in) = oneshot::channel();
         let (started, ready) = oneshot::channel();
@@ -76,7 +80,7 @@ impl Fib {
                 }
             };
             runtime.block_on(async move {
-                let tell = Tell { reachable, state, prefixes, pods };
+                let tell = Tell { reachable, state, prefixes, underlay, pods };
                 match Worker::open(tell) {
                     Err(error) => drop(started.send(Err(error))),
                     Ok((worker, preserved)) => {
@@ -96,6 +100,7 @@ impl Fib {
             preserved,
             blocks,
             reachable: reachable_in,
+            underlay: underlay_in,
             state: state_in,
             learned,
             feed: Some(feed),
@@ -149,6 +154,7 @@ struct Tell {
     reachable: watch::Sender<Arc<BTreeSet<IpNet>>>,
     state: watch::Sender<RoutesStatus>,
     prefixes: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    underlay: watch::Sender<Arc<KernelUnderlay>>,
     pods: Option<PodsHandle>,
 }
 
@@ -162,7 +168,9 @@ impl Worker {
             sysctl::enable_forwarding(family)
                 .context("packets for others must be forwarded, which is off")?;
         }
-        let resolver = resolver(&mut socket)?;
+        let underlay = KernelUnderlay::read(&mut socket)?;
+        let resolver = underlay.resolver.clone();
+        tell.underlay.send_replace(Arc::new(underlay));
         let filter = DumpFilter { protocol: Some(ROUTE_PROTOCOL), ..DumpFilter::default() };
         let mut preserved = false;
         for family in Family::ALL {
@@ -461,13 +469,14 @@ impl Worker {
     /// differ from before.
     fn resolve_anew(&mut self) {
         let began = Instant::now();
-        let read = resolver(&mut self.socket);
+        let read = KernelUnderlay::read(&mut self.socket);
         // A host may hold a full table that somebody else changes all the time.
         self.gather = GATHER.max(began.elapsed() * READ_SHARE);
         match read {
-            Ok(resolver) if resolver == self.resolver => {}
-            Ok(resolver) => {
-                self.resolver = resolver;
+            Ok(underlay) if underlay.resolver == self.resolver => {}
+            Ok(underlay) => {
+                self.resolver = underlay.resolver.clone();
+                self.tell.underlay.send_replace(Arc::new(underlay));
                 let prefixes: Vec<Prefix> = self.learned.keys().copied().collect();
                 prefixes.into_iter().for_each(|prefix| self.want(prefix));
                 self.reconciler.retry_failures();
@@ -571,16 +580,6 @@ fn blackhole(block: IpNet) -> Route {
         target: Target::Blackhole,
         prefsrc: None,
     }
-}
-
-fn resolver(socket: &mut RouteSocket) -> Result<Resolver, cairn_kernel::error::Error> {
-    let addresses = link::addresses(socket.netlink())?;
-    let mut routes = Vec::new();
-    for family in Family::ALL {
-        let filter = DumpFilter { table: Some(TABLE_MAIN), ..DumpFilter::default() };
-        routes.append(&mut socket.dump(family, filter)?);
-    }
-    Ok(Resolver::new(&addresses, &routes))
 }
 
 async fn receive(feed: &mut Option<FibFeed>) -> Option<FibBatch> {

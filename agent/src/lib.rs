@@ -29,6 +29,7 @@ pub mod publish;
 pub mod report;
 pub mod secrets;
 pub mod speaker;
+pub mod underlay;
 pub mod view;
 pub mod watch;
 

@@ -12,6 +12,7 @@ use cairn_api::{BGPConfigurationSpec, BGPNode, BGPNodeSpec, LABEL_ASN, ObjectRef
 use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
+use cairn_bgp::rib::{BlockOwner, OriginTable};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 
@@ -299,6 +300,7 @@ fn speaker(
     }
     SpeakerConfig {
         asn: me.asn,
+        origins: Arc::new(origins(name, me, local)),
         router_id: me.router_id,
         listen: me
             .addresses
@@ -475,6 +477,14 @@ fn originate(
         );
     }
     originate
+}
+
+/// The owners that are known here: this node, of its own blocks. Blocks of others are not watched
+/// (docs/adr/0006); a route to one is judged when its owner claims it against us.
+fn origins(name: &str, me: &Identity, local: &Local<'_>) -> OriginTable {
+    let owner = BlockOwner { name: name.into(), asn: me.asn, addresses: me.addresses.clone() };
+    let own = local.blocks.iter().map(|block| (Prefix::from(*block), owner.clone()));
+    OriginTable { blocks: own.collect() }
 }
 
 /// A block is announced unless its pool says otherwise; a pool that is gone says nothing.

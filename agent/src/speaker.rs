@@ -70,7 +70,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     crate::carrier::watch(speaker.clone());
     let routes = fib.as_ref().map(|fib| fib.state.clone());
     match &mut fib {
-        Some(fib) => fib.follow(feed),
+        Some(fib) => {
+            crate::underlay::follow(fib.underlay.clone(), speaker.clone());
+            fib.follow(feed);
+        }
         // Without a reader nothing is noted for one.
         None => drop(feed),
     }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use crate::policy::Policy;
 use crate::prefix::{Families, Family, Prefix};
+use crate::rib::OriginTable;
 
 /// A name that is unique among a speaker's peers, such as `mesh/n2` or `bgppeer/tor`.
 pub type PeerName = Arc<str>;
@@ -29,6 +30,8 @@ pub struct SpeakerConfig {
     pub peers: BTreeMap<PeerName, PeerConfig>,
     /// Prefixes that this speaker originates.
     pub originate: BTreeMap<Prefix, Origination>,
+    /// Who owns which block, for origin validation.
+    pub origins: Arc<OriginTable>,
     /// How long after the start the first best-path run waits for End-of-RIB markers of restarting
     /// peers (RFC 4724 section 4.1, Selection_Deferral_Timer).
     pub selection_deferral_secs: u16,

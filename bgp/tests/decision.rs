@@ -148,6 +148,7 @@ impl Bench {
             restarting: false,
         });
         let speaker = SpeakerConfig {
+            origins: Default::default(),
             asn: LOCAL_ASN,
             router_id,
             listen: Vec::new(),

@@ -39,6 +39,7 @@ impl Reflector {
             restarting: false,
         };
         let speaker = SpeakerConfig {
+            origins: Default::default(),
             asn: 65001,
             router_id,
             listen: Vec::new(),

@@ -243,6 +243,7 @@ impl Documents {
             );
         }
         Ok(SpeakerConfig {
+            origins: Default::default(),
             asn,
             router_id,
             listen,

@@ -1,5 +1,6 @@
 //! What a route carries besides its prefix, shared among all the routes that carry the same.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -160,6 +161,11 @@ impl Interner {
     fn sweep(&mut self) {
         self.known.retain(|known| Arc::strong_count(known) > 1);
         self.sweep_at = (2 * self.known.len()).max(INTERNED_MIN);
+    }
+
+    /// The next hops of all that is known, each once.
+    pub(crate) fn next_hops(&self) -> BTreeSet<IpAddr> {
+        self.known.iter().map(|known| known.next_hop.address).collect()
     }
 
     /// How many different attributes are known, those not used any more and not swept included.

@@ -1,4 +1,6 @@
-//! From a peer's UPDATEs to candidates: loop checks, then policy.
+//! From a peer's UPDATEs to candidates. A route is judged in this order: loops and a next hop that can
+//! be reached; sanity (prefixes that nobody forwards, that are the machine's own, a default route that
+//! no rule names); its origin; policy.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -13,8 +15,10 @@ use crate::wire::{Community, SessionSort};
 use super::attributes::{Interner, RouteAttributes};
 use super::batch::Change;
 use super::limit::{PrefixLimitExceeded, UpdateOutcome};
+use super::origin::{OriginTable, OriginVerdict};
 use super::peer::{Peer, PeerId};
 use super::table::{Candidate, Delta, RankContext};
+use super::underlay::{Own, Underlay};
 use super::verdict::{Verdict, VerdictId, Verdicts};
 use super::{AddressFamily, Rib, TableOf, UpdateBatch};
 
@@ -48,10 +52,14 @@ fn apply(
     received: Option<&Arc<RouteAttributes>>,
     prefixes: &[Prefix],
 ) -> Result<UpdateOutcome, PrefixLimitExceeded> {
-    let Rib { peers, interner, verdicts, ipv4, ipv6, router_id, multipath, .. } = rib;
+    let Rib {
+        peers, interner, verdicts, ipv4, ipv6, router_id, multipath, underlay, origins, ..
+    } = rib;
     let Some(peer) = peers.peer(id) else { return Ok(UpdateOutcome::default()) };
     let context = RankContext { peers, multipath: *multipath };
-    let mut judge = received.map(|received| Judge::new(peer, *router_id, received, interner));
+    let surroundings =
+        Surroundings { router_id: *router_id, underlay: underlay.as_deref(), origins };
+    let mut judge = received.map(|received| Judge::new(peer, surroundings, received, interner));
     let mut deltas = [Delta::default(); 2];
     let [delta4, delta6] = &mut deltas;
     let drops_from = peer.config.prefix_limit.and_then(PrefixLimit::drops_from);
@@ -71,7 +79,11 @@ fn apply(
         }
         let epoch = state.epoch;
         let candidate = judge.as_mut().map(|judge| {
-            let (verdict, used) = judge.prefix(*prefix, interner, verdicts);
+            let is_used = || match prefix {
+                Prefix::V4(key) => ipv4.uses(*key, id),
+                Prefix::V6(key) => ipv6.uses(*key, id),
+            };
+            let (verdict, used) = judge.prefix(*prefix, is_used, interner, verdicts);
             Candidate { source: id, verdict, epoch, received: Arc::clone(judge.received), used }
         });
         match prefix {
@@ -113,7 +125,9 @@ fn end_of_rib(rib: &mut Rib, id: PeerId, family: Family) {
 
 /// Asks the import policies again for all routes of a peer.
 pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
-    let router_id = rib.router_id;
+    let (router_id, origins) = (rib.router_id, Arc::clone(&rib.origins));
+    let underlay = rib.underlay.clone();
+    let surroundings = Surroundings { router_id, underlay: underlay.as_deref(), origins: &origins };
     // Taken out for the walk: table, peers and these are borrowed at once.
     let mut interner = std::mem::replace(&mut rib.interner, Interner::new(FixedState::default()));
     let mut verdicts = std::mem::take(&mut rib.verdicts);
@@ -123,8 +137,9 @@ pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
         let context = RankContext { peers, multipath };
         delta = table.change_all(context, id, |key, old| {
             let prefix = <A as AddressFamily>::prefix(key);
-            let mut judge = Judge::new(peer, router_id, &old.received, &mut interner);
-            let (verdict, used) = judge.prefix(prefix, &mut interner, &mut verdicts);
+            let mut judge = Judge::new(peer, surroundings, &old.received, &mut interner);
+            let is_used = || old.used.is_some();
+            let (verdict, used) = judge.prefix(prefix, is_used, &mut interner, &mut verdicts);
             Some(Candidate { verdict, used, ..old.clone() })
         });
     }
@@ -133,10 +148,19 @@ pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
     delta
 }
 
+/// What import has to know besides the route and its peer.
+#[derive(Clone, Copy)]
+struct Surroundings<'a> {
+    router_id: Ipv4Addr,
+    underlay: Option<&'a dyn Underlay>,
+    origins: &'a OriginTable,
+}
+
 /// Judges routes with the same attributes from one peer: what the attributes alone decide is decided
 /// once.
 struct Judge<'a> {
     peer: &'a Peer,
+    surroundings: Surroundings<'a>,
     received: &'a Arc<RouteAttributes>,
     /// Why none of them may be used, whatever policy says.
     stopped: Option<Verdict>,
@@ -152,22 +176,24 @@ type Said<'a> = (Option<&'a Rule>, VerdictId, Option<Arc<RouteAttributes>>);
 impl<'a> Judge<'a> {
     fn new(
         peer: &'a Peer,
-        router_id: Ipv4Addr,
+        surroundings: Surroundings<'a>,
         received: &'a Arc<RouteAttributes>,
         interner: &mut Interner,
     ) -> Judge<'a> {
-        let stopped = stop(peer, router_id, received);
+        let stopped = stop(peer, surroundings, received);
         let entering = match &stopped {
             Some(_) => Arc::clone(received),
             None => enter(peer, received, interner),
         };
-        Judge { peer, received, stopped, entering, said: Vec::new() }
+        Judge { peer, surroundings, received, stopped, entering, said: Vec::new() }
     }
 
-    /// The verdict about one prefix, and the attributes under which it is used.
+    /// The verdict about one prefix, and the attributes under which it is used. The order is that of
+    /// the module's description. `is_used` says whether a route of this peer to it is in use now.
     fn prefix(
         &mut self,
         prefix: Prefix,
+        is_used: impl Fn() -> bool,
         interner: &mut Interner,
         verdicts: &mut Verdicts,
     ) -> (VerdictId, Option<Arc<RouteAttributes>>) {
@@ -177,6 +203,35 @@ impl<'a> Judge<'a> {
         if prefix.is_martian() {
             return (verdicts.id(&Verdict::Martian), None);
         }
+        let networks = self.surroundings.underlay.map(|underlay| underlay.networks());
+        match networks.and_then(|networks| networks.own(prefix)) {
+            Some(Own::Subnet(subnet)) => {
+                return (verdicts.id(&Verdict::ConnectedSubnet { subnet }), None);
+            }
+            Some(Own::Addresses) => return (verdicts.id(&Verdict::OwnAddresses), None),
+            None => {}
+        }
+        let conflict = match self.surroundings.origins.verdict(prefix, self.received) {
+            OriginVerdict::Valid | OriginVerdict::NotFound => None,
+            OriginVerdict::Invalid { owner } if is_used() => Some(owner),
+            OriginVerdict::Invalid { owner } => {
+                return (verdicts.id(&Verdict::OriginInvalid { owner }), None);
+            }
+        };
+        let (verdict, used) = self.policy(prefix, interner, verdicts);
+        match conflict.filter(|_| used.is_some()) {
+            Some(owner) => (verdicts.id(&Verdict::OriginInvalidKept { owner }), used),
+            None => (verdict, used),
+        }
+    }
+
+    /// What policy says.
+    fn policy(
+        &mut self,
+        prefix: Prefix,
+        interner: &mut Interner,
+        verdicts: &mut Verdicts,
+    ) -> (VerdictId, Option<Arc<RouteAttributes>>) {
         let config = &self.peer.config;
         let decision = policy::decide_import(
             &config.import,
@@ -237,8 +292,13 @@ impl<'a> Judge<'a> {
 }
 
 /// Why routes with these attributes may not be used whatever policy says.
-fn stop(peer: &Peer, router_id: Ipv4Addr, attributes: &RouteAttributes) -> Option<Verdict> {
+fn stop(
+    peer: &Peer,
+    surroundings: Surroundings<'_>,
+    attributes: &RouteAttributes,
+) -> Option<Verdict> {
     let config = &peer.config;
+    let router_id = surroundings.router_id;
     // RFC 4271 section 9.1.2: each of the numbers where local-as differs from the speaker's own.
     let own_as_max = config.own_as_max;
     let path = attributes.path.as_path();
@@ -263,7 +323,12 @@ fn stop(peer: &Peer, router_id: Ipv4Addr, attributes: &RouteAttributes) -> Optio
         IpAddr::V4(address) => own.ipv4 == Some(address),
         IpAddr::V6(address) => own.ipv6 == Some(address),
     };
-    is_own.then_some(Verdict::OwnNextHop)
+    if is_own {
+        return Some(Verdict::OwnNextHop);
+    }
+    let next_hop = attributes.next_hop.address;
+    let unreachable = surroundings.underlay.is_some_and(|underlay| !underlay.reaches(next_hop));
+    unreachable.then_some(Verdict::NextHopUnreachable)
 }
 
 /// What changes before policy is asked: local-as, and the preference of what is about to go away.

@@ -31,10 +31,12 @@ mod group;
 mod import;
 mod limit;
 mod listing;
+mod origin;
 mod outgoing;
 mod peer;
 mod query;
 mod table;
+mod underlay;
 mod verdict;
 
 use std::collections::BTreeMap;
@@ -67,9 +69,11 @@ pub use listing::{
     Advertised, AdvertisedRoute, BestChange, NotTold, PrefixKeys, ReceivedRoute, RouteExplanation,
     RouteQuery, TableFilter, TableKind, TableRow, Told,
 };
+pub use origin::{BlockOwner, OriginTable, OriginVerdict};
 pub use outgoing::{Chunk, Output, Unsayable, WireMessage};
 pub use peer::{PeerId, PeerSession, RibPeerConfig};
 pub use query::{CandidateInfo, PrefixFilter, RouteFilter, RouteInfo};
+pub use underlay::{LocalNetworks, Underlay};
 pub use verdict::Verdict;
 
 /// The routes of a speaker.
@@ -84,6 +88,8 @@ pub struct Rib {
     ipv6: Table<Ipv6>,
     originated: BTreeMap<Prefix, Origination>,
     deferral: Deferral,
+    underlay: Option<Arc<dyn Underlay>>,
+    origins: Arc<OriginTable>,
 }
 
 /// How a RIB begins.
@@ -142,6 +148,8 @@ impl Rib {
                 until: config.deferral_until,
                 holds_announcements: config.restarting,
             },
+            underlay: None,
+            origins: Arc::default(),
         }
     }
 
@@ -153,6 +161,39 @@ impl Rib {
             self.ipv4.rank_all(context);
             self.ipv6.rank_all(context);
         }
+    }
+
+    /// Replaces what is known of the machine's own routes and addresses. Routes are judged again when
+    /// an answer about one of them differs: that a pod's interface comes or goes costs nothing here.
+    pub fn set_underlay(&mut self, underlay: Arc<dyn Underlay>) {
+        let old = self.underlay.replace(Arc::clone(&underlay));
+        let reached = |by: &Option<Arc<dyn Underlay>>, next_hop| {
+            by.as_ref().is_none_or(|underlay| underlay.reaches(next_hop))
+        };
+        let same_networks = match &old {
+            Some(old) => old.networks() == underlay.networks(),
+            None => *underlay.networks() == LocalNetworks::default(),
+        };
+        let same_next_hops = || {
+            let in_use = self.interner.next_hops();
+            in_use.into_iter().all(|hop| reached(&old, hop) == underlay.reaches(hop))
+        };
+        if !(same_networks && same_next_hops()) {
+            self.import_all_again();
+        }
+    }
+
+    /// Replaces what is known of the owners of blocks; routes are judged again when it differs.
+    pub fn set_origins(&mut self, origins: &Arc<OriginTable>) {
+        if self.origins != *origins {
+            self.origins = Arc::clone(origins);
+            self.import_all_again();
+        }
+    }
+
+    fn import_all_again(&mut self) {
+        let ids: Vec<PeerId> = self.peers.iter().map(|(id, _)| id).collect();
+        ids.into_iter().for_each(|id| self.import_again(id));
     }
 
     /// Adds a peer without a session.

@@ -145,6 +145,12 @@ impl<A: AddressFamily> Table<A> {
         delta
     }
 
+    /// Whether `source` has a route to a prefix that may be used.
+    pub(crate) fn uses(&self, key: A::Key, source: PeerId) -> bool {
+        let candidate = self.entries.get(&key).and_then(|entry| entry.candidates.of(source));
+        candidate.is_some_and(|candidate| candidate.used.is_some())
+    }
+
     /// Whether `source` has a route to a prefix.
     pub(crate) fn has(&self, key: A::Key, source: PeerId) -> bool {
         self.entries.get(&key).is_some_and(|entry| entry.candidates.of(source).is_some())

@@ -1,11 +1,13 @@
 //! Why a received route is used or not.
 
 use std::fmt;
+use std::sync::Arc;
 
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::policy::RuleRef;
+use crate::prefix::Prefix;
 
 /// What import decided about a route.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -46,6 +48,25 @@ pub enum Verdict {
     OwnNextHop,
     /// The prefix lies where nobody forwards to: loopback, link-local, multicast (RFC 6890).
     Martian,
+    /// The next hop cannot be reached by a route that is not from BGP (RFC 4271 section 9.1.2.1).
+    NextHopUnreachable,
+    /// The prefix is a connected subnet, or lies inside of one.
+    ConnectedSubnet {
+        /// The subnet.
+        subnet: Prefix,
+    },
+    /// The prefix holds nothing but our own addresses.
+    OwnAddresses,
+    /// Another node owns the block.
+    OriginInvalid {
+        /// The owner.
+        owner: Arc<str>,
+    },
+    /// Another node owns the block, but the route was in use before that was known.
+    OriginInvalidKept {
+        /// The owner.
+        owner: Arc<str>,
+    },
 }
 
 /// The verdicts in use, each once; a route holds an index.
@@ -62,7 +83,12 @@ pub(crate) struct VerdictId(u16);
 impl Verdict {
     /// Whether the route is a candidate for the best path.
     pub fn is_accepted(&self) -> bool {
-        matches!(self, Verdict::AcceptedByDefault | Verdict::Accepted { .. })
+        matches!(
+            self,
+            Verdict::AcceptedByDefault
+                | Verdict::Accepted { .. }
+                | Verdict::OriginInvalidKept { .. }
+        )
     }
 }
 
@@ -110,6 +136,22 @@ impl fmt::Display for Verdict {
             Verdict::ClusterLoop => f.write_str("rejected: our cluster is in CLUSTER_LIST"),
             Verdict::Martian => f.write_str(
                 "rejected: nobody forwards to loopback, link-local or multicast prefixes",
+            ),
+            Verdict::NextHopUnreachable => f.write_str(
+                "rejected: there is no route to its next hop that is not from BGP: this machine \
+                 needs one",
+            ),
+            Verdict::ConnectedSubnet { subnet } => {
+                write!(f, "rejected: it is inside of {subnet}, to which this machine is connected")
+            }
+            Verdict::OwnAddresses => f.write_str("rejected: these are addresses of this machine"),
+            Verdict::OriginInvalid { owner } => {
+                write!(f, "rejected: the block belongs to {owner}, which did not announce it")
+            }
+            Verdict::OriginInvalidKept { owner } => write!(
+                f,
+                "accepted, in conflict: the block belongs to {owner}, which did not announce it; the \
+                 route was in use before and stays until the conflict ends"
             ),
             Verdict::OwnNextHop => f.write_str("rejected: its next hop is our own address"),
         }

@@ -1,9 +1,12 @@
 //! What an operator asks of single peers: no session, a new one, routes again, what went wrong.
 
+use std::sync::Arc;
+
 use tokio::sync::oneshot;
 
 use crate::config::PeerName;
 use crate::prefix::Family;
+use crate::rib::Underlay;
 use crate::session::{Event, StopReason};
 use crate::status::ErrorRecord;
 use crate::wire::{RefreshKind, RouteRefresh};
@@ -38,6 +41,7 @@ pub(crate) enum Operation {
     Reset(PeerName, Reset, Answer<()>),
     Errors(PeerName, Answer<Vec<ErrorRecord>>),
     CarrierLost(u32, Answer<()>),
+    Underlay(Arc<dyn Underlay>, Answer<()>),
 }
 
 type Answer<T> = oneshot::Sender<Result<T, NoSuchPeer>>;
@@ -78,6 +82,14 @@ impl SpeakerHandle {
         self.operate(|answer| Operation::CarrierLost(interface, answer)).await
     }
 
+    /// Says what the machine's own routes and addresses have become.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn set_underlay(&self, underlay: Arc<dyn Underlay>) -> Result<(), Error> {
+        self.operate(|answer| Operation::Underlay(underlay, answer)).await
+    }
+
     async fn operate<T>(&self, operation: impl FnOnce(Answer<T>) -> Operation) -> Result<T, Error> {
         Ok(self.ask(|answer| Command::Operate(operation(answer))).await??)
     }
@@ -92,6 +104,10 @@ impl Owner {
             }
             Operation::Reset(name, reset, answer) => {
                 let _ = answer.send(self.reset(&name, reset));
+            }
+            Operation::Underlay(underlay, answer) => {
+                self.rib.set_underlay(underlay);
+                let _ = answer.send(Ok(()));
             }
             Operation::CarrierLost(interface, answer) => {
                 self.carrier_lost(interface);

@@ -94,13 +94,14 @@ impl Owner {
         let (mailbox, inputs) = mpsc::channel(INPUTS_MAX);
         let seed = RandomState::new().hash_one(config.router_id);
         let deferral = Duration::from_secs(config.selection_deferral_secs.into());
-        let rib = Rib::new(RibConfig {
+        let mut rib = Rib::new(RibConfig {
             router_id: config.router_id,
             multipath: config.multipath,
             seed,
             deferral_until: now() + deferral,
             restarting: options.restarting,
         });
+        rib.set_origins(&config.origins);
         Owner {
             wanted,
             commands,

@@ -70,6 +70,7 @@ impl Owner {
             .collect();
         removed.into_iter().for_each(|key| self.remove_peer(key));
         self.rib.configure(new.router_id, new.multipath);
+        self.rib.set_origins(&new.origins);
         self.changed |= self.listeners.configure(now(), &new, &self.mailbox);
         let keys: BTreeMap<PeerName, PeerKey> =
             self.peers.iter().map(|(key, peer)| (Arc::clone(&peer.name), *key)).collect();

@@ -138,6 +138,7 @@ impl Bench {
     pub fn peer_with(&mut self, asn: u32, configure: impl FnOnce(&mut RibPeerConfig)) -> PeerId {
         let number = self.peers.len() as u8 + 1;
         let speaker = SpeakerConfig {
+            origins: Default::default(),
             asn: ASN,
             router_id: ROUTER_ID,
             listen: Vec::new(),
@@ -199,6 +200,13 @@ impl Bench {
         let mut batch = UpdateBatch::default();
         batch.push_announcements(Arc::new(attributes), [prefix]);
         self.rib.update(id, batch).expect("no limit ends the session");
+    }
+
+    #[allow(dead_code, reason = "not every test that shares this withdraws")]
+    pub fn withdraw(&mut self, id: PeerId, prefix: &str) {
+        let mut batch = UpdateBatch::default();
+        batch.push_withdrawals([prefix.parse::<Prefix>().unwrap()]);
+        self.rib.update(id, batch).expect("a withdrawal exceeds no limit");
     }
 
     pub fn originate(&mut self, prefix: &str) {

@@ -114,6 +114,7 @@ impl SpeakerPlan {
             (peer_name(*host), config)
         });
         SpeakerConfig {
+            origins: Default::default(),
             asn: self.asn,
             router_id: self.router_id,
             listen: Vec::new(),

@@ -78,6 +78,7 @@ impl Net {
         let address = self.address();
         Setup {
             config: SpeakerConfig {
+                origins: Default::default(),
                 asn,
                 router_id: address,
                 listen: vec![SocketAddr::new(address.into(), PORT)],

@@ -1,0 +1,76 @@
+//! What the kernel says about the way below BGP, for the speaker's judgement of routes.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use cairn_bgp::prefix::Prefix;
+use cairn_bgp::rib::{LocalNetworks, Underlay};
+use cairn_bgp::speaker::SpeakerHandle;
+use cairn_kernel::link;
+use cairn_kernel::resolve::Resolver;
+use cairn_kernel::route::{DumpFilter, Family, RouteSocket, TABLE_MAIN};
+use tokio::sync::watch;
+
+/// Addresses and the routes of others, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KernelUnderlay {
+    /// How next hops are reached.
+    pub resolver: Resolver,
+    networks: LocalNetworks,
+}
+
+impl KernelUnderlay {
+    /// Reads the network namespace of `socket`.
+    ///
+    /// # Errors
+    /// The kernel does not answer.
+    pub fn read(socket: &mut RouteSocket) -> Result<KernelUnderlay, cairn_kernel::error::Error> {
+        let addresses = link::addresses(socket.netlink())?;
+        let mut routes = Vec::new();
+        for family in Family::ALL {
+            let filter = DumpFilter { table: Some(TABLE_MAIN), ..DumpFilter::default() };
+            routes.append(&mut socket.dump(family, filter)?);
+        }
+        let networks = LocalNetworks::new(
+            addresses.iter().map(|own| (own.address.addr(), Prefix::from(own.address))),
+        );
+        Ok(KernelUnderlay { resolver: Resolver::new(&addresses, &routes), networks })
+    }
+}
+
+impl Underlay for KernelUnderlay {
+    fn reaches(&self, next_hop: IpAddr) -> bool {
+        // A link-local one has no meaning without its link, which the session knows and this does not.
+        let is_link_local = matches!(next_hop, IpAddr::V6(v6) if v6.is_unicast_link_local());
+        is_link_local || self.resolver.resolve(next_hop).is_some()
+    }
+
+    fn networks(&self) -> &LocalNetworks {
+        &self.networks
+    }
+}
+
+/// Tells the speaker whenever the underlay changes, until one of both ends.
+pub fn follow(mut underlay: watch::Receiver<Arc<KernelUnderlay>>, speaker: SpeakerHandle) {
+    tokio::spawn(async move {
+        let mut changes = speaker.changes();
+        loop {
+            let now = Arc::clone(&underlay.borrow_and_update());
+            if speaker.set_underlay(now).await.is_err() {
+                return;
+            }
+            // The second one fails when the speaker has ended.
+            loop {
+                tokio::select! {
+                    changed = underlay.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    changed = changes.changed() => if changed.is_err() {
+                        return;
+                    },
+                }
+            }
+        }
+    });
+}
