@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use bytes::BytesMut;
-use cairn_bgp::config::{Multipath, PeerConfig, SpeakerConfig};
+use cairn_bgp::config::{Multipath, NextHopMode, PeerConfig, SpeakerConfig};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{
     Output, PeerId, PeerSession, Rib, RibConfig, RibPeerConfig, RouteAttributes, RouteFilter,
@@ -200,6 +200,25 @@ fn a_refresh_that_a_peer_asks_for_is_marked() {
     let told = bench.told(1);
     assert_eq!(told.last(), Some(&"end"), "{told:?}");
     assert_eq!(told.iter().filter(|word| **word == "end").count(), 1);
+}
+
+/// What a member has asked for goes with it into another group, marks included.
+#[test]
+fn a_refresh_that_has_not_begun_is_not_forgotten_in_another_group() {
+    let mut bench = Bench::new();
+    bench.up(0, true);
+    bench.up(1, true);
+    bench.announce(&[ONE]);
+    let id = bench.peers[1];
+    assert_eq!(bench.told(1), ["update", "end-of-rib"]);
+    bench.rib.set_room(id, 0);
+    bench.rib.refresh(id, V4);
+    assert!(bench.told(1).is_empty(), "there is no room");
+    bench.configs[1].next_hop = NextHopMode::SelfAddress;
+    bench.rib.configure_peer(id, bench.configs[1].clone());
+    bench.rib.set_room(id, usize::MAX);
+    let told = bench.told(1);
+    assert_eq!(told[told.len() - 3..], ["begin", "update", "end"], "{told:?}");
 }
 
 #[test]

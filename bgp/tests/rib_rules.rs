@@ -222,6 +222,48 @@ fn next_hops_by_mode_and_by_rule() {
     }
 }
 
+/// RFC 2545 section 3: a link-local address is for who shares the link, which another peer need not;
+/// RFC 8950 section 4: nobody is told an IPv6 next hop of an IPv4 route who has not agreed to it.
+#[test]
+fn a_next_hop_that_the_peer_could_not_use_does_not_go_to_it() {
+    let mut bench = Bench::new();
+    let source = bench.peer(65001);
+    let peer = bench.peer(65000);
+    let path = || Path::of(&[65001]);
+    bench.announce(source, "2001:db8:a::/48", &path().via("2001:db8:7::7").beside("fe80::7"));
+    bench.announce(source, "2001:db8:b::/48", &path().via("fe80::7"));
+    bench.announce(source, "10.1.0.0/16", &path().via("2001:db8:7::7"));
+    bench.announce(source, "10.2.0.0/16", &path().via("fe80::7"));
+    let told = bench.told(peer);
+    let beside = &told["2001:db8:a::/48"];
+    assert_eq!((&*beside.next_hop, beside.link_local), ("2001:db8:7::7", None));
+    assert_eq!(told["2001:db8:b::/48"].next_hop, "2001:db8:ffff::2", "our own address");
+    assert_eq!(told["10.2.0.0/16"].next_hop, bench.own_address(peer));
+    assert!(!told.contains_key("10.1.0.0/16"), "{told:?}");
+    let verdict = bench.export_verdict(peer, "10.1.0.0/16");
+    assert!(verdict.starts_with("not announced: its next hop is of the other family"), "{verdict}");
+}
+
+/// The kernel is told of what changed first, and of both families, however much else changes.
+#[test]
+fn no_forwarding_entry_waits_behind_later_ones() {
+    let mut bench = Bench::new();
+    let source = bench.peer(65001);
+    let path = Path::of(&[65001]);
+    let mut told = Vec::new();
+    for round in 0..8 {
+        for prefix in [format!("10.{round}.0.0/16"), format!("10.{round}.1.0/24")] {
+            bench.announce(source, &prefix, &path);
+        }
+        if round == 0 {
+            bench.announce(source, "2001:db8::/48", &path);
+        }
+        told.extend(bench.rib.take_fib(2).iter().map(|change| change.prefix.to_string()));
+    }
+    assert_eq!(told[..3], ["10.0.0.0/16", "2001:db8::/48", "10.0.1.0/24"]);
+    assert_eq!(told.len(), 16);
+}
+
 /// A change of the next hop alone is told, too.
 #[test]
 fn a_rule_that_changes_only_the_next_hop_is_told() {

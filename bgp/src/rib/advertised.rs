@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::prefix::{Family, Prefix};
-use crate::wire::{Announcements, NextHop};
+use crate::wire::{Announcements, EncodeError, NextHop};
 
 use super::Rib;
 use super::export::{ExportVerdict, Exported, GroupKey};
@@ -34,7 +34,8 @@ impl Rib {
         let path = &exported.attributes.path;
         match Announcements::new(session.format, family, path, next_hop, [prefix]) {
             Ok(_) => Ok(verdict),
-            Err(_) => Err(ExportVerdict::TooLarge),
+            Err(EncodeError::TooLarge { .. }) => Err(ExportVerdict::TooLarge),
+            Err(EncodeError::NextHopFamily { .. }) => Err(ExportVerdict::NextHopFamily),
         }
     }
 }
@@ -42,7 +43,7 @@ impl Rib {
 /// The next hop in octets: that of the route, or the session's own.
 pub(super) fn own_or_given(session: &PeerSession, family: Family, exported: &Exported) -> NextHop {
     if !exported.own_next_hop {
-        return exported.attributes.next_hop;
+        return exported.attributes.next_hop.beyond_its_link();
     }
     let own = session.addresses;
     NextHop::new(match family {

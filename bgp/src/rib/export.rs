@@ -122,6 +122,9 @@ pub enum ExportVerdict {
     NoExport,
     /// Its attributes do not fit into a message of this session (RFC 8654 section 4).
     TooLarge,
+    /// Its next hop is of another family, and the session does not carry such next hops (RFC 8950
+    /// section 4).
+    NextHopFamily,
 }
 
 impl GroupKey {
@@ -186,7 +189,7 @@ impl GroupKey {
             None => Arc::clone(used),
             Some(path) => interner.intern(Arc::new(RouteAttributes::new(used.next_hop, path))),
         };
-        let own_next_hop = self.shows_own_next_hop(best.source, decision.by);
+        let own_next_hop = self.shows_own_next_hop(best.source, used, decision.by);
         let exported = Exported { attributes, own_next_hop };
         entry.exported = Some((rule, exported.clone()));
         Some(exported)
@@ -221,7 +224,7 @@ impl GroupKey {
         };
         let path = self.path(peers, router_id, &attributes, best.source);
         let attributes = Arc::new(RouteAttributes::new(used.next_hop, path));
-        let own_next_hop = self.shows_own_next_hop(best.source, decision.by);
+        let own_next_hop = self.shows_own_next_hop(best.source, used, decision.by);
         Ok((verdict, Exported { attributes, own_next_hop }))
     }
 
@@ -342,9 +345,16 @@ impl GroupKey {
     }
 
     /// Whether the next hop of a route from `source` is our own address on each session.
-    fn shows_own_next_hop(&self, source: PeerId, by: Option<DecidingRule<'_>>) -> bool {
+    fn shows_own_next_hop(
+        &self,
+        source: PeerId,
+        used: &RouteAttributes,
+        by: Option<DecidingRule<'_>>,
+    ) -> bool {
         match (by.and_then(|by| by.rule.set.next_hop), self.next_hop, self.sort) {
             _ if source == PeerId::LOCAL => true,
+            // RFC 2545 section 3: it says nothing to who is not on that link.
+            _ if used.next_hop.is_link_local() => true,
             (Some(change), _, _) => change == NextHopChange::SelfAddress,
             (None, NextHopMode::SelfAddress, _) => true,
             (None, NextHopMode::Auto, sort) => sort == SessionSort::Ebgp,
@@ -455,6 +465,10 @@ impl fmt::Display for ExportVerdict {
             ExportVerdict::NoExport => "not announced: it carries NO_EXPORT",
             ExportVerdict::TooLarge => {
                 "not announced: its attributes do not fit into a message of this session"
+            }
+            ExportVerdict::NextHopFamily => {
+                "not announced: its next hop is of the other family, and the peer has not agreed to \
+                 extended next hops: let nextHop be Self"
             }
         })
     }

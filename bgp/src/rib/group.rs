@@ -219,6 +219,11 @@ impl<A: AddressFamily> Group<A> {
         }
     }
 
+    /// Whether a member has asked for everything and the answer has not begun yet.
+    pub(crate) fn wants_refresh(&self, peer: PeerId) -> bool {
+        self.members.iter().any(|member| member.peer == peer && member.wants_refresh)
+    }
+
     /// How many routes a member has been told.
     pub(crate) fn advertised(&self, peer: PeerId) -> Option<usize> {
         self.members.iter().find(|member| member.peer == peer)?;

@@ -455,7 +455,9 @@ impl Rib {
     /// Reads up to `max` changed forwarding entries in their latest state.
     pub fn take_fib(&mut self, max: usize) -> Vec<FibChange> {
         let mut changes = Vec::new();
-        self.ipv4.take_fib(&self.peers, max, &mut changes);
+        // Neither family waits for the other one to come to rest.
+        let of_ipv6 = self.ipv6.fib_pending_len().min(max / 2);
+        self.ipv4.take_fib(&self.peers, max - of_ipv6, &mut changes);
         self.ipv6.take_fib(&self.peers, max.saturating_sub(changes.len()), &mut changes);
         changes
     }
@@ -586,10 +588,14 @@ impl<A: AddressFamily> Table<A> {
         if group.key == *key {
             return;
         }
-        let owes_end_of_rib = group.owes_end_of_rib(id);
+        let (owes_end_of_rib, wants_refresh) = (group.owes_end_of_rib(id), group.wants_refresh(id));
         let known = group.leave(id).unwrap_or_default();
         self.groups.retain(|group| !group.is_empty());
         self.join(id, key, known, owes_end_of_rib);
+        if wants_refresh {
+            // It is told everything anyhow, but waits for the marks of RFC 7313.
+            self.groups.iter_mut().for_each(|group| group.refresh(id));
+        }
     }
 }
 

@@ -238,7 +238,7 @@ fn announce<A: AddressFamily>(
     let path = group.path(context.peers, context.router_id, &sent.attributes, sent.source);
     let own = sent.own_next_hop;
     let next_hop = match (own, A::FAMILY) {
-        (false, _) => sent.attributes.next_hop,
+        (false, _) => sent.attributes.next_hop.beyond_its_link(),
         (true, Family::Ipv4Unicast) if !group.ipv4_via_ipv6 => {
             NextHop::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED))
         }

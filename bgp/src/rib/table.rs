@@ -1,5 +1,6 @@
 //! Adj-RIB-In of all peers and Loc-RIB of one family, in one place.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
@@ -27,7 +28,8 @@ pub(crate) struct Table<A: AddressFamily> {
 /// Prefixes whose forwarding entry has changed and has not been read yet.
 #[derive(Debug)]
 pub(crate) struct Marks<A: AddressFamily> {
-    fib: Vec<RouteId>,
+    /// The one that has waited longest first: a peer that never rests keeps nobody else's changes back.
+    fib: VecDeque<RouteId>,
     /// Whether anybody reads changed forwarding entries.
     fib_wanted: bool,
     /// What was selected before a change, kept to save the allocation.
@@ -112,7 +114,12 @@ impl<A: AddressFamily> Table<A> {
         Table {
             entries: Entries::new(hasher),
             groups: Vec::new(),
-            marks: Marks { fib: Vec::new(), fib_wanted: true, before: Vec::new(), watched: None },
+            marks: Marks {
+                fib: VecDeque::new(),
+                fib_wanted: true,
+                before: Vec::new(),
+                watched: None,
+            },
         }
     }
 
@@ -228,10 +235,15 @@ impl<A: AddressFamily> Table<A> {
         !self.marks.fib.is_empty()
     }
 
+    /// How many changes [`Table::take_fib`] has.
+    pub(crate) fn fib_pending_len(&self) -> usize {
+        self.marks.fib.len()
+    }
+
     /// Reads up to `max` changed forwarding entries in their latest state.
     pub(crate) fn take_fib(&mut self, peers: &Peers, max: usize, changes: &mut Vec<FibChange>) {
-        let keep = self.marks.fib.len().saturating_sub(max);
-        for id in self.marks.fib.drain(keep..) {
+        let count = self.marks.fib.len().min(max);
+        for id in self.marks.fib.drain(..count) {
             let Some(key) = self.entries.key(id) else { continue };
             let Some(entry) = self.entries.by_id_mut(id) else { continue };
             entry.fib_queued = false;
@@ -268,7 +280,7 @@ impl<A: AddressFamily> Marks<A> {
         let now = entry.selected().iter().map(Candidate::identity);
         let same = forwarded(now).eq(forwarded(self.before.iter().copied()));
         if !same && !std::mem::replace(&mut entry.fib_queued, true) {
-            self.fib.push(id);
+            self.fib.push_back(id);
         }
     }
 }

@@ -474,6 +474,16 @@ impl NextHop {
         NextHop { address, link_local: None }
     }
 
+    /// What of it means something to routers that are not on its link (RFC 2545 section 3).
+    pub(crate) const fn beyond_its_link(self) -> NextHop {
+        NextHop::new(self.address)
+    }
+
+    /// Whether it means nothing to routers that are not on its link.
+    pub(crate) fn is_link_local(self) -> bool {
+        matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local())
+    }
+
     /// This next hop, when it is a host address (RFC 4271 section 6.3). A speaker without a global
     /// IPv6 address puts `::` in front of the link-local one, which then takes its place.
     pub(super) fn checked(self) -> Option<NextHop> {

@@ -38,6 +38,8 @@ struct Peer {
 #[derive(Clone, Debug)]
 pub struct Told {
     pub next_hop: String,
+    /// Beside a global IPv6 one.
+    pub link_local: Option<Ipv6Addr>,
     pub local_pref: Option<u32>,
     pub med: Option<u32>,
     pub as_path: String,
@@ -49,6 +51,7 @@ pub struct Told {
 #[derive(Clone)]
 pub struct Path {
     next_hop: Option<IpAddr>,
+    link_local: Option<Ipv6Addr>,
     attributes: PathAttributes,
 }
 
@@ -72,11 +75,16 @@ impl Path {
         for asn in asns.iter().rev() {
             builder.prepend(*asn, 1);
         }
-        Path { next_hop: None, attributes: builder.build() }
+        Path { next_hop: None, link_local: None, attributes: builder.build() }
     }
 
     pub fn via(self, next_hop: &str) -> Path {
         Path { next_hop: Some(next_hop.parse().unwrap()), ..self }
+    }
+
+    /// With a link-local address beside its next hop.
+    pub fn beside(self, link_local: &str) -> Path {
+        Path { link_local: Some(link_local.parse().unwrap()), ..self }
     }
 
     pub fn med(self, med: u32) -> Path {
@@ -195,8 +203,9 @@ impl Bench {
             Family::Ipv4Unicast => "198.51.100.100",
             Family::Ipv6Unicast => "2001:db8:1::1",
         };
-        let next_hop = path.next_hop.unwrap_or_else(|| usual.parse().unwrap());
-        let attributes = RouteAttributes::new(NextHop::new(next_hop), path.attributes.clone());
+        let address = path.next_hop.unwrap_or_else(|| usual.parse().unwrap());
+        let next_hop = NextHop { address, link_local: path.link_local };
+        let attributes = RouteAttributes::new(next_hop, path.attributes.clone());
         let mut batch = UpdateBatch::default();
         batch.push_announcements(Arc::new(attributes), [prefix]);
         self.rib.update(id, batch).expect("no limit ends the session");
@@ -279,6 +288,7 @@ impl Peer {
             let only_to_customer = path.value(attribute_type::ONLY_TO_CUSTOMER);
             let told = Told {
                 next_hop: announcement.next_hop.address.to_string(),
+                link_local: announcement.next_hop.link_local,
                 local_pref: path.local_pref(),
                 med: path.med(),
                 as_path: path.as_path().to_string(),
