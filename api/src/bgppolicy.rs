@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 use crate::common::Condition;
 
 /// Ordered rules that pass, change or stop routes. The first rule that matches decides; where none
-/// does the next policy of the peer is asked, and after the last one the route is stopped.
+/// does the next policy of the peer is asked. After the last one a route from or to a peer of
+/// another AS is stopped, and one from or to a peer of the same AS passes.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, KubeSchema)]
 #[kube(
     group = "cairn.network",
