@@ -104,7 +104,8 @@ impl Decoder {
             }
             MessageType::Update => {
                 let Some((context, _)) = &self.negotiated else {
-                    return Err(FsmError::UnexpectedInOpenSent.into());
+                    let error = FsmError::UnexpectedInOpenSent;
+                    return Err(Notification::unexpected(error, frame.message_type));
                 };
                 update(frame, context, items)?;
             }

@@ -100,6 +100,12 @@ fn opens_that_are_refused() {
         let actions = bench.receive(connection, Received::Open(Box::new(open)));
         assert_eq!(farewell(&actions, connection), Some(NotificationError::Open(error)));
         assert_eq!(bench.session.state(), SessionState::Active);
+        // RFC 5492 section 5: the capabilities that are missed.
+        let missed: &[u8] = match error {
+            OpenError::UnsupportedCapability => &[1, 4, 0, 1, 0, 1, 1, 4, 0, 2, 0, 1],
+            _ => &[],
+        };
+        assert_eq!(farewell_data(&actions), missed);
         let last = &bench.session.last_error().expect("an error").text;
         assert!(last.contains(text), "{last}");
     }
@@ -109,13 +115,14 @@ fn opens_that_are_refused() {
 fn messages_that_may_not_come() {
     let open = || Received::Open(Box::new(open(65002)));
     let rows = [
-        (SessionState::OpenSent, Received::Keepalive, FsmError::UnexpectedInOpenSent),
-        (SessionState::OpenSent, Received::Update, FsmError::UnexpectedInOpenSent),
-        (SessionState::OpenConfirm, open(), FsmError::UnexpectedInOpenConfirm),
-        (SessionState::OpenConfirm, Received::Update, FsmError::UnexpectedInOpenConfirm),
-        (SessionState::Established, open(), FsmError::UnexpectedInEstablished),
+        (SessionState::OpenSent, Received::Keepalive, FsmError::UnexpectedInOpenSent, 4),
+        (SessionState::OpenSent, Received::Update, FsmError::UnexpectedInOpenSent, 2),
+        (SessionState::OpenSent, Received::RouteRefresh, FsmError::UnexpectedInOpenSent, 5),
+        (SessionState::OpenConfirm, open(), FsmError::UnexpectedInOpenConfirm, 1),
+        (SessionState::OpenConfirm, Received::Update, FsmError::UnexpectedInOpenConfirm, 2),
+        (SessionState::Established, open(), FsmError::UnexpectedInEstablished, 1),
     ];
-    for (state, message, error) in rows {
+    for (state, message, error, message_type) in rows {
         let mut bench = Bench::new(config(1, 2, 65001, 65002));
         let connection = bench.connect();
         if state != SessionState::OpenSent {
@@ -131,6 +138,8 @@ fn messages_that_may_not_come() {
             Some(NotificationError::Fsm(error)),
             "{state:?}"
         );
+        // RFC 6608 section 4: the type of the message.
+        assert_eq!(farewell_data(&actions), [message_type], "{state:?}");
         assert_eq!(down(&actions).is_some(), state == SessionState::Established);
         assert_eq!(bench.session.state(), SessionState::Active);
     }

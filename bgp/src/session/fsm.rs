@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::prefix::Families;
-use crate::wire::{CeaseReason, FsmError, Notification, NotificationError};
+use crate::wire::{CeaseReason, FsmError, MessageType, Notification, NotificationError};
 
 use super::error::explain_received;
 use super::open;
@@ -293,6 +293,7 @@ impl Session {
         message: Received,
         actions: &mut Vec<Action>,
     ) {
+        let sort = message.sort();
         if let State::Established(up) = &mut self.state
             && up.established.connection == connection
         {
@@ -303,7 +304,8 @@ impl Session {
                     self.notified(now, connection, notification, actions);
                 }
                 Received::Open(_) => {
-                    self.unexpected(now, connection, FsmError::UnexpectedInEstablished, actions);
+                    let error = FsmError::UnexpectedInEstablished;
+                    self.unexpected(now, connection, error, sort, actions);
                 }
             }
             return;
@@ -317,7 +319,7 @@ impl Session {
                 self.opened(now, connection, *peer, actions);
             }
             (Phase::OpenSent { .. }, _) => {
-                self.unexpected(now, connection, FsmError::UnexpectedInOpenSent, actions);
+                self.unexpected(now, connection, FsmError::UnexpectedInOpenSent, sort, actions);
             }
             (Phase::OpenConfirm(_), Received::Keepalive) => {
                 self.confirmed(now, connection, actions)
@@ -328,7 +330,8 @@ impl Session {
                 self.establish(now, connection, actions);
             }
             (Phase::OpenConfirm(_), _) => {
-                self.unexpected(now, connection, FsmError::UnexpectedInOpenConfirm, actions);
+                let error = FsmError::UnexpectedInOpenConfirm;
+                self.unexpected(now, connection, error, sort, actions);
             }
         }
     }
@@ -395,10 +398,12 @@ impl Session {
         now: Instant,
         connection: ConnectionId,
         error: FsmError,
+        message: MessageType,
         actions: &mut Vec<Action>,
     ) {
         let text = format!("the peer broke the protocol: {error}");
-        self.refuse(now, connection, ErrorKind::NotificationSent, error.into(), text, actions);
+        let notification = Notification::unexpected(error, message);
+        self.refuse(now, connection, ErrorKind::NotificationSent, notification, text, actions);
     }
 
     /// Ends a connection with a NOTIFICATION.

@@ -37,7 +37,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::{PeerConfig, SpeakerConfig};
 use crate::prefix::{Families, Family};
-use crate::wire::{GracefulRestart, Negotiated, Notification, Open, SessionSort};
+use crate::wire::{GracefulRestart, MessageType, Negotiated, Notification, Open, SessionSort};
 
 pub use error::{DownReason, ErrorKind, LastError, StopReason};
 pub use fsm::Session;
@@ -300,6 +300,18 @@ impl SessionConfig {
     /// Whether the peer is in another AS.
     pub fn sort(&self) -> SessionSort {
         if self.local_asn == self.peer_asn { SessionSort::Ibgp } else { SessionSort::Ebgp }
+    }
+}
+
+impl Received {
+    fn sort(&self) -> MessageType {
+        match self {
+            Received::Open(_) => MessageType::Open,
+            Received::Update => MessageType::Update,
+            Received::Notification(_) => MessageType::Notification,
+            Received::Keepalive => MessageType::Keepalive,
+            Received::RouteRefresh => MessageType::RouteRefresh,
+        }
     }
 }
 

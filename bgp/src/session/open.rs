@@ -116,7 +116,10 @@ pub(super) fn accept(
             names(local.families()),
             reasons.join("; ")
         );
-        let notification = OpenError::UnsupportedCapability.into();
+        // RFC 5492 section 5: what is missed, as it would stand in an OPEN.
+        let missed: Vec<_> = config.families.iter().map(Capability::multiprotocol).collect();
+        let error = NotificationError::Open(OpenError::UnsupportedCapability);
+        let notification = Notification::with_data(error, Capability::encode_all(&missed));
         return Err(Refusal { notification, text });
     }
     Ok(Accepted { negotiated, left_out })

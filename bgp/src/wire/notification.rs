@@ -293,6 +293,12 @@ impl Notification {
         Notification::with_data(error, data.freeze())
     }
 
+    /// A message that may not come in this state; its type is the data (RFC 6608 section 4).
+    pub fn unexpected(error: FsmError, message: MessageType) -> Notification {
+        let data = Bytes::copy_from_slice(&[message.code()]);
+        Notification::with_data(NotificationError::Fsm(error), data)
+    }
+
     /// This notification wrapped into a Hard Reset: the receiver may not keep routes (RFC 8538).
     #[must_use]
     pub fn into_hard_reset(self) -> Notification {

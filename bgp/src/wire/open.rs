@@ -141,14 +141,7 @@ impl Open {
     /// The whole message. More than 253 octets of capabilities use the extended form (RFC 9072);
     /// capabilities that the size of an OPEN does not hold are left out.
     pub fn encode(&self) -> Bytes {
-        let mut capabilities = BytesMut::new();
-        for capability in &self.capabilities {
-            let start = capabilities.len();
-            if !capability.encode(&mut capabilities) || capabilities.len() > CAPABILITIES_OCTETS_MAX
-            {
-                capabilities.truncate(start);
-            }
-        }
+        let capabilities = Capability::encode_all(&self.capabilities);
         encode::message(MessageType::Open, |out| {
             out.put_u8(BGP_VERSION);
             out.put_u16(u16::try_from(self.asn).unwrap_or(AS_TRANS));
@@ -304,6 +297,18 @@ impl Capability {
         };
         let unknown = || Capability::Unknown { code, value: Bytes::copy_from_slice(value) };
         Ok(known.unwrap_or_else(unknown))
+    }
+
+    /// Capabilities one after another; those that the size of an OPEN does not hold are left out.
+    pub fn encode_all(capabilities: &[Capability]) -> Bytes {
+        let mut out = BytesMut::new();
+        for capability in capabilities {
+            let start = out.len();
+            if !capability.encode(&mut out) || out.len() > CAPABILITIES_OCTETS_MAX {
+                out.truncate(start);
+            }
+        }
+        out.freeze()
     }
 
     /// Appends code, length and value; `false` when the value is longer than a capability can be.

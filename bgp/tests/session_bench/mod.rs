@@ -138,6 +138,15 @@ pub fn farewell(actions: &[Action], connection: ConnectionId) -> Option<Notifica
     }
 }
 
+/// The data of the NOTIFICATION that is sent.
+pub fn farewell_data(actions: &[Action]) -> &[u8] {
+    let data = actions.iter().find_map(|action| match action {
+        Action::Send(_, Message::Notification(notification)) => Some(&notification.data[..]),
+        _ => None,
+    });
+    data.expect("a NOTIFICATION")
+}
+
 pub fn down(actions: &[Action]) -> Option<(&DownReason, Families)> {
     actions.iter().find_map(|action| match action {
         Action::Down { reason, keep } => Some((reason, *keep)),
