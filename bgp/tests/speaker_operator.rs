@@ -6,7 +6,8 @@ use cairn_bgp::prefix::Family;
 use cairn_bgp::session::{ErrorKind, SessionState};
 use cairn_bgp::speaker::{Error, NoSuchPeer, Reset};
 use cairn_bgp::status::PeerSnapshot;
-use speaker_net::{Fib, Net, Node, originate, until};
+use cairn_bgp::wire::{MessageType, keepalive};
+use speaker_net::{FakePeer, Fib, Net, Node, fake_open, originate, until, until_listens};
 
 async fn peer(node: &Node, name: &str) -> PeerSnapshot {
     node.handle.snapshot().await.expect("the speaker runs").peers[name].clone()
@@ -55,11 +56,39 @@ async fn a_peer_disabled_before_the_start_waits_to_be_enabled() {
     let net = Net::new();
     let (mut a, b) = net.pair(65001, 65001);
     a.options.disabled.insert("b".into());
+    a.options.restarting = true;
     let (a, _b) = (Node::start(a), Node::start(b));
     let disabled = peer(&a, "b").await;
     assert_eq!((disabled.state, disabled.disabled), (SessionState::Idle, true));
+    // Nor does a restart wait for what it never sends (RFC 4724 section 4.1).
+    until("a waits for nobody", || async {
+        a.handle.snapshot().await.expect("the speaker runs").in_sync
+    })
+    .await;
     a.handle.set_enabled("b".into(), true).await.expect("b is a peer");
     until_established(&a, "b", 1).await;
+}
+
+/// Octets that nobody reads would make the kernel reset the connection, and the peer may never see why
+/// it is rejected.
+#[tokio::test]
+async fn what_a_rejected_peer_sends_is_read_until_it_closes() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65002);
+    a.options.disabled.insert("b".into());
+    let (from, to) = (b.config.router_id, a.config.listen[0]);
+    let _a = Node::start(a);
+    until_listens(to).await;
+    for _ in 0..6 {
+        let mut peer = FakePeer::connect(from, to).await;
+        peer.send(&fake_open(65002, from).encode()).await;
+        peer.until_message(MessageType::Notification).await;
+        assert!(peer.message().await.is_none(), "it is closed");
+        for _ in 0..20 {
+            assert!(peer.try_send(&keepalive()).await, "the connection was reset");
+            tokio::task::yield_now().await;
+        }
+    }
 }
 
 #[tokio::test]

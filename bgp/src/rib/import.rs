@@ -63,21 +63,26 @@ fn apply(
     let mut deltas = [Delta::default(); 2];
     let [delta4, delta6] = &mut deltas;
     let drops_from = peer.config.prefix_limit.and_then(PrefixLimit::drops_from);
-    let mut dropped = [0_u32; 2];
+    let (mut dropped, mut renewed) = ([0_u32; 2], [0_u32; 2]);
     for prefix in prefixes {
         let state = peer.family(prefix.family());
-        if let (Some(drops_from), Some(_)) = (drops_from, received) {
-            let [dropped4, dropped6] = &mut dropped;
-            let (delta, dropped, known): (_, _, &dyn Fn() -> bool) = match prefix {
-                Prefix::V4(key) => (&*delta4, dropped4, &|| ipv4.has(*key, id)),
-                Prefix::V6(key) => (&*delta6, dropped6, &|| ipv6.has(*key, id)),
+        let epoch = state.epoch;
+        if drops_from.is_some() || state.stale > 0 {
+            let ([dropped4, dropped6], [renewed4, renewed6]) = (&mut dropped, &mut renewed);
+            let (delta, dropped, renewed, known) = match prefix {
+                Prefix::V4(key) => (&*delta4, dropped4, renewed4, ipv4.epoch_of(*key, id)),
+                Prefix::V6(key) => (&*delta6, dropped6, renewed6, ipv6.epoch_of(*key, id)),
             };
-            if state.received.saturating_add_signed(delta.received) >= drops_from && !known() {
+            let stale = state.stale.saturating_sub(*renewed);
+            let was_stale = stale > 0 && known.is_some_and(|known| known != epoch);
+            let held = state.received.saturating_add_signed(delta.received).saturating_sub(stale);
+            let is_full = drops_from.is_some_and(|drops_from| held >= drops_from);
+            if is_full && received.is_some() && (was_stale || known.is_none()) {
                 *dropped += 1;
                 continue;
             }
+            *renewed += u32::from(was_stale);
         }
-        let epoch = state.epoch;
         let candidate = judge.as_mut().map(|judge| {
             let is_used = || match prefix {
                 Prefix::V4(key) => ipv4.uses(*key, id),
@@ -94,20 +99,24 @@ fn apply(
     let limit = peer.config.prefix_limit;
     let mut outcome = UpdateOutcome::default();
     let mut within = Ok(());
-    for ((family, delta), dropped) in Family::ALL.into_iter().zip(deltas).zip(dropped) {
+    let counts = deltas.into_iter().zip(dropped).zip(renewed);
+    for (family, ((delta, dropped), renewed)) in Family::ALL.into_iter().zip(counts) {
         rib.count(id, family, delta);
-        let (Some(limit), Some(peer)) = (limit, rib.peers.peer_mut(id)) else { continue };
+        let Some(peer) = rib.peers.peer_mut(id) else { continue };
         let state = peer.family_mut(family);
+        state.stale = state.stale.saturating_sub(renewed);
+        let Some(limit) = limit else { continue };
+        let held = state.counted();
         state.dropped = state.dropped.saturating_add(dropped);
         outcome.dropped += dropped;
-        let over_limit = state.received > limit.prefixes_max || dropped > 0;
+        let over_limit = held > limit.prefixes_max || dropped > 0;
         if over_limit && !state.over_limit {
             outcome.over_limit = outcome.over_limit.with(family);
         }
         // What was dropped is not counted: only fewer prefixes than the limit are an end of it.
-        state.over_limit = over_limit || (state.over_limit && state.received >= limit.prefixes_max);
+        state.over_limit = over_limit || (state.over_limit && held >= limit.prefixes_max);
         // What is in the table is counted in both families, also when one of them ends the session.
-        within = within.and(limit.check(family, state.received));
+        within = within.and(limit.check(family, held));
     }
     within.map(|()| outcome)
 }

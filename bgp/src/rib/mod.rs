@@ -210,6 +210,12 @@ impl Rib {
         })
     }
 
+    /// The start's deferral does not wait for this peer: nobody wants a session with it.
+    pub fn awaits_nothing_from(&mut self, id: PeerId) {
+        let Some(peer) = self.peers.peer_mut(id) else { return };
+        peer.families.iter_mut().for_each(|family| family.awaits_end_of_rib = false);
+    }
+
     /// Replaces a peer's configuration. Policies are asked again for what is there; nothing is reset.
     pub fn configure_peer(&mut self, id: PeerId, config: RibPeerConfig) {
         let Some(peer) = self.peers.peer_mut(id) else { return };
@@ -292,6 +298,7 @@ impl Rib {
             // Also what the flush of a family that is not kept looks for.
             state.epoch = state.epoch.wrapping_add(1);
             state.has_stale = state.received > 0;
+            state.stale = state.received;
             (state.refreshing, state.refresh_sent) = (false, false);
             if !keep.contains(family) {
                 gone = gone.with(family);
@@ -542,7 +549,8 @@ impl Rib {
         });
         self.count(id, A::FAMILY, delta);
         if let Some(peer) = self.peers.peer_mut(id) {
-            peer.family_mut(A::FAMILY).has_stale = false;
+            let state = peer.family_mut(A::FAMILY);
+            (state.has_stale, state.stale) = (false, 0);
         }
     }
 

@@ -104,6 +104,9 @@ pub(crate) struct PeerFamily {
     pub(crate) dropped: u32,
     /// More prefixes than the limit have been reported.
     pub(crate) over_limit: bool,
+    /// Routes of `received` that are stale from before the session (RFC 4724). They are not counted
+    /// against the prefix limit: the peer has not announced them in this session.
+    pub(crate) stale: u32,
     /// Only then is a sweep worth a walk.
     pub(crate) has_stale: bool,
     /// The peer sends everything again, and what is stale is what it has not sent yet (RFC 7313).
@@ -112,6 +115,13 @@ pub(crate) struct PeerFamily {
     pub(crate) refresh_sent: bool,
     /// The start's deferral waits for this End-of-RIB (RFC 4724 section 4.1).
     pub(crate) awaits_end_of_rib: bool,
+}
+
+impl PeerFamily {
+    /// What counts against the prefix limit.
+    pub(crate) fn counted(&self) -> u32 {
+        self.received.saturating_sub(self.stale)
+    }
 }
 
 /// The peers by number.

@@ -158,9 +158,9 @@ impl<A: AddressFamily> Table<A> {
         candidate.is_some_and(|candidate| candidate.used.is_some())
     }
 
-    /// Whether `source` has a route to a prefix.
-    pub(crate) fn has(&self, key: A::Key, source: PeerId) -> bool {
-        self.entries.get(&key).is_some_and(|entry| entry.candidates.of(source).is_some())
+    /// The epoch of the route that `source` has to a prefix.
+    pub(crate) fn epoch_of(&self, key: A::Key, source: PeerId) -> Option<u8> {
+        Some(self.entries.get(&key)?.candidates.of(source)?.epoch)
     }
 
     /// Changes or removes all the routes of `source`: `f` is asked for each, and removes it by

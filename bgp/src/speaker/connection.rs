@@ -196,7 +196,8 @@ async fn read(
     mailbox: &Mailbox,
     unheard: &AtomicUsize,
 ) {
-    let Ok(local) = open.await else { return };
+    // A connection that is rejected never sends an OPEN: `drain` reads the peer's.
+    let Ok(local) = open.await else { return std::future::pending().await };
     let mut decoder = Decoder::new(local, config);
     let mut buffer = BytesMut::with_capacity(READ_OCTETS);
     loop {

@@ -194,6 +194,9 @@ impl Owner {
     /// Lets a peer's session begin, unless an operator wants none.
     pub(super) fn begin(&mut self, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
+        if peer.disabled {
+            self.rib.awaits_nothing_from(peer.rib_id);
+        }
         let event = match peer.disabled {
             true => Event::Stop(StopReason::Disabled { text: "disabled by an operator".into() }),
             false => Event::Start,

@@ -176,6 +176,44 @@ fn a_prefix_limit_that_drops_keeps_what_is_known() {
     assert_eq!(outcome, UpdateOutcome::default(), "there is room for one again");
 }
 
+/// What a restarted peer has not announced again is not what it announces: it may come back with other
+/// prefixes, as many as its limit allows.
+#[test]
+fn a_prefix_limit_does_not_count_stale_routes() {
+    let restart_after_secs = None;
+    for action in [
+        PrefixLimitAction::Stop { restart_after_secs },
+        PrefixLimitAction::Warn,
+        PrefixLimitAction::Drop,
+    ] {
+        let (mut world, announce) = limited(action);
+        let (id, both) = (world.peers[0].id, Families::from_iter(Family::ALL));
+        let session = PeerSession { stale_kept: both, ..world.peers[0].session() };
+        world.rib.update(id, announce(&["10.0.0.0/24", "10.0.1.0/24"])).expect("within the limit");
+        world.rib.peer_down(id, both);
+        world.rib.peer_up(id, session);
+        // One of them again, and a new one.
+        for prefix in ["10.0.1.0/24", "10.0.2.0/24"] {
+            let outcome = world.rib.update(id, announce(&[prefix])).expect("within the limit");
+            assert_eq!(outcome, UpdateOutcome::default(), "{action:?}");
+        }
+        assert_eq!(world.rib.counts(id, Family::Ipv4Unicast).received, 3, "one is stale");
+        // That one would be a third.
+        match (action, world.rib.update(id, announce(&["10.0.0.0/24"]))) {
+            (PrefixLimitAction::Stop { .. }, Err(_)) => continue,
+            (PrefixLimitAction::Warn, Ok(outcome)) => assert!(!outcome.over_limit.is_empty()),
+            (PrefixLimitAction::Drop, Ok(outcome)) => assert_eq!(outcome.dropped, 1),
+            (_, other) => panic!("{action:?}: {other:?}"),
+        }
+        let left = if action == PrefixLimitAction::Drop { 2 } else { 3 };
+        world.rib.flush_stale(id, both);
+        assert_eq!(world.rib.counts(id, Family::Ipv4Unicast).received, left, "{action:?}");
+        // After the end of the restart all count.
+        let outcome = world.rib.update(id, announce(&["10.0.4.0/24"])).expect("no stop");
+        assert_eq!(outcome.dropped, u32::from(action == PrefixLimitAction::Drop), "{action:?}");
+    }
+}
+
 /// A limit that is put below what is there ends the session at the next UPDATE, of whatever family;
 /// nothing of the peer stays.
 #[test]
