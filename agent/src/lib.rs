@@ -27,6 +27,7 @@ pub mod pods;
 pub mod problems;
 pub mod publish;
 pub mod report;
+pub mod restart;
 pub mod secrets;
 pub mod speaker;
 pub mod underlay;

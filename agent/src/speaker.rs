@@ -16,7 +16,7 @@ use crate::control::Service;
 use crate::disabled::DisabledPeers;
 use crate::fib::Fib;
 use crate::report::{self, Report};
-use crate::{control, file};
+use crate::{control, file, restart};
 
 /// Options of `cairn speaker`.
 #[derive(Args)]
@@ -31,7 +31,8 @@ pub struct Options {
     /// restart of the process. Without it /run/cairn, if that can be had.
     #[arg(long)]
     run_dir: Option<PathBuf>,
-    /// At SIGTERM keep the routes in the kernel and at the peers, for a restart (RFC 4724).
+    /// At SIGTERM keep the routes in the kernel and at the peers, for a restart with the same run
+    /// directory (RFC 4724).
     #[arg(long)]
     keep_routes: bool,
 }
@@ -50,20 +51,28 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         crate::require_net_admin("cairn speaker --fib")?;
     }
     // Before anything is told to peers or kernel, as another speaker may have the directory.
-    let control = match &options.run_dir {
-        Some(run_dir) => Some((control::bind(run_dir)?, DisabledPeers::open(run_dir))),
-        None => control_by_default(),
+    let default_run_dir = Path::new(crate::DEFAULT_RUN_DIR);
+    let (run_dir, control) = match &options.run_dir {
+        Some(run_dir) => {
+            (run_dir.as_path(), Some((control::bind(run_dir)?, DisabledPeers::open(run_dir))))
+        }
+        None => (default_run_dir, control_by_default(default_run_dir)),
     };
+    // A directory that is another's holds nothing for this speaker.
+    let run_dir = control.as_ref().map(|_| run_dir);
     let mut fib = None;
     if options.fib {
         let started = Fib::start(None).await?;
         started.blocks.send_replace(Some(Default::default()));
         fib = Some(started);
     }
-    let preserved = fib.as_ref().is_some_and(|fib| fib.preserved);
+    let kept_by_peers = run_dir.is_some_and(restart::take_word);
+    // A speaker that writes no routes has none to lose: whoever forwards went on without it, which is
+    // what its operator says with --keep-routes (RFC 4724 section 4.1, "allowed via configuration").
+    let preserved = fib.as_ref().map_or(kept_by_peers, |fib| fib.preserved);
     let speaker_options = SpeakerOptions {
         forwarding_preserved: preserved,
-        restarting: preserved,
+        restarting: preserved || kept_by_peers,
         disabled: control.as_ref().map(|(_, disabled)| disabled.names()).unwrap_or_default(),
     };
     let (speaker, feed) = Speaker::start(config, speaker_options)?;
@@ -98,6 +107,13 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         }
     }
     let how = if options.keep_routes {
+        match run_dir {
+            Some(run_dir) => restart::leave_word(run_dir),
+            None => tracing::warn!(
+                "without a run directory the next start does not know that it is a restart: peers \
+                 drop the routes once it connects; give --run-dir"
+            ),
+        }
         Shutdown::KeepRoutes
     } else {
         Shutdown::Cease { text: "stopped by its operator".into() }
@@ -128,8 +144,7 @@ fn reload(path: &Path, speaker: &SpeakerHandle) -> Option<String> {
 
 /// The control socket in the usual place, unless somebody else has that or it is not ours to have: a
 /// speaker by the side of an agent, or of a user, works without.
-fn control_by_default() -> Option<(UnixListener, DisabledPeers)> {
-    let run_dir = Path::new(crate::DEFAULT_RUN_DIR);
+fn control_by_default(run_dir: &Path) -> Option<(UnixListener, DisabledPeers)> {
     match control::bind(run_dir) {
         Ok(listener) => Some((listener, DisabledPeers::open(run_dir))),
         Err(error) => {

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::ask::{json, text, until_peer};
+use crate::ask::{Watch, json, text, until_peer};
 use crate::example::{EXAMPLE, client};
 use crate::site::{Daemon, Site, cairn, until};
 
@@ -50,4 +50,31 @@ fn sigterm_with_keep_routes_lets_the_peers_keep_them() {
     assert_eq!((routes.len(), &routes[0]["received"]["stale"]), (1, &Value::Bool(true)));
     assert_eq!(json(&site, "hub", &["routes"]).len(), 1, "it is still used");
     assert!(text(&site, "hub", &["adj-in", "p1"]).contains("(stale)"));
+}
+
+/// RFC 4724 section 4.1: the speaker says that it restarts and that forwarding went on, so that the
+/// peer never lets go of the routes.
+#[test]
+fn a_restart_after_keep_routes_loses_nothing_at_the_peers() {
+    let (site, hub) = after_sigterm_of_p1(&["--keep-routes"]);
+    let word = site.path("p1/routes-kept");
+    assert!(word.exists());
+    let watch = Watch::start(&site, "hub", &["-o", "json"]);
+    let watched = || {
+        text(&site, "hub", &["reset", "p2"]);
+        watch.text().contains("\"peer\":\"p2\"").then_some(()).ok_or("nothing is told yet")
+    };
+    until("the watch", watched);
+    let _p1 = site.speaker("p1", &site.path("p1.yaml"));
+    let is_fresh = |peer: &Value| peer["establishedCount"] == 2 && peer["state"] == "Established";
+    until_peer(&site, "hub", "p1", "is back", is_fresh);
+    until("the route is fresh", || {
+        let routes = json(&site, "hub", &["adj-in", "p1"]);
+        let fresh = routes.iter().any(|route| route["received"]["stale"] == false);
+        fresh.then_some(()).ok_or(format!("{routes:?}"))
+    });
+    let seen = watch.text();
+    assert!(!seen.contains("\"best\":null"), "the route was lost meanwhile: {seen}");
+    assert!(!word.exists(), "it counts for one start");
+    drop(hub);
 }
