@@ -320,8 +320,7 @@ impl Rib {
     /// Takes in what a peer announced and withdrew.
     ///
     /// # Errors
-    /// The peer's prefix limit is exceeded and ends the session; the rest of the batch was not taken in, and the session
-    /// has to end.
+    /// The peer's prefix limit is exceeded and ends the session; the rest of the batch was not taken in.
     pub fn update(
         &mut self,
         id: PeerId,
