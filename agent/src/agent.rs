@@ -76,7 +76,15 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let listener = control::bind(&options.run_dir)?;
     let (client, server) = client(options.kubeconfig.as_deref()).await?;
     let mut fib = Fib::start(Some(pods.clone())).await?;
-    let views = watches::start(&client, &name, &options.namespace);
+    let relist = watch::Sender::new(0);
+    let views = watches::start(
+        &client,
+        watches::WatchOptions {
+            node: name.clone(),
+            namespace: options.namespace.clone(),
+            relist: relist.subscribe(),
+        },
+    );
     let (holdings_out, holdings) = watch::channel(Arc::default());
     let ipam_options = ipam::IpamOptions {
         node: name.clone(),
@@ -84,11 +92,16 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         namespace: options.namespace.clone(),
         offline: Duration::from_secs(options.offline_secs.into()),
         idle_release: None,
+        rules: cairn_ipam::Rules::ALL,
+        clock: ipam::Clock::boottime(),
     };
     let channels = ipam::IpamChannels {
         view: views.clone(),
         usage: pods.usage(),
         routes: fib.learned.clone(),
+        witness: Arc::new(ipam::NoWitness),
+        storage: Arc::new(ipam::Directory::new(&options.run_dir)),
+        relist,
         holdings: holdings_out,
     };
     tokio::spawn(ipam::run(client.clone(), ipam_options, channels));

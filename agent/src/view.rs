@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use cairn_api::{BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, IPBlock, IPPool};
+use cairn_api::{
+    BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, IPBlock, IPPool, IPReservation,
+};
 use k8s_openapi::api::core::v1::Node;
+use serde::{Deserialize, Serialize};
 
 use crate::objects::Passwords;
 
@@ -14,12 +17,22 @@ use crate::objects::Passwords;
 pub struct ClusterView {
     /// Every watch has delivered its first list. Nothing is swept or given back before that.
     pub synced: bool,
+    /// How often everything was dropped and listed anew, because history went backwards (IPAM
+    /// rule 3). What is known counts for nothing before the view of the newest number is synced.
+    pub epoch: u64,
+    /// The view is the last good one of an earlier process of this boot, from the run directory, and
+    /// holds until the first that is synced.
+    pub restored: bool,
     /// The agent's own Node; `None` when it does not exist.
     pub node: Option<Node>,
     /// Pools by name.
     pub pools: BTreeMap<String, IPPool>,
     /// Blocks whose spec names this node, by name.
     pub own_blocks: BTreeMap<String, IPBlock>,
+    /// Reservations by name.
+    pub reservations: BTreeMap<String, IPReservation>,
+    /// What pods' addresses need to know of namespaces, by name.
+    pub namespaces: BTreeMap<String, Namespace>,
     /// The one BGPConfiguration.
     pub bgp_configuration: Option<BGPConfiguration>,
     /// Nodes to peer with, by name; this node's own is among them.
@@ -34,6 +47,15 @@ pub struct ClusterView {
     pub passwords: Passwords,
     /// Kinds that cannot be watched now: what the view says of them may be old.
     pub unwatched: BTreeMap<String, WatchFailure>,
+}
+
+/// A Namespace, as the choice of its pods' addresses needs it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its annotation [`cairn_api::ANNOTATION_IPPOOLS`].
+    pub pools: Option<String>,
 }
 
 /// Why a kind cannot be watched.

@@ -54,9 +54,20 @@ pub(crate) struct Told {
     secret: Option<u64>,
 }
 
-/// Starts the watches of the node `name`, those of Secrets in `namespace`; the receiver always holds
-/// the newest view.
-pub fn start(client: &Client, name: &str, namespace: &str) -> watch::Receiver<Arc<ClusterView>> {
+/// What is watched for.
+#[derive(Debug)]
+pub struct WatchOptions {
+    /// The node's name.
+    pub node: String,
+    /// Cairn's own namespace, where Secrets are.
+    pub namespace: String,
+    /// When it rises every watch drops what it knows and begins with a new list.
+    pub relist: watch::Receiver<u64>,
+}
+
+/// Starts the watches of a node; the receiver always holds the newest view.
+pub fn start(client: &Client, options: WatchOptions) -> watch::Receiver<Arc<ClusterView>> {
+    let WatchOptions { node: name, namespace, relist: _ } = options;
     let (told, updates) = mpsc::channel(UPDATES_MAX);
     let all = watcher::Config::default;
     let own_node = all().fields(&format!("metadata.name={name}"));
@@ -73,7 +84,7 @@ pub fn start(client: &Client, name: &str, namespace: &str) -> watch::Receiver<Ar
     follow::<BGPAdvertisement>(client, all(), &told, |view| &mut view.bgp_advertisements);
 
     let (publish, views) = watch::channel(Arc::new(ClusterView::default()));
-    let secrets = Secrets::new(client.clone(), namespace.to_owned(), told);
+    let secrets = Secrets::new(client.clone(), namespace, told);
     tokio::spawn(gather(updates, secrets, publish));
     views
 }

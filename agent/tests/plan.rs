@@ -37,6 +37,7 @@ fn view(yaml: &str, node: &str) -> ClusterView {
         bgp_advertisements: objects(yaml),
         passwords: BTreeMap::new(),
         unwatched: BTreeMap::new(),
+        ..ClusterView::default()
     }
 }
 

@@ -57,7 +57,16 @@ struct Agent {
 
 impl Agent {
     fn start(client: &Client) -> Agent {
-        Agent { views: watches::start(client, "n1", "cairn-system") }
+        Agent {
+            views: watches::start(
+                client,
+                watches::WatchOptions {
+                    node: "n1".to_owned(),
+                    namespace: "cairn-system".to_owned(),
+                    relist: tokio::sync::watch::Sender::new(0).subscribe(),
+                },
+            ),
+        }
     }
 
     async fn until(

@@ -16,6 +16,13 @@ pub const VERSION: &str = "v1alpha1";
 /// The Node label that holds the node's autonomous system number.
 pub const LABEL_ASN: &str = "cairn.network/asn";
 
+/// The annotation of a Pod, or of a Namespace for all its pods, that names the pools to take addresses
+/// from: names with commas between them, the first that has a free address of a family serves it.
+pub const ANNOTATION_IPPOOLS: &str = "cairn.network/ippools";
+
+/// The annotation of a Pod that asks for fixed addresses, at most one a family, with a comma between.
+pub const ANNOTATION_IPS: &str = "cairn.network/ips";
+
 /// A reference to an object by name and UID: a new object of the same name is another object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

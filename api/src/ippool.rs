@@ -36,6 +36,8 @@ use crate::common::{Condition, LabelSelector};
     validation = Rule::new("string(cidr(self.cidr).masked()) == self.cidr").message("cidr must be a canonical network address such as 10.244.0.0/16 or fd00:10:244::/48: no host bits, shortest lower-case form").field_path(".cidr"),
     validation = Rule::new("self.cidr == oldSelf.cidr").message("cidr is immutable: create a new pool, disable this one, then delete it").field_path(".cidr"),
     validation = Rule::new("has(self.blockSize) == has(oldSelf.blockSize) && (!has(self.blockSize) || self.blockSize == oldSelf.blockSize)").message("blockSize is immutable: create a new pool with another CIDR"),
+    validation = Rule::new("self.allocation == oldSelf.allocation").message("allocation is immutable: create a new pool"),
+    validation = Rule::new("self.allocation == 'OnDemand' || !has(self.maxBlocksPerNode)").message("maxBlocksPerNode does not go with allocation NodePodCIDR: a node has the blocks of its podCIDRs").field_path(".maxBlocksPerNode"),
     validation = Rule::new("!has(self.blockSize) || self.blockSize >= cidr(self.cidr).prefixLength()").message("blockSize is a prefix length and must not be shorter than the pool's own"),
     validation = Rule::new("!has(self.blockSize) || (cidr(self.cidr).ip().family() == 4 ? self.blockSize >= 16 && self.blockSize <= 32 : self.blockSize >= 64 && self.blockSize <= 128)").message("blockSize must be 16 to 32 in an IPv4 pool and 64 to 128 in an IPv6 pool"),
     validation = Rule::new("has(self.blockSize) || (cidr(self.cidr).ip().family() == 4 ? cidr(self.cidr).prefixLength() <= 26 : cidr(self.cidr).prefixLength() <= 122)").message("the pool is smaller than the default block (/26, /122): set blockSize"),
@@ -56,6 +58,9 @@ pub struct IPPoolSpec {
     /// The namespaces whose pods get addresses from this pool; all when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub namespace_selector: Option<LabelSelector>,
+    /// Where the blocks come from: claimed on demand, or each node's `spec.podCIDRs`. Immutable.
+    #[serde(default)]
+    pub allocation: BlockAllocation,
     /// How packets between pods of this pool travel between nodes.
     #[serde(default)]
     pub encapsulation: Encapsulation,
@@ -91,6 +96,17 @@ impl IPPoolSpec {
     pub fn effective_block_size(&self) -> u8 {
         self.block_size.unwrap_or(if self.cidr.contains(':') { 122 } else { 26 })
     }
+}
+
+/// Where a pool's blocks come from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum BlockAllocation {
+    /// Nodes claim blocks when they need them.
+    #[default]
+    OnDemand,
+    /// A node's blocks are those of its `spec.podCIDRs` that lie in the pool: for clusters whose
+    /// controller manager allocates them. `blockSize` must be their size.
+    NodePodCIDR,
 }
 
 /// How packets between pods of a pool travel between nodes.
@@ -134,7 +150,8 @@ pub struct IPPoolStatus {
     /// Addresses not in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<String>,
-    /// Ready, with the reasons Overlap, Disabled, Terminating, Invalid, ForeignAddresses.
+    /// Ready, with the reasons Overlap, Disabled, Terminating, Invalid, ForeignAddresses; NearlyFull
+    /// when less than a tenth of the blocks is left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

@@ -16,6 +16,7 @@ mod bgppolicy;
 mod common;
 mod ipblock;
 mod ippool;
+mod ipreservation;
 
 pub use advertisement::{BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus};
 pub use bgpconfiguration::{
@@ -33,13 +34,15 @@ pub use bgppolicy::{
     Set, SetNextHop,
 };
 pub use common::{
-    AddressFamily, Condition, ConditionStatus, GROUP, LABEL_ASN, LabelSelector,
-    LabelSelectorRequirement, ObjectReference, Operator, VERSION, set_condition,
+    ANNOTATION_IPPOOLS, ANNOTATION_IPS, AddressFamily, Condition, ConditionStatus, GROUP,
+    LABEL_ASN, LabelSelector, LabelSelectorRequirement, ObjectReference, Operator, VERSION,
+    set_condition,
 };
 pub use ipblock::{
     Allocation, FINALIZER, IPBlock, IPBlockSpec, IPBlockStatus, block_name, block_range,
 };
-pub use ippool::{Encapsulation, IPPool, IPPoolSpec, IPPoolStatus, PoolUse};
+pub use ippool::{BlockAllocation, Encapsulation, IPPool, IPPoolSpec, IPPoolStatus, PoolUse};
+pub use ipreservation::{IPReservation, IPReservationSpec};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -49,6 +52,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
     vec![
         IPPool::crd(),
         IPBlock::crd(),
+        IPReservation::crd(),
         BGPConfiguration::crd(),
         BGPNode::crd(),
         BGPPeer::crd(),

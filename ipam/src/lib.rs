@@ -13,9 +13,13 @@
 
 pub mod addresses;
 pub mod claims;
+pub mod demand;
 pub mod fence;
 pub mod free_index;
+pub mod rules;
 
 pub use addresses::{AddressBook, AssignError, AttachmentId, BlockUsage, Family, OwnedBlock};
 pub use claims::{BlockState, Decision, Knowledge, OwnBlock, Pool, Standing, Verdict};
+pub use demand::{AddressRequest, Choice, Demand, PodPool};
 pub use free_index::FreeIndex;
+pub use rules::{Rule, Rules};

@@ -28,10 +28,10 @@ use futures::future::BoxFuture;
 use ipnet::IpNet;
 use tokio::sync::watch;
 
+use super::Shared;
 use super::api::{BlockApi, Verification};
 use super::calls::{self, Attempt, Claim, Done, Question};
 use super::error::IpamError;
-use super::{Shared, since_boot};
 use crate::view::ClusterView;
 
 /// Keeps the node's blocks.
@@ -41,7 +41,7 @@ pub(super) async fn run(shared: Shared, mut fence: watch::Receiver<OwnFence>) {
     let mut blocks = Blocks::new(shared, api);
     let mut call: Option<BoxFuture<'static, Done>> = None;
     loop {
-        let now = since_boot();
+        let now = blocks.shared.now();
         view.mark_unchanged();
         usage.mark_unchanged();
         let up = *fence.borrow_and_update();
@@ -57,9 +57,11 @@ pub(super) async fn run(shared: Shared, mut fence: watch::Receiver<OwnFence>) {
             }
         };
         tokio::select! {
+            biased;
             done = done => {
                 call = None;
-                blocks.take_in(done, since_boot());
+                let now = blocks.shared.now();
+                blocks.take_in(done, now);
             }
             changed = view.changed() => if changed.is_err() { return },
             changed = usage.changed() => if changed.is_err() { return },
@@ -492,7 +494,7 @@ impl Blocks {
     }
 
     fn verify(&self, cidr: IpNet, held: &Held) -> BoxFuture<'static, Done> {
-        let by = || format!("{} {}", self.shared.options.boot_id, since_boot().as_nanos());
+        let by = || format!("{} {}", self.shared.options.boot_id, self.shared.now().as_nanos());
         let found = !held.newly_claimed;
         let question = Question {
             cidr,

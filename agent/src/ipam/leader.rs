@@ -27,10 +27,10 @@ use kube::api::{Api, ListParams, Patch, PatchParams, PostParams};
 use serde_json::json;
 use tokio::sync::watch;
 
+use super::Shared;
 use super::api::BlockApi;
 use super::error::{IpamError, call};
 use super::lease::{lease_name, node_uid_of};
-use super::{Shared, since_boot};
 use crate::view::ClusterView;
 
 /// Stands for leader, and does the leader's duties while it is.
@@ -49,24 +49,25 @@ pub(super) async fn run(shared: Shared) {
             Ok(()) => {}
             Err(error) => problems.push(error.to_string()),
         }
-        let leads = leader.leads(since_boot());
+        let leads = leader.leads(leader.shared.now());
         leader.shared.reports.change(|holdings| holdings.leads = leads);
         if !leads {
             leader.leases.interrupt();
             interval = DUTIES_INTERVAL_MIN;
-        } else if since_boot() >= duties_due {
+        } else if leader.shared.now() >= duties_due {
             problems.extend(leader.duties().await);
-            duties_due = since_boot().saturating_add(interval);
+            duties_due = leader.shared.now().saturating_add(interval);
             interval = (interval * 2).min(interval_max);
         }
         leader.shared.reports.report("leader", problems);
         let pause = match leader.shared.membership() {
-            Ok(_) if leads => duties_due.saturating_sub(since_boot()).min(leader.renewal()),
+            Ok(_) if leads => duties_due.saturating_sub(leader.shared.now()).min(leader.renewal()),
             Ok(_) => leader.renewal(),
             // The view has not come yet, or the Node is not there: no call, only a look at it.
             Err(_) => MEMBERSHIP_INTERVAL,
         };
         tokio::select! {
+            biased;
             () = tokio::time::sleep(pause) => {}
             () = pools_changed(&mut view, &mut pools) => {
                 duties_due = Duration::ZERO;
@@ -154,7 +155,7 @@ impl Leader {
 
     /// Takes or renews the Lease if this agent may.
     async fn stand(&mut self) -> Result<(), IpamError> {
-        let now = since_boot();
+        let now = self.shared.now();
         if self.shared.membership().is_err() || !self.is_candidate() {
             self.renewed = None;
             return Ok(());
@@ -274,7 +275,7 @@ impl Leader {
                 leases.insert(name.clone(), seen);
             }
         }
-        self.leases.observe(gone.iter().cloned(), &leases, since_boot());
+        self.leases.observe(gone.iter().cloned(), &leases, self.shared.now());
         Ok(gone)
     }
 
@@ -288,7 +289,8 @@ impl Leader {
         for block in blocks {
             let node =
                 GoneNode { name: block.spec.node.name.clone(), uid: block.spec.node.uid.clone() };
-            if !gone.contains(&node) || self.leases.verdict(&node, since_boot()) != Return::Allowed
+            if !gone.contains(&node)
+                || self.leases.verdict(&node, self.shared.now()) != Return::Allowed
             {
                 continue;
             }
@@ -326,7 +328,7 @@ impl Leader {
                 Err(error) => problems.push(error.to_string()),
             }
             tokio::time::sleep(RETURN_PAUSE).await;
-            if !self.leads(since_boot()) && self.stand().await.is_err() {
+            if !self.leads(self.shared.now()) && self.stand().await.is_err() {
                 return;
             }
         }

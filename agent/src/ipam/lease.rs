@@ -12,7 +12,7 @@ use kube::api::{Api, PostParams};
 use tokio::sync::watch;
 
 use super::error::{IpamError, call};
-use super::{Shared, member_uid, since_boot};
+use super::{Shared, member_uid};
 
 /// The name of the Lease of a node.
 pub(super) fn lease_name(node: &str) -> String {
@@ -39,10 +39,10 @@ pub(super) async fn run(shared: Shared, fence: &watch::Sender<OwnFence>) {
     loop {
         let pause = match shared.membership() {
             Ok(uid) => {
-                let sent = since_boot();
+                let sent = shared.now();
                 match write(&shared, &leases, &nodes, &uid).await {
                     Ok(()) => {
-                        fence.send_modify(|fence| fence.wrote(sent, since_boot()));
+                        fence.send_modify(|fence| fence.wrote(sent, shared.now()));
                         shared.reports.report("lease", Vec::new());
                         interval
                     }

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_ipam::{Family, OwnedBlock, Standing};
+use cairn_ipam::{Demand, Family, OwnedBlock, PodPool, Rules, Standing};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
@@ -32,9 +32,11 @@ mod calls;
 mod error;
 mod leader;
 mod lease;
+mod seams;
 mod status;
 
 pub use error::IpamError;
+pub use seams::{Clock, Directory, Heard, NoWitness, Storage, Witness};
 
 /// What a node's IPAM must know from the start.
 #[derive(Clone, Debug)]
@@ -49,17 +51,26 @@ pub struct IpamOptions {
     pub offline: Duration,
     /// After how long without an address a block goes back, unless it is the last.
     pub idle_release: Option<Duration>,
+    /// Which safety rules hold: all, but in tests.
+    pub rules: Rules,
+    /// The time since boot.
+    pub clock: Clock,
 }
 
 /// What flows into the node's IPAM and out of it.
-#[derive(Debug)]
 pub struct IpamChannels {
     /// The cluster as the watches show it.
     pub view: watch::Receiver<Arc<ClusterView>>,
     /// The addresses of the node's pods.
     pub usage: watch::Receiver<Usage>,
-    /// Prefixes in the Adj-RIB-In, those of other nodes, rejected ones included.
+    /// Prefixes of routes in use: blocks that somebody has. They only save refused claims.
     pub routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    /// What peers announce.
+    pub witness: Arc<dyn Witness>,
+    /// What outlives this process.
+    pub storage: Arc<dyn Storage>,
+    /// Raised by one when history went backwards: every watch begins anew ([`ClusterView::epoch`]).
+    pub relist: watch::Sender<u64>,
     /// What this node holds.
     pub holdings: watch::Sender<Arc<Holdings>>,
 }
@@ -73,6 +84,12 @@ pub struct Holdings {
     pub blocks: Vec<OwnedBlock>,
     /// The families of which a pod gets an address each.
     pub families: Vec<Family>,
+    /// Every pool of pods, usable or not.
+    pub pools: Vec<PodPool>,
+    /// What is never handed out.
+    pub reserved: Vec<IpNet>,
+    /// Demands that cannot be met now, each with the reason for the pod that waits.
+    pub refusals: BTreeMap<Demand, String>,
     /// What a person should know, one sentence each.
     pub problems: Vec<String>,
     /// Whether this agent leads.
@@ -81,10 +98,10 @@ pub struct Holdings {
 
 /// Keeps the node's blocks for as long as it is polled.
 pub async fn run(client: Client, options: IpamOptions, channels: IpamChannels) {
-    let IpamChannels { view, usage, routes, holdings } = channels;
+    let IpamChannels { view, usage, routes, witness, storage, relist, holdings } = channels;
     let fence = watch::Sender::new(cairn_ipam::fence::OwnFence::new(options.offline));
     let reports = Reports { holdings, parts: Arc::default() };
-    let shared = Shared { client, options, view, usage, routes, reports };
+    let shared = Shared { client, options, view, usage, routes, witness, storage, relist, reports };
     tokio::join!(
         lease::run(shared.clone(), &fence),
         blocks::run(shared.clone(), fence.subscribe()),
@@ -106,10 +123,20 @@ struct Shared {
     view: watch::Receiver<Arc<ClusterView>>,
     usage: watch::Receiver<Usage>,
     routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    #[expect(dead_code, reason = "asked by the next change")]
+    witness: Arc<dyn Witness>,
+    #[expect(dead_code, reason = "written by the next change")]
+    storage: Arc<dyn Storage>,
+    #[expect(dead_code, reason = "raised by the next change")]
+    relist: watch::Sender<u64>,
     reports: Reports,
 }
 
 impl Shared {
+    fn now(&self) -> Duration {
+        self.options.clock.now()
+    }
+
     /// The UID of the Node for which this agent may act, or why it may not (IPAM rule 5).
     fn membership(&self) -> Result<String, Standing> {
         let view = self.view.borrow();
@@ -158,11 +185,4 @@ impl Reports {
             changed
         });
     }
-}
-
-/// Time since boot, counted on through sleep.
-fn since_boot() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    let secs = u64::try_from(now.tv_sec).unwrap_or_default();
-    Duration::new(secs, u32::try_from(now.tv_nsec).unwrap_or_default())
 }

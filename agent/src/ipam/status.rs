@@ -14,7 +14,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use super::error::{IpamError, call};
-use super::{Holdings, Shared, since_boot};
+use super::{Holdings, Shared};
 use crate::pods::Usage;
 
 /// The allocations that a block's status lists at most, about 150 KB.
@@ -32,8 +32,9 @@ pub(super) async fn run(shared: Shared) {
         usage.mark_unchanged();
         holdings.mark_unchanged();
         let next = pass(&shared, &api, &mut writes).await;
-        let wait = next.map_or(Duration::MAX, |at| at.saturating_sub(since_boot()));
+        let wait = next.map_or(Duration::MAX, |at| at.saturating_sub(shared.now()));
         tokio::select! {
+            biased;
             changed = view.changed() => if changed.is_err() { return },
             changed = usage.changed() => if changed.is_err() { return },
             changed = holdings.changed() => if changed.is_err() { return },
@@ -85,7 +86,7 @@ async fn pass(
         if shown == wanted || (is_written && behind) {
             continue;
         }
-        let now = since_boot();
+        let now = shared.now();
         let due = last.map_or(Duration::ZERO, |last| last.at.saturating_add(WRITE_INTERVAL));
         if now < due || behind {
             problems.extend(last.and_then(|last| last.problem.clone()));
@@ -97,7 +98,7 @@ async fn pass(
         let (version, problem) = match answer {
             Ok(written) => (written.metadata.resource_version, None),
             Err(error) => {
-                let retry = since_boot().saturating_add(WRITE_INTERVAL);
+                let retry = shared.now().saturating_add(WRITE_INTERVAL);
                 next = Some(next.map_or(retry, |next| next.min(retry)));
                 let passing = error.is_conflict() || error.is_not_found();
                 (None, (!passing).then(|| error.to_string()))
@@ -105,7 +106,7 @@ async fn pass(
         };
         problems.extend(problem.clone());
         let uid = block.metadata.uid.clone();
-        writes.insert(name, Write { uid, status: wanted, version, problem, at: since_boot() });
+        writes.insert(name, Write { uid, status: wanted, version, problem, at: shared.now() });
     }
     shared.reports.report("status", problems);
     next

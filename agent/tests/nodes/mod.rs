@@ -5,16 +5,16 @@
 
 pub mod proxy;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cairn_agent::ipam::{self, Holdings, IpamChannels, IpamOptions};
+use cairn_agent::ipam::{self, Clock, Holdings, IpamChannels, IpamOptions, NoWitness, Storage};
 use cairn_agent::pods::Usage;
-use cairn_agent::watch as watches;
-use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family};
+use cairn_agent::watch::{self as watches, WatchOptions};
+use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family, Rules};
 use cairn_lab::apiserver::{ApiServer, Options, Serving};
 use ipnet::IpNet;
 use kube::{Client, Config};
@@ -148,11 +148,24 @@ impl Node {
             namespace: "cairn-system".to_owned(),
             offline,
             idle_release,
+            rules: Rules::ALL,
+            clock: Clock::boottime(),
         };
+        let relist = watch::Sender::new(0);
         let channels = IpamChannels {
-            view: watches::start(&client, name, "cairn-system"),
+            view: watches::start(
+                &client,
+                WatchOptions {
+                    node: name.to_owned(),
+                    namespace: "cairn-system".to_owned(),
+                    relist: relist.subscribe(),
+                },
+            ),
             usage: usage.subscribe(),
             routes: routes.subscribe(),
+            witness: Arc::new(NoWitness),
+            storage: Arc::new(Memory::default()),
+            relist,
             holdings: told,
         };
         let mut tasks = JoinSet::new();
@@ -227,6 +240,21 @@ impl Node {
     pub async fn until_open(&mut self, count: usize) -> Vec<IpNet> {
         let holdings = self.until("open blocks", |h| Node::open(h).len() >= count).await;
         Node::open(&holdings)
+    }
+}
+
+/// What a node keeps over a restart, in memory.
+#[derive(Clone, Debug, Default)]
+pub struct Memory(Arc<Mutex<BTreeMap<String, Vec<u8>>>>);
+
+impl Storage for Memory {
+    fn read(&self, name: &str) -> std::io::Result<Option<Vec<u8>>> {
+        Ok(self.0.lock().expect("the documents").get(name).cloned())
+    }
+
+    fn write(&self, name: &str, document: &[u8]) -> std::io::Result<()> {
+        self.0.lock().expect("the documents").insert(name.to_owned(), document.to_owned());
+        Ok(())
     }
 }
 
