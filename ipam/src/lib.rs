@@ -16,10 +16,12 @@ pub mod claims;
 pub mod demand;
 pub mod fence;
 pub mod free_index;
+pub mod mark;
 pub mod rules;
 
 pub use addresses::{AddressBook, AssignError, AttachmentId, BlockUsage, Family, OwnedBlock};
 pub use claims::{BlockState, Decision, Knowledge, OwnBlock, Pool, Standing, Verdict};
 pub use demand::{AddressRequest, Choice, Demand, PodPool};
 pub use free_index::FreeIndex;
+pub use mark::{Holder, Machine};
 pub use rules::{Rule, Rules};

@@ -1,0 +1,127 @@
+//! Who holds a node's Lease, and the mark that says of a holder that its machine is off (IPAM rule 5).
+//!
+//! ```text
+//! Lease cairn-node-NODE   spec.holderIdentity                         NODE_UID/BOOT_ID   its agent
+//!                         metadata.annotations[ANNOTATION_MACHINE_OFF] NODE_UID/BOOT_ID  an operator
+//!                         metadata.annotations[ANNOTATION_MACHINE]     MACHINE_ID/SYSTEM_UUID
+//! ```
+//!
+//! The mark names one boot of one machine under one Node object. A machine that boots again, or a
+//! Node that was created anew, is another holder, and the mark says nothing about it.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// The annotation of a node's Lease that says which holder's machine is off: a [`Holder`].
+pub const ANNOTATION_MACHINE_OFF: &str = "cairn.network/machine-off";
+
+/// The annotation of a node's Lease that says on which machine its holder runs: a [`Machine`].
+pub const ANNOTATION_MACHINE: &str = "cairn.network/machine";
+
+/// One boot of a machine under one Node object: who writes a node's Lease.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Holder {
+    /// The UID of the Node object.
+    pub node_uid: String,
+    /// The boot id of the machine's kernel.
+    pub boot_id: String,
+}
+
+impl fmt::Display for Holder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.node_uid, self.boot_id)
+    }
+}
+
+/// A text that names no holder.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("\"{text}\" is no holder of a node's Lease: write NODE_UID/BOOT_ID")]
+pub struct HolderError {
+    /// The text.
+    pub text: String,
+}
+
+impl FromStr for Holder {
+    type Err = HolderError;
+
+    fn from_str(text: &str) -> Result<Holder, HolderError> {
+        match text.split_once('/') {
+            Some((uid, boot)) if !uid.is_empty() && !boot.is_empty() && !boot.contains('/') => {
+                Ok(Holder { node_uid: uid.to_owned(), boot_id: boot.to_owned() })
+            }
+            _ => Err(HolderError { text: text.to_owned() }),
+        }
+    }
+}
+
+/// Whether `mark`, the value of [`ANNOTATION_MACHINE_OFF`], says that the machine of `holder` is
+/// off. A mark that names nobody says nothing.
+pub fn is_off(mark: Option<&str>, holder: &Holder) -> bool {
+    mark.and_then(|mark| mark.parse::<Holder>().ok()).as_ref() == Some(holder)
+}
+
+/// What tells one machine from another over a reboot, as kubelet reports it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Machine {
+    /// `status.nodeInfo.machineID`: of the installed system, so that a copied disk carries it along.
+    pub machine_id: String,
+    /// `status.nodeInfo.systemUUID`: of the hardware or the virtual machine.
+    pub system_uuid: String,
+}
+
+impl Machine {
+    /// Whether both are one machine for certain. A value that is missing proves nothing.
+    pub fn is_certainly(&self, other: &Machine) -> bool {
+        !self.machine_id.is_empty() && !self.system_uuid.is_empty() && self == other
+    }
+}
+
+impl fmt::Display for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.machine_id, self.system_uuid)
+    }
+}
+
+/// The machine that an annotation names; what cannot be read is a machine of which nothing is known.
+impl From<&str> for Machine {
+    fn from(text: &str) -> Machine {
+        let (machine_id, system_uuid) = text.split_once('/').unwrap_or_default();
+        Machine { machine_id: machine_id.to_owned(), system_uuid: system_uuid.to_owned() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_speaks_of_one_boot_under_one_node_object() {
+        let holder = |uid: &str, boot: &str| Holder { node_uid: uid.into(), boot_id: boot.into() };
+        let mark = holder("u1", "b1").to_string();
+        assert_eq!(mark, "u1/b1");
+        assert_eq!(mark.parse(), Ok(holder("u1", "b1")));
+        assert!(is_off(Some(&mark), &holder("u1", "b1")));
+        assert!(!is_off(Some(&mark), &holder("u1", "b2")), "booted again");
+        assert!(!is_off(Some(&mark), &holder("u2", "b1")), "another Node object");
+        assert!(!is_off(None, &holder("u1", "b1")));
+        for nobody in ["", "/", "u1", "u1/", "/b1", "u1/b1/x"] {
+            assert!(nobody.parse::<Holder>().is_err(), "{nobody}");
+            assert!(!is_off(Some(nobody), &holder("u1", "b1")), "{nobody}");
+        }
+    }
+
+    #[test]
+    fn a_machine_is_the_same_only_when_both_ids_say_so() {
+        let machine = Machine { machine_id: "m".into(), system_uuid: "s".into() };
+        assert_eq!(Machine::from(machine.to_string().as_str()), machine);
+        assert!(machine.is_certainly(&machine));
+        for (m, s) in [("m", "t"), ("n", "s"), ("m", ""), ("", "s")] {
+            let other = Machine { machine_id: m.into(), system_uuid: s.into() };
+            assert!(!machine.is_certainly(&other) && !other.is_certainly(&machine), "{other}");
+        }
+        assert!(!Machine::default().is_certainly(&Machine::default()));
+        assert_eq!(Machine::from("nonsense"), Machine::default());
+    }
+}
