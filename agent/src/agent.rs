@@ -69,8 +69,12 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let name = options.node_name.clone();
     let (pods, pod_network) = pods::Pods::start(pods::PodsOptions {
         run_dir: options.run_dir.clone(),
-        cooldown: COOLDOWN,
-        address_wait: ADDRESS_WAIT,
+        network: pods::NetworkOptions {
+            cooldown: COOLDOWN,
+            address_wait: ADDRESS_WAIT,
+            clock: ipam::Clock::boottime(),
+            rules: cairn_ipam::Rules::ALL,
+        },
     })
     .await?;
     let listener = control::bind(&options.run_dir)?;

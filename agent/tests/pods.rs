@@ -11,9 +11,12 @@ use std::thread;
 use std::time::Duration;
 
 use cairn_agent::fib::Fib;
-use cairn_agent::pods::{self, PodConfig, Pods, PodsError, PodsHandle, PodsOptions, Usage};
+use cairn_agent::ipam::Clock;
+use cairn_agent::pods::{
+    self, NetworkOptions, PodConfig, Pods, PodsError, PodsHandle, PodsOptions, Usage,
+};
 use cairn_cni::plugin::{self, Outcome, Patience};
-use cairn_ipam::{AttachmentId, Family, OwnedBlock};
+use cairn_ipam::{AttachmentId, Family, OwnedBlock, Rules};
 use cairn_kernel::link::{self, DuplicateDetection};
 use cairn_kernel::route::{self, NextHop, Route, Target};
 use cairn_kernel::{NetNs, Netlink, POD_ROUTE_PROTOCOL, pod};
@@ -78,8 +81,12 @@ impl Node {
     fn options(&self) -> PodsOptions {
         PodsOptions {
             run_dir: self.run_dir.clone(),
-            cooldown: Duration::from_secs(30),
-            address_wait: Duration::from_millis(400),
+            network: NetworkOptions {
+                cooldown: Duration::from_secs(30),
+                address_wait: Duration::from_millis(400),
+                clock: Clock::boottime(),
+                rules: Rules::ALL,
+            },
         }
     }
 

@@ -7,7 +7,7 @@ use cairn_cni::protocol::{Added, AddedAddress, Failure, Response};
 use cairn_ipam::AssignError;
 use cairn_kernel::pod::{self, AttachError, Attached};
 
-use super::server::Reply;
+use super::calls::Reply;
 
 /// Why an ADD is not served for now.
 #[derive(Debug, thiserror::Error)]

@@ -76,18 +76,29 @@ pub fn socket_path(run_dir: &Path) -> PathBuf {
 /// file that is missing or damaged costs a name in `cairn status`.
 #[derive(Clone, Debug)]
 pub(super) struct PodNames {
-    directory: PathBuf,
+    /// None keeps nothing.
+    directory: Option<PathBuf>,
 }
 
 impl PodNames {
-    pub(super) fn open(run_dir: &Path) -> Result<PodNames, PodsError> {
-        let directory = run_dir.join("pods");
-        fs::create_dir_all(&directory).map_err(failed("create", &directory))?;
-        Ok(PodNames { directory })
+    /// Names that nobody keeps.
+    pub(super) fn unkept() -> PodNames {
+        PodNames { directory: None }
+    }
+
+    /// Names under `run_dir`, after [`PodNames::create`].
+    pub(super) fn in_run_dir(run_dir: &Path) -> PodNames {
+        PodNames { directory: Some(run_dir.join("pods")) }
+    }
+
+    /// Makes the place where they are kept.
+    pub(super) fn create(&self) -> Result<(), PodsError> {
+        let Some(directory) = &self.directory else { return Ok(()) };
+        fs::create_dir_all(directory).map_err(failed("create", directory))
     }
 
     pub(super) fn write(&self, host_ifname: &str, pod: &PodIdentity) {
-        let path = self.directory.join(host_ifname);
+        let Some(path) = self.path(host_ifname) else { return };
         let written = serde_json::to_vec(pod).map_err(io::Error::from);
         if let Err(error) = written.and_then(|text| fs::write(&path, text)) {
             tracing::debug!(path = %path.display(), %error, "a pod's name is not kept");
@@ -95,21 +106,28 @@ impl PodNames {
     }
 
     pub(super) fn read(&self, host_ifname: &str) -> PodIdentity {
-        let text = fs::read(self.directory.join(host_ifname)).unwrap_or_default();
-        serde_json::from_slice(&text).unwrap_or_default()
+        let text = self.path(host_ifname).and_then(|path| fs::read(path).ok());
+        serde_json::from_slice(&text.unwrap_or_default()).unwrap_or_default()
     }
 
     pub(super) fn remove(&self, host_ifname: &str) {
-        let _ = fs::remove_file(self.directory.join(host_ifname));
+        if let Some(path) = self.path(host_ifname) {
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// Removes every name but those that `keep` wants.
     pub(super) fn retain(&self, keep: impl Fn(&str) -> bool) {
-        for entry in fs::read_dir(&self.directory).into_iter().flatten().flatten() {
+        let entries = self.directory.iter().filter_map(|path| fs::read_dir(path).ok());
+        for entry in entries.flatten().flatten() {
             if !entry.file_name().to_str().is_some_and(&keep) {
                 let _ = fs::remove_file(entry.path());
             }
         }
+    }
+
+    fn path(&self, host_ifname: &str) -> Option<PathBuf> {
+        self.directory.as_ref().map(|directory| directory.join(host_ifname))
     }
 }
 

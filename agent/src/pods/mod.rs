@@ -7,17 +7,19 @@
 //! ```
 //!
 //! One task owns the addresses and says one thing at a time about each interface of a container;
-//! what waits for the kernel runs on threads. The kernel is the record: a start takes the lock of
+//! what waits for the kernel runs on threads, behind [`PodKernel`]. The kernel is the record: a start takes the lock of
 //! the run directory, reads aliases and host routes, removes what was left half done, and only then
 //! takes the socket over. Nothing here calls the API server: a pod starts from the blocks that the
 //! node owns.
 
 mod answers;
+mod calls;
 mod error;
 mod files;
+mod host;
+mod kernel;
 mod network;
 mod server;
-mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -26,23 +28,40 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_cni::PodIdentity;
-use cairn_ipam::{AttachmentId, BlockUsage, Family, OwnedBlock};
-use tokio::sync::{Notify, mpsc, watch};
+use cairn_ipam::{AttachmentId, BlockUsage, Family, OwnedBlock, Rules};
+use cairn_kernel::NetNs;
+use tokio::sync::{Notify, watch};
 
+pub use calls::PodCalls;
 pub use error::PodsError;
 pub use files::socket_path;
+pub use kernel::{Attachment, Found, Listed, PodKernel, Question};
+pub use network::PodNetwork;
 
-use network::PodNetwork;
+use crate::ipam::Clock;
+use files::PodNames;
+use host::HostKernel;
 
-/// What the pod network needs to start.
+/// What the pods of a machine need to start.
 #[derive(Clone, Debug)]
 pub struct PodsOptions {
     /// Where lock, socket and names are: /run/cairn.
     pub run_dir: PathBuf,
+    /// What the owner of the addresses needs.
+    pub network: NetworkOptions,
+}
+
+/// What the owner of the addresses needs.
+#[derive(Clone, Debug)]
+pub struct NetworkOptions {
     /// An address that was freed less than this ago is handed out last.
     pub cooldown: Duration,
     /// How long an ADD that finds no address waits for a block before it is refused.
     pub address_wait: Duration,
+    /// The time since boot.
+    pub clock: Clock,
+    /// Which safety rules hold: all, but in tests.
+    pub rules: Rules,
 }
 
 /// What the node tells its pod network, as far as it is known.
@@ -119,9 +138,9 @@ impl PodsHandle {
 /// A pod network that has read the kernel and holds the socket; [`Pods::run`] serves it.
 #[derive(Debug)]
 pub struct Pods {
-    network: PodNetwork,
+    network: PodNetwork<HostKernel>,
     listener: tokio::net::UnixListener,
-    calls: mpsc::Sender<server::Call>,
+    calls: PodCalls<Arc<NetNs>>,
     own_netns: (u64, u64),
 }
 
@@ -132,25 +151,12 @@ impl Pods {
     /// # Errors
     /// [`PodsError`], one sentence; the socket of another agent stays.
     pub async fn start(options: PodsOptions) -> Result<(PodsHandle, Pods), PodsError> {
-        let lock = files::Lock::take(&options.run_dir)?;
-        let names = files::PodNames::open(&options.run_dir)?;
-        let found = work::read_kernel().await?;
-        let own_netns = found.own_netns;
-        let (calls, received) = mpsc::channel(CALLS_MAX);
-        let (config, config_changes) = watch::channel(None);
-        let (blocks, block_changes) = watch::channel(Blocks::default());
-        let (usage_changes, usage) = watch::channel(Usage::default());
-        let resync = Arc::new(Notify::new());
-        let inputs = network::Inputs {
-            calls: received,
-            config: config_changes,
-            blocks: block_changes,
-            resync: Arc::clone(&resync),
-        };
-        let network = PodNetwork::new(&options, lock, names, found, inputs, usage_changes);
-        let listener = files::bind(&options.run_dir)?;
-        let handle =
-            PodsHandle { config: Arc::new(config), blocks: Arc::new(blocks), resync, usage };
+        let PodsOptions { run_dir, network } = options;
+        let names = PodNames::in_run_dir(&run_dir);
+        let kernel = HostKernel::new(&run_dir, names.clone());
+        let (handle, calls, network) = PodNetwork::start_named(kernel, network, names).await?;
+        let own_netns = NetNs::current().and_then(|own| own.identity())?;
+        let listener = files::bind(&run_dir)?;
         Ok((handle, Pods { network, listener, calls, own_netns }))
     }
 
@@ -158,11 +164,9 @@ impl Pods {
     pub async fn run(self) {
         let Pods { network, listener, calls, own_netns } = self;
         tokio::select! {
-            () = server::serve(listener, calls, own_netns) => {}
+            biased;
             () = network.run() => {}
+            () = server::serve(listener, calls, own_netns) => {}
         }
     }
 }
-
-/// Requests that wait for the owner.
-const CALLS_MAX: usize = 64;

@@ -11,107 +11,166 @@ use std::time::Duration;
 
 use cairn_cni::protocol::{AddRequest, DelRequest, Response};
 use cairn_cni::{Code, PodIdentity};
-use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family};
+use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family, Rule};
 use cairn_kernel::Error;
-use cairn_kernel::pod::{self, AttachError, Attached, PodAttachment, PodSpec};
+use cairn_kernel::pod::{self, AttachError, PodAttachment, PodSpec};
+use futures::future::{BoxFuture, FutureExt};
+use futures::stream::{FuturesUnordered, StreamExt};
 use ipnet::IpNet;
 use tokio::sync::{Notify, mpsc, watch};
-use tokio::task::JoinSet;
-use tokio::time::Instant;
 
 use super::answers::{AddRefusal, NO_CONFIG, NO_POOL, added, answer, failed, failure_of};
-use super::files::{Lock, PodNames};
-use super::server::{Call, Reply};
-use super::work::{self, Addition, Done, Found, Listed, boot_time};
-use super::{Blocks, PodConfig, PodsOptions, Usage};
-use crate::until;
+use super::calls::{Call, PodCalls, Reply};
+use super::files::PodNames;
+use super::kernel::{Attachment, Found, Listed, PodKernel, Question};
+use super::{Blocks, NetworkOptions, PodConfig, PodsError, PodsHandle, Usage};
 
 /// Where the owner's work comes from.
 #[derive(Debug)]
-pub(super) struct Inputs {
-    pub(super) calls: mpsc::Receiver<Call>,
-    pub(super) config: watch::Receiver<Option<PodConfig>>,
-    pub(super) blocks: watch::Receiver<Blocks>,
-    pub(super) resync: Arc<Notify>,
+struct Inputs<N> {
+    calls: mpsc::Receiver<Call<N>>,
+    config: watch::Receiver<Option<PodConfig>>,
+    blocks: watch::Receiver<Blocks>,
+    resync: Arc<Notify>,
 }
 
-/// The owner of the node's pod addresses.
+/// The owner of the node's pod addresses, over the kernel `K`.
 #[derive(Debug)]
-pub(super) struct PodNetwork {
+pub struct PodNetwork<K: PodKernel> {
+    options: NetworkOptions,
+    kernel: K,
     book: AddressBook,
-    attachments: BTreeMap<AttachmentId, Attachment>,
+    attachments: BTreeMap<AttachmentId, Interface>,
     /// Interfaces on which work is under way, each with the requests that wait for its end.
-    busy: HashMap<AttachmentId, VecDeque<Call>>,
-    /// ADD requests without an address, in the order in which their patience ends.
-    waiting: VecDeque<(Instant, Addition)>,
+    busy: HashMap<AttachmentId, VecDeque<Call<K::Netns>>>,
+    /// ADD requests without an address, each with when its patience ends.
+    waiting: VecDeque<(Duration, Addition<K::Netns>)>,
     config: Option<PodConfig>,
     families: Vec<Family>,
     /// The blocks' networks.
     cidrs: Vec<IpNet>,
-    /// Addresses to which the kernel has permanent neighbours: somebody else's.
-    neighbours: BTreeSet<IpAddr>,
+    /// Addresses that the kernel holds for somebody else.
+    foreign: BTreeSet<IpAddr>,
     exhausted: BTreeSet<Family>,
     names: PodNames,
-    /// Held by every thread that writes to the kernel, too: the next agent must not read while this
-    /// one's last write is under way.
-    lock: Arc<Lock>,
-    address_wait: Duration,
     /// Counts changes to the kernel's pods, so that an older dump is not taken for the truth.
     generation: u64,
     listing: Listing,
-    inputs: Option<Inputs>,
-    work: JoinSet<Done>,
+    inputs: Option<Inputs<K::Netns>>,
+    work: FuturesUnordered<BoxFuture<'static, Done<K::Netns>>>,
     usage: watch::Sender<Usage>,
 }
 
 /// An interface in the kernel.
 #[derive(Debug)]
-struct Attachment {
+struct Interface {
     host_ifname: String,
     pod: PodIdentity,
     /// The generation that it came with.
     since: u64,
 }
 
+/// An ADD under way.
+#[derive(Debug)]
+struct Addition<N> {
+    id: AttachmentId,
+    request: AddRequest,
+    netns: N,
+    reply: Reply,
+    /// Addresses that turned out to be in use so far.
+    refused: u32,
+}
+
+/// Work that the kernel has finished.
+#[derive(Debug)]
+enum Done<N> {
+    Attached { addition: Addition<N>, attachment: Attachment },
+    Detached { id: AttachmentId, reply: Reply, outcome: Result<(), Error> },
+    Listed { generation: u64, outcome: Result<Listed, Error> },
+}
+
 /// Whether a dump of the kernel's pods is wanted or under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Listing {
     Idle,
-    Due(Instant),
+    Due(Duration),
     Running { again: bool },
 }
 
-impl PodNetwork {
-    pub(super) fn new(
-        options: &PodsOptions,
-        lock: Lock,
+impl<K: PodKernel> PodNetwork<K> {
+    /// Reads the node's pods from `kernel`, and returns the network with the ways to speak to it.
+    /// Requests wait for [`PodNetwork::run`]. The names of pods are not kept over a restart.
+    ///
+    /// # Errors
+    /// Another agent serves the node, or the kernel cannot be read.
+    pub async fn start(
+        kernel: K,
+        options: NetworkOptions,
+    ) -> Result<(PodsHandle, PodCalls<K::Netns>, PodNetwork<K>), PodsError> {
+        PodNetwork::start_named(kernel, options, PodNames::unkept()).await
+    }
+
+    /// As [`PodNetwork::start`], with the names that an earlier agent left.
+    pub(super) async fn start_named(
+        kernel: K,
+        options: NetworkOptions,
+        names: PodNames,
+    ) -> Result<(PodsHandle, PodCalls<K::Netns>, PodNetwork<K>), PodsError> {
+        if options.rules.hold(Rule::OneAgent) {
+            kernel.seize()?;
+        }
+        names.create()?;
+        let found = kernel.read().await?;
+        let (calls, received) = PodCalls::channel();
+        let (config, config_changes) = watch::channel(None);
+        let (blocks, block_changes) = watch::channel(Blocks::default());
+        let (usage_changes, usage) = watch::channel(Usage::default());
+        let resync = Arc::new(Notify::new());
+        let inputs = Inputs {
+            calls: received,
+            config: config_changes,
+            blocks: block_changes,
+            resync: Arc::clone(&resync),
+        };
+        let network = PodNetwork::new(kernel, options, names, found, inputs, usage_changes);
+        let handle =
+            PodsHandle { config: Arc::new(config), blocks: Arc::new(blocks), resync, usage };
+        Ok((handle, calls, network))
+    }
+
+    fn new(
+        kernel: K,
+        options: NetworkOptions,
         names: PodNames,
         found: Found,
-        inputs: Inputs,
+        inputs: Inputs<K::Netns>,
         usage: watch::Sender<Usage>,
-    ) -> PodNetwork {
+    ) -> PodNetwork<K> {
         let mut network = PodNetwork {
             book: AddressBook::new(options.cooldown),
+            options,
+            kernel,
             attachments: BTreeMap::new(),
             busy: HashMap::new(),
             waiting: VecDeque::new(),
             config: None,
             families: Vec::new(),
             cidrs: Vec::new(),
-            neighbours: found.neighbours,
+            foreign: BTreeSet::new(),
             exhausted: BTreeSet::new(),
             names,
-            lock: Arc::new(lock),
-            address_wait: options.address_wait,
             generation: 0,
             listing: Listing::Idle,
             inputs: Some(inputs),
-            work: JoinSet::new(),
+            work: FuturesUnordered::new(),
             usage,
         };
-        for attachment in found.attachments {
-            network.adopt(&attachment);
+        if network.options.rules.hold(Rule::KernelIsRecord) {
+            for attachment in found.attachments {
+                network.adopt(&attachment);
+            }
         }
+        network.take_foreign(found.foreign);
         let known = &network.attachments;
         network.names.retain(|name| known.values().any(|held| held.host_ifname == name));
         network.publish();
@@ -119,23 +178,14 @@ impl PodNetwork {
     }
 
     /// Serves until nobody can send anything any more.
-    pub(super) async fn run(mut self) {
+    pub async fn run(mut self) {
         let Some(mut inputs) = self.inputs.take() else { return };
         loop {
-            let due = self.next_deadline();
+            let wake = self.next_deadline().map(|due| due.saturating_sub(self.now()));
             tokio::select! {
-                call = inputs.calls.recv() => match call {
-                    Some(call) => self.handle(call),
-                    None => return,
-                },
-                Some(done) = self.work.join_next() => match done {
-                    Ok(done) => self.finish(done),
-                    // A panic in a thread is one in here.
-                    Err(error) => match error.try_into_panic() {
-                        Ok(panic) => std::panic::resume_unwind(panic),
-                        Err(_) => return,
-                    },
-                },
+                // What is under way ends before more begins.
+                biased;
+                Some(done) = self.work.next() => self.finish(done),
                 changed = inputs.config.changed() => {
                     if changed.is_err() {
                         return;
@@ -152,12 +202,20 @@ impl PodNetwork {
                     self.set_blocks(blocks);
                 }
                 () = inputs.resync.notified() => self.request_listing(),
-                () = until(due), if due.is_some() => self.expire(),
+                () = sleep(wake), if wake.is_some() => self.expire(),
+                call = inputs.calls.recv() => match call {
+                    Some(call) => self.handle(call),
+                    None => return,
+                },
             }
         }
     }
 
-    fn handle(&mut self, call: Call) {
+    fn now(&self) -> Duration {
+        self.options.clock.now()
+    }
+
+    fn handle(&mut self, call: Call<K::Netns>) {
         let id = match &call {
             Call::Add { request, .. } => id_of(request.container_id.as_str(), &request.ifname),
             Call::Del { request, .. } => id_of(request.container_id.as_str(), &request.ifname),
@@ -210,7 +268,7 @@ impl PodNetwork {
 
     /// Gives the interface its addresses and has the kernel make it. An interface that is there
     /// already goes the same way: that completes it and finds out whether it is the pod's.
-    fn add(&mut self, addition: Addition) {
+    fn add(&mut self, addition: Addition<K::Netns>) {
         let Some(config) = self.config.clone() else {
             return self.wait(addition, &AddRefusal::Unconfigured);
         };
@@ -219,7 +277,7 @@ impl PodNetwork {
         }
         self.take_over(&addition.id);
         let addresses = match self.book.held(&addition.id) {
-            [] => self.book.assign(&addition.id, &self.families, boot_time()),
+            [] => self.book.assign(&addition.id, &self.families, self.now()),
             held => Ok(held.to_vec()),
         };
         let addresses = match addresses {
@@ -235,21 +293,22 @@ impl PodNetwork {
             mtu: config.mtu,
             node_addresses: config.node_addresses,
         };
-        let (names, lock) = (self.names.clone(), Arc::clone(&self.lock));
-        self.work.spawn_blocking(move || work::attach(addition, &spec, &names, &lock));
+        let pod = addition.request.pod.clone();
+        let attaching = self.kernel.attach(addition.netns.clone(), spec, pod);
+        self.work.push(attaching.map(|attachment| Done::Attached { addition, attachment }).boxed());
     }
 
     /// Gives a container what its interface holds since a start that found no readable alias.
     fn take_over(&mut self, id: &AttachmentId) {
         let nameless = unrecorded(&pod::host_interface_name(&id.container_id, &id.ifname));
         let Some(attachment) = self.attachments.remove(&nameless) else { return };
-        let addresses = self.book.release(&nameless, boot_time());
+        let addresses = self.book.release(&nameless, self.now());
         self.book.adopt(id.clone(), addresses);
         self.attachments.insert(id.clone(), attachment);
     }
 
     /// Keeps an ADD that cannot be served now until something changes, within limits.
-    fn wait(&mut self, addition: Addition, refusal: &AddRefusal) {
+    fn wait(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
         if let AddRefusal::Unassigned(
             AssignError::NoBlock { family }
             | AssignError::Closed { family, .. }
@@ -259,14 +318,14 @@ impl PodNetwork {
         {
             self.publish();
         }
-        let until = Instant::now() + self.address_wait;
+        let until = self.now() + self.options.address_wait;
         if self.waiting.len() < WAITING_MAX {
             return self.waiting.push_back((until, addition));
         }
         self.refuse(addition, refusal);
     }
 
-    fn refuse(&mut self, addition: Addition, refusal: &AddRefusal) {
+    fn refuse(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
         let Addition { id, request, netns, reply, .. } = addition;
         let reason = refusal.to_string();
         tracing::warn!(pod = %request.pod, container = id.container_id, reason, "pod not attached");
@@ -289,7 +348,7 @@ impl PodNetwork {
 
     /// Handles what is due by time.
     fn expire(&mut self) {
-        let now = Instant::now();
+        let now = self.now();
         if let Listing::Due(at) = self.listing
             && at <= now
         {
@@ -300,7 +359,7 @@ impl PodNetwork {
             let refusal = match (&self.config, self.families.is_empty()) {
                 (None, _) => AddRefusal::Unconfigured,
                 (_, true) => AddRefusal::Poolless,
-                _ => match self.book.assign(&addition.id, &self.families, boot_time()) {
+                _ => match self.book.assign(&addition.id, &self.families, self.now()) {
                     // Freed in this very moment.
                     Ok(_) => {
                         self.add(addition);
@@ -313,7 +372,7 @@ impl PodNetwork {
         }
     }
 
-    fn next_deadline(&self) -> Option<Instant> {
+    fn next_deadline(&self) -> Option<Duration> {
         let listing = match self.listing {
             Listing::Due(at) => Some(at),
             _ => None,
@@ -324,15 +383,19 @@ impl PodNetwork {
 
     fn del(&mut self, id: AttachmentId, request: DelRequest, reply: Reply) {
         tracing::debug!(container = id.container_id, network = request.network, "DEL");
-        let lock = Arc::clone(&self.lock);
-        self.work.spawn_blocking(move || work::detach(id, reply, &lock));
+        if !self.options.rules.hold(Rule::FreeAfterInterface) {
+            self.forget(&id);
+            self.publish();
+        }
+        let detaching = self.kernel.detach(id.clone());
+        self.work.push(detaching.map(|outcome| Done::Detached { id, reply, outcome }).boxed());
     }
 
-    fn finish(&mut self, done: Done) {
+    fn finish(&mut self, done: Done<K::Netns>) {
         match done {
-            Done::Attached { addition, outcome, remains } => {
+            Done::Attached { addition, attachment } => {
                 self.generation += 1;
-                self.finish_add(addition, outcome, remains);
+                self.finish_add(addition, attachment);
             }
             Done::Detached { id, reply, outcome } => {
                 self.generation += 1;
@@ -342,18 +405,14 @@ impl PodNetwork {
         }
     }
 
-    fn finish_add(
-        &mut self,
-        mut addition: Addition,
-        outcome: Result<Attached, AttachError>,
-        remains: bool,
-    ) {
+    fn finish_add(&mut self, mut addition: Addition<K::Netns>, attachment: Attachment) {
+        let Attachment { outcome, remains } = attachment;
         if let Err(AttachError::AddressInUse(address)) = outcome {
             tracing::warn!(%address, "an address of an own block is used by something else");
             self.book.mark_foreign(address);
             addition.refused += 1;
             if !remains && addition.refused < FOREIGN_MAX {
-                self.book.release(&addition.id, boot_time());
+                self.book.release(&addition.id, self.now());
                 self.attachments.remove(&addition.id);
                 return self.add(addition);
             }
@@ -364,7 +423,7 @@ impl PodNetwork {
         let addresses = self.book.held(&id).to_vec();
         if remains {
             // After a failure too the interface holds its addresses, until a DEL or its end.
-            let attachment = Attachment {
+            let attachment = Interface {
                 host_ifname: pod::host_interface_name(&id.container_id, &id.ifname),
                 pod: pod.clone(),
                 since: self.generation,
@@ -415,7 +474,7 @@ impl PodNetwork {
 
     /// Frees what an interface held that is no longer in the kernel.
     fn forget(&mut self, id: &AttachmentId) {
-        let addresses = self.book.release(id, boot_time());
+        let addresses = self.book.release(id, self.now());
         if let Some(attachment) = self.attachments.remove(id) {
             self.names.remove(&attachment.host_ifname);
             let pod = attachment.pod;
@@ -443,17 +502,25 @@ impl PodNetwork {
             self.request_listing();
         }
         self.book.set_blocks(blocks.owned);
-        self.mark_neighbours();
+        self.mark_foreign();
         self.families = blocks.families;
         self.exhausted.clear();
         self.retry_waiting();
         self.publish();
     }
 
-    /// Keeps addresses of own blocks that somebody made permanent neighbours from being handed out.
-    fn mark_neighbours(&mut self) {
+    /// Takes in what the kernel holds for others.
+    fn take_foreign(&mut self, foreign: BTreeSet<IpAddr>) {
+        if self.options.rules.hold(Rule::OwnKernel) {
+            self.foreign = foreign;
+            self.mark_foreign();
+        }
+    }
+
+    /// Keeps addresses of own blocks that the kernel holds for others from being handed out.
+    fn mark_foreign(&mut self) {
         for cidr in &self.cidrs {
-            for address in self.neighbours.range(cidr.network()..=cidr.broadcast()) {
+            for address in self.foreign.range(cidr.network()..=cidr.broadcast()) {
                 self.book.mark_foreign(*address);
             }
         }
@@ -476,7 +543,7 @@ impl PodNetwork {
         for address in clashes {
             tracing::error!(%address, interface = found.host_ifname, "two pods hold one address");
         }
-        let attachment = Attachment {
+        let attachment = Interface {
             host_ifname: found.host_ifname.clone(),
             pod: self.names.read(&found.host_ifname),
             since: self.generation,
@@ -485,7 +552,7 @@ impl PodNetwork {
     }
 
     fn request_listing(&mut self) {
-        let soon = Instant::now() + LISTING_DELAY;
+        let soon = self.now() + LISTING_DELAY;
         self.listing = match self.listing {
             Listing::Idle => Listing::Due(soon),
             Listing::Running { .. } => Listing::Running { again: true },
@@ -499,10 +566,8 @@ impl PodNetwork {
         let node_addresses = self.config.as_ref().map(|config| config.node_addresses.clone());
         let foreign: Vec<IpAddr> =
             self.book.usage().into_iter().flat_map(|block| block.foreign).collect();
-        let lock = Arc::clone(&self.lock);
-        self.work.spawn_blocking(move || {
-            work::list(generation, node_addresses.as_deref(), &foreign, &lock)
-        });
+        let listing = self.kernel.list(Question { node_addresses, foreign });
+        self.work.push(listing.map(move |outcome| Done::Listed { generation, outcome }).boxed());
     }
 
     fn finish_listing(&mut self, generation: u64, outcome: Result<Listed, Error>) {
@@ -512,14 +577,14 @@ impl PodNetwork {
             Ok(listed) => listed,
             Err(error) => {
                 tracing::warn!(%error, "cannot compare the node's pods with the kernel");
-                self.listing = Listing::Due(Instant::now() + LISTING_RETRY);
+                self.listing = Listing::Due(self.now() + LISTING_RETRY);
                 return;
             }
         };
         if again {
             self.request_listing();
         } else if listed.incomplete {
-            self.listing = Listing::Due(Instant::now() + LISTING_RETRY);
+            self.listing = Listing::Due(self.now() + LISTING_RETRY);
         }
         let present: BTreeSet<&str> =
             listed.attachments.iter().map(|found| found.host_ifname.as_str()).collect();
@@ -548,10 +613,9 @@ impl PodNetwork {
                 }
             }
         }
-        self.neighbours = listed.neighbours;
-        self.mark_neighbours();
+        self.take_foreign(listed.foreign);
         for &address in &listed.freed {
-            self.book.clear_foreign(address, boot_time());
+            self.book.clear_foreign(address, self.now());
         }
         if !vanished.is_empty() || !listed.freed.is_empty() {
             self.retry_waiting();
@@ -574,6 +638,13 @@ impl PodNetwork {
             *held = usage;
             changed
         });
+    }
+}
+
+async fn sleep(wait: Option<Duration>) {
+    match wait {
+        Some(wait) => tokio::time::sleep(wait).await,
+        None => std::future::pending().await,
     }
 }
 

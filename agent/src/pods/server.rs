@@ -6,23 +6,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cairn_cni::Code;
-use cairn_cni::protocol::{self, AddRequest, DelRequest, Failure, Request, Response};
+use cairn_cni::protocol::{self, Failure, Request, Response};
 use cairn_kernel::NetNs;
 use tokio::net::UnixListener;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
 
-/// A request that passed every check which needs no knowledge of the node's pods.
-#[derive(Debug)]
-pub(super) enum Call {
-    Add { request: AddRequest, netns: NetNs, reply: Reply },
-    Del { request: DelRequest, reply: Reply },
-    Status { reply: Reply },
-}
-
-pub(super) type Reply = oneshot::Sender<Response>;
+use super::calls::PodCalls;
 
 /// Accepts connections for ever and passes their requests to `calls`.
-pub(super) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, own: (u64, u64)) {
+pub(super) async fn serve(listener: UnixListener, calls: PodCalls<Arc<NetNs>>, own: (u64, u64)) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         // Connections above the limit wait in the listener's queue.
@@ -44,25 +37,25 @@ pub(super) async fn serve(listener: UnixListener, calls: mpsc::Sender<Call>, own
     }
 }
 
-fn answer(stream: &UnixStream, calls: &mpsc::Sender<Call>, own: (u64, u64)) {
-    let response = receive(stream, own).and_then(|(make, replied)| {
-        // The owner takes its time; the plugin's own patience ends the wait.
-        if calls.blocking_send(make).is_err() {
-            return Err(stopping());
+fn answer(stream: &UnixStream, calls: &PodCalls<Arc<NetNs>>, own: (u64, u64)) {
+    let response = match receive(stream, own) {
+        Ok((Request::Add(request), Some(netns))) => {
+            Handle::current().block_on(calls.add(request, netns))
         }
-        replied.blocking_recv().map_err(|_| stopping())
-    });
-    let response = response.unwrap_or_else(Response::Failed);
+        Ok((Request::Add(_), None)) => {
+            let msg = "the ADD request came without the descriptor of a network namespace";
+            Response::Failed(refuse(Code::InvalidNetNs, msg.into()))
+        }
+        Ok((Request::Del(request), _)) => Handle::current().block_on(calls.del(request)),
+        Ok((Request::Status, _)) => Handle::current().block_on(calls.status()),
+        Err(failure) => Response::Failed(failure),
+    };
     if let Err(error) = protocol::send_response(stream, &response, Instant::now() + TRANSFER_MAX) {
         tracing::debug!(%error, "a CNI request's answer found nobody");
     }
 }
 
-fn receive(
-    stream: &UnixStream,
-    own: (u64, u64),
-) -> Result<(Call, oneshot::Receiver<Response>), Failure> {
-    let refuse = |code, msg: String| Failure { code, msg, details: None };
+fn receive(stream: &UnixStream, own: (u64, u64)) -> Result<(Request, Option<Arc<NetNs>>), Failure> {
     let peer = rustix::net::sockopt::socket_peercred(stream)
         .map_err(|errno| refuse(Code::Io, format!("cannot tell who asks: {errno}")))?;
     if !peer.uid.is_root() {
@@ -76,32 +69,22 @@ fn receive(
             tracing::debug!(%error, "a CNI request cannot be read");
             error.to_failure()
         })?;
-    let (reply, replied) = oneshot::channel();
-    let call = match request {
-        Request::Add(request) => {
-            let descriptor = descriptor.ok_or_else(|| {
-                let msg = "the ADD request came without the descriptor of a network namespace";
-                refuse(Code::InvalidNetNs, msg.into())
-            })?;
-            let unusable = |reason: &dyn std::fmt::Display| {
-                refuse(Code::InvalidNetNs, format!("CNI_NETNS is not usable: {reason}"))
-            };
-            let netns = NetNs::from_fd(descriptor).map_err(|error| unusable(&error))?;
-            // An interface there would be one of the node's own.
-            if netns.identity().map_err(|error| unusable(&error))? == own {
-                return Err(unusable(&"it is the node's own network namespace, not a pod's"));
-            }
-            Call::Add { request, netns, reply }
-        }
-        Request::Del(request) => Call::Del { request, reply },
-        Request::Status => Call::Status { reply },
+    let (Request::Add(_), Some(descriptor)) = (&request, descriptor) else {
+        return Ok((request, None));
     };
-    Ok((call, replied))
+    let unusable = |reason: &dyn std::fmt::Display| {
+        refuse(Code::InvalidNetNs, format!("CNI_NETNS is not usable: {reason}"))
+    };
+    let netns = NetNs::from_fd(descriptor).map_err(|error| unusable(&error))?;
+    // An interface there would be one of the node's own.
+    if netns.identity().map_err(|error| unusable(&error))? == own {
+        return Err(unusable(&"it is the node's own network namespace, not a pod's"));
+    }
+    Ok((request, Some(Arc::new(netns))))
 }
 
-fn stopping() -> Failure {
-    let msg = "the Cairn agent is stopping; the request may be repeated".into();
-    Failure { code: Code::TryAgainLater, msg, details: None }
+fn refuse(code: Code, msg: String) -> Failure {
+    Failure { code, msg, details: None }
 }
 
 /// Requests that are served at once. Each has a thread while it lasts.

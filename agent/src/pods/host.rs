@@ -1,0 +1,151 @@
+//! The machine's kernel: everything that waits for it happens on threads.
+//!
+//! Each piece of work holds the lock while it writes, so that the next agent does not read the kernel
+//! while the last write of this one is under way. None keeps a descriptor of a pod's namespace.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use cairn_cni::PodIdentity;
+use cairn_ipam::AttachmentId;
+use cairn_kernel::pod::{self, AttachError, PodAttachment, PodSpec};
+use cairn_kernel::{Error, NetNs, Netlink, link};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+
+use super::PodsError;
+use super::files::{Lock, PodNames};
+use super::kernel::{Attachment, Found, Listed, PodKernel, Question};
+
+/// The kernel of this machine, of which one agent at a time is in charge.
+#[derive(Clone, Debug)]
+pub(super) struct HostKernel {
+    run_dir: PathBuf,
+    names: PodNames,
+    lock: Arc<OnceLock<Lock>>,
+}
+
+impl HostKernel {
+    pub(super) fn new(run_dir: &Path, names: PodNames) -> HostKernel {
+        HostKernel { run_dir: run_dir.to_owned(), names, lock: Arc::default() }
+    }
+
+    /// Runs `work` on a thread that holds the lock, also when nobody waits for it any more.
+    fn on_thread<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> BoxFuture<'static, T> {
+        let lock = Arc::clone(&self.lock);
+        let task = tokio::task::spawn_blocking(move || {
+            let done = work();
+            drop(lock);
+            done
+        });
+        let joined = async {
+            match task.await {
+                Ok(done) => done,
+                Err(error) => match error.try_into_panic() {
+                    // A panic in a thread is one in here.
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    // The runtime ends, and with it whoever waits.
+                    Err(_) => std::future::pending().await,
+                },
+            }
+        };
+        joined.boxed()
+    }
+}
+
+impl PodKernel for HostKernel {
+    type Netns = Arc<NetNs>;
+
+    fn seize(&self) -> Result<(), PodsError> {
+        if self.lock.get().is_none() {
+            let _ = self.lock.set(Lock::take(&self.run_dir)?);
+        }
+        Ok(())
+    }
+
+    fn read(&self) -> BoxFuture<'static, Result<Found, Error>> {
+        self.on_thread(|| {
+            let mut host = Netlink::open()?;
+            let mut attachments = pod::list(&mut host)?;
+            for half in attachments.extract_if(.., |found| found.is_half_done()) {
+                pod::remove_half_done(&mut host, &half)?;
+                tracing::info!(interface = half.host_ifname, "removed a half-done pod interface");
+            }
+            Ok(Found { attachments, foreign: foreign(&mut host)? })
+        })
+    }
+
+    fn attach(
+        &self,
+        netns: Arc<NetNs>,
+        spec: PodSpec,
+        pod: PodIdentity,
+    ) -> BoxFuture<'static, Attachment> {
+        let names = self.names.clone();
+        self.on_thread(move || {
+            let mut remains = true;
+            let outcome = Netlink::open().map_err(AttachError::from).and_then(|mut host| {
+                let attached = pod::attach(&mut host, &netns, &spec);
+                // When that is unknown the address stays taken.
+                let exists = pod::exists(&mut host, &spec.container_id, &spec.ifname);
+                remains = exists.unwrap_or(true);
+                attached
+            });
+            if let Ok(attached) = &outcome {
+                names.write(&attached.host_ifname, &pod);
+            }
+            drop(netns);
+            Attachment { outcome, remains }
+        })
+    }
+
+    fn detach(&self, id: AttachmentId) -> BoxFuture<'static, Result<(), Error>> {
+        self.on_thread(move || {
+            let mut host = Netlink::open()?;
+            pod::detach_container(&mut host, &id.container_id, &id.ifname)
+        })
+    }
+
+    fn list(&self, question: Question) -> BoxFuture<'static, Result<Listed, Error>> {
+        self.on_thread(move || {
+            let mut host = Netlink::open()?;
+            let attachments = pod::list(&mut host)?;
+            let own = question.node_addresses.as_deref();
+            let mut incomplete = false;
+            for found in attachments.iter().filter(|found| !found.missing_routes().is_empty()) {
+                incomplete |= own.is_none_or(|own| !restore(&mut host, found, own));
+            }
+            let foreign = foreign(&mut host)?;
+            let mut freed = Vec::new();
+            for address in question.foreign {
+                if !foreign.contains(&address) && !pod::is_in_use(&mut host, address)? {
+                    freed.push(address);
+                }
+            }
+            Ok(Listed { attachments, freed, foreign, incomplete })
+        })
+    }
+}
+
+/// What the kernel holds for others than pods.
+fn foreign(host: &mut Netlink) -> Result<BTreeSet<IpAddr>, Error> {
+    Ok(link::permanent_neighbours(host)?.into_iter().collect())
+}
+
+/// Whether every host route of `found` is there again.
+fn restore(host: &mut Netlink, found: &PodAttachment, node_addresses: &[IpAddr]) -> bool {
+    let interface = &found.host_ifname;
+    let restored = pod::restore_routes(host, found, node_addresses);
+    match &restored {
+        Ok(()) => {
+            tracing::warn!(interface, routes = ?found.missing_routes(), "host routes restored");
+        }
+        Err(error) => tracing::warn!(interface, %error, "host routes cannot be restored"),
+    }
+    restored.is_ok()
+}
