@@ -33,6 +33,7 @@ use crate::problems::{Line, ProblemLog};
 use crate::publish::{self, Wanted};
 use crate::report::{self, BlockReport, Report};
 use crate::view::{ClusterView, WatchFailure};
+use crate::witness::SpeakerWitness;
 use crate::{control, ipam, pods, until, watch as watches};
 
 /// Options of `cairn agent`.
@@ -99,11 +100,12 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         rules: cairn_ipam::Rules::ALL,
         clock: ipam::Clock::boottime(),
     };
+    let (speaker, speakers) = watch::channel(None);
     let channels = ipam::IpamChannels {
         view: views.clone(),
         usage: pods.usage(),
         routes: fib.learned.clone(),
-        witness: Arc::new(ipam::NoWitness),
+        witness: Arc::new(SpeakerWitness::new(speakers.clone())),
         storage: Arc::new(ipam::Directory::new(&options.run_dir)),
         relist,
         holdings: holdings_out,
@@ -118,7 +120,6 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let (report_out, report) =
         watch::channel(Arc::new(Report { node: Some(name.clone()), ..Report::default() }));
     let disabled = Arc::new(DisabledPeers::open(&options.run_dir));
-    let (speaker, speakers) = watch::channel(None);
     let service = control::Service {
         report: Box::new(move || {
             let report = Report::clone(&report.borrow());

@@ -33,6 +33,7 @@ pub mod speaker;
 pub mod underlay;
 pub mod view;
 pub mod watch;
+pub mod witness;
 
 use anyhow::Context;
 

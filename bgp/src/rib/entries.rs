@@ -35,6 +35,8 @@ pub(crate) struct Entries<A: AddressFamily> {
     reap_at: usize,
     /// Prefixes with routes.
     used: usize,
+    /// How many of these there are of each length.
+    by_length: [u32; LENGTHS],
     hasher: FixedState,
 }
 
@@ -85,6 +87,7 @@ impl<A: AddressFamily> Entries<A> {
             gone: Vec::new(),
             reap_at: GONE_MIN,
             used: 0,
+            by_length: [0; LENGTHS],
             hasher,
         }
     }
@@ -96,6 +99,11 @@ impl<A: AddressFamily> Entries<A> {
     /// How many prefixes have routes.
     pub(crate) fn len(&self) -> usize {
         self.used
+    }
+
+    /// Whether a prefix of this length has routes.
+    pub(crate) fn has(&self, len: u8) -> bool {
+        self.by_length.get(usize::from(len)).is_some_and(|count| *count > 0)
     }
 
     /// Ids are below this.
@@ -158,13 +166,19 @@ impl<A: AddressFamily> Entries<A> {
     }
 
     /// Notes that a prefix that had none has routes now.
-    pub(crate) fn note_filled(&mut self) {
+    pub(crate) fn note_filled(&mut self, id: RouteId) {
         self.used += 1;
+        if let Some(count) = self.of_length(id) {
+            *count += 1;
+        }
     }
 
     /// Notes that a prefix has no routes any more.
     pub(crate) fn note_emptied(&mut self, id: RouteId) {
         self.used = self.used.saturating_sub(1);
+        if let Some(count) = self.of_length(id) {
+            *count = count.saturating_sub(1);
+        }
         if let Some(slot) = self.slots.get_mut(id.index())
             && !std::mem::replace(&mut slot.entry.is_gone, true)
         {
@@ -239,6 +253,12 @@ impl<A: AddressFamily> Entries<A> {
         renumbering
     }
 
+    /// The count of the prefixes as long as this one.
+    fn of_length(&mut self, id: RouteId) -> Option<&mut u32> {
+        let len = A::prefix(self.slots.get(id.index())?.key).len();
+        self.by_length.get_mut(usize::from(len))
+    }
+
     fn hash(&self, key: &A::Key) -> u32 {
         (self.hasher.hash_one(key) >> 32) as u32
     }
@@ -311,6 +331,8 @@ impl Renumbering {
     }
 }
 
+/// Lengths of prefixes: 0 to 128.
+const LENGTHS: usize = 129;
 /// Below so many there is nothing to win by reaping.
 const GONE_MIN: usize = 4096;
 
@@ -330,7 +352,7 @@ mod tests {
         let mut entries = Entries::<Ipv4>::new(FixedState::with_seed(1));
         let ids: Vec<RouteId> = (0..100).map(|number| entries.id_or_insert(key(number))).collect();
         for id in &ids {
-            entries.note_filled();
+            entries.note_filled(*id);
             entries.note_emptied(*id);
         }
         entries.reap(|id| id == ids[7]);
@@ -339,6 +361,7 @@ mod tests {
         assert!((200..299).all(|number| entries.id_or_insert(key(number)) != ids[7]));
         assert_eq!(entries.ids_end(), 100);
         assert!(entries.get(&key(7)).is_none(), "it has no routes");
+        assert!(!entries.has(24), "no prefix of this length has routes");
     }
 
     #[test]
@@ -346,7 +369,7 @@ mod tests {
         let mut entries = Entries::<Ipv4>::new(FixedState::with_seed(2));
         for number in 0..1000 {
             let id = entries.id_or_insert(key(number));
-            entries.note_filled();
+            entries.note_filled(id);
             if number % 10 != 3 {
                 entries.note_emptied(id);
             } else {

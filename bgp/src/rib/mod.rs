@@ -28,6 +28,7 @@ mod export;
 mod family;
 mod fib;
 mod group;
+mod heard;
 mod import;
 mod limit;
 mod listing;
@@ -64,6 +65,7 @@ pub use batch::UpdateBatch;
 pub use decision::Step;
 pub use export::ExportVerdict;
 pub use fib::{FibChange, FibPath, FibRoute};
+pub use heard::{HEARD_PREFIXES_MAX, HEARD_ROUTES_MAX, HeardRoute, HeardRoutes};
 pub use limit::{PrefixLimitExceeded, UpdateOutcome};
 pub use listing::{
     Advertised, AdvertisedRoute, BestChange, NotTold, PrefixKeys, ReceivedRoute, RouteExplanation,

@@ -145,7 +145,7 @@ impl<A: AddressFamily> Table<A> {
         entry.rank(context);
         self.marks.settle(id, key, entry, &mut self.groups);
         match (was_empty, entry.is_empty()) {
-            (true, false) => self.entries.note_filled(),
+            (true, false) => self.entries.note_filled(id),
             (false, true) => self.entries.note_emptied(id),
             _ => {}
         }

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use tokio::sync::{broadcast, oneshot};
 
 use crate::prefix::Prefix;
-use crate::rib::{PrefixKeys, RouteExplanation, RouteQuery, TableFilter, TableKind, TableRow};
+use crate::rib::{
+    HEARD_PREFIXES_MAX, HeardRoutes, PrefixKeys, RouteExplanation, RouteQuery, TableFilter,
+    TableKind, TableRow,
+};
 use crate::status::WatchEvent;
 
 use super::owner::Owner;
@@ -17,6 +20,7 @@ pub(crate) enum Question {
     Prefixes(TableFilter, oneshot::Sender<PrefixKeys>),
     Rows(TableKind, Vec<Prefix>, oneshot::Sender<Vec<TableRow>>),
     Explain(RouteQuery, oneshot::Sender<Option<RouteExplanation>>),
+    Heard(Vec<Prefix>, oneshot::Sender<HeardRoutes>),
     Watch(oneshot::Sender<broadcast::Receiver<Arc<WatchEvent>>>),
 }
 
@@ -60,6 +64,22 @@ impl SpeakerHandle {
     /// The speaker has ended.
     pub async fn explain(&self, query: RouteQuery) -> Result<Option<RouteExplanation>, Error> {
         self.ask(|answer| Command::Ask(Question::Explain(query, answer))).await
+    }
+
+    /// The routes in every Adj-RIB-In to `prefixes` and parts of them, also those that are not used:
+    /// see [`crate::rib::HeardRoute`]. Many prefixes are asked about a part at a time.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn heard(&self, prefixes: &[Prefix]) -> Result<HeardRoutes, Error> {
+        let mut heard = HeardRoutes::default();
+        for some in prefixes.chunks(HEARD_PREFIXES_MAX) {
+            let some = some.to_vec();
+            let more = self.ask(|answer| Command::Ask(Question::Heard(some, answer))).await?;
+            heard.routes.extend(more.routes);
+            heard.left_out += more.left_out;
+        }
+        Ok(heard)
     }
 
     /// What happens from now on.
@@ -125,6 +145,9 @@ impl Owner {
             }
             Question::Explain(query, answer) => {
                 let _ = answer.send(self.rib.explanation(query));
+            }
+            Question::Heard(prefixes, answer) => {
+                let _ = answer.send(self.rib.heard(&prefixes));
             }
             Question::Watch(answer) => {
                 let watchers = self.watchers.get_or_insert_with(|| {

@@ -1,0 +1,57 @@
+//! The speaker as the IPAM's second witness: what peers announce (IPAM rule 3).
+
+use std::time::Duration;
+
+use cairn_bgp::prefix::Prefix;
+use cairn_bgp::rib::HeardRoute;
+use cairn_bgp::speaker::SpeakerHandle;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use ipnet::IpNet;
+use tokio::sync::watch;
+
+use crate::ipam::{Heard, Witness};
+
+/// Asks whichever speaker runs at that time. While none does, and when it does not answer in
+/// [`ANSWER_WAIT`], nothing is heard: the API server is the first witness and decides alone then.
+#[derive(Clone, Debug)]
+pub struct SpeakerWitness {
+    speaker: watch::Receiver<Option<SpeakerHandle>>,
+}
+
+impl SpeakerWitness {
+    /// A witness that asks the speaker of this channel.
+    pub fn new(speaker: watch::Receiver<Option<SpeakerHandle>>) -> SpeakerWitness {
+        SpeakerWitness { speaker }
+    }
+}
+
+impl Witness for SpeakerWitness {
+    fn heard(&self, cidr: IpNet) -> BoxFuture<'static, Vec<Heard>> {
+        let speaker = self.speaker.borrow().clone();
+        async move {
+            let Some(speaker) = speaker else { return Vec::new() };
+            match tokio::time::timeout(ANSWER_WAIT, speaker.heard(&[Prefix::from(cidr)])).await {
+                Ok(Ok(found)) => found.routes.into_iter().map(heard).collect(),
+                // Its sessions and what they brought have ended with it.
+                Ok(Err(_)) => Vec::new(),
+                Err(_) => {
+                    tracing::warn!(
+                        %cidr,
+                        "the speaker does not say what peers announce: the API server alone decides"
+                    );
+                    Vec::new()
+                }
+            }
+        }
+        .boxed()
+    }
+}
+
+fn heard(route: HeardRoute) -> Heard {
+    Heard { prefix: route.prefix.into(), peer: route.peer, looped: route.looped }
+}
+
+/// How long an answer is waited for. The owner of the routes answers between two batches of updates,
+/// which take milliseconds; a pod that waits for a block has ten seconds.
+const ANSWER_WAIT: Duration = Duration::from_secs(2);

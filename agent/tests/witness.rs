@@ -1,0 +1,94 @@
+//! What peers announce reaches the IPAM, be it that policy rejects it.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_agent::ipam::{Heard, Witness};
+use cairn_agent::witness::SpeakerWitness;
+use cairn_bgp::config::{Multipath, Origination, PeerConfig, SpeakerConfig};
+use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
+use cairn_bgp::speaker::{FibFeed, Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
+use tokio::sync::watch;
+
+const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+const THEIRS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
+
+fn ip(arguments: &str) {
+    let status = Command::new("ip").args(arguments.split(' ')).status();
+    assert!(status.expect("the ip command: apt-get install iproute2").success(), "ip {arguments}");
+}
+
+/// Two addresses in a network namespace that goes with this thread.
+fn two_addresses() {
+    // SAFETY: no memory is passed; the runtime of one thread opens all its sockets on it.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+    let error = std::io::Error::last_os_error();
+    assert_eq!(result, 0, "a network namespace needs root: run the tests as root ({error})");
+    ip("link set lo up");
+    for address in [OURS, THEIRS] {
+        ip(&format!("addr add {address}/32 dev lo"));
+    }
+}
+
+fn reject() -> Arc<Policy> {
+    let rule = Rule { matches: Match::default(), action: Action::Reject, set: Changes::default() };
+    Arc::new(Policy { name: "none".into(), rules: vec![rule] })
+}
+
+fn start(own: Ipv4Addr, other: Ipv4Addr, prefixes: &[&str]) -> (SpeakerHandle, FibFeed) {
+    let peer = PeerConfig {
+        port: 1790,
+        source_address: Some(own.into()),
+        passive: own == THEIRS,
+        connect_retry_secs: 1,
+        import: vec![reject()],
+        ..PeerConfig::new(IpAddr::V4(other), 65001)
+    };
+    let origination = |prefix: &&str| {
+        let source = Arc::from("test");
+        let origination = Origination { source, communities: Vec::new(), local_pref: None };
+        (prefix.parse().expect("a prefix"), origination)
+    };
+    let config = SpeakerConfig {
+        origins: Default::default(),
+        asn: 65001,
+        router_id: own,
+        listen: vec![SocketAddr::new(own.into(), 1790)],
+        peers: BTreeMap::from([("tor".into(), peer)]),
+        originate: prefixes.iter().map(origination).collect(),
+        selection_deferral_secs: 1,
+        multipath: Multipath { paths_max: 1, same_as_path: false },
+    };
+    Speaker::start(config, SpeakerOptions::default()).expect("a valid configuration")
+}
+
+#[tokio::test]
+async fn the_speaker_that_runs_says_what_peers_announce() {
+    two_addresses();
+    let speaker = watch::Sender::new(None);
+    let witness = SpeakerWitness::new(speaker.subscribe());
+    let ask = |cidr: &str| witness.heard(cidr.parse().expect("a block"));
+    assert_eq!(ask("10.1.0.64/26").await, [], "no speaker, no peers");
+
+    let (theirs, _their_feed) = start(THEIRS, OURS, &["10.1.0.65/32", "10.1.0.128/26"]);
+    let (ours, _our_feed) = start(OURS, THEIRS, &["10.1.0.0/26"]);
+    speaker.send_replace(Some(ours.clone()));
+    let heard = async || loop {
+        let heard = ask("10.1.0.64/26").await;
+        if !heard.is_empty() {
+            break heard;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    let heard = tokio::time::timeout(Duration::from_secs(20), heard()).await.expect("an answer");
+    let prefix = "10.1.0.65/32".parse().expect("a prefix");
+    assert_eq!(heard, [Heard { prefix, peer: "tor".to_owned(), looped: false }]);
+    assert_eq!(ask("10.1.0.0/26").await, [], "what this node announces is no peer's word");
+
+    ours.shutdown(Shutdown::KeepRoutes).await;
+    assert_eq!(ask("10.1.0.64/26").await, [], "a speaker that has ended hears nothing");
+    theirs.shutdown(Shutdown::KeepRoutes).await;
+}
