@@ -26,8 +26,15 @@ pub const OBSERVATION_GAP_MAX: Duration = Duration::from_secs(180);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnFence {
     offline: Duration,
-    written: Option<Duration>,
+    written: Option<Written>,
     term: u64,
+}
+
+/// The write of the Lease that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Written {
+    sent: Duration,
+    promise: Duration,
 }
 
 impl OwnFence {
@@ -36,13 +43,23 @@ impl OwnFence {
         OwnFence { offline, written: None, term: 0 }
     }
 
+    /// The fence of a process that goes on where another of this boot ended, whose last write of the
+    /// Lease left at `sent` and carried `promise`. It is in its first term. Until its own first write
+    /// the shorter promise counts: a write that nobody saw answered may have told the leader of it.
+    pub fn resumed(offline: Duration, sent: Duration, promise: Duration) -> OwnFence {
+        let written = Written { sent, promise: promise.min(offline) };
+        OwnFence { offline, written: Some(written), term: 1 }
+    }
+
     /// A write of the Lease has succeeded whose request left at `sent` or later and whose answer
     /// came at `answered`.
     pub fn wrote(&mut self, sent: Duration, answered: Duration) {
         if !self.is_up(answered) {
             self.term = self.term.saturating_add(1);
         }
-        self.written = self.written.max(Some(sent));
+        if self.written.is_none_or(|last| last.sent <= sent) {
+            self.written = Some(Written { sent, promise: self.offline });
+        }
     }
 
     /// Nothing may be handed out until the next write: the node is known not to be this agent's.
@@ -59,7 +76,7 @@ impl OwnFence {
 
     /// The time from which on nothing may be handed out; `None` when nothing may be now.
     pub fn deadline(&self) -> Option<Duration> {
-        self.written.map(|written| written.saturating_add(self.offline))
+        self.written.map(|written| written.sent.saturating_add(written.promise))
     }
 
     /// Whether addresses may be handed out.
@@ -254,6 +271,20 @@ mod tests {
         assert!(!fence.is_up(secs(201)) && fence.deadline().is_none());
         fence.wrote(secs(201), secs(201));
         assert_eq!((fence.term(), fence.is_up(secs(210))), (4, true));
+    }
+
+    #[test]
+    fn a_process_that_goes_on_stays_in_the_term_while_the_shorter_promise_lasts() {
+        for (offline, promise, end) in [(10, 10, 110), (20, 10, 110), (10, 20, 110)] {
+            let fence = OwnFence::resumed(secs(offline), secs(100), secs(promise));
+            assert_eq!((fence.deadline(), fence.term()), (Some(secs(end)), 1));
+            let mut in_time = fence;
+            in_time.wrote(secs(109), secs(109));
+            assert_eq!((in_time.deadline(), in_time.term()), (Some(secs(109 + offline)), 1));
+            let mut late = fence;
+            late.wrote(secs(109), secs(110));
+            assert_eq!(late.term(), 2);
+        }
     }
 
     #[test]

@@ -29,6 +29,7 @@ use crate::view::ClusterView;
 mod api;
 mod blocks;
 mod calls;
+pub mod disk;
 mod error;
 mod leader;
 mod lease;
