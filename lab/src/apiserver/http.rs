@@ -1,6 +1,7 @@
 //! HTTP: from a request to an operation and back.
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use futures::stream;
 use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
-use hyper::body::{Frame, Incoming};
+use hyper::body::Frame;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, USER_AGENT};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::{Value, json};
@@ -25,7 +26,7 @@ use super::table::IncludeObject;
 use super::write::{DeleteOptions, Deleted, FieldValidation, Target, WriteOptions, Written};
 
 /// A response body: a document or a stream of watch events.
-pub(super) type Body = UnsyncBoxBody<Bytes, Infallible>;
+pub type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Characters of a field manager's name at most.
 const MANAGER_CHARS_MAX: usize = 128;
@@ -73,10 +74,13 @@ impl Call {
 }
 
 /// Answers one request; never fails, since every refusal is an answer too.
-pub(super) async fn answer(
+pub(super) async fn answer<B>(
     shared: Arc<Shared>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, Infallible> {
+    request: Request<B>,
+) -> Result<Response<Body>, Infallible>
+where
+    B: hyper::body::Body<Data = Bytes, Error: Display> + Unpin,
+{
     let response = match respond(&shared, request).await {
         Ok(response) => response,
         Err(error) => refusal(&error),
@@ -84,10 +88,10 @@ pub(super) async fn answer(
     Ok(response)
 }
 
-async fn respond(
-    shared: &Arc<Shared>,
-    request: Request<Incoming>,
-) -> Result<Response<Body>, ApiError> {
+async fn respond<B>(shared: &Arc<Shared>, request: Request<B>) -> Result<Response<Body>, ApiError>
+where
+    B: hyper::body::Body<Data = Bytes, Error: Display> + Unpin,
+{
     let (parts, body) = request.into_parts();
     let body = read_bounded(body, shared.options.body_bytes_max).await?;
     let call = Call {
@@ -133,7 +137,10 @@ async fn respond(
 
 /// Reads a body up to a bound. What exceeds it is read and dropped for a while, since a client that
 /// is still writing when the connection closes does not see the answer.
-async fn read_bounded(mut body: Incoming, bytes_max: usize) -> Result<Bytes, ApiError> {
+async fn read_bounded<B>(mut body: B, bytes_max: usize) -> Result<Bytes, ApiError>
+where
+    B: hyper::body::Body<Data = Bytes, Error: Display> + Unpin,
+{
     let mut bytes = BytesMut::new();
     let mut total = 0usize;
     while let Some(frame) = body.frame().await {

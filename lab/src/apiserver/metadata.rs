@@ -1,14 +1,11 @@
 //! Object metadata: what every kind has, how it is checked and kept.
 
-use std::fs::File;
-use std::io::Read;
-
-use k8s_openapi::jiff::Timestamp;
 use serde_json::{Map, Value, json};
 
 use super::error::{ApiError, FieldError};
 use super::resource::{NameRule, Resource};
 use super::schema::strings;
+use super::source::Randomness;
 
 const NAME_CHARS_MAX: usize = 253;
 const LABEL_CHARS_MAX: usize = 63;
@@ -17,21 +14,10 @@ const ANNOTATIONS_BYTES_MAX: usize = 256 * 1024;
 const SUFFIX_ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX_CHARS: usize = 5;
 
-/// The current time as API timestamps show it, in whole seconds.
-pub(super) fn now() -> String {
-    let now = Timestamp::now();
-    Timestamp::from_second(now.as_second()).unwrap_or(now).to_string()
-}
-
-fn random(bytes: &mut [u8]) -> Result<(), ApiError> {
-    let read = File::open("/dev/urandom").and_then(|mut source| source.read_exact(bytes));
-    read.map_err(|error| ApiError::internal(format!("/dev/urandom: {error}")))
-}
-
 /// A random UUID (RFC 9562 version 4).
-pub(super) fn new_uid() -> Result<String, ApiError> {
+pub(super) fn new_uid(random: &mut Randomness) -> Result<String, ApiError> {
     let mut bytes = [0u8; 16];
-    random(&mut bytes)?;
+    random.fill(&mut bytes)?;
     let value = u128::from_be_bytes(bytes) & !(0xf000 << 64) & !(0xc000 << 48)
         | (0x4000 << 64)
         | (0x8000 << 48);
@@ -41,9 +27,9 @@ pub(super) fn new_uid() -> Result<String, ApiError> {
 }
 
 /// A name from a `generateName` prefix.
-pub(super) fn generated_name(prefix: &str) -> Result<String, ApiError> {
+pub(super) fn generated_name(prefix: &str, random: &mut Randomness) -> Result<String, ApiError> {
     let mut bytes = [0u8; SUFFIX_CHARS];
-    random(&mut bytes)?;
+    random.fill(&mut bytes)?;
     let keep = prefix.char_indices().map(|(at, _)| at).nth(NAME_CHARS_MAX - SUFFIX_CHARS);
     let mut name = prefix.get(..keep.unwrap_or(prefix.len())).unwrap_or_default().to_owned();
     let letters = bytes.iter().filter_map(|byte| {
@@ -331,11 +317,12 @@ mod tests {
         for bad in ["", "A", "-a", "a..b", "a.", "a_b", "fd00::-64"] {
             assert!(!is_subdomain(bad), "{bad}");
         }
-        let uid = new_uid().unwrap();
+        let mut random = Randomness::Kernel;
+        let uid = new_uid(&mut random).unwrap();
         assert_eq!((uid.len(), uid.as_bytes()[14]), (36, b'4'));
         assert!("89ab".contains(char::from(uid.as_bytes()[19])));
-        let name = generated_name("pool-").unwrap();
+        let name = generated_name("pool-", &mut random).unwrap();
         assert!(name.starts_with("pool-") && name.len() == 10 && is_subdomain(&name));
-        assert_eq!(generated_name(&"x".repeat(300)).unwrap().len(), NAME_CHARS_MAX);
+        assert_eq!(generated_name(&"x".repeat(300), &mut random).unwrap().len(), NAME_CHARS_MAX);
     }
 }

@@ -51,6 +51,8 @@ mod resource;
 mod rules;
 mod schema;
 mod selector;
+mod simulate;
+mod source;
 mod store;
 mod table;
 mod write;
@@ -58,6 +60,8 @@ mod write;
 pub use error::{ApiError, FieldError, FieldErrorKind};
 pub use patch::PatchType;
 pub use resource::Resource;
+pub use simulate::{ResponseBody, Snapshot};
+pub use source::{Clock, Randomness};
 
 use read::ListQuery;
 use resource::Catalog;
@@ -89,6 +93,10 @@ pub struct Options {
     pub bookmark_interval: Duration,
     /// How long a watch lasts at most.
     pub watch_timeout: Duration,
+    /// What objects are stamped by.
+    pub clock: Clock,
+    /// What UIDs and generated names are made of.
+    pub randomness: Randomness,
 }
 
 impl Default for Options {
@@ -100,6 +108,8 @@ impl Default for Options {
             connections_max: 4_096,
             bookmark_interval: Duration::from_secs(30),
             watch_timeout: Duration::from_secs(1_800),
+            clock: Clock::system(),
+            randomness: Randomness::Kernel,
         }
     }
 }
@@ -203,24 +213,31 @@ impl Drop for Serving {
 impl ApiServer {
     /// An empty server: the builtin resources and the namespaces that every cluster has.
     pub fn new(options: Options) -> ApiServer {
-        let state = State {
-            store: Store::new(options.history_max, options.watch_queue_max),
-            catalog: Catalog::builtin(),
-            validator: Validator::new(),
-            garbage: false,
-        };
-        let server = ApiServer(Arc::new(Shared {
-            options,
-            state: Mutex::new(state),
-            faults: Faults::default(),
-            paused: watch::Sender::new(false),
-            collecting: std::sync::Once::new(),
-        }));
+        let store = Store::new(options.history_max, options.watch_queue_max);
+        let server = ApiServer::with(options, store, Catalog::builtin());
         for name in NAMESPACES {
             let created = server.create("namespaces", None, json!({"metadata": {"name": name}}));
             debug_assert!(created.is_ok(), "{created:?}");
         }
         server
+    }
+
+    fn with(options: Options, store: Store, catalog: Catalog) -> ApiServer {
+        let state = State {
+            store,
+            catalog,
+            validator: Validator::new(),
+            clock: options.clock.clone(),
+            random: options.randomness,
+            garbage: false,
+        };
+        ApiServer(Arc::new(Shared {
+            options,
+            state: Mutex::new(state),
+            faults: Faults::default(),
+            paused: watch::Sender::new(false),
+            collecting: std::sync::Once::new(),
+        }))
     }
 
     /// Serves on a listener; any number may be served at once, each from whatever network namespace

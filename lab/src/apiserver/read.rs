@@ -338,7 +338,11 @@ impl Watch {
                     None => std::future::pending().await,
                 }
             };
+            // The rare before the frequent, so that steady change keeps none of them back.
             tokio::select! {
+                biased;
+                () = tokio::time::sleep_until(self.deadline) => self.ended = true,
+                () = tick => self.note_bookmark(),
                 change = self.subscription.live.recv() => match change {
                     Some(change) => self.handle(&change),
                     None if self.subscription.overrun.load(Ordering::Acquire) => {
@@ -346,8 +350,6 @@ impl Watch {
                     }
                     None => self.ended = true,
                 },
-                () = tick => self.note_bookmark(),
-                () = tokio::time::sleep_until(self.deadline) => self.ended = true,
             }
         }
     }

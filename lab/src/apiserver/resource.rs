@@ -109,7 +109,7 @@ impl Resource {
 }
 
 /// All served resources.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Catalog {
     by_path: BTreeMap<(String, String, String), Arc<Resource>>,
 }

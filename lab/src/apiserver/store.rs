@@ -4,7 +4,7 @@
 //! and a list can be continued at the state that it began with. Values are shared, never changed in
 //! place.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -52,10 +52,19 @@ struct Watcher {
     overrun: Arc<AtomicBool>,
 }
 
+/// What is stored at one moment, without who watches it.
+#[derive(Clone, Debug)]
+pub(super) struct Past {
+    revision: u64,
+    objects: BTreeMap<Arc<str>, Objects>,
+    history: VecDeque<Arc<Change>>,
+    forgotten: u64,
+}
+
 /// Everything that is stored.
 pub(super) struct Store {
     revision: u64,
-    objects: HashMap<Arc<str>, Objects>,
+    objects: BTreeMap<Arc<str>, Objects>,
     history: VecDeque<Arc<Change>>,
     history_max: usize,
     /// Writes up to this one are forgotten.
@@ -68,7 +77,7 @@ impl Store {
     pub(super) fn new(history_max: usize, watch_queue_max: usize) -> Store {
         Store {
             revision: 1,
-            objects: HashMap::new(),
+            objects: BTreeMap::new(),
             history: VecDeque::new(),
             history_max,
             forgotten: 1,
@@ -85,6 +94,24 @@ impl Store {
     /// The last write that can no longer be watched from.
     pub(super) fn forgotten(&self) -> u64 {
         self.forgotten
+    }
+
+    /// The state now, to go back to.
+    pub(super) fn past(&self) -> Past {
+        Past {
+            revision: self.revision,
+            objects: self.objects.clone(),
+            history: self.history.clone(),
+            forgotten: self.forgotten,
+        }
+    }
+
+    /// Goes back, and ends every watch.
+    pub(super) fn restore(&mut self, past: &Past) {
+        let Past { revision, objects, history, forgotten } = past.clone();
+        (self.revision, self.objects) = (revision, objects);
+        (self.history, self.forgotten) = (history, forgotten);
+        self.watchers.clear();
     }
 
     /// Forgets the whole history, as a compaction does.

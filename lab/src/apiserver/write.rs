@@ -15,6 +15,7 @@ use super::prepare::{
     keep_all_but_status, keep_metadata, refuse_unknown, set_namespace, spec_differs, uid_conflict,
 };
 use super::resource::{Catalog, Resource, read_crd};
+use super::source::{Clock, Randomness};
 use super::store::{Key, Store};
 
 /// Attempts at a name from generateName before the server gives up.
@@ -33,6 +34,8 @@ pub(super) struct State {
     pub(super) store: Store,
     pub(super) catalog: Catalog,
     pub(super) validator: Validator,
+    pub(super) clock: Clock,
+    pub(super) random: Randomness,
     /// Something was removed or marked since garbage was last collected.
     pub(super) garbage: bool,
 }
@@ -131,7 +134,7 @@ impl State {
         check_kind(&resource, &mut object)?;
         set_namespace(target, &mut object)?;
         self.check_namespace(target)?;
-        let now = metadata::now();
+        let now = self.clock.now();
         let meta = metadata::of(&mut object)?;
         if meta.get("resourceVersion").and_then(Value::as_str).is_some_and(|rv| !rv.is_empty()) {
             return Err(ApiError {
@@ -151,7 +154,7 @@ impl State {
         ] {
             meta.remove(dropped);
         }
-        meta.insert("uid".to_owned(), json!(metadata::new_uid()?));
+        meta.insert("uid".to_owned(), json!(metadata::new_uid(&mut self.random)?));
         meta.insert("creationTimestamp".to_owned(), json!(now));
         if resource.rules.generation {
             meta.insert("generation".to_owned(), json!(1));
@@ -174,14 +177,14 @@ impl State {
     }
 
     /// The name asked for, or one made from generateName that is still free.
-    fn choose_name(&self, target: &Target, object: &mut Value) -> Result<String, ApiError> {
+    fn choose_name(&mut self, target: &Target, object: &mut Value) -> Result<String, ApiError> {
         let name = metadata::field(object, "name").to_owned();
         let prefix = metadata::field(object, "generateName").to_owned();
         if !name.is_empty() || prefix.is_empty() {
             return Ok(name);
         }
         for _ in 0..GENERATE_ATTEMPTS {
-            let name = metadata::generated_name(&prefix)?;
+            let name = metadata::generated_name(&prefix, &mut self.random)?;
             let key = (target.namespace.clone(), name.clone());
             if self.store.object(&target.resource.storage, &key).is_none() {
                 metadata::of(object)?.insert("name".to_owned(), json!(name));
@@ -319,7 +322,7 @@ impl State {
             unknown.extend(schema.prune(&mut config));
         }
         let warnings = refuse_unknown(&resource, &unknown, options)?;
-        let now = metadata::now();
+        let now = self.clock.now();
         let writer =
             Writer { manager: &options.manager, subresource: target.subresource(), now: &now };
         let mut written = match self.existing(target) {
@@ -367,7 +370,7 @@ impl State {
             Owners::default().applied(&resource, writer, &empty, config, options.force)?;
         let meta = metadata::of(&mut object)?;
         meta.remove("resourceVersion");
-        meta.insert("uid".to_owned(), json!(metadata::new_uid()?));
+        meta.insert("uid".to_owned(), json!(metadata::new_uid(&mut self.random)?));
         meta.insert("creationTimestamp".to_owned(), json!(writer.now));
         if resource.rules.generation {
             meta.insert("generation".to_owned(), json!(1));
@@ -411,7 +414,7 @@ impl State {
             Some(owners) => owners,
             None if reset_owners => Owners::default(),
             None => {
-                let now = metadata::now();
+                let now = self.clock.now();
                 let subresource = target.subresource();
                 let writer = Writer { manager: &options.manager, subresource, now: &now };
                 let shape = Shape::Root(resource.schema.as_ref());
@@ -477,7 +480,7 @@ impl State {
             return Err(ApiError::invalid(resource, &name, &errors));
         }
         let served = match resource.is_crd() {
-            true => Some(read_crd(object, resource, &metadata::now())?),
+            true => Some(read_crd(object, resource, &self.clock.now())?),
             false => None,
         };
         Ok(Admitted { warnings, served })
@@ -553,7 +556,7 @@ impl State {
         let first = !metadata::is_terminating(&old);
         let meta = metadata::of(&mut object)?;
         if first {
-            meta.insert("deletionTimestamp".to_owned(), json!(metadata::now()));
+            meta.insert("deletionTimestamp".to_owned(), json!(self.clock.now()));
             meta.insert("deletionGracePeriodSeconds".to_owned(), json!(0));
             if let Some(generation) = meta.get("generation").and_then(Value::as_i64) {
                 meta.insert("generation".to_owned(), json!(generation.saturating_add(1)));

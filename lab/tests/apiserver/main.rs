@@ -14,6 +14,7 @@ mod kubectl;
 mod objects;
 mod outage;
 mod schema;
+mod simulation;
 mod tables;
 mod watches;
 
