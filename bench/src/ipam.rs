@@ -153,7 +153,11 @@ fn pool(cidr: &str) -> Result<Pool> {
         terminating: false,
         created: 0,
         max_blocks_per_node: None,
+        for_pods: true,
         selected: true,
+        allocation: Default::default(),
+        namespaces: None,
+        checked: true,
         held_back: None,
     })
 }

@@ -220,7 +220,7 @@ pub fn stands<'a>(
     others: impl IntoIterator<Item = &'a String>,
     candidates_max: usize,
 ) -> bool {
-    let weight = |name: &str| crate::claims::spread(&[b"leader", name.as_bytes()]);
+    let weight = |name: &str| crate::candidates::spread(&[b"leader", name.as_bytes()]);
     let mine = weight(node);
     let before = others.into_iter().filter(|other| *other != node && weight(other) > mine);
     before.take(candidates_max).count() < candidates_max

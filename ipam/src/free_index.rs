@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use ipnet::IpNet;
 
-use crate::claims::network_at;
+use crate::candidates::network_at;
 
 const CHILD_BITS: u8 = 4;
 const CHILDREN: u128 = 1 << CHILD_BITS;
@@ -51,19 +51,42 @@ impl FreeIndex {
     /// Notes that `prefix` is in use: the block that it is or lies in is taken. A prefix shorter
     /// than a block takes none, since an aggregate may stand over blocks that nobody owns.
     pub fn take(&mut self, prefix: IpNet) {
-        if prefix.prefix_len() < self.block_size || !self.pool.contains(&prefix) {
+        if prefix.prefix_len() >= self.block_size && self.pool.contains(&prefix) {
+            self.take_node(0, self.number_of(prefix));
+        }
+    }
+
+    /// Takes every block that lies in `prefix` as a whole, without a walk over them: a node of the
+    /// tree whose count is its size is full, whatever is below it.
+    pub fn take_inside(&mut self, prefix: IpNet) {
+        if prefix.contains(&self.pool) {
+            self.taken = self.taken.max(self.total());
             return;
         }
-        let number = self.number_of(prefix);
-        if self.counts.contains_key(&(0, number)) {
+        if prefix.prefix_len() > self.block_size || !self.pool.contains(&prefix) {
             return;
         }
-        for level in 0..=self.levels() {
-            let shift = u32::from(level) * u32::from(CHILD_BITS);
-            let node = (level, number.checked_shr(shift).unwrap_or(0));
-            *self.counts.entry(node).or_insert(0) += 1;
+        let bits = self.block_size - prefix.prefix_len();
+        let (level, siblings) = (bits / CHILD_BITS, 1u128 << (bits % CHILD_BITS));
+        let first = self.number_of(prefix) >> shift_of(level);
+        for node in first..first + siblings {
+            self.take_node(level, node);
         }
-        self.taken += 1;
+    }
+
+    /// Takes all blocks below a node that are not taken yet.
+    fn take_node(&mut self, level: u8, node: u128) {
+        let above = |upper: u8| (upper, node.checked_shr(shift_of(upper - level)).unwrap_or(0));
+        let levels = self.levels();
+        let count = |index: &FreeIndex, node| index.counts.get(&node).copied().unwrap_or(0);
+        if (level..=levels).any(|upper| count(self, above(upper)) >= size_of(upper)) {
+            return;
+        }
+        let added = size_of(level) - count(self, above(level));
+        for upper in level..=levels {
+            *self.counts.entry(above(upper)).or_insert(0) += added;
+        }
+        self.taken = self.taken.saturating_add(added);
     }
 
     /// The `n`-th free block, counted from 0 in the order of addresses.
@@ -74,7 +97,7 @@ impl FreeIndex {
         let mut rest = n;
         let mut node = 0u128;
         for level in (0..self.levels()).rev() {
-            let size = 1u128 << (level * CHILD_BITS);
+            let size = size_of(level);
             let first = node << CHILD_BITS;
             node = (first..first + CHILDREN).find(|child| {
                 let taken = self.counts.get(&(level, *child)).copied().unwrap_or(0);
@@ -101,6 +124,15 @@ impl FreeIndex {
         let below = self.pool.max_prefix_len() - self.block_size;
         (bits(prefix) - bits(self.pool)).checked_shr(below.into()).unwrap_or(0)
     }
+}
+
+fn shift_of(levels: u8) -> u32 {
+    u32::from(levels) * u32::from(CHILD_BITS)
+}
+
+/// Blocks below a node of `level`.
+fn size_of(level: u8) -> u128 {
+    1u128.checked_shl(shift_of(level)).unwrap_or(u128::MAX)
 }
 
 #[cfg(test)]
@@ -144,7 +176,48 @@ mod tests {
         assert_eq!(FreeIndex::new(net("10.0.0.0/24"), 20).free(), 0);
     }
 
+    #[test]
+    fn a_reserved_64_of_a_48_is_taken_without_a_walk() {
+        let mut index = FreeIndex::new(net("fd00:10:244::/48"), 122);
+        index.take(net("fd00:10:244:0:ffff::/122"));
+        index.take_inside(net("fd00:10:244::/64"));
+        assert_eq!(index.free(), (1 << 74) - (1 << 58));
+        assert_eq!(index.nth_free(0), Some(net("fd00:10:244:1::/122")));
+        index.take(net("fd00:10:244::40/122"));
+        index.take_inside(net("fd00:10:244::/64"));
+        index.take_inside(net("fd00:10:244::/66"));
+        assert_eq!(index.free(), (1 << 74) - (1 << 58), "once");
+        assert!(index.counts.len() < 100, "{} nodes", index.counts.len());
+        index.take_inside(net("fd00::/16"));
+        assert_eq!((index.free(), index.nth_free(0)), (0, None));
+    }
+
     proptest! {
+        #[test]
+        fn wholes_and_parts_agree_with_a_scan(
+            size in 24u8..=32,
+            taken in prop::collection::vec((22u8..=32, 0u32..1024, any::<bool>()), 0..60),
+        ) {
+            let pool = net("10.9.8.0/22");
+            let mut index = FreeIndex::new(pool, size);
+            let mut free: BTreeSet<IpNet> =
+                (0..index.total()).filter_map(|n| network_at(pool, size, n)).collect();
+            for (len, offset, whole) in taken {
+                let address = std::net::Ipv4Addr::from(0x0a09_0800 + offset);
+                let prefix = IpNet::new(address.into(), len).expect("a network").trunc();
+                if whole {
+                    index.take_inside(prefix);
+                    free.retain(|block| !prefix.contains(block));
+                } else {
+                    index.take(prefix);
+                    free.retain(|block| !(block.contains(&prefix)));
+                }
+                prop_assert_eq!(index.free(), free.len() as u128);
+            }
+            let listed: Vec<IpNet> = (0..index.free()).filter_map(|n| index.nth_free(n)).collect();
+            prop_assert_eq!(listed, free.into_iter().collect::<Vec<_>>());
+        }
+
         #[test]
         fn the_index_agrees_with_a_scan(size in 22u8..=32, taken in prop::collection::vec(any::<u8>(), 0..300)) {
             let pool = net("10.9.8.0/22");

@@ -12,15 +12,20 @@
 //! ```
 
 pub mod addresses;
+mod candidates;
 pub mod claims;
 pub mod demand;
 pub mod fence;
 pub mod free_index;
 pub mod mark;
+pub mod pool;
 pub mod rules;
+mod wanted;
 
 pub use addresses::{AddressBook, AssignError, AttachmentId, BlockUsage, Family, OwnedBlock};
-pub use claims::{BlockState, Decision, Knowledge, OwnBlock, Pool, Standing, Verdict};
+pub use claims::{
+    BlockState, Claim, Decision, Knowledge, OwnBlock, Pool, Scheduling, Standing, Verdict,
+};
 pub use demand::{AddressRequest, Choice, Demand, PodPool};
 pub use free_index::FreeIndex;
 pub use mark::{Holder, Machine};

@@ -1,11 +1,13 @@
 //! What a node claims, which of its blocks hand out, and how claims of many nodes meet.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
-use cairn_ipam::claims::{candidate, decide, free_index};
+use cairn_api::{BlockAllocation, LabelSelector};
+use cairn_ipam::claims::{DRAINED_IDLE_SECS, candidate, decide, free_index, pod_pools};
 use cairn_ipam::{
-    BlockState, BlockUsage, Decision, Family, FreeIndex, Knowledge, OwnBlock, Pool, Standing,
+    BlockState, BlockUsage, Claim, Decision, Demand, Family, FreeIndex, Knowledge, OwnBlock, Pool,
+    Rule, Rules, Scheduling, Standing,
 };
 use ipnet::IpNet;
 
@@ -23,7 +25,11 @@ fn pool(name: &str, cidr: &str, block_size: u8) -> Pool {
         terminating: false,
         created: 100,
         max_blocks_per_node: None,
+        for_pods: true,
         selected: true,
+        allocation: BlockAllocation::OnDemand,
+        namespaces: None,
+        checked: true,
         held_back: None,
     }
 }
@@ -67,12 +73,32 @@ fn known<'a>(pools: &'a [Pool], own: &'a [OwnBlock]) -> Knowledge<'a> {
         own,
         pending: &[],
         short: &[],
+        refused: NOTHING,
+        full: &[],
+        reserved: &[],
+        pod_cidrs: &[],
+        scheduling: Scheduling::Open,
         idle_release_secs: None,
+        rules: Rules::ALL,
     }
 }
 
-fn claimed(decision: &Decision) -> Vec<Vec<&str>> {
-    decision.claims.iter().map(|pools| pools.iter().map(|p| p.name.as_str()).collect()).collect()
+const NOTHING: &BTreeMap<IpNet, String> = &BTreeMap::new();
+
+fn claimed(decision: &Decision) -> Vec<Vec<String>> {
+    let names = |claim: &Claim| match claim {
+        Claim::OneOf(pools) => pools.iter().map(|pool| pool.name.clone()).collect(),
+        Claim::Block(pool, cidr) => vec![format!("{cidr} of {}", pool.name)],
+    };
+    decision.claims.iter().map(names).collect()
+}
+
+fn lack(pools: &[&str]) -> Demand {
+    Demand::Pools(Family::V4, pools.iter().map(|name| (*name).to_owned()).collect())
+}
+
+fn for_some(pool: Pool) -> Pool {
+    Pool { namespaces: Some(LabelSelector::default()), ..pool }
 }
 
 #[test]
@@ -90,7 +116,8 @@ fn a_block_is_claimed_ahead_of_need() {
     assert_eq!(decide(&known(&pools, &[block])).claims.len(), 1);
     // A refused request asks for a block whatever the figures say.
     let blocks = [own(&pools[0], "10.244.0.0/26", 0)];
-    let short = Knowledge { short: &[Family::V4], ..known(&pools, &blocks) };
+    let lacking = [lack(&["a"])];
+    let short = Knowledge { short: &lacking, ..known(&pools, &blocks) };
     assert_eq!(decide(&short).claims.len(), 1);
     let pending = [(net("10.244.1.0/26"), "uid-a".to_owned())];
     let waiting = Knowledge { pending: &pending, ..short };
@@ -108,7 +135,9 @@ fn both_families_claim_for_themselves() {
 #[test]
 fn what_keeps_a_pool_from_giving_blocks() {
     type Change = fn(&mut Pool);
-    let cases: [(&str, Change); 6] = [
+    let cases: [(&str, Change); 8] = [
+        ("not looked at by the leader", |p| p.checked = false),
+        ("podCIDRs only", |p| p.allocation = BlockAllocation::NodePodCIDR),
         ("disabled", |p| p.disabled = true),
         ("terminating", |p| p.terminating = true),
         ("not selected", |p| p.selected = false),
@@ -153,7 +182,10 @@ fn of_overlapping_pools_the_first_by_age_then_uid_is_used() {
 #[test]
 fn what_closes_a_block_and_when_it_goes() {
     type Change = fn(&mut Pool, &mut OwnBlock);
-    let cases: [(&str, Change, bool); 10] = [
+    let cases: [(&str, Change, bool); 13] = [
+        ("an earlier Node's", |_, b| b.state = BlockState::OfEarlierNode, false),
+        ("another machine's promise", |_, b| b.state = BlockState::OtherMachine, false),
+        ("no podCIDR", |p, _| p.allocation = BlockAllocation::NodePodCIDR, true),
         ("not verified", |_, b| b.state = BlockState::Unverified, false),
         ("pool disabled", |p, _| p.disabled = true, false),
         ("pool terminating", |p, _| p.terminating = true, true),
@@ -186,7 +218,13 @@ fn a_node_that_may_not_act_closes_everything_and_writes_nothing() {
         own(&pools[0], "10.244.0.0/26", 60),
         OwnBlock { state: BlockState::Terminating, ..own(&pools[0], "10.244.1.0/26", 0) },
     ];
-    for standing in [Standing::NodeMissing, Standing::OtherMachine, Standing::Fenced] {
+    for standing in [
+        Standing::NodeMissing,
+        Standing::OtherMachine,
+        Standing::Fenced,
+        Standing::MarkedOff,
+        Standing::OldHistory,
+    ] {
         let decision = decide(&Knowledge { standing, ..known(&pools, &blocks) });
         assert!(decision.verdicts.iter().all(|verdict| verdict.closed.is_some()));
         assert!(decision.claims.is_empty() && decision.releases.is_empty());
@@ -207,6 +245,219 @@ fn an_idle_block_goes_back_except_the_last() {
     let busy = [idle("10.244.0.0/26", 900), own(&pools[0], "10.244.1.0/26", 20)];
     let knowledge = Knowledge { own: &busy, ..knowledge };
     assert!(decide(&knowledge).releases.is_empty(), "the rest has less than a block free");
+}
+
+#[test]
+fn a_pool_for_chosen_namespaces_gives_a_block_when_one_is_asked_for() {
+    let pools = [pool("a", "10.244.0.0/16", 26), for_some(pool("some", "10.9.0.0/24", 28))];
+    let general = own(&pools[0], "10.244.0.0/26", 0);
+    let blocks = [general.clone()];
+    assert!(decide(&known(&pools, &blocks)).claims.is_empty(), "not ahead");
+    let lacking = [lack(&["some", "a"])];
+    let short = Knowledge { short: &lacking, ..known(&pools, &blocks) };
+    assert_eq!(claimed(&decide(&short)), [["some", "a"]], "in the order that was asked for");
+    for (used, wants) in [(0, false), (12, false), (13, true)] {
+        let blocks = [general.clone(), own(&pools[1], "10.9.0.0/28", used)];
+        let decision = decide(&known(&pools, &blocks));
+        assert_eq!(!decision.claims.is_empty(), wants, "{used} used of the first");
+    }
+    let blocks = [own(&pools[0], "10.244.0.0/26", 60), own(&pools[1], "10.9.0.0/28", 0)];
+    assert_eq!(claimed(&decide(&known(&pools, &blocks))), [["a"]], "16 of another are no reserve");
+    // A block that the address book has not heard of yet ends the shortage.
+    let blocks = [general, closed(own(&pools[1], "10.9.0.0/28", 0))];
+    let short = Knowledge { own: &blocks, ..short };
+    assert!(decide(&short).claims.is_empty());
+}
+
+#[test]
+fn what_pods_lack_and_cannot_get_has_its_reason() {
+    let mut pools = vec![pool("a", "10.244.0.0/16", 26), pool("b", "10.9.0.0/24", 28)];
+    pools[1].disabled = true;
+    pools.push(Pool { selected: false, ..pool("c", "10.10.0.0/24", 28) });
+    pools.push(Pool { max_blocks_per_node: Some(1), ..pool("d", "10.11.0.0/24", 28) });
+    pools.push(Pool {
+        held_back: Some("10.12.0.9 is a Node's".into()),
+        ..pool("e", "10.12.0.0/24", 28)
+    });
+    pools.push(Pool { for_pods: false, ..pool("f", "10.13.0.0/24", 28) });
+    let blocks = [own(&pools[0], "10.244.0.0/26", 0), own(&pools[3], "10.11.0.0/28", 16)];
+    let full = ["a".to_owned()];
+    let taken =
+        BTreeMap::from([(net("10.244.7.0/26"), "block 10.244.7.0/26 is of node n9".to_owned())]);
+    let cases = [
+        (lack(&["b"]), "b is disabled"),
+        (lack(&["c"]), "c does not select this node"),
+        (lack(&["d"]), "maxBlocksPerNode is 1"),
+        (lack(&["e"]), "10.12.0.9 is a Node's"),
+        (lack(&["f"]), "not for pods"),
+        (lack(&["gone"]), "gone does not exist"),
+        (lack(&["a"]), "a has no free block"),
+        (Demand::Address("10.9.0.3".parse().expect("an address")), "b is disabled"),
+        (Demand::Address("10.11.0.99".parse().expect("an address")), "maxBlocksPerNode is 1"),
+        (Demand::Address("192.0.2.1".parse().expect("an address")), "lies in no IPPool"),
+        (Demand::Address("10.244.7.1".parse().expect("an address")), "of node n9"),
+        (Demand::Address("10.244.8.1".parse().expect("an address")), "is reserved"),
+    ];
+    for (demand, reason) in cases {
+        let short = [demand.clone()];
+        let decision = decide(&Knowledge {
+            short: &short,
+            full: &full,
+            refused: &taken,
+            reserved: &[net("10.244.8.0/24")],
+            ..known(&pools, &blocks)
+        });
+        let said = decision.refusals.get(&demand).unwrap_or_else(|| panic!("{demand}"));
+        assert!(said.contains(reason), "{demand}: {said}");
+        assert!(decision.claims.is_empty(), "{demand}");
+    }
+}
+
+#[test]
+fn an_address_that_is_asked_for_brings_the_whole_block_that_holds_it() {
+    let pools = [pool("a", "10.244.0.0/16", 26)];
+    let blocks = [own(&pools[0], "10.244.0.0/26", 0)];
+    let demand = |address: &str| [Demand::Address(address.parse().expect("an address"))];
+    let asked = demand("10.244.9.77");
+    let decision = decide(&Knowledge { short: &asked, ..known(&pools, &blocks) });
+    assert_eq!(claimed(&decision), [["10.244.9.64/26 of a"]]);
+    assert!(decision.refusals.is_empty());
+    let asked = demand("10.244.0.9");
+    let decision = decide(&Knowledge { short: &asked, ..known(&pools, &blocks) });
+    assert!(decision.claims.is_empty() && decision.refusals.is_empty(), "it is ours already");
+    let blocks = [OwnBlock { state: BlockState::Terminating, ..blocks[0].clone() }];
+    let decision = decide(&Knowledge { short: &asked, ..known(&pools, &blocks) });
+    assert!(decision.refusals[&asked[0]].contains("being deleted"), "{:?}", decision.refusals);
+}
+
+#[test]
+fn before_the_leader_has_looked_at_a_pool_its_pods_wait() {
+    let pools = [Pool { checked: false, ..pool("a", "10.244.0.0/16", 26) }];
+    let lacking = [lack(&["a"])];
+    let short = Knowledge { short: &lacking, ..known(&pools, &[]) };
+    let decision = decide(&short);
+    assert!(decision.claims.is_empty() && decision.refusals.is_empty());
+    assert!(decision.problems.is_empty(), "{:?}", decision.problems);
+    let careless = Knowledge { rules: Rules::ALL.without(Rule::ForeignAddresses), ..short };
+    assert_eq!(claimed(&decide(&careless))[0], ["a"]);
+}
+
+#[test]
+fn a_pool_of_pod_cidrs_has_those_blocks_and_no_other() {
+    let of_nodes = |pool| Pool { allocation: BlockAllocation::NodePodCIDR, ..pool };
+    let pools = [
+        of_nodes(pool("four", "10.244.0.0/16", 24)),
+        of_nodes(pool("six", "fd00:10:244::/48", 64)),
+        pool("more", "10.9.0.0/24", 28),
+    ];
+    let cidrs = [net("10.244.3.0/24"), net("fd00:10:244:3::/64")];
+    let knowledge = Knowledge { pod_cidrs: &cidrs, ..known(&pools, &[]) };
+    let decision = decide(&knowledge);
+    let wanted = ["10.244.3.0/24 of four", "fd00:10:244:3::/64 of six"];
+    assert_eq!(claimed(&decision)[..2], wanted.map(|wanted| [wanted]));
+    let mut blocks =
+        vec![own(&pools[0], "10.244.3.0/24", 0), own(&pools[1], "fd00:10:244:3::/64", 0)];
+    blocks.iter_mut().for_each(|block| block.idle_secs = 9_000);
+    for scheduling in [Scheduling::Open, Scheduling::Cordoned] {
+        let decision = decide(&Knowledge {
+            own: &blocks,
+            idle_release_secs: Some(600),
+            scheduling,
+            ..knowledge.clone()
+        });
+        assert!(decision.claims.is_empty(), "{:?}", decision.claims);
+        assert!(decision.releases.is_empty(), "for life");
+        assert!(decision.problems.is_empty(), "{:?}", decision.problems);
+    }
+    // When they are full the pool that gives blocks on demand helps out.
+    blocks[0] = own(&pools[0], "10.244.3.0/24", 256);
+    let decision = decide(&Knowledge { own: &blocks, ..knowledge });
+    assert_eq!(claimed(&decision), [["more"]]);
+}
+
+#[test]
+fn pod_cidrs_that_do_not_fit_are_named() {
+    let of_nodes = |pool| Pool { allocation: BlockAllocation::NodePodCIDR, ..pool };
+    let pools = [of_nodes(pool("four", "10.244.0.0/16", 26))];
+    let refused = BTreeMap::from([(net("10.244.3.0/26"), "it is of node n9".to_owned())]);
+    let cases = [
+        ("10.244.3.0/24", "create the pool with blockSize 24"),
+        ("10.99.3.0/26", "lies in it"),
+        ("10.244.3.0/26", "is not used: it is of node n9"),
+    ];
+    for (cidr, said) in cases {
+        let cidrs = [net(cidr)];
+        let knowledge = Knowledge { pod_cidrs: &cidrs, refused: &refused, ..known(&pools, &[]) };
+        let decision = decide(&knowledge);
+        assert!(decision.problems.iter().any(|p| p.contains(said)), "{:?}", decision.problems);
+        assert!(decision.claims.is_empty());
+    }
+}
+
+#[test]
+fn a_cordoned_node_without_pods_gives_back_its_last_block() {
+    let pools = [pool("a", "10.244.0.0/16", 26)];
+    let idle = OwnBlock { idle_secs: DRAINED_IDLE_SECS, ..own(&pools[0], "10.244.0.0/26", 0) };
+    let blocks = [idle.clone()];
+    let cordoned = Knowledge { scheduling: Scheduling::Cordoned, ..known(&pools, &blocks) };
+    assert_eq!(decide(&cordoned).releases, [net("10.244.0.0/26")]);
+    assert!(decide(&Knowledge { own: &[], ..cordoned.clone() }).claims.is_empty(), "none ahead");
+    assert!(decide(&known(&pools, &blocks)).releases.is_empty(), "an idle node keeps its last");
+    let just = [OwnBlock { idle_secs: 0, ..idle.clone() }];
+    assert!(decide(&Knowledge { own: &just, ..cordoned.clone() }).releases.is_empty());
+    let busy = [idle, own(&pools[0], "10.244.1.0/26", 1)];
+    assert!(decide(&Knowledge { own: &busy, ..cordoned.clone() }).releases.is_empty());
+    // What must run everywhere still gets an address.
+    let lacking = [lack(&["a"])];
+    let decision = decide(&Knowledge { own: &[], short: &lacking, ..cordoned });
+    assert_eq!(claimed(&decision), [["a"]], "once");
+}
+
+#[test]
+fn idle_blocks_for_chosen_namespaces_go_altogether() {
+    let pools = [pool("a", "10.244.0.0/16", 26), for_some(pool("some", "10.9.0.0/24", 28))];
+    let blocks = [
+        own(&pools[0], "10.244.0.0/26", 60),
+        OwnBlock { idle_secs: 900, ..own(&pools[1], "10.9.0.0/28", 0) },
+    ];
+    let pending = [(net("10.244.1.0/26"), "uid-a".to_owned())];
+    let knowledge =
+        Knowledge { idle_release_secs: Some(600), pending: &pending, ..known(&pools, &blocks) };
+    assert_eq!(decide(&knowledge).releases, [net("10.9.0.0/28")]);
+}
+
+#[test]
+fn a_block_without_object_in_which_pods_live_is_asserted_again() {
+    let pools =
+        [Pool { created: 50, ..pool("z", "10.0.0.0/8", 25) }, pool("a", "10.244.0.0/16", 26)];
+    let lost = |used| OwnBlock {
+        state: BlockState::Lost,
+        pool_uid: "earlier".into(),
+        ..own(&pools[1], "10.244.0.0/26", used)
+    };
+    let blocks = [lost(1)];
+    let decision = decide(&known(&pools, &blocks));
+    assert_eq!(decision.reasserts, [(net("10.244.0.0/26"), pools[1].clone())]);
+    assert!(decision.verdicts[0].closed.is_some(), "no permission to hand out");
+    assert!(decide(&known(&pools, &[lost(0)])).reasserts.is_empty());
+    let decision = decide(&known(&[], &blocks));
+    assert!(decision.reasserts.is_empty());
+    assert!(decision.problems.iter().any(|p| p.contains("cannot be asserted")));
+}
+
+#[test]
+fn pools_of_pods_say_why_they_serve_nobody_here() {
+    let mut pools = vec![pool("a", "10.244.0.0/16", 26), pool("b", "10.244.0.0/20", 26)];
+    pools[1].created = 500;
+    pools.push(Pool { for_pods: false, selected: false, ..pool("services", "10.9.0.0/24", 28) });
+    pools.push(Pool { held_back: Some("foreign".into()), ..pool("c", "10.10.0.0/24", 28) });
+    let says = |blocks: &[OwnBlock]| -> Vec<Option<String>> {
+        pod_pools(&pools, blocks).into_iter().map(|pool| pool.unusable).collect()
+    };
+    let older = "IPPool b overlaps the older IPPool a".to_owned();
+    assert_eq!(says(&[]), [None, Some(older.clone()), Some("foreign".into())]);
+    let block = own(&pools[3], "10.10.0.0/28", 0);
+    assert_eq!(says(&[block]), [None, Some(older), None], "what it has still serves");
 }
 
 #[test]

@@ -4,13 +4,17 @@
 use cairn_api::{
     FINALIZER, IPBlock, IPBlockSpec, IPPool, ObjectReference, block_name, block_range,
 };
-use cairn_ipam::Pool;
 use cairn_ipam::claims::{overlap, overlapped_by};
+use cairn_ipam::{Pool, Rule, Rules};
 use ipnet::IpNet;
-use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{
+    Api, DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions,
+    VersionMatch,
+};
 use kube::{Client, ResourceExt};
 use serde_json::json;
 
+use super::calls::Question;
 use super::error::{IpamError, call};
 
 /// The annotation that the owner writes when it takes up a block that it finds: only a write that
@@ -22,6 +26,7 @@ const TAKEN_UP: &str = "cairn.network/taken-up";
 pub(super) struct BlockApi {
     blocks: Api<IPBlock>,
     pools: Api<IPPool>,
+    rules: Rules,
 }
 
 /// What consistent reads say about a block that this node has claimed or found.
@@ -38,8 +43,16 @@ pub(super) enum Verification {
 }
 
 impl BlockApi {
-    pub(super) fn new(client: &Client) -> BlockApi {
-        BlockApi { blocks: Api::all(client.clone()), pools: Api::all(client.clone()) }
+    pub(super) fn new(client: &Client, rules: Rules) -> BlockApi {
+        BlockApi { blocks: Api::all(client.clone()), pools: Api::all(client.clone()), rules }
+    }
+
+    /// Lists that are not older than the call (IPAM rule 2).
+    fn consistent(&self) -> ListParams {
+        if self.rules.hold(Rule::ConsistentReads) {
+            return ListParams::default();
+        }
+        ListParams::default().at("0").matching(VersionMatch::NotOlderThan)
     }
 
     /// Creates the block. A refusal with 409 says that somebody has it.
@@ -77,14 +90,11 @@ impl BlockApi {
 
     /// Reads pool, pools and blocks consistently. Of two nodes that both write and then read at
     /// least one sees the other's block (IPAM rule 1).
-    pub(super) async fn verify(
-        &self,
-        cidr: IpNet,
-        uid: &str,
-        pool: &ObjectReference,
-    ) -> Result<Verification, IpamError> {
+    pub(super) async fn verify(&self, question: &Question) -> Result<Verification, IpamError> {
+        let Question { cidr, uid, pool, .. } = question;
+        let cidr = *cidr;
         let what = || format!("cannot verify block {cidr}");
-        let all = call(what, self.pools.list(&ListParams::default())).await?;
+        let all = call(what, self.pools.list(&self.consistent())).await?;
         let labels = Default::default();
         // A pool whose cidr cannot be read gives no blocks and hides none.
         let pools: Vec<Pool> =
@@ -96,18 +106,21 @@ impl BlockApi {
             Some(format!("IPPool {} is being deleted", own.name))
         } else if own.disabled {
             Some(format!("IPPool {} is disabled", own.name))
+        } else if let Some(first) = overlapped_by(own, &pools) {
+            Some(format!("IPPool {} overlaps the older {}", own.name, first.name))
         } else {
-            overlapped_by(own, &pools)
-                .map(|first| format!("IPPool {} overlaps the older {}", own.name, first.name))
+            own.held_back
+                .clone()
+                .filter(|_| question.newly_claimed && question.rules.hold(Rule::ForeignAddresses))
         };
         if let Some(reason) = unfit {
             return Ok(Verification::PoolUnfit(reason));
         }
-        let range = ListParams::default().fields(&format!("spec.range={}", block_range(cidr)));
+        let range = self.consistent().fields(&format!("spec.range={}", block_range(cidr)));
         let listed = call(what, self.blocks.list(&range)).await?;
         let mut found = false;
         for other in &listed.items {
-            if other.metadata.uid.as_deref() == Some(uid) {
+            if other.metadata.uid.as_ref() == Some(uid) {
                 found = other.metadata.deletion_timestamp.is_none();
                 continue;
             }
@@ -123,13 +136,20 @@ impl BlockApi {
     /// The block's object now.
     pub(super) async fn read(&self, cidr: IpNet) -> Result<Option<IPBlock>, IpamError> {
         let what = || format!("cannot read block {cidr}");
-        call(what, self.blocks.get_opt(&block_name(cidr))).await
+        let name = block_name(cidr);
+        if self.rules.hold(Rule::ConsistentReads) {
+            return call(what, self.blocks.get_opt(&name)).await;
+        }
+        match call(what, self.blocks.get_with(&name, &GetParams::any())).await {
+            Err(error) if error.is_not_found() => Ok(None),
+            found => found.map(Some),
+        }
     }
 
     /// Every block now.
     pub(super) async fn list(&self) -> Result<Vec<IPBlock>, IpamError> {
         let what = || "cannot list blocks".to_owned();
-        Ok(call(what, self.blocks.list(&ListParams::default())).await?.items)
+        Ok(call(what, self.blocks.list(&self.consistent())).await?.items)
     }
 
     /// Returns the block if it is still as `block` shows it: DELETE under preconditions, then the
@@ -144,8 +164,8 @@ impl BlockApi {
                 uid: block.metadata.uid.clone(),
                 resource_version: block.metadata.resource_version.clone(),
             };
-            let params =
-                DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+            let preconditions = self.rules.hold(Rule::DeletePreconditions).then_some(preconditions);
+            let params = DeleteParams { preconditions, ..DeleteParams::default() };
             // A Status instead of the object says that it went at once.
             match call(what, self.blocks.delete(&name, &params)).await?.left() {
                 Some(terminating) => block = terminating,

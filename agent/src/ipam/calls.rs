@@ -1,23 +1,52 @@
-//! The calls about this node's own blocks, one under way at a time, each with what it brings.
+//! The calls about this node's own blocks, each with what it brings.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cairn_api::{IPBlock, ObjectReference};
-use cairn_ipam::Pool;
 use cairn_ipam::claims::{CANDIDATES_MAX, candidate, free_index};
+use cairn_ipam::{Claim, Pool, Rule, Rules};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
 use super::api::{BlockApi, Verification};
 use super::error::IpamError;
+use super::seams::Witness;
 
 /// What a call has brought.
 pub(super) enum Done {
-    Verified { cidr: IpNet, uid: String, term: u64, answer: Result<Verification, IpamError> },
-    Claimed(Claim),
-    Returned { cidr: IpNet, uid: String, answer: Result<bool, IpamError> },
-    Looked { cidr: IpNet, uid: String, answer: Result<Option<IPBlock>, IpamError> },
+    Verified {
+        cidr: IpNet,
+        uid: String,
+        term: Term,
+        answer: Result<Verification, IpamError>,
+    },
+    Claimed(Box<Claimed>),
+    Returned {
+        cidr: IpNet,
+        uid: String,
+        answer: Result<bool, IpamError>,
+    },
+    /// The UID of the object that is there now.
+    Looked {
+        cidr: IpNet,
+        uid: String,
+        answer: Result<Option<String>, IpamError>,
+    },
+    Asserted {
+        cidr: IpNet,
+        answer: Result<Assertion, IpamError>,
+    },
+}
+
+/// The span in which what was confirmed counts: while the fence stood without a break, and the API
+/// server's history went on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Term {
+    /// How often the fence was raised.
+    pub(super) fence: u64,
+    /// How often history went backwards.
+    pub(super) history: u64,
 }
 
 /// A block to be confirmed.
@@ -25,49 +54,68 @@ pub(super) struct Question {
     pub(super) cidr: IpNet,
     pub(super) uid: String,
     pub(super) pool: ObjectReference,
-    /// The fence's term in which this is asked.
-    pub(super) term: u64,
+    /// The term in which this is asked.
+    pub(super) term: Term,
     pub(super) newly_claimed: bool,
     /// What to write into the block first, different each time.
     pub(super) take_up: Option<String>,
+    pub(super) rules: Rules,
+}
+
+/// Where claims of others may show besides the API server.
+#[derive(Clone)]
+pub(super) struct Ears {
+    pub(super) routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    pub(super) witness: Arc<dyn Witness>,
 }
 
 /// A claim to be tried.
 pub(super) struct Attempt {
-    pub(super) term: u64,
+    pub(super) term: Term,
     pub(super) node: ObjectReference,
-    pub(super) pools: Vec<Pool>,
+    pub(super) claim: Claim,
+    /// Prefixes of blocks that somebody has.
     pub(super) taken: Vec<IpNet>,
+    /// Networks in which no address is handed out: blocks inside one are of no use.
+    pub(super) reserved: Vec<IpNet>,
 }
 
 /// What a claim has brought.
 #[derive(Default)]
-pub(super) struct Claim {
-    /// The fence's term in which it was sent.
-    pub(super) term: u64,
+pub(super) struct Claimed {
+    /// The term in which it was sent.
+    pub(super) term: Term,
     pub(super) claimed: Option<(IpNet, IPBlock)>,
     pub(super) refused: Vec<IpNet>,
+    /// The block that was asked for by its address is another's: why it was not claimed.
+    pub(super) owned: Option<(IpNet, String)>,
     /// A block that may be claimed now or later, and its pool's UID.
     pub(super) unclear: Option<(IpNet, String)>,
     /// Pools without a block that is not known to be taken.
     pub(super) full: Vec<String>,
+    /// Pools that were asked.
+    pub(super) pools: Vec<String>,
     pub(super) error: Option<IpamError>,
 }
 
+/// What the assertion of a block without object has brought.
+pub(super) enum Assertion {
+    /// The object is this node's.
+    Ours(Box<IPBlock>),
+    /// It is another's: whose.
+    Theirs(String),
+}
+
 /// Asks whether a block is this node's alone.
-pub(super) async fn verify(
-    api: BlockApi,
-    routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
-    question: Question,
-) -> Done {
-    let answer = verification(&api, &routes, &question).await;
+pub(super) async fn verify(api: BlockApi, ears: Ears, question: Question) -> Done {
+    let answer = verification(&api, &ears, &question).await;
     let Question { cidr, uid, term, .. } = question;
     Done::Verified { cidr, uid, term, answer }
 }
 
 async fn verification(
     api: &BlockApi,
-    routes: &watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    ears: &Ears,
     question: &Question,
 ) -> Result<Verification, IpamError> {
     let cidr = question.cidr;
@@ -78,51 +126,136 @@ async fn verification(
         }
         api.take_up(&block, by).await?;
     }
-    let answer = api.verify(cidr, &question.uid, &question.pool).await?;
-    // The second witness: history of the API may have gone back (IPAM rule 3).
-    let routes = routes.borrow();
-    let heard = routes.range(cidr..).take_while(|route| cidr.contains(&route.addr())).next();
-    Ok(match (answer, heard) {
-        (Verification::Sole, Some(route)) if question.newly_claimed => {
-            Verification::Overlaps(format!("{route}, which another node announces"))
-        }
-        (answer, _) => answer,
-    })
+    if !question.rules.hold(Rule::VerifyAfterClaim) {
+        return Ok(Verification::Sole);
+    }
+    let answer = api.verify(question).await?;
+    // The second witness: history of the API may have gone back (IPAM rule 3). This node announces a
+    // block only once it is confirmed, so that even a looped announcement is not of this process.
+    if answer != Verification::Sole
+        || !question.newly_claimed
+        || !question.rules.hold(Rule::SecondWitness)
+    {
+        return Ok(answer);
+    }
+    let heard = ears.witness.heard(cidr).await;
+    let heard =
+        heard.first().map(|heard| format!("{}, which {} announces", heard.prefix, heard.peer));
+    let routes = ears.routes.borrow();
+    let used = routes.range(cidr..).take_while(|route| cidr.contains(&route.addr())).next();
+    let used = || used.map(|route| format!("{route}, which another node announces"));
+    Ok(heard.or_else(used).map_or(answer, Verification::Overlaps))
 }
 
-/// Tries candidates of the pools in order until one is created.
+/// Claims the block that is named, or tries candidates of the pools in order until one is created.
 pub(super) async fn claim(api: BlockApi, attempt: Attempt) -> Done {
-    let Attempt { term, node, pools, taken } = attempt;
-    let mut claim = Claim { term, ..Claim::default() };
-    for pool in &pools {
-        let mut index = free_index(pool, &taken);
-        for attempt in 0..CANDIDATES_MAX {
-            let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
-            let Some(cidr) = candidate(&node.name, pool, &index, attempt) else {
-                claim.full.push(pool.name.clone());
-                break;
-            };
-            match api.claim(cidr, pool, node.clone()).await {
-                Ok(block) => {
-                    claim.claimed = Some((cidr, block));
-                    return Done::Claimed(claim);
-                }
-                Err(error) if error.is_conflict() => {
-                    index.take(cidr);
-                    claim.refused.push(cidr);
-                }
-                Err(error) => {
-                    // What the server may have done is never assumed: the watch will show it.
-                    if error.is_unclear() {
-                        claim.unclear = Some((cidr, pool.uid.clone()));
-                    }
-                    claim.error = Some(error);
-                    return Done::Claimed(claim);
+    let Attempt { term, node, claim, taken, reserved } = attempt;
+    let mut claimed = Claimed { term, ..Claimed::default() };
+    match claim {
+        Claim::Block(pool, cidr) => claim_block(&api, &pool, cidr, node, &mut claimed).await,
+        Claim::OneOf(pools) => {
+            claimed.pools = pools.iter().map(|pool| pool.name.clone()).collect();
+            for pool in &pools {
+                let mut index = free_index(pool, &taken);
+                reserved.iter().for_each(|prefix| index.take_inside(*prefix));
+                if claim_any(&api, pool, &node, index, &mut claimed).await {
+                    break;
                 }
             }
         }
     }
-    Done::Claimed(claim)
+    Done::Claimed(Box::new(claimed))
+}
+
+/// Whether the search is over.
+async fn claim_any(
+    api: &BlockApi,
+    pool: &Pool,
+    node: &ObjectReference,
+    mut index: cairn_ipam::FreeIndex,
+    claimed: &mut Claimed,
+) -> bool {
+    for attempt in 0..CANDIDATES_MAX {
+        let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
+        let Some(cidr) = candidate(&node.name, pool, &index, attempt) else {
+            claimed.full.push(pool.name.clone());
+            return false;
+        };
+        match api.claim(cidr, pool, node.clone()).await {
+            Ok(block) => {
+                claimed.claimed = Some((cidr, block));
+                return true;
+            }
+            Err(error) if error.is_conflict() => {
+                index.take(cidr);
+                claimed.refused.push(cidr);
+            }
+            Err(error) => {
+                claimed.fail(cidr, pool, error);
+                return true;
+            }
+        }
+    }
+    false
+}
+
+async fn claim_block(
+    api: &BlockApi,
+    pool: &Pool,
+    cidr: IpNet,
+    node: ObjectReference,
+    claimed: &mut Claimed,
+) {
+    match api.claim(cidr, pool, node.clone()).await {
+        Ok(block) => claimed.claimed = Some((cidr, block)),
+        Err(error) if error.is_conflict() => match api.read(cidr).await {
+            // An earlier try that seemed to fail: the watch shows it.
+            Ok(Some(block)) if block.spec.node == node => {}
+            Ok(Some(block)) => claimed.owned = Some((cidr, owner(&block, &node))),
+            // Returned a moment ago: the next try gets it.
+            Ok(None) => {}
+            Err(error) => claimed.error = Some(error),
+        },
+        Err(error) => claimed.fail(cidr, pool, error),
+    }
+}
+
+fn owner(block: &IPBlock, node: &ObjectReference) -> String {
+    let (cidr, owner) = (&block.spec.cidr, &block.spec.node.name);
+    if *owner == node.name {
+        return format!("block {cidr} is owned by an earlier Node object named {owner}");
+    }
+    format!("block {cidr} is owned by node {owner}")
+}
+
+impl Claimed {
+    /// What the server may have done is never assumed: the watch will show it.
+    fn fail(&mut self, cidr: IpNet, pool: &Pool, error: IpamError) {
+        if error.is_unclear() {
+            self.unclear = Some((cidr, pool.uid.clone()));
+        }
+        self.error = Some(error);
+    }
+}
+
+/// Creates the object of a block in which pods live once more.
+pub(super) async fn reassert(
+    api: BlockApi,
+    cidr: IpNet,
+    pool: Pool,
+    node: ObjectReference,
+) -> Done {
+    let answer = async {
+        match api.claim(cidr, &pool, node.clone()).await {
+            Err(error) if error.is_conflict() => match api.read(cidr).await? {
+                Some(block) if block.spec.node == node => Ok(Assertion::Ours(Box::new(block))),
+                Some(block) => Ok(Assertion::Theirs(owner(&block, &node))),
+                None => Err(error),
+            },
+            created => created.map(|block| Assertion::Ours(Box::new(block))),
+        }
+    };
+    Done::Asserted { cidr, answer: answer.await }
 }
 
 /// Returns the block whose object has `uid`.
@@ -136,5 +269,7 @@ pub(super) async fn give_back(api: BlockApi, cidr: IpNet, uid: String) -> Done {
 
 /// Looks at a block that the watch does not show.
 pub(super) async fn look(api: BlockApi, cidr: IpNet, uid: String) -> Done {
-    Done::Looked { cidr, uid, answer: api.read(cidr).await }
+    let found = api.read(cidr).await;
+    let answer = found.map(|block| block.and_then(|block| block.metadata.uid));
+    Done::Looked { cidr, uid, answer }
 }

@@ -127,7 +127,7 @@ impl Leader {
     fn new(shared: Shared) -> Leader {
         let client = shared.client.clone();
         Leader {
-            api: BlockApi::new(&client),
+            api: BlockApi::new(&client, shared.options.rules),
             pools: Api::all(client.clone()),
             nodes: Api::all(client.clone()),
             lease_api: Api::namespaced(client, &shared.options.namespace),

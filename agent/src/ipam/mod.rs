@@ -31,10 +31,14 @@ mod blocks;
 mod calls;
 pub mod disk;
 mod error;
+mod held;
 mod leader;
 mod lease;
+mod outcome;
 mod seams;
+mod site;
 mod status;
+mod tell;
 
 pub use error::IpamError;
 pub use seams::{Clock, Directory, Heard, NoWitness, Storage, Witness};
@@ -124,7 +128,6 @@ struct Shared {
     view: watch::Receiver<Arc<ClusterView>>,
     usage: watch::Receiver<Usage>,
     routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
-    #[expect(dead_code, reason = "asked by the next change")]
     witness: Arc<dyn Witness>,
     #[expect(dead_code, reason = "written by the next change")]
     storage: Arc<dyn Storage>,

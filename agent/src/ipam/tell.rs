@@ -1,0 +1,171 @@
+//! What is told of the node's blocks: to the owner of the addresses, to the speaker, to people.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use cairn_ipam::claims::pod_pools;
+use cairn_ipam::fence::OwnFence;
+use cairn_ipam::{BlockUsage, Decision, Demand, OwnBlock, OwnedBlock};
+use ipnet::IpNet;
+
+use super::blocks::Blocks;
+use super::held::Phase;
+
+/// What was published.
+#[derive(Debug, Default)]
+pub(super) struct Published {
+    told: BTreeMap<IpNet, Told>,
+    revisions: u64,
+    /// The end of the permission to hand out.
+    until: Duration,
+    /// Demands that cannot be met, with the reason, and until when that is said.
+    refusals: BTreeMap<Demand, (String, Duration)>,
+}
+
+/// What was published of a block.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    open: bool,
+    /// Which [`OwnedBlock::revision`] said so.
+    revision: u64,
+}
+
+impl Published {
+    /// Moves the end of the permission on: rarely, since everything that hears of blocks hears of
+    /// this.
+    pub(super) fn renew(&mut self, fence: &OwnFence, offline: Duration, now: Duration) {
+        if let Some(deadline) = fence.deadline()
+            && self.until <= now.saturating_add(margin(offline))
+        {
+            self.until = deadline;
+        }
+    }
+
+    /// When the permission is to be renewed.
+    pub(super) fn renewal(&self, offline: Duration) -> Duration {
+        self.until.saturating_sub(margin(offline))
+    }
+
+    /// When refusals are forgotten.
+    pub(super) fn forgets(&self) -> impl Iterator<Item = Duration> {
+        self.refusals.values().map(|(_, until)| *until)
+    }
+
+    /// Whether the address book has closed the block since it was told to, with no pod in it.
+    pub(super) fn is_shut(&self, cidr: &IpNet, usages: &BTreeMap<IpNet, BlockUsage>) -> bool {
+        self.told.get(cidr).zip(usages.get(cidr)).is_some_and(|(told, usage)| {
+            let heard = usage.revision == told.revision;
+            !told.open && heard && !usage.hand_out && usage.used == 0
+        })
+    }
+
+    /// Takes in which demands cannot be met. A refusal outlives the demand for a while: the pod that
+    /// gave up comes back, and what is said must not flap between its tries.
+    pub(super) fn remember(
+        &mut self,
+        refusals: BTreeMap<Demand, String>,
+        short: &[Demand],
+        changed: bool,
+        now: Duration,
+    ) {
+        self.refusals.retain(|demand, (_, until)| {
+            *until > now && !changed && (refusals.contains_key(demand) || !short.contains(demand))
+        });
+        for (demand, reason) in refusals {
+            if self.refusals.contains_key(&demand) || self.refusals.len() < REFUSALS_MAX {
+                self.refusals.insert(demand, (reason, now.saturating_add(REFUSAL_FOR)));
+            }
+        }
+    }
+
+    /// Says when what is told of a block's permission was told first.
+    fn tell(&mut self, block: &mut OwnedBlock) {
+        let open = block.hand_out;
+        let told = self.told.get(&block.cidr).filter(|told| told.open == open).copied();
+        let told = told.unwrap_or_else(|| {
+            self.revisions = self.revisions.saturating_add(1);
+            Told { open, revision: self.revisions }
+        });
+        block.revision = told.revision;
+        self.told.insert(block.cidr, told);
+    }
+}
+
+impl Blocks {
+    pub(super) fn publish(
+        &mut self,
+        decision: &Decision,
+        own: &[OwnBlock],
+        usages: &BTreeMap<IpNet, BlockUsage>,
+    ) {
+        let used = |cidr: &IpNet| usages.get(cidr).is_some_and(|usage| usage.used > 0);
+        let until = self.published.until;
+        let closed = |cidr: &IpNet, pool: &str| OwnedBlock {
+            cidr: *cidr,
+            pool: pool.to_owned(),
+            hand_out: false,
+            until,
+            revision: 0,
+            newly_claimed: false,
+        };
+        let mut blocks = Vec::new();
+        let mut announced = Vec::new();
+        for (cidr, held) in &self.ledger.held {
+            if held.phase == Phase::Confirmed || used(cidr) {
+                announced.push(*cidr);
+            }
+            let open = decision.verdicts.iter().any(|v| v.cidr == *cidr && v.closed.is_none());
+            blocks.push(OwnedBlock {
+                hand_out: open,
+                newly_claimed: held.newly_claimed,
+                ..closed(cidr, &held.pool.name)
+            });
+        }
+        for (cidr, lost) in &self.ledger.lost {
+            if used(cidr) {
+                announced.push(*cidr);
+            }
+            blocks.push(closed(cidr, &lost.pool.name));
+        }
+        blocks.iter_mut().for_each(|block| self.published.tell(block));
+        self.published.told.retain(|cidr, _| blocks.iter().any(|block| block.cidr == *cidr));
+        announced.sort_unstable();
+        blocks.sort_unstable_by_key(|block| block.cidr);
+        let site = self.site();
+        let mut pools = pod_pools(&site.pools, own);
+        pools.extend(site.invalid.iter().cloned());
+        pools.sort_by(|a, b| a.name.cmp(&b.name));
+        let refusals = self.published.refusals.iter();
+        let refusals =
+            refusals.map(|(demand, (reason, _))| (demand.clone(), reason.clone())).collect();
+        self.shared.reports.change(|holdings| {
+            holdings.announced = announced;
+            holdings.blocks = blocks;
+            holdings.families = site.families();
+            holdings.pools = pools;
+            holdings.reserved = site.reserved.clone();
+            holdings.refusals = refusals;
+        });
+    }
+
+    pub(super) fn problems(&self) -> Vec<String> {
+        let full = self.full.keys().map(|pool| {
+            format!("IPPool {pool} has no free block: every one is claimed, announced or reserved")
+        });
+        let conflicts = self.ledger.held.iter().filter_map(|(cidr, held)| match &held.phase {
+            Phase::Conflict(with) => Some(format!("block {cidr} overlaps {with}")),
+            Phase::Unfit(reason) => Some(format!("block {cidr} is not used: {reason}")),
+            _ => None,
+        });
+        full.chain(conflicts).chain(self.errors.values().cloned()).collect()
+    }
+}
+
+fn margin(offline: Duration) -> Duration {
+    offline / 2
+}
+
+/// What a refusal is said for after its demand was heard last.
+const REFUSAL_FOR: Duration = Duration::from_secs(30);
+/// Refusals that are said at most: one a pod that asks for an address of its own.
+const REFUSALS_MAX: usize = 1024;
