@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use cairn_ipam::addresses::{AddressBook, AttachmentId, Family, OwnedBlock};
 use cairn_ipam::claims::{self, Pool};
+use cairn_ipam::demand::{AddressRequest, Choice};
 use ipnet::IpNet;
 
 use crate::cpu_time::{cpu_time, nanos_each};
@@ -31,6 +32,8 @@ fn addresses(extent: Extent) -> Result<Row> {
             ifname: "eth0".into(),
         })
         .collect();
+    let requests =
+        FAMILIES.map(|family| AddressRequest { family, choice: Choice::Pools(vec![POOL.into()]) });
     for run in 0..extent.pick(9, 2) {
         let before = (run % 2 == 0).then(|| bare_changes(&ids));
         let mut book = AddressBook::new(COOLDOWN);
@@ -39,13 +42,13 @@ fn addresses(extent: Extent) -> Result<Row> {
         let mut now = COOLDOWN;
         let (first, _) = ids.split_at(PODS);
         for id in first {
-            book.assign(id, &FAMILIES, now)?;
+            book.assign(id, &requests, now)?;
         }
         let (time, outcome) = cpu_time(|| {
             for (gone, new) in ids.iter().zip(ids.iter().skip(PODS)) {
                 now += Duration::from_secs(1);
                 black_box(book.release(gone, now));
-                black_box(book.assign(new, &FAMILIES, now)?);
+                black_box(book.assign(new, &requests, now)?);
             }
             Ok::<_, cairn_ipam::AssignError>(())
         });
@@ -133,7 +136,7 @@ fn own_blocks() -> Result<Vec<OwnedBlock>> {
     let own = |cidr: &str| {
         Ok(OwnedBlock {
             cidr: cidr.parse()?,
-            pool: "default".into(),
+            pool: POOL.into(),
             hand_out: true,
             until: Duration::MAX,
             revision: 0,
@@ -203,6 +206,7 @@ fn nth_clear(bitmap: &[u64], n: usize) -> Option<usize> {
 
 /// The pods of a node that is as full as kubelet allows by default.
 const PODS: usize = 110;
+const POOL: &str = "default";
 const COOLDOWN: Duration = Duration::from_secs(30);
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 

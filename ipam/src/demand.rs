@@ -12,7 +12,8 @@ use crate::addresses::Family;
 /// Where the address of one family comes from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Choice {
-    /// From a block of one of these pools, by name; the first that has a free address serves.
+    /// From a block of one of these pools, by name; the first that has a free address which is not
+    /// cooling serves, else the one whose address was freed first.
     Pools(Vec<String>),
     /// This one and no other.
     Address(IpAddr),

@@ -50,6 +50,8 @@ fn own(pool: &Pool, cidr: &str, used: u64) -> OwnBlock {
             total,
             used,
             free: total - u128::from(used),
+            reserved: 0,
+            reserved_in_use: vec![],
             cooling: 0,
             foreign: vec![],
             allocations: vec![],

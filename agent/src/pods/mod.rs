@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_cni::PodIdentity;
-use cairn_ipam::{AttachmentId, BlockUsage, Family, OwnedBlock, Rules};
+use cairn_ipam::{AttachmentId, BlockUsage, Demand, Family, OwnedBlock, Rules};
 use cairn_kernel::NetNs;
 use tokio::sync::{Notify, watch};
 
@@ -80,9 +80,8 @@ pub struct Usage {
     pub blocks: Vec<BlockUsage>,
     /// The pods of the interfaces that hold addresses, as far as their names are known.
     pub pods: BTreeMap<AttachmentId, PodIdentity>,
-    /// Families of which an ADD found no address since the blocks last changed: a block is needed
-    /// now.
-    pub exhausted: BTreeSet<Family>,
+    /// What ADDs found no address for since the blocks last changed: a block is needed now.
+    pub exhausted: BTreeSet<Demand>,
 }
 
 /// What the blocks allow.

@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use cairn_cni::protocol::{AddRequest, DelRequest, Response};
 use cairn_cni::{Code, PodIdentity};
-use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family, Rule};
+use cairn_ipam::{
+    AddressBook, AddressRequest, AttachmentId, Choice, Demand, Family, OwnedBlock, Rule,
+};
 use cairn_kernel::Error;
 use cairn_kernel::pod::{self, AttachError, PodAttachment, PodSpec};
 use futures::future::{BoxFuture, FutureExt};
@@ -49,9 +51,11 @@ pub struct PodNetwork<K: PodKernel> {
     families: Vec<Family>,
     /// The blocks' networks.
     cidrs: Vec<IpNet>,
+    /// The blocks' pools.
+    pools: BTreeSet<(String, Family)>,
     /// Addresses that the kernel holds for somebody else.
     foreign: BTreeSet<IpAddr>,
-    exhausted: BTreeSet<Family>,
+    exhausted: BTreeSet<Demand>,
     names: PodNames,
     /// Counts changes to the kernel's pods, so that an older dump is not taken for the truth.
     generation: u64,
@@ -156,6 +160,7 @@ impl<K: PodKernel> PodNetwork<K> {
             config: None,
             families: Vec::new(),
             cidrs: Vec::new(),
+            pools: BTreeSet::new(),
             foreign: BTreeSet::new(),
             exhausted: BTreeSet::new(),
             names,
@@ -277,7 +282,7 @@ impl<K: PodKernel> PodNetwork<K> {
         }
         self.take_over(&addition.id);
         let addresses = match self.book.held(&addition.id) {
-            [] => self.book.assign(&addition.id, &self.families, self.now()),
+            [] => self.book.assign(&addition.id, &self.requests(), self.now()),
             held => Ok(held.to_vec()),
         };
         let addresses = match addresses {
@@ -298,6 +303,16 @@ impl<K: PodKernel> PodNetwork<K> {
         self.work.push(attaching.map(|attachment| Done::Attached { addition, attachment }).boxed());
     }
 
+    /// One address of each family, from whatever pool.
+    fn requests(&self) -> Vec<AddressRequest> {
+        let request = |family: &Family| {
+            let of_family = self.pools.iter().filter(|(_, held)| held == family);
+            let pools = of_family.map(|(pool, _)| pool.clone()).collect();
+            AddressRequest { family: *family, choice: Choice::Pools(pools) }
+        };
+        self.families.iter().map(request).collect()
+    }
+
     /// Gives a container what its interface holds since a start that found no readable alias.
     fn take_over(&mut self, id: &AttachmentId) {
         let nameless = unrecorded(&pod::host_interface_name(&id.container_id, &id.ifname));
@@ -309,12 +324,9 @@ impl<K: PodKernel> PodNetwork<K> {
 
     /// Keeps an ADD that cannot be served now until something changes, within limits.
     fn wait(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
-        if let AddRefusal::Unassigned(
-            AssignError::NoBlock { family }
-            | AssignError::Closed { family, .. }
-            | AssignError::Full { family, .. },
-        ) = refusal
-            && self.exhausted.insert(*family)
+        if let AddRefusal::Unassigned(error) = refusal
+            && let Some(demand) = error.demand()
+            && self.exhausted.insert(demand)
         {
             self.publish();
         }
@@ -359,7 +371,7 @@ impl<K: PodKernel> PodNetwork<K> {
             let refusal = match (&self.config, self.families.is_empty()) {
                 (None, _) => AddRefusal::Unconfigured,
                 (_, true) => AddRefusal::Poolless,
-                _ => match self.book.assign(&addition.id, &self.families, self.now()) {
+                _ => match self.book.assign(&addition.id, &self.requests(), self.now()) {
                     // Freed in this very moment.
                     Ok(_) => {
                         self.add(addition);
@@ -501,6 +513,8 @@ impl<K: PodKernel> PodNetwork<K> {
             self.cidrs = cidrs;
             self.request_listing();
         }
+        let pool = |block: &OwnedBlock| (block.pool.clone(), Family::of_net(block.cidr));
+        self.pools = blocks.owned.iter().map(pool).collect();
         self.book.set_blocks(blocks.owned);
         self.mark_foreign();
         self.families = blocks.families;

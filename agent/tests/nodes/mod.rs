@@ -14,7 +14,9 @@ use std::time::Duration;
 use cairn_agent::ipam::{self, Clock, Holdings, IpamChannels, IpamOptions, NoWitness, Storage};
 use cairn_agent::pods::Usage;
 use cairn_agent::watch::{self as watches, WatchOptions};
-use cairn_ipam::{AddressBook, AssignError, AttachmentId, Family, Rules};
+use cairn_ipam::{
+    AddressBook, AddressRequest, AssignError, AttachmentId, Choice, Demand, Family, Rules,
+};
 use cairn_lab::apiserver::{ApiServer, Options, Serving};
 use ipnet::IpNet;
 use kube::{Client, Config};
@@ -194,10 +196,21 @@ impl Node {
     }
 
     pub fn add(&self, pod: &str) -> Result<Vec<IpAddr>, AssignError> {
-        let answer =
-            self.book.lock().expect("the book").assign(&id(pod), &[Family::V4], since_boot());
+        let pools = self.pools();
+        let request = AddressRequest { family: Family::V4, choice: Choice::Pools(pools) };
+        let answer = self.book.lock().expect("the book").assign(&id(pod), &[request], since_boot());
         self.tell(answer.is_err());
         answer
+    }
+
+    /// Every pool that is known, in order.
+    fn pools(&self) -> Vec<String> {
+        let holdings = self.holdings.borrow();
+        let mut pools: Vec<String> = holdings.blocks.iter().map(|b| b.pool.clone()).collect();
+        pools.extend(holdings.pools.iter().map(|pool| pool.name.clone()));
+        pools.sort();
+        pools.dedup();
+        pools
     }
 
     pub fn del(&self, pod: &str) {
@@ -218,7 +231,7 @@ impl Node {
         self.usage.send_modify(|usage| {
             usage.blocks = self.book.lock().expect("the book").usage();
             if exhausted {
-                usage.exhausted.insert(Family::V4);
+                usage.exhausted.insert(Demand::Pools(Family::V4, self.pools()));
             }
         });
     }

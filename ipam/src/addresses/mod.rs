@@ -8,16 +8,32 @@
 //! address are ordinary: a routed block has neither a network nor a broadcast address. An address
 //! that was freed less than the cooldown ago comes last but is not refused.
 //!
+//! Several pools may serve a request, in an order. An address that is not cooling of any of them
+//! comes before a cooling one: all were named as good enough, and the cooldown protects others, who
+//! may still speak to the pod that had the address. Failing that the one freed first is given, of
+//! whatever pool.
+//!
+//! Reserved addresses are never handed out. One that is in use when it becomes reserved stays in use.
+//!
 //! Memory follows the addresses in use, not the size of the blocks: addresses that were never handed
-//! out are a cursor.
+//! out are a cursor, and reservations are ranges.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+mod block;
+mod error;
+mod reserved;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use thiserror::Error;
+
+use crate::demand::{AddressRequest, Choice};
+use block::{Block, Place, Source};
+use reserved::Reserved;
+
+pub use error::AssignError;
 
 /// The freed addresses that a block remembers. Only an IPv6 block can hold more addresses; there the
 /// oldest freed one is reused before a new one, so that memory stays bounded.
@@ -114,65 +130,17 @@ pub struct BlockUsage {
     pub used: u64,
     /// Addresses that can be handed out, cooling ones among them.
     pub free: u128,
+    /// Addresses that are reserved and that nothing holds. Together with the used, the free and the
+    /// foreign ones that no attachment holds they are all.
+    pub reserved: u128,
+    /// Reserved addresses that attachments hold, in order: they were given before.
+    pub reserved_in_use: Vec<IpAddr>,
     /// Of the free ones those freed within the cooldown, as of the last assignment or release.
     pub cooling: u64,
     /// Addresses that the kernel holds for something else, in order.
     pub foreign: Vec<IpAddr>,
     /// Who holds which address, in the addresses' order.
     pub allocations: Vec<(IpAddr, AttachmentId)>,
-}
-
-/// Why no address was assigned. Nothing has changed then.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum AssignError {
-    /// The request names no address family.
-    #[error("the request names no address family")]
-    NoFamily,
-    /// This node owns no block of the family.
-    #[error(
-        "no {family} address: this node owns no {family} block (is there a ready {family} IPPool \
-         that selects this node and has a free block?)"
-    )]
-    NoBlock {
-        /// The family that could not be served.
-        family: Family,
-    },
-    /// This node owns blocks of the family, but none of them may hand out addresses.
-    #[error(
-        "no {family} address: none of this node's {blocks} {family} block(s) may hand out new \
-         addresses (the agent's problems say why)"
-    )]
-    Closed {
-        /// The family that could not be served.
-        family: Family,
-        /// Blocks of the family.
-        blocks: usize,
-    },
-    /// Every address of every block that may hand out is taken.
-    #[error(
-        "no {family} address: all {addresses} addresses of {open} {family} block(s) are in use \
-         ({foreign} of them by others than pods); {closed} more block(s) may not hand out"
-    )]
-    Full {
-        /// The family that could not be served.
-        family: Family,
-        /// Blocks of the family that may hand out.
-        open: usize,
-        /// Blocks of the family that may not.
-        closed: usize,
-        /// Addresses in the blocks that may hand out.
-        addresses: u128,
-        /// Addresses in them that the kernel holds for something else.
-        foreign: usize,
-    },
-    /// The attachment holds addresses already, but not of every family that it asks for now.
-    #[error("{id} holds addresses already but no {family} one: delete the attachment first")]
-    HeldWithout {
-        /// The attachment.
-        id: AttachmentId,
-        /// The family that it lacks.
-        family: Family,
-    },
 }
 
 /// The addresses of one node and who holds them.
@@ -187,8 +155,10 @@ pub struct AddressBook {
     foreign: BTreeSet<IpAddr>,
     /// Addresses that more than one adopted attachment names.
     clashes: HashSet<IpAddr>,
+    reserved: Reserved,
     blocks: BTreeMap<IpNet, Block>,
-    queues: [Queue; 2],
+    /// By pool.
+    queues: BTreeMap<String, Queue>,
     /// When the first permission to hand out ends.
     closes: Duration,
     /// Blocks that entered since the last time `now` was told.
@@ -197,57 +167,13 @@ pub struct AddressBook {
     early_reuses: u64,
 }
 
-/// The blocks of one family that have a free address and may hand it out.
+/// The blocks of one pool, which are of one family, that have a free address and may hand it out.
 #[derive(Clone, Debug, Default)]
 struct Queue {
     /// Blocks whose next address is not cooling.
     ready: BTreeSet<IpNet>,
     /// Blocks whose next address was freed at this time, less than the cooldown ago.
     cooling: BTreeSet<(Duration, IpNet)>,
-}
-
-#[derive(Clone, Debug)]
-struct Block {
-    pool: String,
-    hand_out: bool,
-    until: Duration,
-    revision: u64,
-    newly_claimed: bool,
-    family: Family,
-    base: u128,
-    size: u128,
-    /// When the block entered the book.
-    since: Duration,
-    /// The first address, as an offset, that the cursor visited.
-    start: u128,
-    /// Addresses that the cursor has passed, counted from `start` and round the end.
-    passed: u128,
-    /// Freed addresses in order. An entry counts only while `freed_at` agrees with it.
-    freed: VecDeque<(Duration, u128)>,
-    freed_at: HashMap<u128, Duration>,
-    taken: u64,
-    place: Option<Place>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Place {
-    Ready,
-    Cooling(Duration),
-}
-
-/// The next address of a block.
-#[derive(Clone, Copy, Debug)]
-struct Next {
-    offset: u128,
-    source: Source,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    /// The cursor; the address counts as free since the block entered.
-    Cursor,
-    /// The queue of freed addresses.
-    Freed(Duration),
 }
 
 impl AddressBook {
@@ -260,8 +186,9 @@ impl AddressBook {
             holders: HashMap::new(),
             foreign: BTreeSet::new(),
             clashes: HashSet::new(),
+            reserved: Reserved::default(),
             blocks: BTreeMap::new(),
-            queues: [Queue::default(), Queue::default()],
+            queues: BTreeMap::new(),
             closes: Duration::MAX,
             unstamped: Vec::new(),
             refusals: [0; 2],
@@ -297,24 +224,36 @@ impl AddressBook {
                 continue;
             }
             let mut block = Block::new(owned, self.clock);
-            let foreign = self.foreign.iter().filter(|address| !self.holders.contains_key(address));
-            for address in self.holders.keys().chain(foreign).filter(|a| cidr.contains(*a)) {
+            let taken: Vec<IpAddr> = self.taken_in(cidr).collect();
+            for address in &taken {
                 block.taken += 1;
                 block.note_live(*address);
             }
+            block.reserve(&self.reserved, taken.into_iter());
             self.blocks.insert(cidr, block);
             self.unstamped.push(cidr);
         }
-        self.queues = [Queue::default(), Queue::default()];
-        for block in self.blocks.values_mut() {
-            block.place = None;
-        }
-        self.close_expired();
-        let all: Vec<IpNet> = self.blocks.keys().copied().collect();
-        for cidr in all {
-            self.place(cidr);
-        }
+        self.place_all();
     }
+
+    /// Replaces what is reserved. What attachments hold stays theirs.
+    pub fn set_reserved(&mut self, cidrs: Vec<IpNet>) {
+        let reserved = Reserved::new(cidrs);
+        let mut changed = Vec::new();
+        for cidr in self.blocks.keys() {
+            if !reserved.within(*cidr).eq(self.reserved.within(*cidr)) {
+                changed.push((*cidr, self.taken_in(*cidr).collect::<Vec<IpAddr>>()));
+            }
+        }
+        for (cidr, taken) in changed {
+            if let Some(block) = self.blocks.get_mut(&cidr) {
+                block.reserve(&reserved, taken.into_iter());
+            }
+        }
+        self.reserved = reserved;
+        self.place_all();
+    }
+
     /// Records what the kernel says that an attachment holds, as after a start. Returns those of the
     /// addresses that another attachment holds too: such an address is free only when all of them
     /// have gone.
@@ -337,37 +276,46 @@ impl AddressBook {
         clashing
     }
 
-    /// Gives `id` one address of each of `families`, or none and the reason. An attachment that
-    /// holds addresses of these families already gets the same ones again.
+    /// Gives `id` what each of `requests` asks for, or nothing and the reason. Of requests for one
+    /// family the first counts. An attachment that holds addresses of these families already gets
+    /// the same ones again.
+    ///
+    /// # Errors
+    /// [`AssignError`]; nothing has changed then.
     pub fn assign(
         &mut self,
         id: &AttachmentId,
-        families: &[Family],
+        requests: &[AddressRequest],
         now: Duration,
     ) -> Result<Vec<IpAddr>, AssignError> {
         self.advance(now);
-        if families.is_empty() {
+        if requests.is_empty() {
             return Err(AssignError::NoFamily);
         }
         if let Some(held) = self.attachments.get(id).filter(|held| !held.is_empty()) {
-            let lacking = families.iter().find(|f| !held.iter().any(|a| Family::of(*a) == **f));
-            return match lacking {
+            return match requests.iter().find_map(|request| lacking(id, held, request)) {
                 None => Ok(held.clone()),
-                Some(family) => Err(AssignError::HeldWithout { id: id.clone(), family: *family }),
+                Some(error) => Err(error),
             };
         }
-        let mut chosen: Vec<(IpAddr, Source)> = Vec::with_capacity(families.len());
-        for family in families {
+        let mut chosen: Vec<(IpAddr, Source)> = Vec::with_capacity(requests.len());
+        for AddressRequest { family, choice } in requests {
             if chosen.iter().any(|(address, _)| Family::of(*address) == *family) {
                 continue;
             }
-            match self.next(*family) {
-                Some(next) => chosen.push(next),
-                None => {
+            let found = match choice {
+                Choice::Pools(pools) => {
+                    self.next(pools, *family).ok_or_else(|| self.refusal(*family, pools))
+                }
+                Choice::Address(address) => self.fixed(*address),
+            };
+            match found {
+                Ok(found) => chosen.push(found),
+                Err(error) => {
                     if let Some(refusals) = self.refusals.get_mut(*family as usize) {
                         *refusals = refusals.saturating_add(1);
                     }
-                    return Err(self.refusal(*family));
+                    return Err(error);
                 }
             }
         }
@@ -392,7 +340,7 @@ impl AddressBook {
             && let Some(cidr) = self.block_of(address)
         {
             if let Some(block) = self.blocks.get_mut(&cidr) {
-                block.note_taken(address);
+                block.note_taken(address, self.reserved.contains(address));
             }
             self.place(cidr);
         }
@@ -457,8 +405,10 @@ impl AddressBook {
                 revision: block.revision,
                 total: block.size,
                 used: 0,
-                free: block.size.saturating_sub(block.taken.into()),
-                cooling: self.cooling_in(block),
+                free: block.size.saturating_sub(block.reserved).saturating_sub(block.taken.into()),
+                reserved: block.reserved,
+                reserved_in_use: Vec::new(),
+                cooling: block.count_freed(|at| self.is_cooling(at)),
                 foreign: self.foreign.iter().filter(|a| cidr.contains(*a)).copied().collect(),
                 allocations: Vec::new(),
             })
@@ -469,10 +419,14 @@ impl AddressBook {
             if let Some(block) = block.filter(|block| block.cidr.contains(address)) {
                 block.used += 1;
                 block.allocations.push((*address, id.clone()));
+                if self.reserved.contains(*address) {
+                    block.reserved_in_use.push(*address);
+                }
             }
         }
         for block in &mut usage {
             block.allocations.sort_unstable_by_key(|(address, _)| *address);
+            block.reserved_in_use.sort_unstable();
         }
         usage
     }
@@ -498,10 +452,12 @@ impl AddressBook {
         freed.saturating_add(self.cooldown) > self.clock
     }
 
-    fn cooling_in(&self, block: &Block) -> u64 {
-        // The queue is in the order of time, so those still cooling are at its end.
-        let cooling = block.freed.iter().rev().take_while(|(at, _)| self.is_cooling(*at));
-        cooling.filter(|(at, offset)| block.freed_at.get(offset) == Some(at)).count() as u64
+    /// The addresses in `cidr` that an attachment or something else holds, each once.
+    fn taken_in(&self, cidr: IpNet) -> impl Iterator<Item = IpAddr> {
+        let foreign = self.foreign.range(cidr.network()..=cidr.broadcast());
+        let foreign = foreign.filter(|address| !self.holders.contains_key(address));
+        let held = self.holders.keys().filter(move |address| cidr.contains(*address));
+        held.chain(foreign).copied()
     }
 
     fn block_of(&self, address: IpAddr) -> Option<IpNet> {
@@ -540,20 +496,26 @@ impl AddressBook {
             }
             self.place(cidr);
         }
-        for family in [Family::V4, Family::V6] {
-            while let Some((at, cidr)) = self.queue(family).cooling.first().copied()
-                && !self.is_cooling(at)
-            {
-                self.place(cidr);
-            }
+        let mut cold = Vec::new();
+        for queue in self.queues.values() {
+            let due = queue.cooling.iter().take_while(|(at, _)| !self.is_cooling(*at));
+            cold.extend(due.map(|(_, cidr)| *cidr));
+        }
+        for cidr in cold {
+            self.place(cidr);
         }
     }
 
-    fn queue(&mut self, family: Family) -> &mut Queue {
-        let [v4, v6] = &mut self.queues;
-        match family {
-            Family::V4 => v4,
-            Family::V6 => v6,
+    /// Puts every block where it belongs, after any of them changed.
+    fn place_all(&mut self) {
+        self.queues.clear();
+        for block in self.blocks.values_mut() {
+            block.place = None;
+        }
+        self.close_expired();
+        let all: Vec<IpNet> = self.blocks.keys().copied().collect();
+        for cidr in all {
+            self.place(cidr);
         }
     }
 
@@ -565,12 +527,12 @@ impl AddressBook {
         let old = block.place;
         let next = if block.hand_out {
             let (holders, foreign) = (&self.holders, &self.foreign);
-            block.next(|a| holders.contains_key(&a) || foreign.contains(&a))
+            block.next(|a| holders.contains_key(&a) || foreign.contains(&a), &self.reserved)
         } else {
             None
         };
-        let new = next.map(|next| {
-            let since = match next.source {
+        let new = next.map(|(_, source)| {
+            let since = match source {
                 Source::Freed(at) => at,
                 Source::Cursor if block.newly_claimed => return Place::Ready,
                 Source::Cursor => block.since,
@@ -585,7 +547,7 @@ impl AddressBook {
             return;
         }
         block.place = new;
-        let queue = self.queue(Family::of_net(cidr));
+        let queue = self.queues.entry(block.pool.clone()).or_default();
         match old {
             Some(Place::Ready) => {
                 queue.ready.remove(&cidr);
@@ -607,14 +569,39 @@ impl AddressBook {
     }
 
     /// The address that comes next. It stays where it is until [`AddressBook::take`].
-    fn next(&mut self, family: Family) -> Option<(IpAddr, Source)> {
-        let queue = self.queue(family);
-        let cooling = || queue.cooling.first().map(|(_, cidr)| cidr);
-        let cidr = queue.ready.first().or_else(cooling).copied()?;
+    fn next(&mut self, pools: &[String], family: Family) -> Option<(IpAddr, Source)> {
+        let queues = || pools.iter().filter_map(|pool| self.queues.get(pool));
+        let of_family = |cidr: &&IpNet| Family::of_net(**cidr) == family;
+        let ready = queues().find_map(|queue| queue.ready.iter().find(of_family));
+        let cooling = || {
+            let first =
+                |queue: &Queue| queue.cooling.iter().find(|(_, cidr)| of_family(&cidr)).copied();
+            queues().filter_map(first).min_by_key(|(at, _)| *at).map(|(_, cidr)| cidr)
+        };
+        let cidr = ready.copied().or_else(cooling)?;
         let (holders, foreign) = (&self.holders, &self.foreign);
         let block = self.blocks.get_mut(&cidr)?;
-        let next = block.next(|a| holders.contains_key(&a) || foreign.contains(&a))?;
-        Some((block.address(next.offset), next.source))
+        block.next(|a| holders.contains_key(&a) || foreign.contains(&a), &self.reserved)
+    }
+
+    /// The address that somebody asks for by itself. Whether it is cooling does not matter.
+    fn fixed(&self, address: IpAddr) -> Result<(IpAddr, Source), AssignError> {
+        let own = self.block_of(address).and_then(|cidr| Some((cidr, self.blocks.get(&cidr)?)));
+        let (cidr, block) = own.ok_or(AssignError::NotOurs { address })?;
+        if self.reserved.contains(address) {
+            return Err(AssignError::Reserved { address });
+        }
+        if let Some(id) = self.holders.get(&address) {
+            return Err(AssignError::HeldBy { address, id: id.clone() });
+        }
+        if self.foreign.contains(&address) {
+            return Err(AssignError::HeldByOthers { address });
+        }
+        if !block.hand_out {
+            return Err(AssignError::BlockClosed { address, block: cidr });
+        }
+        let source = block.freed_at(address).map_or(Source::Cursor, Source::Freed);
+        Ok((address, source))
     }
 
     fn take(&mut self, address: IpAddr, id: &AttachmentId) {
@@ -623,7 +610,7 @@ impl AddressBook {
         if !self.foreign.contains(&address)
             && let Some(block) = self.blocks.get_mut(&cidr)
         {
-            block.note_taken(address);
+            block.note_taken(address, self.reserved.contains(address));
         }
         self.place(cidr);
     }
@@ -632,121 +619,55 @@ impl AddressBook {
     fn free(&mut self, address: IpAddr) {
         let Some(cidr) = self.block_of(address) else { return };
         if let Some(block) = self.blocks.get_mut(&cidr) {
-            block.note_freed(address, self.clock);
+            block.note_freed(address, self.clock, self.reserved.contains(address));
         }
         self.place(cidr);
     }
 
-    fn refusal(&self, family: Family) -> AssignError {
-        let blocks = || self.blocks.iter().filter(|(cidr, _)| Family::of_net(**cidr) == family);
+    fn refusal(&self, family: Family, pools: &[String]) -> AssignError {
+        let asked = |cidr: &IpNet, block: &Block| {
+            Family::of_net(*cidr) == family && pools.contains(&block.pool)
+        };
+        let blocks = || self.blocks.iter().filter(|(cidr, block)| asked(cidr, block));
+        let pools = pools.to_vec();
         let total = blocks().count();
         let open = blocks().filter(|(_, block)| block.hand_out).count();
         match (total, open) {
-            (0, _) => AssignError::NoBlock { family },
-            (_, 0) => AssignError::Closed { family, blocks: total },
+            (0, _) => AssignError::NoBlock { family, pools },
+            (_, 0) => AssignError::Closed { family, pools, blocks: total },
             _ => {
                 let open_blocks = || blocks().filter(|(_, block)| block.hand_out);
+                let sum = |of: fn(&Block) -> u128| {
+                    open_blocks().fold(0u128, |sum, (_, block)| sum.saturating_add(of(block)))
+                };
                 let foreign = self.foreign.iter();
                 AssignError::Full {
                     family,
+                    pools,
                     open,
                     closed: total - open,
-                    addresses: open_blocks()
-                        .fold(0u128, |sum, (_, block)| sum.saturating_add(block.size)),
+                    addresses: sum(|block| block.size),
                     foreign: foreign
                         .filter(|a| open_blocks().any(|(cidr, _)| cidr.contains(*a)))
                         .count(),
+                    reserved: sum(|block| block.reserved),
                 }
             }
         }
     }
 }
 
-impl Block {
-    fn new(owned: OwnedBlock, since: Duration) -> Block {
-        let host_bits = u32::from(owned.cidr.max_prefix_len() - owned.cidr.prefix_len());
-        Block {
-            pool: owned.pool,
-            hand_out: owned.hand_out,
-            until: owned.until,
-            revision: owned.revision,
-            newly_claimed: owned.newly_claimed,
-            family: Family::of_net(owned.cidr),
-            base: bits_of(owned.cidr.network()),
-            // All 2^128 addresses do not fit; one less is as good as all.
-            size: 1u128.checked_shl(host_bits).unwrap_or(u128::MAX),
-            since,
-            start: 0,
-            passed: 0,
-            freed: VecDeque::new(),
-            freed_at: HashMap::new(),
-            taken: 0,
-            place: None,
+/// What an attachment that holds addresses lacks of `request`.
+fn lacking(id: &AttachmentId, held: &[IpAddr], request: &AddressRequest) -> Option<AssignError> {
+    let id = || id.clone();
+    match &request.choice {
+        _ if !held.iter().any(|address| Family::of(*address) == request.family) => {
+            Some(AssignError::HeldWithout { id: id(), family: request.family })
         }
-    }
-
-    fn offset(&self, address: IpAddr) -> u128 {
-        bits_of(address).wrapping_sub(self.base)
-    }
-
-    fn address(&self, offset: u128) -> IpAddr {
-        let bits = self.base.wrapping_add(offset);
-        match self.family {
-            // The base of an IPv4 block plus an offset inside it fits 32 bits.
-            Family::V4 => Ipv4Addr::from(bits as u32).into(),
-            Family::V6 => Ipv6Addr::from(bits).into(),
+        Choice::Address(address) if !held.contains(address) => {
+            Some(AssignError::HoldsOther { id: id(), address: *address })
         }
-    }
-
-    /// Lets the cursor start behind an address that is live when the block enters: the addresses
-    /// before it are more likely to have been in use a moment ago.
-    fn note_live(&mut self, address: IpAddr) {
-        let offset = self.offset(address);
-        if self.passed == 0 && offset >= self.start && offset < self.size {
-            self.start = (offset + 1) % self.size;
-        }
-    }
-
-    fn note_taken(&mut self, address: IpAddr) {
-        self.taken = self.taken.saturating_add(1);
-        self.freed_at.remove(&self.offset(address));
-    }
-
-    fn note_freed(&mut self, address: IpAddr, now: Duration) {
-        self.taken = self.taken.saturating_sub(1);
-        let offset = self.offset(address);
-        self.freed_at.insert(offset, now);
-        self.freed.push_back((now, offset));
-    }
-
-    /// The next free address, which the caller may take or leave. Entries that no longer hold are
-    /// dropped on the way, each once, so that the work is constant on average.
-    fn next(&mut self, is_taken: impl Fn(IpAddr) -> bool) -> Option<Next> {
-        while let Some((at, offset)) = self.freed.front().copied() {
-            if self.freed_at.get(&offset) == Some(&at) {
-                break;
-            }
-            self.freed.pop_front();
-        }
-        let freed = self
-            .freed
-            .front()
-            .map(|(at, offset)| Next { offset: *offset, source: Source::Freed(*at) });
-        if self.freed_at.len() >= FREED_ADDRESSES_MAX {
-            return freed;
-        }
-        while self.passed < self.size {
-            let to_end = self.size - self.start;
-            let offset = match self.passed.checked_sub(to_end) {
-                Some(wrapped) => wrapped,
-                None => self.start + self.passed,
-            };
-            if !self.freed_at.contains_key(&offset) && !is_taken(self.address(offset)) {
-                return Some(Next { offset, source: Source::Cursor });
-            }
-            self.passed += 1;
-        }
-        freed
+        _ => None,
     }
 }
 
