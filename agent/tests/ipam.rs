@@ -5,7 +5,6 @@ mod nodes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_ipam::AssignError;
@@ -186,7 +185,7 @@ async fn blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announce
             .is_ok()
     })
     .await;
-    stays.routes.send_replace(Arc::new(BTreeSet::from([block])));
+    stays.peers.announce(block);
     // The machine is off and its Node deleted.
     goes.tasks.shutdown().await;
     cluster.server.delete("nodes", None, "n2").expect("deleted");
@@ -195,7 +194,7 @@ async fn blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announce
     stays.until("the route keeps it", |h| h.problems.iter().any(|p| p.contains("vanished"))).await;
     assert!(off.elapsed() > offline, "the fence came first");
     assert!(of_n2());
-    stays.routes.send_replace(Arc::default());
+    stays.peers.withdraw(block);
     until("the block is returned", || !of_n2()).await;
 }
 

@@ -1,8 +1,8 @@
 //! The fence between a node that is cut off and the return of its blocks (IPAM rule 5).
 //!
 //! A node hands out addresses only while its last successful write to its own Lease lies less than
-//! its promise back ([`OwnFence`]). The leader returns the blocks of a Node that is gone only after
-//! it has itself seen that the Lease did not change for a quarter more than this promise
+//! its promise back ([`OwnFence`]). The leader returns the blocks of a node whose agent is gone only
+//! after it has itself seen that the Lease did not change for a quarter more than this promise
 //! ([`LeaseWatch`]). The promise stands in the Lease (`leaseDurationSeconds`), so one setting moves
 //! both ends.
 //!
@@ -17,6 +17,8 @@
 
 use std::collections::BTreeMap;
 use std::time::Duration;
+
+use crate::mark::Holder;
 
 /// The most time between two looks at the Leases. After a longer gap every wait starts anew: the
 /// API may have been away, and nodes unable to write.
@@ -90,22 +92,25 @@ impl OwnFence {
 pub struct LeaseSeen {
     /// The Lease's `metadata.resourceVersion`.
     pub version: String,
-    /// The UID of the Node for which the holder wrote.
-    pub node_uid: String,
+    /// Who wrote it last.
+    pub holder: Holder,
     /// The promise that the Lease carries.
     pub promise: Duration,
+    /// An operator has marked that the holder's machine is off. An agent that finds itself marked gives
+    /// no new addresses until the mark is taken away.
+    pub machine_off: bool,
 }
 
-/// A Node that owned blocks and is gone.
+/// A Node that owns blocks, whether it still exists or not.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct GoneNode {
+pub struct Owner {
     /// The Node's name.
     pub name: String,
     /// The Node's UID.
     pub uid: String,
 }
 
-/// What may be done with the blocks of a Node that is gone.
+/// What may be done with the blocks of a node whose agent is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Return {
     /// Its agent may still hand out addresses, for at most this long.
@@ -114,18 +119,18 @@ pub enum Return {
     Allowed,
 }
 
-/// What the leader has seen of the Leases of Nodes that are gone.
+/// What the leader has seen of the Leases of nodes that own blocks.
 #[derive(Clone, Debug)]
 pub struct LeaseWatch {
     default_promise: Duration,
     wait_min: Duration,
     looked: Option<Duration>,
-    waits: BTreeMap<GoneNode, Wait>,
+    waits: BTreeMap<Owner, Wait>,
 }
 
 #[derive(Clone, Debug)]
 struct Wait {
-    /// The Lease's version while the gone Node's own agent holds it.
+    /// The Lease's version while the Node's own agent holds it.
     version: Option<String>,
     promise: Duration,
     unchanged_since: Duration,
@@ -154,11 +159,11 @@ impl LeaseWatch {
         self.waits.clear();
     }
 
-    /// Takes in one consistent look: which Nodes with blocks are gone, and the Leases by their
-    /// node's name.
+    /// Takes in one consistent look: which Nodes own blocks, gone ones included, and the Leases by
+    /// their node's name.
     pub fn observe(
         &mut self,
-        gone: impl IntoIterator<Item = GoneNode>,
+        owners: impl IntoIterator<Item = Owner>,
         leases: &BTreeMap<String, LeaseSeen>,
         now: Duration,
     ) {
@@ -167,13 +172,14 @@ impl LeaseWatch {
         }
         self.looked = Some(now);
         let mut waits = BTreeMap::new();
-        for node in gone {
+        for node in owners {
             // A successor of the same name takes the Lease over once and for all: an agent never
-            // writes a Lease that a live other one holds. So another holder means no more writes.
-            let held = leases.get(&node.name).filter(|lease| lease.node_uid == node.uid);
+            // writes a Lease that a live other one holds. So another holder means no more writes,
+            // but there may have been one just before.
+            let held = leases.get(&node.name).filter(|lease| lease.holder.node_uid == node.uid);
             let version = held.map(|lease| lease.version.clone());
             let old = self.waits.remove(&node);
-            let unchanged = old.as_ref().filter(|old| held.is_none() || old.version == version);
+            let unchanged = old.as_ref().filter(|old| old.version == version);
             let known = held.map(|lease| lease.promise).or(old.as_ref().map(|old| old.promise));
             let wait = Wait {
                 version,
@@ -186,7 +192,7 @@ impl LeaseWatch {
     }
 
     /// Whether the blocks of `node` may be returned.
-    pub fn verdict(&self, node: &GoneNode, now: Duration) -> Return {
+    pub fn verdict(&self, node: &Owner, now: Duration) -> Return {
         let Some(wait) = self.waits.get(node) else {
             return Return::Wait(self.wait_of(self.default_promise));
         };
@@ -197,20 +203,47 @@ impl LeaseWatch {
         }
     }
 
+    /// For how long the Lease of `node` has been seen unchanged; `None` when it was never looked at.
+    pub fn silent_for(&self, node: &Owner, now: Duration) -> Option<Duration> {
+        self.waits.get(node).map(|wait| now.saturating_sub(wait.unchanged_since))
+    }
+
+    /// Whether an agent that lives would have written the Lease of `node` by now: it was seen
+    /// unchanged for three renewals.
+    pub fn is_silent(&self, node: &Owner, now: Duration) -> bool {
+        self.waits.get(node).is_some_and(|wait| {
+            let quiet = (wait.promise / 10).clamp(QUIET_MIN, QUIET_MAX);
+            now.saturating_sub(wait.unchanged_since) >= quiet
+        })
+    }
+
+    /// The version of the Lease that the agent of `node` holds; `None` when it holds none.
+    pub fn version(&self, node: &Owner) -> Option<&str> {
+        self.waits.get(node)?.version.as_deref()
+    }
+
     /// Whether a Lease that was read just now is still as it was when [`LeaseWatch::observe`] saw it
     /// last: the Node's own agent has written nothing since.
-    pub fn is_unchanged(&self, node: &GoneNode, lease: Option<&LeaseSeen>) -> bool {
-        let held = lease.filter(|lease| lease.node_uid == node.uid);
-        let seen = self.waits.get(node);
-        seen.is_some_and(|seen| {
-            held.is_none_or(|held| seen.version.as_ref() == Some(&held.version))
-        })
+    pub fn is_unchanged(&self, node: &Owner, lease: Option<&LeaseSeen>) -> bool {
+        self.waits.get(node).is_some_and(|seen| is_unchanged(node, seen.version.as_deref(), lease))
     }
 
     fn wait_of(&self, promise: Duration) -> Duration {
         promise.saturating_add(promise / 4).max(self.wait_min)
     }
 }
+
+/// Whether the agent of `node`, which held its Lease in `version` or not at all, has not written the
+/// Lease since.
+pub fn is_unchanged(node: &Owner, version: Option<&str>, lease: Option<&LeaseSeen>) -> bool {
+    let held = lease.filter(|lease| lease.holder.node_uid == node.uid);
+    held.is_none_or(|held| version == Some(held.version.as_str()))
+}
+
+/// An agent renews its Lease every thirtieth of its promise, but not oftener than once a second and not
+/// more rarely than every ten seconds: a tenth within these is three renewals.
+const QUIET_MIN: Duration = Duration::from_secs(3);
+const QUIET_MAX: Duration = Duration::from_secs(30);
 
 /// Whether `node` is among the `candidates_max` nodes of the cluster that stand for leader: those
 /// first in the rendezvous order of their names. A Lease that every agent polled would be a load
@@ -234,13 +267,14 @@ mod tests {
         Duration::from_secs(n)
     }
 
-    fn gone() -> GoneNode {
-        GoneNode { name: "n1".into(), uid: "u1".into() }
+    fn gone() -> Owner {
+        Owner { name: "n1".into(), uid: "u1".into() }
     }
 
     fn lease(version: &str, uid: &str, promise: u64) -> BTreeMap<String, LeaseSeen> {
-        let seen =
-            LeaseSeen { version: version.into(), node_uid: uid.into(), promise: secs(promise) };
+        let holder = Holder { node_uid: uid.into(), boot_id: "b1".into() };
+        let promise = secs(promise);
+        let seen = LeaseSeen { version: version.into(), holder, promise, machine_off: false };
         BTreeMap::from([("n1".to_owned(), seen)])
     }
 
@@ -327,8 +361,12 @@ mod tests {
             ("nothing", |_| {}, true),
             ("a write", |w| w.observe([gone()], &lease("8", "u1", 8), secs(9)), false),
             ("the API away", LeaseWatch::interrupt, false),
-            ("the Node is back", |w| w.observe([], &lease("7", "u1", 8), secs(9)), false),
-            ("a successor", |w| w.observe([gone()], &lease("9", "u2", 8), secs(9)), true),
+            (
+                "a pass without blocks of it",
+                |w| w.observe([], &lease("7", "u1", 8), secs(9)),
+                false,
+            ),
+            ("a successor", |w| w.observe([gone()], &lease("9", "u2", 8), secs(9)), false),
         ];
         for (what, event, allowed) in cases {
             let mut watch = LeaseWatch::new(secs(1));
@@ -352,6 +390,31 @@ mod tests {
         assert_eq!(watch.verdict(&gone(), secs(180)), Return::Wait(secs(120)));
         watch.observe([gone()], &lease("7", "u1", 8), secs(361));
         assert_eq!(watch.verdict(&gone(), secs(361)), Return::Wait(secs(300)));
+    }
+
+    #[test]
+    fn a_successor_begins_the_wait_once() {
+        // The last write of the earlier holder may have come just before the successor's first.
+        let mut watch = LeaseWatch::new(secs(1));
+        watch.observe([gone()], &lease("7", "u1", 8), secs(0));
+        watch.observe([gone()], &lease("9", "u2", 100), secs(4));
+        watch.observe([gone()], &lease("12", "u2", 100), secs(9));
+        assert_eq!(watch.verdict(&gone(), secs(9)), Return::Wait(secs(5)), "its own promise");
+        assert_eq!(watch.verdict(&gone(), secs(14)), Return::Allowed);
+    }
+
+    #[test]
+    fn an_agent_that_lives_is_not_silent() {
+        for (promise, quiet) in [(2, 3), (30, 3), (100, 10), (8 * 3600, 30)] {
+            let mut watch = LeaseWatch::new(secs(1));
+            assert!(!watch.is_silent(&gone(), secs(1000)), "never observed");
+            watch.observe([gone()], &lease("7", "u1", promise), secs(10));
+            let at = secs(10 + quiet);
+            assert!(!watch.is_silent(&gone(), at - secs(1)) && watch.is_silent(&gone(), at));
+            watch.observe([gone()], &lease("8", "u1", promise), at);
+            assert!(!watch.is_silent(&gone(), at), "it has written");
+            assert_eq!(watch.silent_for(&gone(), at), Some(Duration::ZERO));
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@
 //!  pools, own blocks, RIB ──► claims ──► candidates to POST, blocks that may hand out
 //!  own Lease writes ────────► fence  ──► may this node hand out at all
 //!  blocks + attachments ────► addresses: one address to one attachment
+//!  all blocks, Leases ──────► returns: what the leader gives back of nodes that are gone
+//!  others' addresses ───────► foreign ──► pool_status: may a pool be used, how full is it
 //! ```
 
 pub mod addresses;
@@ -16,9 +18,12 @@ mod candidates;
 pub mod claims;
 pub mod demand;
 pub mod fence;
+pub mod foreign;
 pub mod free_index;
 pub mod mark;
 pub mod pool;
+pub mod pool_status;
+pub mod returns;
 pub mod rules;
 mod wanted;
 

@@ -146,12 +146,6 @@ impl BlockApi {
         }
     }
 
-    /// Every block now.
-    pub(super) async fn list(&self) -> Result<Vec<IPBlock>, IpamError> {
-        let what = || "cannot list blocks".to_owned();
-        Ok(call(what, self.blocks.list(&self.consistent())).await?.items)
-    }
-
     /// Returns the block if it is still as `block` shows it: DELETE under preconditions, then the
     /// finalizer. True when it is gone. Whatever speaks for the return must have been looked at
     /// after `block` was read: a write that comes between voids the DELETE.

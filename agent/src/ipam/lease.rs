@@ -16,17 +16,15 @@ use super::{Shared, member_uid};
 
 /// The name of the Lease of a node.
 pub(super) fn lease_name(node: &str) -> String {
-    format!("cairn-node-{node}")
+    format!("{LEASE_PREFIX}{node}")
 }
+
+/// What the names of nodes' Leases begin with.
+pub(super) const LEASE_PREFIX: &str = "cairn-node-";
 
 /// Who holds a node's Lease: the Node's UID and the machine's boot id.
 pub(super) fn holder_identity(node_uid: &str, boot_id: &str) -> String {
     format!("{node_uid}/{boot_id}")
-}
-
-/// The Node's UID in a holder identity.
-pub(super) fn node_uid_of(holder: &str) -> &str {
-    holder.split('/').next().unwrap_or_default()
 }
 
 /// Renews the Lease for as long as this agent may act for its Node, and raises the fence with each

@@ -31,6 +31,7 @@ mod blocks;
 mod calls;
 pub mod disk;
 mod error;
+mod events;
 mod held;
 mod leader;
 mod lease;
@@ -106,12 +107,15 @@ pub async fn run(client: Client, options: IpamOptions, channels: IpamChannels) {
     let IpamChannels { view, usage, routes, witness, storage, relist, holdings } = channels;
     let fence = watch::Sender::new(cairn_ipam::fence::OwnFence::new(options.offline));
     let reports = Reports { holdings, parts: Arc::default() };
-    let shared = Shared { client, options, view, usage, routes, witness, storage, relist, reports };
+    let (events, queue) = events::Events::new();
+    let shared =
+        Shared { client, options, view, usage, routes, witness, storage, relist, reports, events };
     tokio::join!(
         lease::run(shared.clone(), &fence),
         blocks::run(shared.clone(), fence.subscribe()),
         status::run(shared.clone()),
         leader::run(shared.clone()),
+        events::run(shared.clone(), queue, fence.subscribe()),
     );
 }
 
@@ -134,6 +138,7 @@ struct Shared {
     #[expect(dead_code, reason = "raised by the next change")]
     relist: watch::Sender<u64>,
     reports: Reports,
+    events: events::Events,
 }
 
 impl Shared {

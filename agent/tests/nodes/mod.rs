@@ -11,13 +11,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cairn_agent::ipam::{self, Clock, Holdings, IpamChannels, IpamOptions, NoWitness, Storage};
+use cairn_agent::ipam::{
+    self, Clock, Heard, Holdings, IpamChannels, IpamOptions, Storage, Witness,
+};
 use cairn_agent::pods::Usage;
 use cairn_agent::watch::{self as watches, WatchOptions};
 use cairn_ipam::{
     AddressBook, AddressRequest, AssignError, AttachmentId, Choice, Demand, Family, Rules,
 };
 use cairn_lab::apiserver::{ApiServer, Options, Serving};
+use futures::future::BoxFuture;
 use ipnet::IpNet;
 use kube::{Client, Config};
 use serde_json::{Value, json};
@@ -104,6 +107,8 @@ pub struct Node {
     pub book: Arc<Mutex<AddressBook>>,
     pub usage: watch::Sender<Usage>,
     pub routes: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    /// What its peers announce.
+    pub peers: Arc<Peers>,
     pub holdings: watch::Receiver<Arc<Holdings>>,
     /// While set the pods do not hear of blocks.
     pub deaf: Arc<AtomicBool>,
@@ -154,6 +159,7 @@ impl Node {
             clock: Clock::boottime(),
         };
         let relist = watch::Sender::new(0);
+        let peers = Arc::new(Peers::default());
         let channels = IpamChannels {
             view: watches::start(
                 &client,
@@ -165,7 +171,7 @@ impl Node {
             ),
             usage: usage.subscribe(),
             routes: routes.subscribe(),
-            witness: Arc::new(NoWitness),
+            witness: Arc::clone(&peers) as Arc<dyn Witness>,
             storage: Arc::new(Memory::default()),
             relist,
             holdings: told,
@@ -192,7 +198,7 @@ impl Node {
                 }
             }
         });
-        Node { tasks, book, usage, routes, holdings, deaf, mute }
+        Node { tasks, book, usage, routes, peers, holdings, deaf, mute }
     }
 
     pub fn add(&self, pod: &str) -> Result<Vec<IpAddr>, AssignError> {
@@ -253,6 +259,30 @@ impl Node {
     pub async fn until_open(&mut self, count: usize) -> Vec<IpNet> {
         let holdings = self.until("open blocks", |h| Node::open(h).len() >= count).await;
         Node::open(&holdings)
+    }
+}
+
+/// What the peers of a node announce.
+#[derive(Debug, Default)]
+pub struct Peers(Mutex<BTreeSet<IpNet>>);
+
+impl Peers {
+    pub fn announce(&self, prefix: IpNet) {
+        self.0.lock().expect("the routes").insert(prefix);
+    }
+
+    pub fn withdraw(&self, prefix: IpNet) {
+        self.0.lock().expect("the routes").remove(&prefix);
+    }
+}
+
+impl Witness for Peers {
+    fn heard(&self, cidr: IpNet) -> BoxFuture<'static, Vec<Heard>> {
+        let routes = self.0.lock().expect("the routes");
+        let inside = routes.iter().filter(|prefix| cidr.contains(*prefix));
+        let heard =
+            inside.map(|prefix| Heard { prefix: *prefix, peer: "a peer".into(), looped: false });
+        Box::pin(std::future::ready(heard.collect()))
     }
 }
 

@@ -1,0 +1,152 @@
+//! Who leads: the Lease `cairn-leader`, as client-go elects.
+//!
+//! Whoever sees it unchanged for its duration writes itself in, and the resourceVersion decides
+//! between two. It is renewed beside the duties, so that a pass which takes long never costs the
+//! leadership.
+
+use std::time::Duration;
+
+use cairn_ipam::fence::stands;
+use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{Api, PostParams};
+use tokio::sync::watch;
+
+use crate::ipam::Shared;
+use crate::ipam::error::{IpamError, call};
+
+/// Until when this agent leads; `None` when it does not.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Leadership {
+    until: Option<Duration>,
+}
+
+impl Leadership {
+    pub(super) fn leads(&self, now: Duration) -> bool {
+        self.until.is_some_and(|until| now < until)
+    }
+}
+
+/// Stands for leader for as long as it is polled, and tells whether this agent leads.
+pub(super) async fn run(shared: Shared, leadership: &watch::Sender<Leadership>) {
+    let mut election = Election::new(shared);
+    loop {
+        let problems = match election.stand().await {
+            Ok(()) => Vec::new(),
+            Err(error) => vec![error.to_string()],
+        };
+        let now = election.shared.now();
+        let held =
+            Leadership { until: election.renewed.map(|at| at.saturating_add(election.term)) };
+        let leads = held.leads(now);
+        let held = if leads { held } else { Leadership::default() };
+        leadership.send_if_modified(|old| std::mem::replace(old, held) != held);
+        election.shared.reports.change(|holdings| holdings.leads = leads);
+        election.shared.reports.report("election", problems);
+        let pause = match election.shared.membership() {
+            Ok(_) => election.term / 3,
+            // The view has not come yet, or the Node is not there: no call, only a look at it.
+            Err(_) => MEMBERSHIP_INTERVAL,
+        };
+        tokio::time::sleep(pause).await;
+    }
+}
+
+struct Election {
+    shared: Shared,
+    leases: Api<Lease>,
+    /// The last version of the leader's Lease and since when it is unchanged.
+    seen: Option<(String, Duration)>,
+    /// When this agent last wrote the leader's Lease with success.
+    renewed: Option<Duration>,
+    /// For how long the leader's Lease holds without being renewed.
+    term: Duration,
+}
+
+impl Election {
+    fn new(shared: Shared) -> Election {
+        Election {
+            leases: Api::namespaced(shared.client.clone(), &shared.options.namespace),
+            term: (shared.options.offline / 2).clamp(TERM_MIN, TERM_MAX),
+            seen: None,
+            renewed: None,
+            shared,
+        }
+    }
+
+    fn is_candidate(&self) -> bool {
+        let view = self.shared.view.borrow();
+        stands(&self.shared.options.node, view.bgp_nodes.keys(), CANDIDATES_MAX)
+    }
+
+    /// Takes or renews the Lease if this agent may.
+    async fn stand(&mut self) -> Result<(), IpamError> {
+        let now = self.shared.now();
+        if self.shared.membership().is_err() || !self.is_candidate() {
+            self.renewed = None;
+            return Ok(());
+        }
+        let what = || format!("cannot write the Lease {LEADER}");
+        let old = call(what, self.leases.get_opt(LEADER)).await?;
+        let version = old.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
+        let spec = old.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
+        let holder = spec.holder_identity.clone().unwrap_or_default();
+        let me = format!("{}/{}", self.shared.options.node, self.shared.options.boot_id);
+        if old.is_some() && !holder.is_empty() && holder != me {
+            self.renewed = None;
+            let since = match &self.seen {
+                Some((seen, since)) if Some(seen) == version.as_ref() => *since,
+                _ => {
+                    self.seen = version.map(|version| (version, now));
+                    return Ok(());
+                }
+            };
+            let secs = spec.lease_duration_seconds.and_then(|secs| u64::try_from(secs).ok());
+            let duration = secs.map_or(self.term, Duration::from_secs);
+            if now.saturating_sub(since) < duration {
+                return Ok(());
+            }
+        }
+        let mut lease = old.clone().unwrap_or_default();
+        lease.metadata.name = Some(LEADER.to_owned());
+        let time = MicroTime(Timestamp::now());
+        let taken_over = holder != me;
+        lease.spec = Some(LeaseSpec {
+            holder_identity: Some(me),
+            lease_duration_seconds: i32::try_from(self.term.as_secs()).ok(),
+            acquire_time: if taken_over { Some(time.clone()) } else { spec.acquire_time },
+            renew_time: Some(time),
+            lease_transitions: Some(
+                spec.lease_transitions.unwrap_or(0).saturating_add(i32::from(taken_over)),
+            ),
+            ..LeaseSpec::default()
+        });
+        let params = PostParams::default();
+        let written = match old {
+            None => call(what, self.leases.create(&params, &lease)).await,
+            Some(_) => call(what, self.leases.replace(LEADER, &params, &lease)).await,
+        };
+        match written {
+            Ok(_) => {
+                if taken_over {
+                    tracing::info!("this agent leads");
+                }
+                self.renewed = Some(now);
+                Ok(())
+            }
+            // Another agent was first; the next look shows it.
+            Err(error) if error.is_conflict() => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+const LEADER: &str = "cairn-leader";
+/// The agents that stand for leader at most.
+const CANDIDATES_MAX: usize = 5;
+/// The leader's term: half of what a node may go on alone, since a new leader begins to count only
+/// when it leads, within what Kubernetes' own components use.
+const TERM_MIN: Duration = Duration::from_secs(2);
+const TERM_MAX: Duration = Duration::from_secs(15);
+const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);

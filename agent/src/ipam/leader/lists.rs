@@ -1,0 +1,349 @@
+//! Lists of the whole cluster, page by page, each object reduced at once to what decisions need: the
+//! leader's memory follows the number of objects, not their size. The first page's state is the
+//! whole list's, and is never older than the call.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Debug;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use cairn_api::IPBlock;
+use cairn_ipam::fence::{LeaseSeen, Owner};
+use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, is_off};
+use cairn_ipam::returns::{BlockSeen, PodSeen};
+use cairn_ipam::rules::{Rule, Rules};
+use ipnet::IpNet;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::networking::v1::ServiceCIDR;
+use kube::api::{Api, ApiResource, ListParams, Object, ObjectList, VersionMatch};
+use kube::{Client, ResourceExt};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::ipam::error::{IpamError, call};
+use crate::ipam::lease::LEASE_PREFIX;
+
+/// What the leader lists.
+#[derive(Clone, Debug)]
+pub(super) struct Lists {
+    blocks: Api<IPBlock>,
+    nodes: Api<Node>,
+    whole_nodes: Api<NodeObject>,
+    leases: Api<Lease>,
+    pods: Api<PodObject>,
+    services: Api<ServiceCIDR>,
+    rules: Rules,
+}
+
+/// A Node, and a pod, as far as they are looked at; the lab's have no spec at times.
+type NodeObject = Object<Option<NodeSpecSeen>, NodeStatusSeen>;
+type PodObject = Object<Option<PodSpecSeen>, PodStatusSeen>;
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodSpecSeen {
+    node_name: String,
+    host_network: bool,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct PodStatusSeen {
+    phase: String,
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<PodIpSeen>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct PodIpSeen {
+    ip: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct NodeSpecSeen {
+    #[serde(rename = "podCIDRs")]
+    pod_cidrs: Vec<String>,
+    taints: Vec<TaintSeen>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct TaintSeen {
+    key: String,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct NodeStatusSeen {
+    addresses: Vec<NodeAddressSeen>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct NodeAddressSeen {
+    address: String,
+}
+
+impl Lists {
+    pub(super) fn new(client: &Client, namespace: &str, rules: Rules) -> Lists {
+        Lists {
+            blocks: Api::all(client.clone()),
+            nodes: Api::all(client.clone()),
+            whole_nodes: Api::all_with(client.clone(), &ApiResource::erase::<Node>(&())),
+            leases: Api::namespaced(client.clone(), namespace),
+            pods: Api::all_with(client.clone(), &ApiResource::erase::<Pod>(&())),
+            services: Api::all(client.clone()),
+            rules,
+        }
+    }
+
+    /// What a list that is not older than the call asks for (IPAM rule 2).
+    fn consistent(&self) -> ListParams {
+        if self.rules.hold(Rule::ConsistentReads) {
+            return ListParams::default();
+        }
+        ListParams::default().at("0").matching(VersionMatch::NotOlderThan)
+    }
+
+    /// Every block.
+    pub(super) async fn blocks(&self) -> Result<Vec<BlockSeen>, IpamError> {
+        let mut seen = Vec::new();
+        let take = |block: IPBlock| seen.extend(block_seen(&block));
+        pages("blocks", self.consistent(), |params| self.list(&self.blocks, params), take).await?;
+        Ok(seen)
+    }
+
+    /// Whether the pool with this UID has a block.
+    pub(super) async fn has_blocks(&self, pool_uid: &str) -> Result<bool, IpamError> {
+        let mut found = false;
+        let take = |block: IPBlock| found |= block.spec.pool.uid == pool_uid;
+        pages("blocks", self.consistent(), |params| self.list(&self.blocks, params), take).await?;
+        Ok(found)
+    }
+
+    /// Tells `take` of every allocation: the pool's UID, the address, the pod where it is known.
+    pub(super) async fn allocations(
+        &self,
+        mut take: impl FnMut(&str, IpAddr, Option<&str>),
+    ) -> Result<(), IpamError> {
+        let each = |block: IPBlock| {
+            for allocation in block.status.iter().flat_map(|status| &status.allocations) {
+                if let Ok(address) = allocation.address.parse() {
+                    take(&block.spec.pool.uid, address, allocation.pod.as_deref());
+                }
+            }
+        };
+        pages("blocks", self.consistent(), |params| self.list(&self.blocks, params), each).await
+    }
+
+    /// The UIDs of all Nodes, by name.
+    pub(super) async fn nodes(&self) -> Result<BTreeMap<String, String>, IpamError> {
+        let mut seen = BTreeMap::new();
+        let list = |params| async move { self.nodes.list_metadata(&params).await };
+        pages("Nodes", self.consistent(), list, |node| {
+            seen.insert(node.name_any(), node.uid().unwrap_or_default());
+        })
+        .await?;
+        Ok(seen)
+    }
+
+    /// The Leases of nodes, by the node's name.
+    pub(super) async fn leases(&self) -> Result<BTreeMap<String, LeaseSeen>, IpamError> {
+        let mut seen = BTreeMap::new();
+        let take = |lease: Lease| {
+            let node = lease.name_any().strip_prefix(LEASE_PREFIX).map(str::to_owned);
+            if let (Some(node), Some(lease)) = (node, lease_seen(&lease)) {
+                seen.insert(node, lease);
+            }
+        };
+        pages("Leases", self.consistent(), |params| self.list(&self.leases, params), take).await?;
+        Ok(seen)
+    }
+
+    /// Which of these Nodes carry the taint that says that they are off.
+    pub(super) async fn out_of_service(
+        &self,
+        suspects: &[Owner],
+    ) -> Result<BTreeSet<Owner>, IpamError> {
+        let mut tainted = BTreeSet::new();
+        if suspects.len() <= NODES_ONE_BY_ONE_MAX {
+            for owner in suspects {
+                let (uid, is_out) = self.node(&owner.name).await?.unwrap_or_default();
+                if is_out && uid == owner.uid {
+                    tainted.insert(owner.clone());
+                }
+            }
+            return Ok(tainted);
+        }
+        let suspects: BTreeSet<&Owner> = suspects.iter().collect();
+        let take = |node: NodeObject| {
+            let owner = Owner { name: node.name_any(), uid: node.uid().unwrap_or_default() };
+            if is_out_of_service(&node) && suspects.contains(&owner) {
+                tainted.insert(owner);
+            }
+        };
+        let list = |params| self.list(&self.whole_nodes, params);
+        pages("Nodes", self.consistent(), list, take).await?;
+        Ok(tainted)
+    }
+
+    /// The UID of the Node of this name and whether it carries the taint.
+    pub(super) async fn node(&self, name: &str) -> Result<Option<(String, bool)>, IpamError> {
+        let what = || format!("cannot read Node {name}");
+        let node = call(what, self.whole_nodes.get_opt(name)).await?;
+        Ok(node.map(|node| (node.uid().unwrap_or_default(), is_out_of_service(&node))))
+    }
+
+    /// The Lease of the node of this name.
+    pub(super) async fn lease(&self, node: &str) -> Result<Option<LeaseSeen>, IpamError> {
+        let what = || format!("cannot read the Lease of node {node}");
+        let name = crate::ipam::lease::lease_name(node);
+        Ok(call(what, self.leases.get_opt(&name)).await?.as_ref().and_then(lease_seen))
+    }
+
+    /// Tells `take` of every pod that has not ended and has an address of its own, of one node or of
+    /// all.
+    pub(super) async fn pods(
+        &self,
+        node: Option<&str>,
+        mut take: impl FnMut(PodSeen),
+    ) -> Result<(), IpamError> {
+        let params = match node {
+            Some(node) => self.consistent().fields(&format!("spec.nodeName={node}")),
+            None => self.consistent(),
+        };
+        let each = |pod| pod_seen(pod).into_iter().for_each(&mut take);
+        pages("pods", params, |params| self.list(&self.pods, params), each).await
+    }
+
+    /// Tells `take` of every Node: its name, its addresses, its `spec.podCIDRs`.
+    pub(super) async fn node_ranges(
+        &self,
+        mut take: impl FnMut(&str, &[IpAddr], &[IpNet]),
+    ) -> Result<(), IpamError> {
+        let each = |node: NodeObject| {
+            let addresses = node.status.iter().flat_map(|status| &status.addresses);
+            let addresses: Vec<IpAddr> = addresses.filter_map(|a| a.address.parse().ok()).collect();
+            let cidrs = node.spec.iter().flat_map(|spec| &spec.pod_cidrs);
+            let cidrs = cidrs.filter_map(|cidr| cidr.parse().ok());
+            take(&node.name_any(), &addresses, &cidrs.collect::<Vec<IpNet>>());
+        };
+        let list = |params| self.list(&self.whole_nodes, params);
+        pages("Nodes", self.consistent(), list, each).await
+    }
+
+    /// Tells `take` of every ServiceCIDR; false when the server has no such kind.
+    pub(super) async fn services(
+        &self,
+        mut take: impl FnMut(&str, IpNet),
+    ) -> Result<bool, IpamError> {
+        let each = |service: ServiceCIDR| {
+            let cidrs = service.spec.iter().flat_map(|spec| spec.cidrs.iter().flatten());
+            cidrs
+                .filter_map(|cidr| cidr.parse().ok())
+                .for_each(|net| take(&service.name_any(), net));
+        };
+        let list = |params| self.list(&self.services, params);
+        match pages("ServiceCIDRs", self.consistent(), list, each).await {
+            Ok(()) => Ok(true),
+            Err(error) if error.is_not_found() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn list<K>(&self, api: &Api<K>, params: ListParams) -> kube::Result<ObjectList<K>>
+    where
+        K: Clone + DeserializeOwned + Debug,
+    {
+        api.list(&params).await
+    }
+}
+
+/// Calls `take` for each object of a list.
+async fn pages<K, F>(
+    what: &str,
+    params: ListParams,
+    list: impl Fn(ListParams) -> F,
+    mut take: impl FnMut(K),
+) -> Result<(), IpamError>
+where
+    K: Clone,
+    F: Future<Output = kube::Result<ObjectList<K>>>,
+{
+    let mut token: Option<String> = None;
+    loop {
+        let page = params.clone().limit(PAGE_OBJECTS_MAX);
+        let page = match &token {
+            Some(token) => page.continue_token(token),
+            None => page,
+        };
+        let listed = call(|| format!("cannot list {what}"), list(page)).await?;
+        listed.items.into_iter().for_each(&mut take);
+        token = listed.metadata.continue_.filter(|token| !token.is_empty());
+        if token.is_none() {
+            return Ok(());
+        }
+    }
+}
+
+/// A block as decisions need it, without its allocations.
+pub(super) fn block_seen(block: &IPBlock) -> Option<BlockSeen> {
+    let node = &block.spec.node;
+    Some(BlockSeen {
+        cidr: block.spec.cidr.parse().ok()?,
+        uid: block.metadata.uid.clone()?,
+        version: block.metadata.resource_version.clone()?,
+        pool_uid: block.spec.pool.uid.clone(),
+        owner: Owner { name: node.name.clone(), uid: node.uid.clone() },
+        used: block.status.as_ref().and_then(|status| status.used.as_ref()?.parse().ok()),
+        terminating: block.metadata.deletion_timestamp.is_some(),
+        finalizers: block.finalizers().to_vec(),
+        pods: Vec::new(),
+    })
+}
+
+fn lease_seen(lease: &Lease) -> Option<LeaseSeen> {
+    let spec = lease.spec.as_ref()?;
+    let secs = spec.lease_duration_seconds.and_then(|secs| u64::try_from(secs).ok());
+    let holder = spec.holder_identity.as_ref()?.parse().ok()?;
+    let mark = lease.annotations().get(ANNOTATION_MACHINE_OFF);
+    Some(LeaseSeen {
+        version: lease.metadata.resource_version.clone()?,
+        promise: Duration::from_secs(secs?),
+        machine_off: is_off(mark.map(String::as_str), &holder),
+        holder,
+    })
+}
+
+fn is_out_of_service(node: &NodeObject) -> bool {
+    let mut taints = node.spec.iter().flat_map(|spec| &spec.taints);
+    taints.any(|taint| taint.key == TAINT_OUT_OF_SERVICE)
+}
+
+fn pod_seen(pod: PodObject) -> Option<PodSeen> {
+    let status = pod.status.as_ref();
+    let ended = status.is_some_and(|status| matches!(&*status.phase, "Succeeded" | "Failed"));
+    let spec = pod.spec.clone().unwrap_or_default();
+    if ended || spec.host_network {
+        return None;
+    }
+    let namespace = pod.namespace().unwrap_or_default();
+    let addresses = status.iter().flat_map(|status| &status.pod_ips);
+    Some(PodSeen {
+        name: format!("{namespace}/{}", pod.name_any()),
+        node: spec.node_name,
+        addresses: addresses.filter_map(|ip| ip.ip.parse().ok()).collect(),
+    })
+}
+
+/// Kubernetes' own word for a machine that is off: an operator sets it, and pods are taken from it.
+const TAINT_OUT_OF_SERVICE: &str = "node.kubernetes.io/out-of-service";
+
+/// Objects of one page: of pods about 5 MB.
+const PAGE_OBJECTS_MAX: u32 = 500;
+
+/// Up to so many suspects Nodes are read one by one; a list of all is larger.
+const NODES_ONE_BY_ONE_MAX: usize = 50;

@@ -1,0 +1,269 @@
+//! Returns blocks as planned: one last look at each Node, then DELETEs, at a bounded rate.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cairn_api::{IPBlock, IPBlockSpec, ObjectReference, block_name, block_range};
+use cairn_ipam::returns::{BlockSeen, Fate, Ground, LastLook, NodeReturn, fate, pod_in};
+use cairn_ipam::rules::Rule;
+use futures::{StreamExt, stream};
+use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
+use tokio::sync::watch;
+
+use super::election::Leadership;
+use super::lists::{Lists, block_seen};
+use crate::ipam::Shared;
+use crate::ipam::api::BlockApi;
+use crate::ipam::error::IpamError;
+use crate::ipam::events::{About, Reason};
+
+/// Carries out the newest plan, for as long as it is polled, and counts those that changed something.
+pub(super) async fn run(
+    shared: Shared,
+    lists: Lists,
+    leadership: watch::Receiver<Leadership>,
+    mut plans: watch::Receiver<Arc<Vec<NodeReturn>>>,
+    returned: &watch::Sender<u64>,
+) {
+    let api = BlockApi::new(&shared.client, shared.options.rules);
+    let pace = Pace::default();
+    let returns = Returns { shared, lists, api, leadership, pace };
+    while plans.changed().await.is_ok() {
+        let plan = Arc::clone(&plans.borrow_and_update());
+        if returns.carry_out(&plan).await > 0 {
+            returned.send_modify(|passes| *passes = passes.wrapping_add(1));
+        }
+    }
+}
+
+struct Returns {
+    shared: Shared,
+    lists: Lists,
+    api: BlockApi,
+    leadership: watch::Receiver<Leadership>,
+    pace: Pace,
+}
+
+/// What became of one block.
+enum Outcome {
+    Returned,
+    Waits,
+    Stays(String),
+}
+
+impl Returns {
+    /// Returns how many blocks have gone. What fails keeps nothing else from being tried.
+    async fn carry_out(&self, plan: &[NodeReturn]) -> usize {
+        let mut problems = Problems::default();
+        let mut gone = 0usize;
+        for planned in plan {
+            if !self.leads() {
+                break;
+            }
+            match self.node(planned, &mut problems).await {
+                Ok(returned) => {
+                    gone = gone.saturating_add(returned.len());
+                    self.tell(planned, &returned);
+                }
+                Err(error) => problems.add(error.to_string()),
+            }
+        }
+        self.shared.reports.report("returns", problems.told());
+        gone
+    }
+
+    /// Returns the blocks of one Node as far as the last look lets it.
+    async fn node(
+        &self,
+        planned: &NodeReturn,
+        problems: &mut Problems,
+    ) -> Result<Vec<IpNet>, IpamError> {
+        let mut look = LastLook::default();
+        let mut blocks = planned.blocks.clone();
+        if planned.ground == Ground::AgentLeft {
+            self.pace.turn(&self.shared).await;
+            self.lists.pods(Some(&planned.owner.name), |pod| look.pods.push(pod)).await?;
+            self.read_pods(&mut blocks, &look).await?;
+        }
+        // Last, and the Lease after the blocks: an agent that comes back writes it first.
+        self.pace.turn(&self.shared).await;
+        if let Some((uid, out_of_service)) = self.lists.node(&planned.owner.name).await? {
+            (look.node_uid, look.out_of_service) = (Some(uid), out_of_service);
+        }
+        self.pace.turn(&self.shared).await;
+        look.lease = self.lists.lease(&planned.owner.name).await?;
+        let mut returning = Vec::new();
+        for block in blocks {
+            match fate(planned, &block, &look, self.shared.options.rules) {
+                Fate::Returns => returning.push(block),
+                Fate::Waits => {}
+                Fate::Stays(why) => problems.add(why),
+            }
+        }
+        let calls = returning.into_iter().map(|block| async {
+            let cidr = block.cidr;
+            (cidr, self.block(planned, block).await)
+        });
+        let mut calls = stream::iter(calls).buffer_unordered(CALLS_AT_ONCE_MAX);
+        let mut returned = Vec::new();
+        while let Some((cidr, outcome)) = calls.next().await {
+            match outcome {
+                Ok(Outcome::Returned) => returned.push(cidr),
+                Ok(Outcome::Waits) => {}
+                Ok(Outcome::Stays(why)) => problems.add(why),
+                // Changed or gone meanwhile: the next look shows it.
+                Err(error) if error.is_conflict() || error.is_not_found() => {}
+                Err(error) => problems.add(error.to_string()),
+            }
+        }
+        Ok(returned)
+    }
+
+    /// Reads the blocks anew that no pod is known to keep, with the pods that their owner listed.
+    async fn read_pods(&self, blocks: &mut [BlockSeen], look: &LastLook) -> Result<(), IpamError> {
+        for block in blocks.iter_mut().filter(|block| pod_in(block, &look.pods).is_none()) {
+            self.pace.turn(&self.shared).await;
+            let Some(object) = self.api.read(block.cidr).await? else { continue };
+            let Some(mut seen) = block_seen(&object).filter(|seen| seen.uid == block.uid) else {
+                continue;
+            };
+            let allocations = object.status.iter().flat_map(|status| &status.allocations);
+            let pods: BTreeSet<&String> = allocations.filter_map(|a| a.pod.as_ref()).collect();
+            seen.pods = pods.into_iter().cloned().collect();
+            *block = seen;
+        }
+        Ok(())
+    }
+
+    async fn block(&self, planned: &NodeReturn, block: BlockSeen) -> Result<Outcome, IpamError> {
+        if !self.leads() {
+            return Ok(Outcome::Waits);
+        }
+        let cidr = block.cidr;
+        if self.shared.options.rules.hold(Rule::LeaderLooksForRoutes) {
+            // A block of an earlier Node of this machine in which pods live: nobody tells a speaker
+            // of its own routes.
+            if self.shared.reports.holdings.borrow().announced.contains(&cidr) {
+                return Ok(Outcome::Waits);
+            }
+            if let Some(heard) = self.shared.witness.heard(cidr).await.first() {
+                return Ok(Outcome::Stays(format!(
+                    "block {cidr} of {} stays: {} announces {}; is the machine still on?",
+                    subject(planned),
+                    heard.peer,
+                    heard.prefix,
+                )));
+            }
+        }
+        // One for the DELETE, one for the finalizer.
+        self.pace.turn(&self.shared).await;
+        self.pace.turn(&self.shared).await;
+        let gone = self.api.give_back(object(&block)).await?;
+        Ok(if gone { Outcome::Returned } else { Outcome::Waits })
+    }
+
+    fn leads(&self) -> bool {
+        self.leadership.borrow().leads(self.shared.now())
+    }
+
+    fn tell(&self, planned: &NodeReturn, returned: &[IpNet]) {
+        let Some(first) = returned.iter().min() else { return };
+        let (of, blocks) = (subject(planned), returned.len());
+        tracing::info!(%first, blocks, "blocks of {of} returned");
+        let owner = &planned.owner;
+        let about = About::Node { name: owner.name.clone(), uid: owner.uid.clone() };
+        let note = match blocks {
+            1 => format!("block {first} of {of} was returned"),
+            _ => format!("{blocks} blocks of {of} were returned, {first} the first"),
+        };
+        self.shared.events.tell(about, Reason::BlocksReturned, note);
+    }
+}
+
+/// Whose blocks, in words.
+fn subject(planned: &NodeReturn) -> String {
+    let name = &planned.owner.name;
+    match planned.ground {
+        Ground::NodeGone => format!("the vanished node {name}"),
+        Ground::MachineOff => format!("node {name}, whose machine is marked as off,"),
+        Ground::OutOfService => format!("the out-of-service node {name}"),
+        Ground::AgentLeft => format!("node {name}, whose agent is gone,"),
+        Ground::Deleted => format!("node {name}"),
+    }
+}
+
+/// The object as far as its return needs it: what it was read as is the precondition.
+fn object(block: &BlockSeen) -> IPBlock {
+    let (pool, owner) = (block.pool_uid.clone(), &block.owner);
+    let spec = IPBlockSpec {
+        cidr: block.cidr.to_string(),
+        range: block_range(block.cidr),
+        pool: ObjectReference { name: String::new(), uid: pool },
+        node: ObjectReference { name: owner.name.clone(), uid: owner.uid.clone() },
+    };
+    let mut object = IPBlock::new(&block_name(block.cidr), spec);
+    object.metadata.uid = Some(block.uid.clone());
+    object.metadata.resource_version = Some(block.version.clone());
+    object.metadata.finalizers = Some(block.finalizers.clone());
+    // Whether it is being deleted is what counts, not since when.
+    object.metadata.deletion_timestamp = block.terminating.then_some(Time(Timestamp::UNIX_EPOCH));
+    object
+}
+
+/// Sentences for people, of which there could be as many as blocks.
+#[derive(Default)]
+struct Problems {
+    first: Vec<String>,
+    more: usize,
+}
+
+impl Problems {
+    fn add(&mut self, problem: String) {
+        if self.first.len() < PROBLEMS_MAX {
+            self.first.push(problem);
+        } else {
+            self.more = self.more.saturating_add(1);
+        }
+    }
+
+    fn told(mut self) -> Vec<String> {
+        if self.more > 0 {
+            self.first.push(format!("{} more blocks stay for such reasons", self.more));
+        }
+        self.first
+    }
+}
+
+/// Spreads calls over time.
+#[derive(Default)]
+struct Pace {
+    next: Mutex<Duration>,
+}
+
+impl Pace {
+    /// Waits until the next call may be made.
+    async fn turn(&self, shared: &Shared) {
+        let now = shared.now();
+        let wait = {
+            let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
+            let turn = (*next).max(now);
+            *next = turn.saturating_add(CALL_INTERVAL);
+            turn.saturating_sub(now)
+        };
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
+/// Calls a second of the leader's returns at most: 30,000 blocks of 5,000 nodes are 70,000 calls,
+/// twelve minutes, and a server that serves thousands a second does not notice.
+const CALLS_PER_SEC_MAX: u32 = 100;
+const CALL_INTERVAL: Duration = Duration::from_micros(1_000_000 / CALLS_PER_SEC_MAX as u64);
+/// Returns under way at once.
+const CALLS_AT_ONCE_MAX: usize = 4;
+/// Sentences about blocks that stay.
+const PROBLEMS_MAX: usize = 20;

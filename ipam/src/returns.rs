@@ -1,0 +1,429 @@
+//! Which blocks the leader returns, and on what ground (IPAM rules 4, 5 and 7).
+//!
+//! ```text
+//!  blocks ──► Owners ──► LeaseWatch ─┐
+//!  Nodes, Leases, taints ────────────┴► plan() ──► NodeReturn: looked at once more, then DELETEs
+//! ```
+//!
+//! The order of looks is what makes a return safe: first the blocks are read, then whatever speaks
+//! for their return. An agent that comes back writes its Lease, then changes its blocks, then hands
+//! out; so either the leader sees the Lease, or the DELETE, which names the version that was read,
+//! comes too late.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+use crate::fence::{LeaseSeen, LeaseWatch, Owner, Return};
+use crate::rules::{Rule, Rules};
+
+/// A block as the leader needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockSeen {
+    /// The block.
+    pub cidr: IpNet,
+    /// The object's UID.
+    pub uid: String,
+    /// The object's version.
+    pub version: String,
+    /// The UID of the pool from which it was claimed.
+    pub pool_uid: String,
+    /// The Node for which it was claimed.
+    pub owner: Owner,
+    /// The addresses in use, as its owner last said.
+    pub used: Option<u128>,
+    /// The object is being deleted.
+    pub terminating: bool,
+    /// What holds the object.
+    pub finalizers: Vec<String>,
+    /// The pods that have an address in it, as namespace/name, as far as its owner listed them. Read
+    /// for [`Ground::AgentLeft`] only.
+    pub pods: Vec<String>,
+}
+
+/// Why blocks may be returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Ground {
+    /// Their Node does not exist any more, and its agent's promise is over.
+    NodeGone,
+    /// An operator says that the machine is off.
+    MachineOff,
+    /// The Node carries the taint `node.kubernetes.io/out-of-service`, and its agent is silent.
+    OutOfService,
+    /// The Node exists, but its agent's promise is over: only blocks without a pod.
+    AgentLeft,
+    /// Somebody deleted the block. Only where rule 4 is off.
+    Deleted,
+}
+
+/// The blocks of one Node that may be returned if a last look agrees.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReturn {
+    /// Whose they are.
+    pub owner: Owner,
+    /// Why.
+    pub ground: Ground,
+    /// The version of the Lease that its agent holds; `None` when it holds none.
+    pub lease: Option<String>,
+    /// The blocks.
+    pub blocks: Vec<BlockSeen>,
+}
+
+/// What the leader has looked at, in this order.
+#[derive(Clone, Debug, Default)]
+pub struct Look {
+    /// Every block.
+    pub blocks: Vec<BlockSeen>,
+    /// The UIDs of the Nodes that exist, by name.
+    pub nodes: BTreeMap<String, String>,
+    /// The Leases of nodes, by the node's name.
+    pub leases: BTreeMap<String, LeaseSeen>,
+    /// Of [`suspects`], those whose Node carries the taint.
+    pub out_of_service: BTreeSet<Owner>,
+}
+
+impl Look {
+    /// Every Node that owns a block.
+    pub fn owners(&self) -> BTreeSet<Owner> {
+        let mut owners: BTreeSet<Owner> = BTreeSet::new();
+        for block in &self.blocks {
+            if !owners.contains(&block.owner) {
+                owners.insert(block.owner.clone());
+            }
+        }
+        owners
+    }
+
+    fn exists(&self, owner: &Owner) -> bool {
+        self.nodes.get(&owner.name) == Some(&owner.uid)
+    }
+
+    fn is_marked(&self, owner: &Owner) -> bool {
+        let lease = self.leases.get(&owner.name);
+        lease.is_some_and(|lease| lease.machine_off && lease.holder.node_uid == owner.uid)
+    }
+}
+
+/// Nodes that exist, own blocks and have a silent agent: their taints are worth a look.
+pub fn suspects(look: &Look, watch: &LeaseWatch, now: Duration) -> Vec<Owner> {
+    let silent = |owner: &Owner| look.exists(owner) && watch.is_silent(owner, now);
+    look.owners().into_iter().filter(silent).collect()
+}
+
+/// What may be returned, Node by Node.
+pub fn plan(mut look: Look, watch: &LeaseWatch, rules: Rules, now: Duration) -> Vec<NodeReturn> {
+    let blocks = std::mem::take(&mut look.blocks);
+    let mut returns: BTreeMap<(Owner, Ground), Vec<BlockSeen>> = BTreeMap::new();
+    let mut grounds: BTreeMap<Owner, Option<Ground>> = BTreeMap::new();
+    for block in blocks {
+        let known = grounds.get(&block.owner).copied();
+        let ground = known.unwrap_or_else(|| {
+            let ground = ground(&block.owner, &look, watch, rules, now);
+            grounds.insert(block.owner.clone(), ground);
+            ground
+        });
+        let careless = block.terminating && !rules.hold(Rule::FinalizerWaitsForPods);
+        let deleted = careless.then_some(Ground::Deleted);
+        if let Some(ground) = ground.or(deleted) {
+            returns.entry((block.owner.clone(), ground)).or_default().push(block);
+        }
+    }
+    let returns = returns.into_iter().map(|((owner, ground), blocks)| {
+        let lease = watch.version(&owner).map(str::to_owned);
+        NodeReturn { owner, ground, lease, blocks }
+    });
+    returns.collect()
+}
+
+fn ground(
+    owner: &Owner,
+    look: &Look,
+    watch: &LeaseWatch,
+    rules: Rules,
+    now: Duration,
+) -> Option<Ground> {
+    let over = watch.verdict(owner, now) == Return::Allowed;
+    if look.is_marked(owner) {
+        Some(Ground::MachineOff)
+    } else if !look.exists(owner) {
+        (over || !rules.hold(Rule::LeaderWaits)).then_some(Ground::NodeGone)
+    } else if look.out_of_service.contains(owner) && watch.is_silent(owner, now) {
+        Some(Ground::OutOfService)
+    } else {
+        over.then_some(Ground::AgentLeft)
+    }
+}
+
+/// What the last look before a return has shown of a Node, after its blocks were read.
+#[derive(Clone, Debug, Default)]
+pub struct LastLook {
+    /// The UID of the Node of that name; `None` when there is none.
+    pub node_uid: Option<String>,
+    /// Whether that Node carries the taint.
+    pub out_of_service: bool,
+    /// The Lease.
+    pub lease: Option<LeaseSeen>,
+    /// The node's pods; looked at for [`Ground::AgentLeft`] only.
+    pub pods: Vec<PodSeen>,
+}
+
+/// A pod that has not ended and has an address of its own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PodSeen {
+    /// namespace/name.
+    pub name: String,
+    /// The node on which it is to run.
+    pub node: String,
+    /// Its addresses, as far as the API knows them.
+    pub addresses: Vec<std::net::IpAddr>,
+}
+
+/// What becomes of one block after the last look.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It is returned.
+    Returns,
+    /// It stays for now, and nobody needs to hear of it.
+    Waits,
+    /// It stays, and a person should know why.
+    Stays(String),
+}
+
+/// Whether a block may still be returned.
+pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rules) -> Fate {
+    let owner = &planned.owner;
+    let returns = |yes: bool| if yes { Fate::Returns } else { Fate::Waits };
+    let unchanged =
+        crate::fence::is_unchanged(owner, planned.lease.as_deref(), look.lease.as_ref());
+    if !unchanged && rules.hold(Rule::LeaderWaits) && planned.ground != Ground::Deleted {
+        return Fate::Waits;
+    }
+    let exists = look.node_uid.as_ref() == Some(&owner.uid);
+    match planned.ground {
+        Ground::Deleted => Fate::Returns,
+        Ground::MachineOff => returns(
+            look.lease
+                .as_ref()
+                .is_some_and(|lease| lease.machine_off && lease.holder.node_uid == owner.uid),
+        ),
+        Ground::OutOfService => returns(exists && look.out_of_service),
+        // The machine of a successor may be the same, and a route may be missing for a moment only.
+        // Its agent says what is left in the blocks of earlier Nodes of its name.
+        Ground::NodeGone => returns(match &look.node_uid {
+            None => true,
+            Some(uid) if *uid == owner.uid => false,
+            Some(uid) => {
+                let off = |lease: &LeaseSeen| lease.machine_off && lease.holder.node_uid == *uid;
+                block.used.is_none_or(|used| used == 0) || look.lease.as_ref().is_some_and(off)
+            }
+        }),
+        Ground::AgentLeft if !exists => Fate::Waits,
+        Ground::AgentLeft => match pod_in(block, &look.pods) {
+            Some(pod) if rules.hold(Rule::PodsKeepBlocks) => Fate::Stays(format!(
+                "block {} stays with node {}, whose agent is gone: pod {} has an address in it; bring \
+                 the agent back, or delete the node's pods",
+                block.cidr, owner.name, pod.name
+            )),
+            _ => Fate::Returns,
+        },
+    }
+}
+
+/// A pod that has an address in the block: by its own status, or by what the block's owner listed of
+/// a pod that is still there.
+pub fn pod_in<'a>(block: &BlockSeen, pods: &'a [PodSeen]) -> Option<&'a PodSeen> {
+    pods.iter().find(|pod| {
+        pod.addresses.iter().any(|address| block.cidr.contains(address))
+            || (pod.addresses.is_empty() && block.pods.contains(&pod.name))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mark::Holder;
+
+    fn secs(n: u64) -> Duration {
+        Duration::from_secs(n)
+    }
+
+    fn owner(uid: &str) -> Owner {
+        Owner { name: "n1".into(), uid: uid.into() }
+    }
+
+    fn block(uid: &str) -> BlockSeen {
+        BlockSeen {
+            cidr: "10.0.0.0/26".parse().expect("a net"),
+            uid: "b".into(),
+            version: "5".into(),
+            pool_uid: "p".into(),
+            owner: owner(uid),
+            used: Some(3),
+            terminating: false,
+            finalizers: Vec::new(),
+            pods: vec!["shop/cart".into()],
+        }
+    }
+
+    fn lease(version: &str, uid: &str, machine_off: bool) -> LeaseSeen {
+        let holder = Holder { node_uid: uid.into(), boot_id: "b1".into() };
+        LeaseSeen { version: version.into(), holder, promise: secs(100), machine_off }
+    }
+
+    fn look(node: Option<&str>, lease: LeaseSeen) -> Look {
+        Look {
+            blocks: vec![block("u1")],
+            nodes: node.map(|uid| ("n1".to_owned(), uid.to_owned())).into_iter().collect(),
+            leases: BTreeMap::from([("n1".to_owned(), lease)]),
+            out_of_service: BTreeSet::new(),
+        }
+    }
+
+    /// The ground on which the block is returned after `waited` without a write.
+    fn ground_after(look: &Look, waited: u64, rules: Rules) -> Option<Ground> {
+        let mut watch = LeaseWatch::new(secs(100));
+        for at in [0, waited] {
+            watch.observe(look.owners(), &look.leases, secs(at));
+        }
+        let planned = plan(look.clone(), &watch, rules, secs(waited));
+        assert!(planned.len() <= 1);
+        planned.first().map(|planned| planned.ground)
+    }
+
+    #[test]
+    fn on_which_ground_blocks_return_and_when() {
+        let quiet = |uid| lease("7", uid, false);
+        let tainted = |node| {
+            let look = look(node, quiet("u1"));
+            Look { out_of_service: look.owners(), ..look }
+        };
+        let marked = |uid| look(Some("u1"), lease("7", uid, true));
+        use Ground::{AgentLeft, MachineOff, NodeGone, OutOfService};
+        let cases = [
+            ("a live node", look(Some("u1"), quiet("u1")), 9, None),
+            ("an agent that is late", look(Some("u1"), quiet("u1")), 124, None),
+            ("an agent that left", look(Some("u1"), quiet("u1")), 125, Some(AgentLeft)),
+            ("a node gone, early", look(None, quiet("u1")), 124, None),
+            ("a node gone", look(None, quiet("u1")), 125, Some(NodeGone)),
+            ("a successor", look(Some("u2"), quiet("u2")), 125, Some(NodeGone)),
+            ("marked", marked("u1"), 0, Some(MachineOff)),
+            ("marked and gone", look(None, lease("7", "u1", true)), 0, Some(MachineOff)),
+            ("the mark of another Node", marked("u2"), 0, None),
+            ("tainted, its agent writes", tainted(Some("u1")), 9, None),
+            ("tainted", tainted(Some("u1")), 10, Some(OutOfService)),
+            ("tainted and gone", tainted(None), 10, None),
+        ];
+        for (what, look, waited, expected) in cases {
+            assert_eq!(ground_after(&look, waited, Rules::ALL), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn rules_that_are_off_return_what_they_should_not() {
+        let gone = look(None, lease("7", "u1", false));
+        let hasty = Rules::ALL.without(Rule::LeaderWaits);
+        assert_eq!(ground_after(&gone, 0, hasty), Some(Ground::NodeGone));
+        let mut deleted = look(Some("u1"), lease("7", "u1", false));
+        deleted.blocks[0].terminating = true;
+        assert_eq!(ground_after(&deleted, 0, Rules::ALL), None);
+        let careless = Rules::ALL.without(Rule::FinalizerWaitsForPods);
+        assert_eq!(ground_after(&deleted, 0, careless), Some(Ground::Deleted));
+    }
+
+    #[test]
+    fn nodes_with_a_silent_agent_are_suspects() {
+        let live = look(Some("u1"), lease("7", "u1", false));
+        let mut watch = LeaseWatch::new(secs(100));
+        watch.observe(live.owners(), &live.leases, secs(0));
+        assert!(suspects(&live, &watch, secs(9)).is_empty());
+        assert_eq!(suspects(&live, &watch, secs(10)), [owner("u1")]);
+        let gone = look(None, lease("7", "u1", false));
+        assert!(suspects(&gone, &watch, secs(10)).is_empty());
+    }
+
+    #[test]
+    fn the_last_look_decides() {
+        let seen = |node: Option<&str>, lease: LeaseSeen| LastLook {
+            node_uid: node.map(str::to_owned),
+            lease: Some(lease),
+            ..LastLook::default()
+        };
+        let same = || lease("7", "u1", false);
+        let tainted = || LastLook { out_of_service: true, ..seen(Some("u1"), same()) };
+        let off = || lease("7", "u1", true);
+        use Ground::{AgentLeft, MachineOff, NodeGone, OutOfService};
+        let cases = [
+            (NodeGone, seen(None, same()), true),
+            (NodeGone, seen(None, lease("8", "u1", false)), false),
+            (NodeGone, seen(Some("u1"), same()), false),
+            // A successor whose agent says that addresses are in use.
+            (NodeGone, seen(Some("u2"), lease("9", "u2", false)), false),
+            (NodeGone, seen(Some("u2"), lease("9", "u2", true)), true),
+            (MachineOff, seen(Some("u1"), off()), true),
+            (MachineOff, seen(None, off()), true),
+            (MachineOff, seen(Some("u1"), same()), false),
+            (MachineOff, seen(Some("u1"), lease("8", "u1", true)), false),
+            (OutOfService, tainted(), true),
+            (OutOfService, seen(Some("u1"), same()), false),
+            (OutOfService, LastLook { node_uid: None, ..tainted() }, false),
+            (AgentLeft, seen(Some("u1"), same()), true),
+            (AgentLeft, seen(Some("u1"), lease("8", "u1", false)), false),
+            (AgentLeft, seen(None, same()), false),
+        ];
+        for (ground, look, returns) in cases {
+            let blocks = vec![block("u1")];
+            let lease = Some("7".to_owned());
+            let planned = NodeReturn { owner: owner("u1"), ground, lease, blocks };
+            let fate = fate(&planned, &planned.blocks[0], &look, Rules::ALL);
+            assert_eq!(fate == Fate::Returns, returns, "{ground:?} {look:?}");
+        }
+        let idle = BlockSeen { used: Some(0), ..block("u1") };
+        let lease_of_u1 = Some("7".to_owned());
+        let planned = NodeReturn {
+            owner: owner("u1"),
+            ground: NodeGone,
+            lease: lease_of_u1,
+            blocks: vec![idle.clone()],
+        };
+        let successor = seen(Some("u2"), lease("9", "u2", false));
+        assert_eq!(fate(&planned, &idle, &successor, Rules::ALL), Fate::Returns);
+    }
+
+    #[test]
+    fn pods_keep_the_block_of_an_agent_that_left() {
+        let pod = |name: &str, addresses: &[&str]| PodSeen {
+            name: name.into(),
+            node: "n1".into(),
+            addresses: addresses.iter().map(|a| a.parse().expect("an address")).collect(),
+        };
+        let cases = [
+            ("no pod", vec![], true),
+            ("in the block", vec![pod("shop/db", &["fd00::1", "10.0.0.9"])], false),
+            ("elsewhere", vec![pod("shop/db", &["10.0.0.64"])], true),
+            ("listed by the owner, no address known", vec![pod("shop/cart", &[])], false),
+            ("listed by the owner, another address", vec![pod("shop/cart", &["10.0.0.64"])], true),
+            ("no address known", vec![pod("shop/db", &[])], true),
+        ];
+        for (what, pods, returns) in cases {
+            let planned = NodeReturn {
+                owner: owner("u1"),
+                ground: Ground::AgentLeft,
+                lease: Some("7".into()),
+                blocks: vec![block("u1")],
+            };
+            let look = LastLook {
+                node_uid: Some("u1".into()),
+                lease: Some(lease("7", "u1", false)),
+                pods,
+                ..LastLook::default()
+            };
+            let judged = |rules| fate(&planned, &planned.blocks[0], &look, rules);
+            assert_eq!(judged(Rules::ALL) == Fate::Returns, returns, "{what}");
+            if let Fate::Stays(why) = judged(Rules::ALL) {
+                assert!(why.contains("10.0.0.0/26") && why.contains("shop/"), "{why}");
+            }
+            assert_eq!(judged(Rules::ALL.without(Rule::PodsKeepBlocks)), Fate::Returns);
+        }
+    }
+}
