@@ -20,6 +20,7 @@ pub mod disabled;
 pub mod fib;
 pub mod file;
 pub mod ipam;
+pub mod ipam_command;
 pub mod logging;
 pub mod objects;
 pub mod plan;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use cairn_agent::control::protocol::Ask;
 use cairn_agent::report::Report;
-use cairn_agent::{DEFAULT_RUN_DIR, agent, bgp, control, logging, speaker};
+use cairn_agent::{DEFAULT_RUN_DIR, agent, bgp, control, ipam_command, logging, speaker};
 use clap::{Parser, Subcommand};
 
 /// A BGP pod network for Kubernetes.
@@ -37,6 +37,8 @@ enum Command {
     },
     /// Look into the BGP speaker of the agent or speaker on this machine, and operate it.
     Bgp(bgp::Options),
+    /// Show who has which addresses, find leaks and conflicts, and release what a dead machine holds.
+    Ipam(ipam_command::Options),
     /// Print the custom resource definitions as YAML.
     Crds,
     /// Build a small data centre of network namespaces on this machine and prove that it works.
@@ -76,6 +78,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Bgp(options) => bgp::run(options),
+        Command::Ipam(options) => block_on(ipam_command::run(options)),
         Command::Crds => {
             print!("{}", crds()?);
             Ok(ExitCode::SUCCESS)

@@ -11,7 +11,7 @@ use cairn_bgp::speaker::{Reset, SpeakerHandle};
 use cairn_bgp::status::{MessageOctets, PeerSnapshot, SpeakerSnapshot};
 
 use crate::control::Service;
-use crate::control::protocol::{Ask, Direction, Done, Peer, PeerTable, Refusal};
+use crate::control::protocol::{Ask, Direction, Done, HEARD_ASKED_MAX, Peer, PeerTable, Refusal};
 use crate::control::server::{Answer, Broken};
 use crate::disabled::DisabledPeers;
 
@@ -44,6 +44,7 @@ pub(crate) async fn answer(
             .await
         }
         Ask::Route { destination } => route(&speaker, &destination, answer).await,
+        Ask::Heard { prefixes } => heard(&speaker, &prefixes, answer).await,
         Ask::AdjIn(PeerTable { peer, family, within }) => {
             let (peer, _) = named(&speaker.snapshot().await?, &peer)?;
             let table = TableKind::AdjIn(peer);
@@ -90,6 +91,25 @@ async fn table(
         }
     }
     Ok(())
+}
+
+async fn heard(
+    speaker: &SpeakerHandle,
+    prefixes: &[Prefix],
+    answer: &mut Answer<'_>,
+) -> Result<(), Broken> {
+    if prefixes.len() > HEARD_ASKED_MAX {
+        let text = format!("ask about at most {HEARD_ASKED_MAX} prefixes at once");
+        return Err(Refusal::new(text).into());
+    }
+    let heard = speaker.heard(prefixes).await?;
+    for route in &heard.routes {
+        answer.record(route).await?;
+    }
+    match heard.left_out {
+        0 => Ok(()),
+        more => Err(Refusal::new(format!("{more} more routes are announced than are told")).into()),
+    }
 }
 
 async fn route(

@@ -12,6 +12,9 @@ pub const VERSION: u32 = 1;
 /// Octets of a request, its line end included.
 pub const REQUEST_OCTETS_MAX: usize = 4096;
 
+/// Prefixes that one request may ask about: what fits into it for the longest of IPv6.
+pub const HEARD_ASKED_MAX: usize = 64;
+
 /// Octets of one line of an answer: far more than a prefix with a route from each of thousands of
 /// peers needs.
 pub const LINE_OCTETS_MAX: u64 = 64 * 1024 * 1024;
@@ -54,6 +57,11 @@ pub enum Ask {
     Route {
         /// A prefix, or an address for the longest prefix that holds it.
         destination: String,
+    },
+    /// A [`cairn_bgp::rib::HeardRoute`] each: what any peer has announced, used or not.
+    Heard {
+        /// Of these prefixes and parts of them, at most [`HEARD_ASKED_MAX`].
+        prefixes: Vec<Prefix>,
     },
     /// A [`cairn_bgp::rib::ReceivedRoute`] each: what a peer has announced.
     AdjIn(PeerTable),

@@ -1,0 +1,228 @@
+//! `cairn ipam fence`: an operator says that a node's machine is off. The mark names the holder of
+//! the node's Lease, one boot of one machine under one Node object, so it says nothing about a
+//! machine that boots again, and it is written under the version of the Lease that was looked at,
+//! so an agent that writes its Lease meanwhile refuses it.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, Holder};
+use clap::Args;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::api::{Api, Patch, PatchParams};
+use serde_json::{Value, json};
+
+use super::findings::SILENT_SECS;
+use super::read::{self, call, lease_name};
+use super::snapshot::LeaseSeen;
+use super::text::{count, some, span};
+use super::{Surroundings, snapshot::BlockSeen};
+
+/// Options of `cairn ipam fence`.
+#[derive(Args)]
+pub(super) struct Options {
+    /// The node whose machine is off.
+    node: String,
+    /// Take back what was said.
+    #[arg(long)]
+    undo: bool,
+    /// Print what would be written, and write nothing.
+    #[arg(long)]
+    dry_run: bool,
+    /// Although the agent wrote its Lease a moment ago: the machine has been switched off since.
+    #[arg(long)]
+    yes: bool,
+}
+
+/// What is to be done with the mark.
+#[derive(Debug, PartialEq, Eq)]
+enum Step {
+    Write(Holder),
+    Remove,
+    /// It is as wanted.
+    None(String),
+}
+
+/// Writes or removes the mark.
+pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result<ExitCode> {
+    let node = &options.node;
+    let name = lease_name(node);
+    let leases: Api<Lease> = Api::namespaced(from.client.clone(), &from.namespace);
+    let Some(lease) = call(&format!("cannot read Lease {name}"), leases.get_opt(&name)).await?
+    else {
+        bail!(
+            "node {node} has no Lease {name} in namespace {}: no agent has acted for it, or its Lease \
+             was deleted; a block of it is returned by `cairn ipam release`",
+            from.namespace
+        );
+    };
+    let seen = read::lease(&lease);
+    let fields = format!("spec.node.name={node}");
+    let blocks = read::blocks(from, &fields, &mut Vec::new()).await?;
+    let now_secs = read::now_secs();
+    println!("{}", describe(node, &seen, now_secs));
+    let step = match decide(&options, &seen, now_secs) {
+        Ok(Step::None(why)) => {
+            println!("{why}");
+            return Ok(ExitCode::SUCCESS);
+        }
+        Ok(step) => step,
+        Err(why) => bail!("{why}"),
+    };
+    if let Step::Write(holder) = &step {
+        println!("{}", consequence(node, holder, &blocks));
+        let running: Vec<_> = read::pods(from, &format!("spec.nodeName={node}"))
+            .await?
+            .into_iter()
+            .filter(|pod| pod.running && blocks.iter().any(|block| pod.is_in(block)))
+            .collect();
+        if !running.is_empty() {
+            println!(
+                "{} of {node} run by the word of the API server, and lose their addresses: {}",
+                count(running.len(), "pod"),
+                some(running.iter().map(|pod| &pod.name))
+            );
+        }
+    }
+    let patch = patch(&lease, &step);
+    if options.dry_run {
+        println!("would patch Lease {}/{name}: {patch}", from.namespace);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let what = format!("cannot mark Lease {name}");
+    let params = PatchParams::default();
+    match call(&what, leases.patch(&name, &params, &Patch::Merge(&patch))).await {
+        Ok(_) => {}
+        Err(error) if error.code == Some(409) => bail!(
+            "the agent of {node} has written its Lease since it was read: the machine is on, and \
+             nothing was marked"
+        ),
+        Err(error) => return Err(error.into()),
+    }
+    match step {
+        Step::Write(_) => println!("marked: machine of node {node} is off"),
+        _ => println!("the mark of node {node} is removed"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What is to be done, or why it is refused.
+fn decide(options: &Options, lease: &LeaseSeen, now_secs: i64) -> Result<Step, String> {
+    let node = &options.node;
+    if options.undo {
+        return Ok(match lease.off {
+            Some(_) => Step::Remove,
+            None => Step::None(format!("node {node} is not marked: nothing to take back")),
+        });
+    }
+    let Some(holder) = &lease.holder else {
+        return Err(format!(
+            "the Lease of node {node} names no holder of the form NODE_UID/BOOT_ID: no agent holds \
+             it, so there is nobody to be marked"
+        ));
+    };
+    if lease.is_off() {
+        return Ok(Step::None(format!("node {node} is marked already: {holder}")));
+    }
+    match lease.age_secs(now_secs) {
+        _ if options.yes || options.dry_run => Ok(Step::Write(holder.clone())),
+        Some(age) if age >= SILENT_SECS => Ok(Step::Write(holder.clone())),
+        age => Err(format!(
+            "the agent of {node} wrote its Lease {}: it seems to live. Its blocks would go to other \
+             nodes while its pods run. Switch the machine off and try again in {SILENT_SECS} s; or \
+             add --yes if it has been off since",
+            age.map_or("at a time unknown".to_owned(), |age| format!("{} ago", span(age)))
+        )),
+    }
+}
+
+fn describe(node: &str, lease: &LeaseSeen, now_secs: i64) -> String {
+    let holder = lease.holder.as_ref().map_or("nobody".to_owned(), Holder::to_string);
+    match lease.age_secs(now_secs) {
+        Some(age) => {
+            format!(
+                "the Lease of node {node}, held by {holder}, was last written {} ago",
+                span(age)
+            )
+        }
+        None => format!("the Lease of node {node}, held by {holder}, was never written"),
+    }
+}
+
+/// What the mark will do.
+fn consequence(node: &str, holder: &Holder, blocks: &[BlockSeen]) -> String {
+    let own = blocks.iter().filter(|block| block.node.uid == holder.node_uid);
+    let own: Vec<&BlockSeen> = own.collect();
+    if own.is_empty() {
+        return format!("the holder has no block: the mark only speeds up what node {node} leaves");
+    }
+    let used = own.iter().filter_map(|block| block.used).fold(0, u128::saturating_add);
+    format!(
+        "{} of it with {used} addresses in use return as soon as nobody announces them: {}",
+        count(own.len(), "block"),
+        some(own.iter().map(|block| block.cidr))
+    )
+}
+
+/// The patch under the version of the Lease that was read.
+fn patch(lease: &Lease, step: &Step) -> Value {
+    let mark = match step {
+        Step::Write(holder) => json!(holder.to_string()),
+        Step::Remove | Step::None(_) => Value::Null,
+    };
+    json!({"metadata": {
+        "uid": lease.metadata.uid,
+        "resourceVersion": lease.metadata.resource_version,
+        "annotations": {ANNOTATION_MACHINE_OFF: mark},
+    }})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(words: &[&str]) -> Options {
+        let has = |word: &str| words.contains(&word);
+        let node = "n1".to_owned();
+        Options { node, undo: has("undo"), dry_run: has("dry-run"), yes: has("yes") }
+    }
+
+    fn holder() -> Holder {
+        Holder { node_uid: "u1".into(), boot_id: "b1".into() }
+    }
+
+    #[test]
+    fn a_machine_whose_agent_wrote_a_moment_ago_is_not_marked_without_a_yes() {
+        let lease =
+            |secs| LeaseSeen { holder: Some(holder()), renewed_secs: secs, ..LeaseSeen::default() };
+        let write = Ok(Step::Write(holder()));
+        // Age, words, whether it is written.
+        #[rustfmt::skip]
+        let rows: [(Option<i64>, &[&str], bool); 7] = [
+            (Some(59), &[], false), (Some(60), &[], true), (Some(59), &["yes"], true),
+            (Some(59), &["dry-run"], true), (None, &[], false), (None, &["yes"], true),
+            // A clock that runs ahead of this one.
+            (Some(-30), &[], false),
+        ];
+        for (age, words, written) in rows {
+            let step = decide(&options(words), &lease(age.map(|age| 1000 - age)), 1000);
+            assert_eq!(step == write, written, "{age:?} {words:?}: {step:?}");
+        }
+    }
+
+    #[test]
+    fn a_mark_names_the_holder_and_is_taken_back() {
+        let renewed_secs = Some(0);
+        let marked = |off| LeaseSeen { holder: Some(holder()), off, renewed_secs, promise: None };
+        let said = decide(&options(&[]), &marked(Some(holder())), 1000);
+        assert!(matches!(&said, Ok(Step::None(why)) if why.contains("already")), "{said:?}");
+        // Of an earlier boot: it says nothing about this one.
+        let earlier = Holder { boot_id: "b0".into(), ..holder() };
+        assert_eq!(decide(&options(&[]), &marked(Some(earlier)), 1000), Ok(Step::Write(holder())));
+        assert_eq!(decide(&options(&["undo"]), &marked(Some(holder())), 1), Ok(Step::Remove));
+        let nothing = decide(&options(&["undo"]), &marked(None), 1);
+        assert!(matches!(nothing, Ok(Step::None(_))), "{nothing:?}");
+        let nobody = decide(&options(&["yes"]), &LeaseSeen::default(), 1);
+        assert!(nobody.is_err_and(|why| why.contains("nobody to be marked")));
+    }
+}

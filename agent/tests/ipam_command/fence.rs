@@ -1,0 +1,70 @@
+//! An operator says that a machine is off.
+
+use serde_json::Value;
+
+use crate::objects::{LEASES, SYSTEM, Scene};
+
+#[test]
+fn a_silent_node_is_marked_and_the_mark_is_taken_back() {
+    let scene = Scene::new();
+    let holder = scene.agent("n1", 300);
+    scene.block("10.1.0.0/26", "n1", &[("10.1.0.1", "default/a")]);
+    scene.block_of("10.1.0.64/26", "n1", "an-earlier-node", &[]);
+    scene.pod("a", "n1", "10.1.0.1");
+
+    let dry = scene.run(&["fence", "n1", "--dry-run"]);
+    assert_eq!((dry.code, &scene.mark("n1")), (Some(0), &Value::Null), "{dry:?}");
+    let lease = scene.cluster.api.get(LEASES, SYSTEM, "cairn-node-n1").expect("a Lease");
+    let version = lease["metadata"]["resourceVersion"].as_str().expect("a version");
+    for part in [
+        "was last written 5 min ago\n",
+        "1 block of it with 1 addresses in use return as soon as nobody announces them: 10.1.0.0/26\n",
+        "1 pod of n1 run by the word of the API server, and lose their addresses: default/a\n",
+        "would patch Lease cairn-system/cairn-node-n1: {\"metadata\":{\"annotations\":",
+        &format!("\"cairn.network/machine-off\":\"{holder}\""),
+        &format!("\"resourceVersion\":\"{version}\""),
+    ] {
+        assert!(dry.text.contains(part), "{part:?}\n{}", dry.text);
+    }
+
+    let said = scene.run(&["fence", "n1"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(0), holder.clone().into()), "{said:?}");
+    assert!(said.text.ends_with("marked: machine of node n1 is off\n"), "{said:?}");
+    let again = scene.run(&["fence", "n1"]);
+    assert_eq!(again.code, Some(0));
+    assert!(again.text.contains(&format!("node n1 is marked already: {holder}")), "{again:?}");
+    let dry = scene.run(&["fence", "n1", "--undo", "--dry-run"]);
+    assert_eq!(scene.mark("n1"), holder);
+    assert!(dry.text.contains("\"cairn.network/machine-off\":null"), "{dry:?}");
+    let undone = scene.run(&["fence", "n1", "--undo"]);
+    assert_eq!((undone.code, scene.mark("n1")), (Some(0), Value::Null), "{undone:?}");
+    let nothing = scene.run(&["fence", "n1", "--undo"]);
+    assert!(nothing.code == Some(0) && nothing.text.contains("not marked"), "{nothing:?}");
+    let kept = scene.cluster.api.get(LEASES, SYSTEM, "cairn-node-n1").expect("a Lease");
+    assert_eq!(kept["spec"], lease["spec"], "nothing else was written");
+}
+
+#[test]
+fn a_node_whose_agent_wrote_a_moment_ago_is_refused_without_a_yes() {
+    let scene = Scene::new();
+    let holder = scene.agent("n1", 2);
+    let said = scene.run(&["fence", "n1"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(1), Value::Null));
+    assert!(said.errors.contains("it seems to live"), "{said:?}");
+    assert!(said.errors.contains("add --yes if it has been off since"), "{said:?}");
+    let said = scene.run(&["fence", "n1", "--yes"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(0), holder.into()), "{said:?}");
+}
+
+#[test]
+fn who_holds_no_lease_is_not_marked() {
+    let scene = Scene::new();
+    let said = scene.run(&["fence", "n3"]);
+    assert_eq!(said.code, Some(1));
+    assert!(said.errors.contains("node n3 has no Lease cairn-node-n3 in namespace cairn-system"));
+    scene.lease("n2", "nonsense", 300);
+    let said = scene.run(&["fence", "n2"]);
+    assert_eq!((said.code, scene.mark("n2")), (Some(1), Value::Null));
+    assert!(said.errors.contains("names no holder of the form NODE_UID/BOOT_ID"), "{said:?}");
+    assert_eq!(scene.run(&["fence"]).code, Some(2), "which node?");
+}
