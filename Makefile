@@ -40,8 +40,9 @@ test: test-deps build ## Every test, then the lab in both its forms (root)
 	$(CAIRN) lab --check --asn rack
 	$(CAIRN) lab --check --asn single
 
-test-deps: ## Installs what the tests need and this machine lacks, from Debian's packages
+test-deps: ## Installs what the tests need and this machine lacks, and builds a Kubernetes API server
 	scripts/install-test-deps.sh $(TOOLS)
+	scripts/build-kube.sh
 
 check: tools fmt clippy doc core deny typos shellcheck generated render ## What CI checks besides tests
 	@echo "make check: everything passed"

@@ -23,6 +23,7 @@ need exabgp exabgp "BGP with a fourth one"
 # Named, or apt would choose all of systemd where there is none.
 need systemd-sysusers systemd-standalone-sysusers "the user of the next one"
 need bgpctl openbgpd "BGP with a fifth one"
+need openssl openssl "the key of a real API server"
 install_missing
 # The embedded API server with a client that is not ours.
 "$here/install-kubectl.sh" "$directory"

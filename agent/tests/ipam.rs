@@ -1,4 +1,4 @@
-//! The IPAM shell of several nodes in one process against the embedded API server. The pods of a
+//! The IPAM shell of several nodes in one process against both API servers. The pods of a
 //! node are an address book without a kernel.
 
 mod nodes;
@@ -8,14 +8,15 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use cairn_ipam::AssignError;
+use cairn_tests::kube::Api;
+use cairn_tests::on_both_apis;
 use ipnet::IpNet;
 use serde_json::json;
 
 use nodes::{BLOCKS, Cluster, HOUR, Node, PATIENCE, POOLS, until};
 
-#[tokio::test]
-async fn nodes_that_race_for_too_few_blocks_own_each_block_once() {
-    let cluster = Cluster::new();
+async fn nodes_that_race_for_too_few_blocks_own_each_block_once(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("small", "10.244.0.0/26", 28);
     let mut nodes = Vec::new();
     for n in 0..6 {
@@ -40,9 +41,8 @@ async fn nodes_that_race_for_too_few_blocks_own_each_block_once() {
     assert_eq!(owners.len(), 4);
 }
 
-#[tokio::test]
-async fn a_pod_gets_an_address_and_the_block_and_the_pool_show_it() {
-    let cluster = Cluster::new();
+async fn a_pod_gets_an_address_and_the_block_and_the_pool_show_it(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
@@ -77,9 +77,8 @@ async fn a_pod_gets_an_address_and_the_block_and_the_pool_show_it() {
     assert!(node.holdings.borrow().leads);
 }
 
-#[tokio::test]
-async fn a_full_block_brings_a_second_before_the_first_refusal() {
-    let cluster = Cluster::new();
+async fn a_full_block_brings_a_second_before_the_first_refusal(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 28);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
@@ -96,9 +95,8 @@ async fn a_full_block_brings_a_second_before_the_first_refusal() {
     assert_eq!(cluster.blocks().len(), 3, "no more than what is needed");
 }
 
-#[tokio::test]
-async fn of_two_pools_that_overlap_the_younger_is_not_used_and_says_so() {
-    let cluster = Cluster::new();
+async fn of_two_pools_that_overlap_the_younger_is_not_used_and_says_so(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("b-old", "10.244.0.0/20", 26);
     // The times have a grain of a second.
     tokio::time::sleep(Duration::from_millis(1_100)).await;
@@ -117,9 +115,8 @@ async fn of_two_pools_that_overlap_the_younger_is_not_used_and_says_so() {
     assert!(problems.iter().any(|p| p.contains("IPPool a-young")), "{problems:?}");
 }
 
-#[tokio::test]
-async fn a_claim_that_another_block_overlaps_is_given_up() {
-    let cluster = Cluster::new();
+async fn a_claim_that_another_block_overlaps_is_given_up(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/26", 26);
     // Of another size, so that no name stands in the way.
     let block = json!({
@@ -142,9 +139,8 @@ async fn a_claim_that_another_block_overlaps_is_given_up() {
     assert_eq!(cluster.blocks()[0]["spec"]["node"]["name"], "n9");
 }
 
-#[tokio::test]
-async fn a_block_deleted_by_hand_stays_until_its_last_pod_has_gone() {
-    let cluster = Cluster::new();
+async fn a_block_deleted_by_hand_stays_until_its_last_pod_has_gone(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
@@ -165,10 +161,9 @@ async fn a_block_deleted_by_hand_stays_until_its_last_pod_has_gone() {
     node.until("it is not announced", |h| !h.announced.contains(&block)).await;
 }
 
-#[tokio::test]
-async fn blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announced() {
+async fn blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announced(api: Api) {
     let offline = Duration::from_secs(3);
-    let cluster = Cluster::new();
+    let cluster = Cluster::start(api).await;
     cluster.without_graceful_restart();
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
@@ -198,9 +193,8 @@ async fn blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announce
     until("the block is returned", || !of_n2()).await;
 }
 
-#[tokio::test]
-async fn past_the_fence_nothing_is_handed_out_until_the_api_is_back() {
-    let cluster = Cluster::new();
+async fn past_the_fence_nothing_is_handed_out_until_the_api_is_back(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", Duration::from_secs(2));
@@ -218,9 +212,8 @@ async fn past_the_fence_nothing_is_handed_out_until_the_api_is_back() {
     until("the book is open", || node.add("pod-b").is_ok()).await;
 }
 
-#[tokio::test]
-async fn a_restarted_agent_takes_up_its_blocks_and_another_machine_does_not() {
-    let cluster = Cluster::new();
+async fn a_restarted_agent_takes_up_its_blocks_and_another_machine_does_not(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
@@ -239,9 +232,8 @@ async fn a_restarted_agent_takes_up_its_blocks_and_another_machine_does_not() {
     assert!(Node::open(&holdings).is_empty());
 }
 
-#[tokio::test]
-async fn failures_of_the_server_delay_and_lose_nothing() {
-    let cluster = Cluster::new();
+async fn failures_of_the_server_delay_and_lose_nothing(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/24", 28);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
@@ -266,9 +258,8 @@ async fn failures_of_the_server_delay_and_lose_nothing() {
     assert!((3..=5).contains(&cluster.blocks().len()), "{} blocks", cluster.blocks().len());
 }
 
-#[tokio::test]
-async fn a_deleted_pool_stays_until_its_last_block_has_gone() {
-    let cluster = Cluster::new();
+async fn a_deleted_pool_stays_until_its_last_block_has_gone(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
@@ -292,4 +283,18 @@ async fn a_deleted_pool_stays_until_its_last_block_has_gone() {
         cluster.blocks().is_empty() && pool().is_none()
     })
     .await;
+}
+
+on_both_apis! {
+    nodes_that_race_for_too_few_blocks_own_each_block_once,
+    a_pod_gets_an_address_and_the_block_and_the_pool_show_it,
+    a_full_block_brings_a_second_before_the_first_refusal,
+    of_two_pools_that_overlap_the_younger_is_not_used_and_says_so,
+    a_claim_that_another_block_overlaps_is_given_up,
+    a_block_deleted_by_hand_stays_until_its_last_pod_has_gone,
+    blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announced,
+    past_the_fence_nothing_is_handed_out_until_the_api_is_back,
+    a_restarted_agent_takes_up_its_blocks_and_another_machine_does_not,
+    failures_of_the_server_delay_and_lose_nothing,
+    a_deleted_pool_stays_until_its_last_block_has_gone,
 }

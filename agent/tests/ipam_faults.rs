@@ -10,6 +10,8 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use cairn_lab::apiserver::PatchType;
+use cairn_tests::kube::Api;
+use cairn_tests::on_both_apis;
 use ipnet::IpNet;
 use serde_json::{Value, json};
 
@@ -74,9 +76,8 @@ async fn leader_and_other(cluster: &Cluster, proxies: [&Proxy; 2]) -> ([Node; 2]
     ([n1, n2], [of_n1, of_n2])
 }
 
-#[tokio::test]
-async fn a_node_that_comes_back_from_behind_the_fence_asks_before_it_hands_out() {
-    let cluster = Cluster::new();
+async fn a_node_that_comes_back_from_behind_the_fence_asks_before_it_hands_out(api: Api) {
+    let cluster = Cluster::start(api).await;
     let direct = Proxy::start(cluster.serving.address()).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
     let ([_n1, mut n2], [_, block]) = leader_and_other(&cluster, [&direct, &proxy]).await;
@@ -101,9 +102,8 @@ async fn a_node_that_comes_back_from_behind_the_fence_asks_before_it_hands_out()
     assert_eq!(cluster.owner(block).as_deref(), Some("n3"));
 }
 
-#[tokio::test]
-async fn a_block_is_not_returned_when_its_node_comes_back_at_the_last_moment() {
-    let cluster = Cluster::new();
+async fn a_block_is_not_returned_when_its_node_comes_back_at_the_last_moment(api: Api) {
+    let cluster = Cluster::start(api).await;
     let leader = Proxy::start(cluster.serving.address()).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
     let ([_n1, mut n2], [_, block]) = leader_and_other(&cluster, [&leader, &proxy]).await;
@@ -123,9 +123,8 @@ async fn a_block_is_not_returned_when_its_node_comes_back_at_the_last_moment() {
     assert!(cluster.object(block).expect("the block")["metadata"]["deletionTimestamp"].is_null());
 }
 
-#[tokio::test]
-async fn a_node_that_stood_still_past_the_fence_hands_nothing_out_when_it_goes_on() {
-    let cluster = Cluster::new();
+async fn a_node_that_stood_still_past_the_fence_hands_nothing_out_when_it_goes_on(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", OFFLINE);
@@ -138,9 +137,8 @@ async fn a_node_that_stood_still_past_the_fence_hands_nothing_out_when_it_goes_o
     assert!(node.add("first").is_ok());
 }
 
-#[tokio::test]
-async fn a_claim_under_way_while_the_node_object_changes_is_not_used() {
-    let cluster = Cluster::new();
+async fn a_claim_under_way_while_the_node_object_changes_is_not_used(api: Api) {
+    let cluster = Cluster::start(api).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
@@ -156,9 +154,8 @@ async fn a_claim_under_way_while_the_node_object_changes_is_not_used() {
     assert_eq!(object["spec"]["node"]["uid"], now["metadata"]["uid"]);
 }
 
-#[tokio::test]
-async fn an_idle_block_is_closed_before_its_delete_is_sent() {
-    let cluster = Cluster::new();
+async fn an_idle_block_is_closed_before_its_delete_is_sent(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 28);
     cluster.node("n1", "boot1");
     let mut node = Node::set_up(Setup {
@@ -196,9 +193,8 @@ async fn an_idle_block_is_closed_before_its_delete_is_sent() {
     node.until("it is ours again", |h| Node::open(h).contains(&goes)).await;
 }
 
-#[tokio::test]
-async fn what_is_said_of_a_block_before_it_opened_does_not_let_it_go() {
-    let cluster = Cluster::new();
+async fn what_is_said_of_a_block_before_it_opened_does_not_let_it_go(api: Api) {
+    let cluster = Cluster::start(api).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
     cluster.pool("default", "10.244.0.0/16", 28);
     cluster.node("n1", "boot1");
@@ -224,9 +220,8 @@ async fn what_is_said_of_a_block_before_it_opened_does_not_let_it_go() {
     until("it goes", || cluster.object(block).is_none()).await;
 }
 
-#[tokio::test]
-async fn a_leader_does_not_return_the_block_in_which_its_own_pods_live() {
-    let cluster = Cluster::new();
+async fn a_leader_does_not_return_the_block_in_which_its_own_pods_live(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.without_graceful_restart();
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
@@ -242,9 +237,8 @@ async fn a_leader_does_not_return_the_block_in_which_its_own_pods_live() {
     until("it goes", || cluster.object(block).is_none()).await;
 }
 
-#[tokio::test]
-async fn a_block_of_an_earlier_node_object_stays_while_its_pods_live() {
-    let cluster = Cluster::new();
+async fn a_block_of_an_earlier_node_object_stays_while_its_pods_live(api: Api) {
+    let cluster = Cluster::start(api).await;
     let one = Proxy::start(cluster.serving.address()).await;
     let two = Proxy::start(cluster.serving.address()).await;
     // Nobody hears a route, as while a session is down.
@@ -261,9 +255,8 @@ async fn a_block_of_an_earlier_node_object_stays_while_its_pods_live() {
     until("it returns", || cluster.object(block).is_none() || cluster.uid(block) != uid).await;
 }
 
-#[tokio::test]
-async fn a_node_that_another_machine_took_over_closes_when_its_lease_says_so() {
-    let cluster = Cluster::new();
+async fn a_node_that_another_machine_took_over_closes_when_its_lease_says_so(api: Api) {
+    let cluster = Cluster::start(api).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
@@ -278,9 +271,8 @@ async fn a_node_that_another_machine_took_over_closes_when_its_lease_says_so() {
     node.until("closed", |h| Node::open(h).is_empty()).await;
 }
 
-#[tokio::test]
-async fn a_node_object_that_names_no_machine_is_nobodys() {
-    let cluster = Cluster::new();
+async fn a_node_object_that_names_no_machine_is_nobodys(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}});
     cluster.server.create("nodes", None, node).expect("a Node");
@@ -290,9 +282,8 @@ async fn a_node_object_that_names_no_machine_is_nobodys() {
     assert!(Node::open(&node.holdings.borrow()).is_empty());
 }
 
-#[tokio::test]
-async fn a_claim_that_commits_after_the_client_gave_up_is_taken_up() {
-    let cluster = Cluster::new();
+async fn a_claim_that_commits_after_the_client_gave_up_is_taken_up(api: Api) {
+    let cluster = Cluster::start(api).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
     cluster.pool("default", "10.244.0.0/16", 28);
     cluster.node("n1", "boot1");
@@ -306,9 +297,8 @@ async fn a_claim_that_commits_after_the_client_gave_up_is_taken_up() {
     assert_eq!(cluster.blocks().len(), 1);
 }
 
-#[tokio::test]
-async fn a_claim_that_commits_after_another_of_it_changes_nothing() {
-    let cluster = Cluster::new();
+async fn a_claim_that_commits_after_another_of_it_changes_nothing(api: Api) {
+    let cluster = Cluster::start(api).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
     cluster.pool("default", "10.244.0.0/28", 28);
     cluster.node("n1", "boot1");
@@ -323,10 +313,9 @@ async fn a_claim_that_commits_after_another_of_it_changes_nothing() {
     assert!(is_open(&n2, block) && !is_open(&n1, block));
 }
 
-#[tokio::test]
-async fn a_block_whose_delete_was_answered_into_the_void_belongs_to_the_next() {
+async fn a_block_whose_delete_was_answered_into_the_void_belongs_to_the_next(api: Api) {
     for lost in ["DELETE", "PATCH"] {
-        let cluster = Cluster::new();
+        let cluster = Cluster::start(api).await;
         let proxy = Proxy::start(cluster.serving.address()).await;
         cluster.pool("default", "10.244.0.0/27", 28);
         cluster.node("n1", "boot1");
@@ -367,9 +356,8 @@ async fn a_block_whose_delete_was_answered_into_the_void_belongs_to_the_next() {
     }
 }
 
-#[tokio::test]
-async fn a_block_removed_by_force_is_not_claimed_while_it_is_announced() {
-    let cluster = Cluster::new();
+async fn a_block_removed_by_force_is_not_claimed_while_it_is_announced(api: Api) {
+    let cluster = Cluster::start(api).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
     cluster.pool("default", "10.244.0.0/26", 26);
     cluster.node("n1", "boot1");
@@ -389,9 +377,8 @@ async fn a_block_removed_by_force_is_not_claimed_while_it_is_announced() {
     assert!(lost.announced.contains(&block), "its pod is still there");
 }
 
-#[tokio::test]
-async fn pools_of_the_same_second_and_of_the_same_name_share_no_address() {
-    let cluster = Cluster::new();
+async fn pools_of_the_same_second_and_of_the_same_name_share_no_address(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.node("n1", "boot1");
     cluster.node("n2", "boot2");
     let mut n1 = Node::start(&cluster, "n1", "boot1", HOUR);
@@ -417,9 +404,8 @@ async fn pools_of_the_same_second_and_of_the_same_name_share_no_address() {
     assert!(cluster.object(one).is_some() && !is_open(&n1, one));
 }
 
-#[tokio::test]
-async fn an_agent_that_restarts_into_a_deletion_keeps_what_lives_and_nothing_else() {
-    let cluster = Cluster::new();
+async fn an_agent_that_restarts_into_a_deletion_keeps_what_lives_and_nothing_else(api: Api) {
+    let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
     cluster.node("n1", "boot1");
     let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
@@ -448,4 +434,23 @@ async fn an_agent_that_restarts_into_a_deletion_keeps_what_lives_and_nothing_els
     assert_eq!((again.add("pod"), again.add("stray")), (Ok(address), Ok(stray)));
     again.del("pod");
     until("it goes", || cluster.object(block).is_none()).await;
+}
+
+on_both_apis! {
+    a_node_that_comes_back_from_behind_the_fence_asks_before_it_hands_out,
+    a_block_is_not_returned_when_its_node_comes_back_at_the_last_moment,
+    a_node_that_stood_still_past_the_fence_hands_nothing_out_when_it_goes_on,
+    a_claim_under_way_while_the_node_object_changes_is_not_used,
+    an_idle_block_is_closed_before_its_delete_is_sent,
+    what_is_said_of_a_block_before_it_opened_does_not_let_it_go,
+    a_leader_does_not_return_the_block_in_which_its_own_pods_live,
+    a_block_of_an_earlier_node_object_stays_while_its_pods_live,
+    a_node_that_another_machine_took_over_closes_when_its_lease_says_so,
+    a_node_object_that_names_no_machine_is_nobodys,
+    a_claim_that_commits_after_the_client_gave_up_is_taken_up,
+    a_claim_that_commits_after_another_of_it_changes_nothing,
+    a_block_whose_delete_was_answered_into_the_void_belongs_to_the_next,
+    a_block_removed_by_force_is_not_claimed_while_it_is_announced,
+    pools_of_the_same_second_and_of_the_same_name_share_no_address,
+    an_agent_that_restarts_into_a_deletion_keeps_what_lives_and_nothing_else,
 }

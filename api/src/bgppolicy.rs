@@ -117,7 +117,10 @@ pub struct AsPathMatch {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = Rule::new("(!has(self.ge) || self.ge >= cidr(self.prefix).prefixLength()) && (!has(self.le) || self.le >= (has(self.ge) ? self.ge : cidr(self.prefix).prefixLength())) && (!has(self.ge) || self.ge <= (cidr(self.prefix).ip().family() == 4 ? 32 : 128)) && (!has(self.le) || self.le <= (cidr(self.prefix).ip().family() == 4 ? 32 : 128))").message("it must hold that prefix length <= ge <= le <= 32 (IPv6: 128)")
+    validation = Rule::new("!has(self.ge) || self.ge >= cidr(self.prefix).prefixLength()").message("it must hold that prefix length <= ge <= le <= 32 (IPv6: 128)"),
+    validation = Rule::new("!has(self.le) || self.le >= (has(self.ge) ? self.ge : cidr(self.prefix).prefixLength())").message("it must hold that prefix length <= ge <= le <= 32 (IPv6: 128)"),
+    validation = Rule::new("!has(self.ge) || self.ge <= (cidr(self.prefix).ip().family() == 4 ? 32 : 128)").message("it must hold that prefix length <= ge <= le <= 32 (IPv6: 128)"),
+    validation = Rule::new("!has(self.le) || self.le <= (cidr(self.prefix).ip().family() == 4 ? 32 : 128)").message("it must hold that prefix length <= ge <= le <= 32 (IPv6: 128)")
 )]
 pub struct PrefixMatch {
     /// The prefix; without ge and le exactly this one.

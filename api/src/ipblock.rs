@@ -39,7 +39,7 @@ pub const FINALIZER: &str = "cairn.network/block";
 #[x_kube(
     validation = Rule::new("string(cidr(self.cidr).masked()) == self.cidr").message("cidr must be a canonical network address: no host bits, shortest lower-case form").field_path(".cidr"),
     validation = Rule::new("cidr(self.cidr).ip().family() == 4 ? cidr(self.cidr).prefixLength() >= 16 : cidr(self.cidr).prefixLength() >= 64").message("a block is /16 to /32, for IPv6 /64 to /128").field_path(".cidr"),
-    validation = Rule::new("self.range == string(cidr(string(cidr(self.cidr).ip()) + (cidr(self.cidr).ip().family() == 4 ? '/16' : '/64')).masked())").message("range is the /16 (IPv6: the /64) that holds the block").field_path(".range"),
+    validation = Rule::new("isCIDR(self.range) && cidr(self.range).containsCIDR(cidr(self.cidr)) && cidr(self.range).prefixLength() == (cidr(self.range).ip().family() == 4 ? 16 : 64) && string(cidr(self.range).masked()) == self.range").message("range is the /16 (IPv6: the /64) that holds the block").field_path(".range"),
     validation = Rule::new("self == oldSelf").message("the spec of an IPBlock is immutable: a block changes hands only by being deleted and claimed anew")
 )]
 pub struct IPBlockSpec {

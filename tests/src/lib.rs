@@ -1,10 +1,12 @@
-//! What tests that span crates share: other BGP daemons, and our own speaker beside them.
+//! What tests that span crates share: other BGP daemons, our own speaker beside them, and a real
+//! Kubernetes API server.
 
 pub mod bird;
 pub mod daemon;
 pub mod exabgp;
 pub mod frr;
 pub mod gobgp;
+pub mod kube;
 pub mod link;
 pub mod openbgpd;
 pub mod program;

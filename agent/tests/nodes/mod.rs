@@ -1,5 +1,5 @@
-//! Nodes' IPAM in one process against the embedded API server. The pods of a node are an address book
-//! without a kernel.
+//! Nodes' IPAM in one process against an API server, embedded or real. The pods of a node are an
+//! address book without a kernel.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -19,10 +19,10 @@ use cairn_agent::watch::{self as watches, WatchOptions};
 use cairn_ipam::{
     AddressBook, AddressRequest, AssignError, AttachmentId, Choice, Demand, Family, Rules,
 };
-use cairn_lab::apiserver::{ApiServer, Options, Serving};
+use cairn_tests::kube::Api;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
-use kube::{Client, Config};
+use kube::Client;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -32,30 +32,26 @@ use proxy::Proxy;
 pub const BLOCKS: &str = "ipblocks.cairn.network";
 pub const POOLS: &str = "ippools.cairn.network";
 
-pub struct Cluster {
-    pub server: ApiServer,
-    pub serving: Serving,
+/// A cluster with Cairn's definitions.
+pub struct Cluster(cairn_tests::kube::Cluster);
+
+impl std::ops::Deref for Cluster {
+    type Target = cairn_tests::kube::Cluster;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Cluster {
-    pub fn new() -> Cluster {
-        let server = ApiServer::new(Options::default());
-        for crd in cairn_api::crds() {
-            let crd = serde_json::to_value(crd).expect("a CRD is JSON");
-            server
-                .create("customresourcedefinitions.apiextensions.k8s.io", None, crd)
-                .expect("CRD");
-        }
-        let namespace = json!({"metadata": {"name": "cairn-system"}});
-        server.create("namespaces", None, namespace).expect("a namespace");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let serving = server.serve(listener).expect("served");
-        Cluster { server, serving }
+    /// On the API server that the test is to run against.
+    pub async fn start(api: Api) -> Cluster {
+        Cluster(cairn_tests::kube::Cluster::start(api).await)
     }
 
-    pub fn client(&self) -> Client {
-        let uri = format!("http://{}", self.serving.address()).parse().expect("a URI");
-        Client::try_from(Config::new(uri)).expect("a plain HTTP client")
+    /// On the embedded API server.
+    pub fn new() -> Cluster {
+        Cluster(cairn_tests::kube::Cluster::embedded())
     }
 
     pub fn pool(&self, name: &str, cidr: &str, block_size: u8) {

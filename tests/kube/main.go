@@ -1,0 +1,44 @@
+// Command kube is the part of a Kubernetes control plane that the tests start: which component it
+// is says the name that it is called by, so one build and a link for each of them is enough.
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"sort"
+	"strings"
+
+	"go.etcd.io/etcd/server/v3/etcdmain"
+	"k8s.io/component-base/cli"
+	_ "k8s.io/component-base/logs/json/register"
+	_ "k8s.io/component-base/metrics/prometheus/clientgo"
+	_ "k8s.io/component-base/metrics/prometheus/version"
+	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+)
+
+// components holds what each name starts, as upstream's own mains do; it returns the exit status.
+var components = map[string]func() int{
+	"etcd": func() int {
+		etcdmain.Main(os.Args)
+		return 0
+	},
+	"kube-apiserver": func() int {
+		return cli.Run(apiserver.NewAPIServerCommand())
+	},
+}
+
+func main() {
+	name := filepath.Base(os.Args[0])
+	start, known := components[name]
+	if !known {
+		names := make([]string, 0, len(components))
+		for component := range components {
+			names = append(names, component)
+		}
+		sort.Strings(names)
+		fmt.Fprintf(os.Stderr, "called as %q; link this program as one of: %s\n", name, strings.Join(names, ", "))
+		os.Exit(2)
+	}
+	os.Exit(start())
+}
