@@ -28,13 +28,14 @@ use tokio::sync::watch;
 use crate::disabled::DisabledPeers;
 use crate::fib::Fib;
 use crate::ipam::Holdings;
+use crate::ipam::disk::Owner;
 use crate::plan::{Local, plan};
 use crate::problems::{Line, ProblemLog};
 use crate::publish::{self, Wanted};
 use crate::report::{self, BlockReport, Report};
 use crate::view::{ClusterView, WatchFailure};
 use crate::witness::SpeakerWitness;
-use crate::{control, ipam, pods, until, watch as watches};
+use crate::{control, ipam, last_view, pods, until, watch as watches};
 
 /// Options of `cairn agent`.
 #[derive(Args)]
@@ -56,6 +57,10 @@ pub struct Options {
     /// Cairn's own namespace: of the leases, and of the Secrets with peers' passwords.
     #[arg(long, default_value = "cairn-system")]
     namespace: String,
+    /// After how many seconds a block without pods goes back to its pool, unless it is the node's
+    /// last of its family; 0 keeps every block.
+    #[arg(long, env = "CAIRN_IDLE_RELEASE_SECS", default_value_t = 900, value_parser = clap::value_parser!(u32).range(0..=2_592_000))]
+    idle_release_secs: u32,
 }
 
 /// Runs until SIGTERM or SIGINT; then routes and pods stay, and peers are told to keep ours, since
@@ -81,6 +86,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let listener = control::bind(&options.run_dir)?;
     let (client, server) = client(options.kubeconfig.as_deref()).await?;
     let mut fib = Fib::start(Some(pods.clone())).await?;
+    let boot_id = ipam::boot_id().context("cannot read this machine's boot id")?;
+    let storage: Arc<dyn ipam::Storage> = Arc::new(ipam::Directory::new(&options.run_dir));
+    let owner =
+        Owner { node: name.clone(), boot_id: boot_id.clone(), rules: cairn_ipam::Rules::ALL };
     let relist = watch::Sender::new(0);
     let views = watches::start(
         &client,
@@ -88,15 +97,17 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             node: name.clone(),
             namespace: options.namespace.clone(),
             relist: relist.subscribe(),
+            restored: last_view::read(storage.as_ref(), &owner),
         },
     );
+    tokio::spawn(last_view::keep(views.clone(), Arc::clone(&storage), owner));
     let (holdings_out, holdings) = watch::channel(Arc::default());
     let ipam_options = ipam::IpamOptions {
         node: name.clone(),
-        boot_id: ipam::boot_id().context("cannot read this machine's boot id")?,
+        boot_id,
         namespace: options.namespace.clone(),
         offline: Duration::from_secs(options.offline_secs.into()),
-        idle_release: None,
+        idle_release: idle_release(options.idle_release_secs),
         rules: cairn_ipam::Rules::ALL,
         clock: ipam::Clock::boottime(),
     };
@@ -106,7 +117,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         usage: pods.usage(),
         routes: fib.learned.clone(),
         witness: Arc::new(SpeakerWitness::new(speakers.clone())),
-        storage: Arc::new(ipam::Directory::new(&options.run_dir)),
+        storage,
         relist,
         holdings: holdings_out,
     };
@@ -135,6 +146,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         name,
         server,
         unreachable: None,
+        knows_cluster: false,
         views,
         holdings,
         reachable: fib.reachable.clone(),
@@ -165,6 +177,8 @@ struct Agent {
     server: String,
     /// Why the API server could first not be reached, for as long as it cannot.
     unreachable: Option<String>,
+    /// There has been a view that was whole: of this process, or of an earlier one.
+    knows_cluster: bool,
     views: watch::Receiver<Arc<ClusterView>>,
     holdings: watch::Receiver<Arc<Holdings>>,
     reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
@@ -240,8 +254,9 @@ impl Agent {
     /// Plans with what is known now, and hands each part what it has to do.
     fn plan(&mut self, fib: &mut Fib) {
         let view = self.views.borrow_and_update().clone();
+        self.knows_cluster |= view.synced || view.restored;
         self.problems = self.watch_problems(&view);
-        if !view.synced {
+        if !self.knows_cluster {
             return;
         }
         let holdings = self.holdings.borrow_and_update().clone();
@@ -259,6 +274,8 @@ impl Agent {
             *held = Some(plan.blackholes.clone());
             differs
         });
+        fib.may_sweep
+            .send_if_modified(|may| std::mem::replace(may, !view.restored) == view.restored);
         if !plan.addresses.is_empty() {
             self.pods.set_config(pods::PodConfig {
                 node_addresses: plan.addresses.clone(),
@@ -268,11 +285,14 @@ impl Agent {
         // Others know this node by that object alone, so it comes back when somebody deletes it.
         let shown = view.bgp_nodes.get(&self.name).map(|object| &object.spec);
         let drifted = plan.bgp_node.as_ref().is_some_and(|(_, wanted)| Some(wanted) != shown);
-        self.bgp_node.send_if_modified(|held| {
-            let differs = *held != plan.bgp_node;
-            held.clone_from(&plan.bgp_node);
-            differs || drifted
-        });
+        // Nothing is told to others that is known from before only.
+        if view.synced {
+            self.bgp_node.send_if_modified(|held| {
+                let differs = *held != plan.bgp_node;
+                held.clone_from(&plan.bgp_node);
+                differs || drifted
+            });
+        }
         self.problems.extend(plan.problems);
         if let Some(config) = plan.speaker
             && (self.speaker.is_some() || self.may_start(&view, &local))
@@ -292,7 +312,7 @@ impl Agent {
         self.unreachable =
             unreachable.map(|reason| self.unreachable.take().unwrap_or(reason.clone()));
         if let Some(reason) = &self.unreachable {
-            let consequence = match view.synced {
+            let consequence = match self.knows_cluster {
                 true => "sessions, routes and pods go on with what was last known",
                 false => "nothing is known of the cluster yet, and pods wait",
             };
@@ -415,6 +435,11 @@ fn start_wait(view: &ClusterView, local: &Local<'_>) -> Duration {
         (false, true) => IDLE_WAIT,
         (_, false) => START_WAIT,
     }
+}
+
+/// The time of a setting of which 0 is never.
+fn idle_release(secs: u32) -> Option<Duration> {
+    (secs > 0).then(|| Duration::from_secs(secs.into()))
 }
 
 async fn changed(speaker: &mut Option<Running>) -> Result<(), watch::error::RecvError> {

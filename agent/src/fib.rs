@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Writing 100,000 routes takes the kernel a while; a keepalive must not wait for it, so this runs
-//! beside the speaker's thread. Nothing is removed before BGP is in sync and the own blocks are
-//! known.
+//! beside the speaker's thread. Nothing is removed before BGP is in sync, the own blocks are known and
+//! the API server has shown the peers.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -43,6 +43,9 @@ pub struct Fib {
     pub preserved: bool,
     /// The blocks that this node owns; `None` until they are known.
     pub blocks: watch::Sender<Option<BTreeSet<IpNet>>>,
+    /// Whether routes of ours that nobody wants may go, which are those of an earlier process. Not
+    /// while the peers are known from before only: one that waits for its password tells nothing.
+    pub may_sweep: watch::Sender<bool>,
     /// Own blocks whose pods can be reached from outside: their route is in the kernel.
     pub reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     /// How next hops are reached, and which networks are the machine's own.
@@ -63,6 +66,7 @@ impl Fib {
     /// The kernel gives no sockets, or forwarding cannot be turned on.
     pub async fn start(pods: Option<PodsHandle>) -> anyhow::Result<Fib> {
         let (blocks, blocks_wanted) = watch::channel(None);
+        let (may_sweep, sweep_allowed) = watch::channel(true);
         let (reachable, reachable_in) = watch::channel(Arc::default());
         let (state, state_in) = watch::channel(RoutesStatus::default());
         let (prefixes, learned) = watch::channel(Arc::default());
@@ -85,7 +89,7 @@ impl Fib {
                     Err(error) => drop(started.send(Err(error))),
                     Ok((worker, preserved)) => {
                         if started.send(Ok(preserved)).is_ok() {
-                            worker.run(feed_in, blocks_wanted, withdraw_in).await;
+                            worker.run(feed_in, blocks_wanted, sweep_allowed, withdraw_in).await;
                         }
                     }
                 }
@@ -99,6 +103,7 @@ impl Fib {
         Ok(Fib {
             preserved,
             blocks,
+            may_sweep,
             reachable: reachable_in,
             underlay: underlay_in,
             state: state_in,
@@ -142,6 +147,7 @@ struct Worker {
     blocks: Option<BTreeSet<IpNet>>,
     unresolved: BTreeSet<Prefix>,
     bgp_in_sync: bool,
+    may_sweep: bool,
     swept: bool,
     tell: Tell,
     state_dirty: bool,
@@ -188,6 +194,7 @@ impl Worker {
             blocks: None,
             unresolved: BTreeSet::new(),
             bgp_in_sync: false,
+            may_sweep: true,
             swept: false,
             tell,
             state_dirty: true,
@@ -200,11 +207,13 @@ impl Worker {
         mut self,
         mut feed_in: oneshot::Receiver<FibFeed>,
         mut blocks: watch::Receiver<Option<BTreeSet<IpNet>>>,
+        mut may_sweep: watch::Receiver<bool>,
         mut withdraw: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
         let mut feed: Option<FibFeed> = None;
         let mut state_due = tokio::time::Instant::now();
         loop {
+            self.may_sweep = *may_sweep.borrow_and_update();
             self.write();
             let retry = self.reconciler.next_deadline().map(tokio::time::Instant::from_std);
             let retry_failed =
@@ -236,6 +245,7 @@ impl Worker {
                     }
                     Err(_) => return,
                 },
+                changed = may_sweep.changed() => if changed.is_err() { return },
                 events = self.monitor.next() => match events {
                     Ok(events) => self.observe(events),
                     Err(error) => {
@@ -270,7 +280,7 @@ impl Worker {
 
     /// One pass of the reconciler, and what it means for the own blocks.
     fn write(&mut self) {
-        if !self.swept && self.bgp_in_sync && self.blocks.is_some() {
+        if !self.swept && self.may_sweep && self.bgp_in_sync && self.blocks.is_some() {
             self.swept = true;
             self.reconciler.allow_sweep();
         }

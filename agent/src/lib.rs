@@ -21,6 +21,7 @@ pub mod fib;
 pub mod file;
 pub mod ipam;
 pub mod ipam_command;
+pub mod last_view;
 pub mod logging;
 pub mod objects;
 pub mod plan;

@@ -8,7 +8,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use cairn_api::{BGPConfigurationSpec, BGPNode, BGPNodeSpec, LABEL_ASN, ObjectReference, Topology};
+use cairn_api::{
+    BGPConfigurationSpec, BGPNode, BGPNodeSpec, BGPPeerSpec, LABEL_ASN, ObjectReference, Topology,
+};
 use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
@@ -294,6 +296,10 @@ fn speaker(
                     problems.push(format!("{what} keeps its old settings: {error}"));
                     peers.add(key, &what, peer.clone(), problems);
                 }
+                None if waits_for_password(view, &object.spec) => problems.push(format!(
+                    "{what} waits for its password: it is in no file, and the API server has not \
+                     shown the Secret since this agent started"
+                )),
                 None => problems.push(format!("{what} is not used: {error}")),
             },
         }
@@ -312,6 +318,13 @@ fn speaker(
         selection_deferral_secs: SELECTION_DEFERRAL_SECS,
         multipath: objects::multipath(configuration.multipath),
     }
+}
+
+/// Whether a peer's password may be there once the API server answers. A session without it is not
+/// started: it could not come up, and an open one would be a different promise.
+fn waits_for_password(view: &ClusterView, spec: &BGPPeerSpec) -> bool {
+    let password = spec.password_secret_ref.as_ref();
+    view.restored && password.is_some_and(|secret| !view.passwords.contains_key(&secret.name))
 }
 
 /// Peers, of which each address has one: two Nodes may have the same for a while, when a machine took

@@ -11,13 +11,11 @@ use std::sync::Arc;
 use cairn_api::SecretKeyRef;
 use cairn_bgp::config::Password;
 use k8s_openapi::api::core::v1::Secret;
-use kube::runtime::watcher;
-use kube::{Api, Client};
-use tokio::sync::mpsc;
+use kube::Api;
 use tokio::task::AbortHandle;
 
 use crate::view::{ClusterView, WatchFailure};
-use crate::watch::{Change, Told, Update, run};
+use crate::watch::{Change, Subject, Watches};
 
 /// The keys of each Secret that the BGPPeers of this node name.
 pub fn wanted(view: &ClusterView) -> BTreeMap<String, BTreeSet<String>> {
@@ -40,9 +38,8 @@ pub fn wanted(view: &ClusterView) -> BTreeMap<String, BTreeSet<String>> {
 
 /// The watches of Secrets.
 pub(crate) struct Secrets {
-    client: Client,
+    watches: Watches,
     namespace: String,
-    told: mpsc::Sender<Told>,
     followed: BTreeMap<String, Followed>,
     /// The number of the next watch, so that what one that has ended still tells is known.
     next: u64,
@@ -55,8 +52,8 @@ struct Followed {
 }
 
 impl Secrets {
-    pub(crate) fn new(client: Client, namespace: String, told: mpsc::Sender<Told>) -> Secrets {
-        Secrets { client, namespace, told, followed: BTreeMap::new(), next: 0 }
+    pub(crate) fn new(watches: Watches, namespace: String) -> Secrets {
+        Secrets { watches, namespace, followed: BTreeMap::new(), next: 0 }
     }
 
     /// Whether a watch with this number is still wanted.
@@ -99,27 +96,23 @@ impl Secrets {
     }
 
     fn start(&self, name: &str, keys: BTreeSet<String>, watch: u64) -> AbortHandle {
-        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
-        let config = watcher::Config::default().fields(&format!("metadata.name={name}"));
-        let secret = name.to_owned();
-        let store = move |change: Change<Secret>| -> Update {
-            let found = match change {
-                Change::All(objects) => objects.into_iter().next(),
-                Change::Set(object) => Some(*object),
-                Change::Remove(_) => None,
-            };
-            let values = found.map(|found| chosen(found, &keys));
-            let secret = secret.clone();
-            Box::new(move |view| {
-                match values {
-                    Some(values) => view.passwords.insert(secret, values),
-                    None => view.passwords.remove(&secret),
-                };
-            })
+        let subject = Subject {
+            api: Api::namespaced(self.watches.client.clone(), &self.namespace),
+            fields: Some(format!("metadata.name={name}")),
+            name: subject(name),
+            remedy: ": apply the Role cairn-agent of Cairn's namespace and its binding",
+            secret: Some(watch),
         };
-        let remedy = ": apply the Role cairn-agent of Cairn's namespace and its binding";
-        let (subject, told) = (subject(name), self.told.clone());
-        tokio::spawn(run(api, config, subject, remedy, Some(watch), told, store)).abort_handle()
+        let secret = name.to_owned();
+        self.watches.follow(subject, move |view: &mut ClusterView, change: Change<Secret>| {
+            let new = change.into_one().map(|found| chosen(found, &keys));
+            let differs = view.passwords.get(&secret) != new.as_ref();
+            match new {
+                Some(values) => drop(view.passwords.insert(secret.clone(), values)),
+                None => drop(view.passwords.remove(&secret)),
+            }
+            differs
+        })
     }
 }
 

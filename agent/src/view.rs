@@ -1,6 +1,7 @@
 //! What an agent knows of the cluster: one value, replaced as a whole when a watch changes it.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use cairn_api::{
     BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, IPBlock, IPPool, IPReservation,
@@ -12,16 +13,23 @@ use crate::objects::Passwords;
 
 /// The objects that an agent watches, as its caches hold them.
 ///
-/// Foreign IPBlocks are not in it: an agent watches its own only (docs/adr/0006).
-#[derive(Clone, Debug, Default, PartialEq)]
+/// Foreign IPBlocks are not in it: an agent watches its own only (docs/adr/0006). Kinds of which a
+/// large cluster has thousands are shared between views, as each change makes a new one.
+/// Serialised it is what outlives the process: without passwords, which no file holds, and without
+/// what is true of one process only.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ClusterView {
     /// Every watch has delivered its first list. Nothing is swept or given back before that.
+    #[serde(skip)]
     pub synced: bool,
     /// How often everything was dropped and listed anew, because history went backwards (IPAM
     /// rule 3). What is known counts for nothing before the view of the newest number is synced.
+    #[serde(skip)]
     pub epoch: u64,
     /// The view is the last good one of an earlier process of this boot, from the run directory, and
     /// holds until the first that is synced.
+    #[serde(skip)]
     pub restored: bool,
     /// The agent's own Node; `None` when it does not exist.
     pub node: Option<Node>,
@@ -32,11 +40,13 @@ pub struct ClusterView {
     /// Reservations by name.
     pub reservations: BTreeMap<String, IPReservation>,
     /// What pods' addresses need to know of namespaces, by name.
-    pub namespaces: BTreeMap<String, Namespace>,
+    #[serde(with = "shared")]
+    pub namespaces: Arc<BTreeMap<String, Arc<Namespace>>>,
     /// The one BGPConfiguration.
     pub bgp_configuration: Option<BGPConfiguration>,
     /// Nodes to peer with, by name; this node's own is among them.
-    pub bgp_nodes: BTreeMap<String, BGPNode>,
+    #[serde(with = "shared")]
+    pub bgp_nodes: Arc<BTreeMap<String, Arc<BGPNode>>>,
     /// Peers by name.
     pub bgp_peers: BTreeMap<String, BGPPeer>,
     /// Policies by name.
@@ -44,8 +54,10 @@ pub struct ClusterView {
     /// Advertisements by name.
     pub bgp_advertisements: BTreeMap<String, BGPAdvertisement>,
     /// Passwords of BGPPeers, from the Secrets of Cairn's own namespace.
+    #[serde(skip)]
     pub passwords: Passwords,
     /// Kinds that cannot be watched now: what the view says of them may be old.
+    #[serde(skip)]
     pub unwatched: BTreeMap<String, WatchFailure>,
 }
 
@@ -65,4 +77,29 @@ pub enum WatchFailure {
     Unreachable(String),
     /// The API server refuses: what it says and what to do.
     Refused(String),
+}
+
+/// Objects that views share, as plain ones.
+mod shared {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    type Shared<T> = Arc<BTreeMap<String, Arc<T>>>;
+
+    pub(super) fn serialize<T: Serialize, S: Serializer>(
+        objects: &Shared<T>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
+        to.collect_map(objects.iter().map(|(name, object)| (name, object.as_ref())))
+    }
+
+    pub(super) fn deserialize<'de, T: Deserialize<'de>, D: Deserializer<'de>>(
+        from: D,
+    ) -> Result<Shared<T>, D::Error> {
+        let objects = BTreeMap::<String, T>::deserialize(from)?;
+        let objects = objects.into_iter().map(|(name, object)| (name, Arc::new(object)));
+        Ok(Arc::new(objects.collect()))
+    }
 }

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use cairn_agent::plan::{Local, NodePlan, plan};
 use cairn_agent::view::ClusterView;
@@ -31,7 +32,9 @@ fn view(yaml: &str, node: &str) -> ClusterView {
         pools: objects(yaml),
         own_blocks: objects(yaml),
         bgp_configuration: objects(yaml).remove("default"),
-        bgp_nodes: objects(yaml),
+        bgp_nodes: Arc::new(
+            objects(yaml).into_iter().map(|(name, node)| (name, Arc::new(node))).collect(),
+        ),
         bgp_peers: objects(yaml),
         bgp_policies: objects(yaml),
         bgp_advertisements: objects(yaml),

@@ -64,6 +64,7 @@ impl Agent {
                     node: "n1".to_owned(),
                     namespace: "cairn-system".to_owned(),
                     relist: tokio::sync::watch::Sender::new(0).subscribe(),
+                    restored: None,
                 },
             ),
         }

@@ -400,25 +400,42 @@ fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8], owner: &Owner) -> Result<T
 }
 
 /// Puts a document in place; safe when it returns.
-pub(crate) fn write<T: Serialize>(
+fn write<T: Serialize>(
     storage: &dyn Storage,
     owner: &Owner,
     name: &str,
     document: &T,
 ) -> io::Result<()> {
+    write_if_new(storage, owner, name, document, None).map(drop)
+}
+
+/// Puts a document in place unless its checksum is `last`; returns the checksum. Safe when it
+/// returns.
+pub(crate) fn write_if_new<T: Serialize>(
+    storage: &dyn Storage,
+    owner: &Owner,
+    name: &str,
+    document: &T,
+    last: Option<u64>,
+) -> io::Result<u64> {
     let body = serde_json::to_vec(document)?;
+    let checksum = checksum(&body);
+    if last == Some(checksum) {
+        return Ok(checksum);
+    }
     let header = Header {
         format: FORMAT,
         boot_id: owner.boot_id.clone(),
         node: owner.node.clone(),
         length: body.len(),
-        checksum: checksum(&body),
+        checksum,
     };
     let mut bytes = serde_json::to_vec(&header)?;
     bytes.reserve(body.len() + 1);
     bytes.push(b'\n');
     bytes.extend(body);
-    storage.write(name, &bytes)
+    storage.write(name, &bytes)?;
+    Ok(checksum)
 }
 
 /// FNV-1a, 64 bits: against damage, not against malice; who can write here is root.

@@ -163,6 +163,7 @@ impl Node {
                     node: name.to_owned(),
                     namespace: "cairn-system".to_owned(),
                     relist: relist.subscribe(),
+                    restored: None,
                 },
             ),
             usage: usage.subscribe(),

@@ -1,0 +1,474 @@
+//! The objects of one kind, in order: a list, then what changes.
+//!
+//! ```text
+//!          watch with sendInitialEvents         bookmark that ends the list
+//! Unlisted ───────────────────────────► Listing ───────────────────────────► Watching
+//!     ▲    list (a server without such)                                       │   ▲
+//!     ├────────────────────────────────────────────► Listed ──────────────────┼───┘
+//!     └────────── history forgotten (410), or told to list anew ◄─────────────┘ watch ends
+//! ```
+//!
+//! Both ways to the list leave the resourceVersion unset: the answer is not older than the call
+//! (IPAM rule 2). kube's own watcher streams a list from version "0", which a server that lags, or
+//! that still holds history which was put back, answers from what it has.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use kube::ResourceExt;
+use kube::api::{Api, ListParams, WatchEvent, WatchParams};
+use kube::core::Status;
+use tokio::time::Instant;
+
+use super::Watched;
+
+/// What a feed has seen.
+pub(crate) enum Change<K> {
+    /// These are all, by name.
+    All(BTreeMap<String, K>),
+    /// The one of this name is new or has changed.
+    Set(String, Box<K>),
+    /// The one of this name is gone.
+    Remove(String),
+}
+
+impl<K> Change<K> {
+    /// The change of what is made of the objects.
+    pub(crate) fn map<V>(self, make: impl Fn(K) -> V) -> Change<V> {
+        match self {
+            Change::All(objects) => {
+                Change::All(objects.into_iter().map(|(name, k)| (name, make(k))).collect())
+            }
+            Change::Set(name, object) => Change::Set(name, Box::new(make(*object))),
+            Change::Remove(name) => Change::Remove(name),
+        }
+    }
+
+    /// The object, where there is at most one.
+    pub(crate) fn into_one(self) -> Option<K> {
+        match self {
+            Change::All(objects) => objects.into_values().next(),
+            Change::Set(_, object) => Some(*object),
+            Change::Remove(_) => None,
+        }
+    }
+}
+
+impl<K: PartialEq> Change<K> {
+    fn is_in(&self, map: &BTreeMap<String, K>) -> bool {
+        match self {
+            Change::All(objects) => objects == map,
+            Change::Set(name, object) => map.get(name) == Some(object.as_ref()),
+            Change::Remove(name) => !map.contains_key(name),
+        }
+    }
+
+    /// Changes the map. Whether it was different.
+    pub(crate) fn apply(self, map: &mut BTreeMap<String, K>) -> bool {
+        if self.is_in(map) {
+            return false;
+        }
+        match self {
+            Change::All(objects) => *map = objects,
+            Change::Set(name, object) => drop(map.insert(name, *object)),
+            Change::Remove(name) => drop(map.remove(&name)),
+        }
+        true
+    }
+
+    /// Changes a map that earlier views share, which is copied only if it was different.
+    pub(crate) fn apply_shared(self, map: &mut Arc<BTreeMap<String, K>>) -> bool
+    where
+        K: Clone,
+    {
+        !self.is_in(map) && self.apply(Arc::make_mut(map))
+    }
+}
+
+/// Why a feed does not go on. It tries again.
+#[derive(Debug)]
+pub(crate) enum FeedError {
+    /// The server refused, or the way to it broke.
+    Api(Box<kube::Error>),
+    /// The server ended a watch with this.
+    Ended(Box<Status>),
+    /// No answer in time.
+    Silent,
+    /// Objects without a resourceVersion cannot be followed.
+    NoVersion,
+}
+
+impl From<kube::Error> for FeedError {
+    fn from(error: kube::Error) -> FeedError {
+        FeedError::Api(Box::new(error))
+    }
+}
+
+impl FeedError {
+    /// What the server said, if it said something.
+    pub(crate) fn status(&self) -> Option<&Status> {
+        match self {
+            FeedError::Api(error) => match error.as_ref() {
+                kube::Error::Api(status) => Some(status),
+                _ => None,
+            },
+            FeedError::Ended(status) => Some(status),
+            FeedError::Silent | FeedError::NoVersion => None,
+        }
+    }
+}
+
+/// Who follows what: makes the pauses of agents and kinds differ, and those of one the same again.
+#[derive(Clone, Debug)]
+pub(crate) struct Follower {
+    /// The node's name.
+    pub(crate) node: String,
+    /// The kind, or what else is followed.
+    pub(crate) subject: String,
+}
+
+impl Follower {
+    /// A number in `[0, 1)` that hangs on nothing but the arguments.
+    fn jitter(&self, attempt: u64) -> f64 {
+        // FNV-1a collects, the multiplication mixes the last octets upwards.
+        let bytes = self.node.bytes().chain([0xff]).chain(self.subject.bytes());
+        let hash = bytes.chain(attempt.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325u64, |hash, b| {
+            (hash ^ u64::from(b)).wrapping_mul(0x0000_0100_0000_01b3)
+        });
+        let mixed = (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        f64::from(u32::try_from(mixed >> 32).unwrap_or(0)) / (f64::from(u32::MAX) + 1.0)
+    }
+}
+
+/// The objects of one kind that a field selector chooses.
+pub(crate) struct Feed<K> {
+    api: Api<K>,
+    fields: Option<String>,
+    follower: Follower,
+    state: State<K>,
+    lists: Lists,
+    /// Failures in a row, and the last one.
+    failures: u32,
+    failed: Option<Instant>,
+    /// The next request is not sent before.
+    due: Option<Instant>,
+    /// The number of watches so far.
+    watches: u64,
+}
+
+enum State<K> {
+    Unlisted,
+    /// Objects come until a bookmark says that these were all.
+    Listing {
+        events: Events<K>,
+        objects: BTreeMap<String, K>,
+        end: Instant,
+    },
+    /// Everything is known up to this version.
+    Listed(String),
+    Watching {
+        events: Events<K>,
+        version: String,
+        since: Instant,
+    },
+}
+
+type Events<K> = BoxStream<'static, kube::Result<WatchEvent<K>>>;
+
+/// How the server gives lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lists {
+    /// Object by object: cheap for the server, and for the memory of this process.
+    Streamed,
+    /// As one answer.
+    Whole,
+}
+
+impl<K: Watched> Feed<K> {
+    /// Follows what `fields`, a field selector, chooses of `api`.
+    pub(crate) fn new(api: Api<K>, fields: Option<String>, follower: Follower) -> Feed<K> {
+        Feed {
+            api,
+            fields,
+            follower,
+            state: State::Unlisted,
+            lists: Lists::Streamed,
+            failures: 0,
+            failed: None,
+            due: None,
+            watches: 0,
+        }
+    }
+
+    /// Drops the position: the next thing seen is [`Change::All`], from a list that is not older than
+    /// this call.
+    pub(crate) fn begin_anew(&mut self) {
+        self.state = State::Unlisted;
+        self.due = None;
+    }
+
+    /// The next change. May be dropped and called again without losing one.
+    ///
+    /// # Errors
+    /// The feed goes on with the next call, after a pause that grows with the failures in a row.
+    pub(crate) async fn next(&mut self) -> Result<Change<K>, FeedError> {
+        loop {
+            if let Some(due) = self.due {
+                tokio::time::sleep_until(due).await;
+                self.due = None;
+            }
+            match self.step().await {
+                Ok(Some(change)) => return Ok(change),
+                Ok(None) => {}
+                Err(error) => {
+                    self.pause();
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    async fn step(&mut self) -> Result<Option<Change<K>>, FeedError> {
+        match &mut self.state {
+            State::Unlisted => match self.lists {
+                Lists::Streamed => self.begin_list().await.map(|()| None),
+                Lists::Whole => self.list().await.map(Some),
+            },
+            State::Listing { events, end, .. } => {
+                let next = tokio::time::timeout_at(*end, events.next()).await;
+                self.take_listed(next)
+            }
+            State::Listed(version) => {
+                let version = version.clone();
+                let events = self.watch(&version).await;
+                match events {
+                    Ok(events) => {
+                        self.state = State::Watching { events, version, since: Instant::now() };
+                        Ok(None)
+                    }
+                    Err(error) => {
+                        self.forget_if_gone(&error);
+                        Err(error)
+                    }
+                }
+            }
+            State::Watching { events, .. } => {
+                let next = tokio::time::timeout(QUIET_WATCH_MAX, events.next()).await;
+                self.take_watched(next)
+            }
+        }
+    }
+
+    async fn begin_list(&mut self) -> Result<(), FeedError> {
+        let params = WatchParams { send_initial_events: true, ..self.watch_params() };
+        match in_time(self.api.watch(&params, "")).await {
+            Ok(events) => {
+                let (events, end) = (events.boxed(), Instant::now() + LIST_MAX);
+                self.state = State::Listing { events, objects: BTreeMap::new(), end };
+                Ok(())
+            }
+            // It knows no such lists: 400 and 422 are what servers answer with the feature off.
+            Err(error) if matches!(error.status(), Some(s) if [400, 422].contains(&s.code)) => {
+                self.lists = Lists::Whole;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn take_listed(
+        &mut self,
+        next: Result<Option<kube::Result<WatchEvent<K>>>, tokio::time::error::Elapsed>,
+    ) -> Result<Option<Change<K>>, FeedError> {
+        let State::Listing { events: _, objects, .. } = &mut self.state else { return Ok(None) };
+        match next {
+            Ok(Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)))) => {
+                objects.insert(object.name_any(), trimmed(object));
+                return Ok(None);
+            }
+            Ok(Some(Ok(WatchEvent::Deleted(object)))) => {
+                objects.remove(&object.name_any());
+                return Ok(None);
+            }
+            Ok(Some(Ok(WatchEvent::Bookmark(bookmark)))) => {
+                if !bookmark.metadata.annotations.contains_key(LIST_ENDS) {
+                    return Ok(None);
+                }
+                let State::Listing { events, objects, .. } =
+                    std::mem::replace(&mut self.state, State::Unlisted)
+                else {
+                    return Ok(None);
+                };
+                let version = bookmark.metadata.resource_version;
+                self.state = State::Watching { events, version, since: Instant::now() };
+                return Ok(Some(Change::All(objects)));
+            }
+            _ => {}
+        }
+        // What came so far is half a list.
+        self.state = State::Unlisted;
+        match next {
+            Ok(Some(Ok(WatchEvent::Error(status)))) => Err(FeedError::Ended(status)),
+            Ok(Some(Err(error))) => Err(error.into()),
+            // A server that ignores what it does not know watches and never ends the list.
+            Err(_) => {
+                self.lists = Lists::Whole;
+                Err(FeedError::Silent)
+            }
+            _ => Err(FeedError::Silent),
+        }
+    }
+
+    async fn list(&mut self) -> Result<Change<K>, FeedError> {
+        let params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() };
+        let list = in_time(self.api.list(&params)).await?;
+        let version = list.metadata.resource_version.filter(|version| !version.is_empty());
+        self.state = State::Listed(version.ok_or(FeedError::NoVersion)?);
+        let named = |object: K| (object.name_any(), trimmed(object));
+        Ok(Change::All(list.items.into_iter().map(named).collect()))
+    }
+
+    async fn watch(&mut self, version: &str) -> Result<Events<K>, FeedError> {
+        self.watches = self.watches.wrapping_add(1);
+        let events = in_time(self.api.watch(&self.watch_params(), version)).await?;
+        Ok(events.boxed())
+    }
+
+    fn watch_params(&self) -> WatchParams {
+        let spread = WATCH_MIN.mul_f64(self.follower.jitter(self.watches));
+        let timeout = u32::try_from((WATCH_MIN + spread).as_secs()).ok();
+        WatchParams { field_selector: self.fields.clone(), timeout, ..WatchParams::default() }
+    }
+
+    fn take_watched(
+        &mut self,
+        next: Result<Option<kube::Result<WatchEvent<K>>>, tokio::time::error::Elapsed>,
+    ) -> Result<Option<Change<K>>, FeedError> {
+        let State::Watching { version, since, .. } = &mut self.state else { return Ok(None) };
+        let mut advance = |object: &K| {
+            let new = object.meta().resource_version.clone().filter(|new| !new.is_empty());
+            *version = new.ok_or(FeedError::NoVersion)?;
+            Ok::<_, FeedError>(())
+        };
+        let failure = match next {
+            Ok(Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)))) => {
+                match advance(&object) {
+                    Ok(()) => {
+                        let name = object.name_any();
+                        return Ok(Some(Change::Set(name, Box::new(trimmed(object)))));
+                    }
+                    Err(error) => error,
+                }
+            }
+            Ok(Some(Ok(WatchEvent::Deleted(object)))) => match advance(&object) {
+                Ok(()) => return Ok(Some(Change::Remove(object.name_any()))),
+                Err(error) => error,
+            },
+            Ok(Some(Ok(WatchEvent::Bookmark(bookmark)))) => {
+                *version = bookmark.metadata.resource_version;
+                return Ok(None);
+            }
+            // The server's bound was reached, or nothing was heard for so long that the way may be
+            // cut: from where it stood. One that ends at once would be asked without a pause.
+            Ok(None) | Err(_) => {
+                let short = since.elapsed() < WATCH_SHORT;
+                self.state = State::Listed(std::mem::take(version));
+                if short {
+                    self.pause();
+                }
+                return Ok(None);
+            }
+            Ok(Some(Ok(WatchEvent::Error(status)))) => FeedError::Ended(status),
+            Ok(Some(Err(error))) => error.into(),
+        };
+        self.state = State::Listed(std::mem::take(version));
+        self.forget_if_gone(&failure);
+        Err(failure)
+    }
+
+    /// Lists anew when the server has forgotten the history since the position.
+    fn forget_if_gone(&mut self, error: &FeedError) {
+        let gone = error.status().is_some_and(|status| status.code == 410);
+        if gone || matches!(error, FeedError::NoVersion) {
+            self.state = State::Unlisted;
+        }
+    }
+
+    /// Doubles from 200 ms to [`RETRY_MAX`], with jitter so that the agents of a cluster do not
+    /// return in step; starts anew after [`QUIET`].
+    fn pause(&mut self) {
+        let now = Instant::now();
+        if self.failed.is_some_and(|last| now.duration_since(last) > QUIET) {
+            self.failures = 0;
+        }
+        self.failed = Some(now);
+        let base = RETRY_MIN.saturating_mul(1 << self.failures.min(6)).min(RETRY_MAX);
+        let jitter = self.follower.jitter(u64::from(self.failures) | 1 << 63);
+        self.failures = self.failures.saturating_add(1);
+        self.due = Some(now + base.mul_f64(0.75 + jitter / 4.0));
+    }
+}
+
+async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T, FeedError> {
+    match tokio::time::timeout(LIST_MAX, request).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(FeedError::Silent),
+    }
+}
+
+/// What no decision reads only costs memory, and makes views that differ in nothing.
+fn trimmed<K: Watched>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+    object.trim();
+    object
+}
+
+/// Failures further apart than this are not in a row: the watch ran in between. Above [`RETRY_MAX`].
+pub(super) const QUIET: Duration = Duration::from_secs(10);
+
+const RETRY_MIN: Duration = Duration::from_millis(200);
+/// The longest wait before a watch that failed is tried again.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// A list takes this long at most, and so does the answer to a request.
+const LIST_MAX: Duration = Duration::from_secs(60);
+
+/// A watch lasts from this to twice this, as the server itself would choose. Every watch that begins
+/// anew is a request: with 10 watches in each of 5,000 agents 19 a second instead of 170 with kube's
+/// 290 s.
+const WATCH_MIN: Duration = Duration::from_secs(1800);
+
+/// A server sends bookmarks about once a minute. One that sends none is asked again from where it
+/// stood, which costs it little.
+const QUIET_WATCH_MAX: Duration = Duration::from_secs(300);
+
+/// A watch that ends sooner counts as a failure when it comes to the pause before the next.
+const WATCH_SHORT: Duration = Duration::from_secs(1);
+
+const LIST_ENDS: &str = "k8s.io/initial-events-end";
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_differ_between_agents_and_are_the_same_again() {
+        let follower = |node: usize| Follower { node: format!("n{node}"), subject: "Node".into() };
+        let spread: Vec<f64> = (0..1000).map(|node| follower(node).jitter(3)).collect();
+        assert!(spread.iter().all(|at| (0.0..1.0).contains(at)));
+        for tenth in 0..10 {
+            let part = f64::from(tenth) / 10.0..f64::from(tenth + 1) / 10.0;
+            let here = spread.iter().filter(|at| part.contains(at)).count();
+            assert!((60..140).contains(&here), "{here} of 1000 agents in {part:?}");
+        }
+        assert_eq!(spread, (0..1000).map(|node| follower(node).jitter(3)).collect::<Vec<_>>());
+        assert_ne!(follower(1).jitter(3), follower(1).jitter(4));
+    }
+}
