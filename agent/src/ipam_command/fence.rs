@@ -158,8 +158,9 @@ fn consequence(node: &str, holder: &Holder, blocks: &[BlockSeen]) -> String {
     }
     let used = own.iter().filter_map(|block| block.used).fold(0, u128::saturating_add);
     format!(
-        "{} of it with {used} addresses in use return as soon as nobody announces them: {}",
+        "{} of it with {} in use return as soon as nobody announces them: {}",
         count(own.len(), "block"),
+        count(usize::try_from(used).unwrap_or(usize::MAX), "address"),
         some(own.iter().map(|block| block.cidr))
     )
 }

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::conflicts;
 use super::read::by_owner;
-use super::snapshot::{BlockSeen, PodSeen, Snapshot};
+use super::snapshot::{BlockSeen, LeaseSeen, PodSeen, Snapshot};
 use super::text::{count, some, span};
 
 /// Something that is not as it should be.
@@ -287,7 +287,7 @@ fn objects(seen: &Snapshot, found: &mut Vec<Finding>) {
                 ),
                 (true, false) => (
                     format!(
-                        "it is being deleted since {}, and {} of it are in use",
+                        "it is being deleted since {}, with {} of it in use",
                         span(secs),
                         count(block.allocations.len(), "address")
                     ),
@@ -441,6 +441,13 @@ fn unallocated(
                 block.node.name
             ),
         ),
+        None if is_off(seen, pod) => (
+            format!(
+                "{address} is in pool {pool} and in no block any more: the machine of node {} is off",
+                pod.node.as_deref().unwrap_or_default()
+            ),
+            format!("delete the pod, which runs no more: its name is {}", pod.name),
+        ),
         None => (
             format!("{address} is in pool {pool} and in no block: another plugin gave it"),
             "delete the pod, and its successor gets an address of Cairn; or give Cairn another pool"
@@ -450,6 +457,12 @@ fn unallocated(
     let mut objects = vec![format!("pod/{}", pod.name), format!("ippool/{pool}")];
     objects.extend(block.map(block_object));
     found.push(Finding::new(Kind::Unallocated, objects, text, remedy));
+}
+
+/// Whether the node of a pod is gone, or its machine off by an operator's word.
+fn is_off(seen: &Snapshot, pod: &PodSeen) -> bool {
+    let Some(node) = &pod.node else { return false };
+    !seen.nodes.contains_key(node) || seen.leases.get(node).is_some_and(LeaseSeen::is_off)
 }
 
 /// Whether a block's status lists every address in use; it is bounded.

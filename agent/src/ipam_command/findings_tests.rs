@@ -7,9 +7,7 @@ use cairn_bgp::rib::HeardRoute;
 use cairn_ipam::mark::Holder;
 use ipnet::IpNet;
 
-use super::super::snapshot::{
-    AllocationSeen, LeaseSeen, LocalSeen, NodeSeen, PoolSeen, SpeakerSeen,
-};
+use super::super::snapshot::{AllocationSeen, LocalSeen, NodeSeen, PoolSeen, SpeakerSeen};
 use super::*;
 
 const NOW: i64 = 1_000_000;
@@ -186,7 +184,7 @@ fn each_kind_is_found_and_has_a_remedy() {
         ("a block without a finalizer", |s| s.blocks[1].held = false, &[FinalizerMissing], "would not wait", "kubectl patch ipblock 10.1.0.64-26"),
         ("a block with an owner", |s| s.blocks[1].owned = true, &[OwnerReference], "Kubernetes deletes it", "ownerReferences"),
         ("a block that just ends", |s| s.blocks[1].terminating_secs = Some(NOW - 30), &[], "", ""),
-        ("a block that does not end, with pods", |s| s.blocks[1].terminating_secs = Some(NOW - 3600), &[StuckDeleting], "1 address of it are in use", "end its pods on node n2"),
+        ("a block that does not end, with pods", |s| s.blocks[1].terminating_secs = Some(NOW - 3600), &[StuckDeleting], "with 1 address of it in use", "end its pods on node n2"),
         ("a block held by others", |s| { let b = &mut s.blocks[1]; b.terminating_secs = Some(NOW - 3600); b.held = false; b.held_by_others = vec!["x/y".into()]; }, &[StuckDeleting], "held by x/y", "who set that finalizer"),
         ("a block that is not announced", |s| s.blocks[1].advertised = Some(false), &[NotAdvertised], "node n2 does not announce it", "cairn status"),
         ("a pool that is not to be announced", |s| { s.pools[0].advertise = false; s.blocks[1].advertised = Some(false); }, &[], "", ""),
@@ -195,6 +193,7 @@ fn each_kind_is_found_and_has_a_remedy() {
         ("a pod that no block shows", |s| { let b = &mut s.blocks[1]; b.allocations.clear(); b.used = Some(0); }, &[Unallocated], "does not show it in use", "on n2"),
         ("a pod beyond what a status lists", |s| { let b = &mut s.blocks[1]; b.allocations.clear(); b.used = Some(9); }, &[], "", ""),
         ("a pod of another plugin", |s| s.pods.push(pod("b/three", "n2", "10.1.77.1")), &[Unallocated], "in no block: another plugin", "delete the pod"),
+        ("a pod of a node that is off", |s| { let l = s.leases.get_mut("n2").expect("n2"); l.off = l.holder.clone(); s.pods.push(pod("b/three", "n2", "10.1.77.1")); }, &[Unallocated], "in no block any more: the machine of node n2 is off", "its name is b/three"),
         ("a pod outside of all pools", |s| s.pods.push(pod("b/three", "n2", "10.9.77.1")), &[], "", ""),
         ("a pod in another node's block", |s| s.pods[1].node = Some("n1".into()), &[OtherNodesBlock], "is in block 10.1.0.64/26 of node n2", "an address of node n1"),
         ("two pods with one address", |s| s.pods.push(pod("a/again", "n2", "10.1.0.65")), &[AddressTwice], "2 pods have 10.1.0.65", "show --address 10.1.0.65"),

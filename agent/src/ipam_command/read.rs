@@ -186,10 +186,13 @@ pub(super) async fn call<T>(
         Ok(Err(kube::Error::Api(status))) => {
             Err(CallError { text: format!("{what}: {}", status.message), code: Some(status.code) })
         }
-        Ok(Err(error)) => {
-            let text = format!("{what}: {:#}", anyhow::Error::from(error));
+        Ok(Err(error @ (kube::Error::Service(_) | kube::Error::HyperError(_)))) => {
+            let error = anyhow::Error::from(error);
+            let root = error.root_cause();
+            let text = format!("{what}: the API server cannot be reached: {root}");
             Err(CallError { text, code: None })
         }
+        Ok(Err(error)) => Err(CallError { text: format!("{what}: {error}"), code: None }),
         Err(_) => {
             let secs = CALL_MAX.as_secs();
             let text = format!("{what}: no answer from the API server within {secs} s");

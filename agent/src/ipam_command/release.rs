@@ -230,7 +230,7 @@ fn judge(evidence: &Evidence) -> Judgement {
         let pods = block.allocations.iter();
         let pods = pods.map(|a| a.pod.clone().unwrap_or_else(|| a.address.to_string()));
         judgement.doubts.push(format!(
-            "by the last word of its owner {} of it are in use: {}",
+            "by the last word of its owner {} of it in use: {}",
             count(block.allocations.len(), "address"),
             some(pods)
         ));

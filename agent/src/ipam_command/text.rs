@@ -36,7 +36,12 @@ pub(super) fn some<T: ToString>(all: impl IntoIterator<Item = T>) -> String {
 
 /// `one thing` or `n things`.
 pub(super) fn count(number: usize, noun: &str) -> String {
-    format!("{number} {noun}{}", if number == 1 { "" } else { "s" })
+    let ending = match (number, noun.ends_with('s')) {
+        (1, _) => "",
+        (_, true) => "es",
+        (_, false) => "s",
+    };
+    format!("{number} {noun}{ending}")
 }
 
 /// Rows whose columns are as wide as they need to be.
@@ -75,6 +80,12 @@ mod tests {
         }
         assert_eq!(span(90_000), "1 d 1 h");
         assert_eq!(span(-5), "0 s", "a clock that is behind");
+    }
+
+    #[test]
+    fn numbers_go_with_their_nouns() {
+        let said = [count(1, "pod"), count(2, "pod"), count(0, "address"), count(1, "address")];
+        assert_eq!(said, ["1 pod", "2 pods", "0 addresses", "1 address"]);
     }
 
     #[test]

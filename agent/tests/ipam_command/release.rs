@@ -45,7 +45,7 @@ fn doubts_need_a_yes() {
     let said = scene.run(&["release", BLOCK]);
     assert_eq!((said.code, scene.has_block(BLOCK)), (Some(1), true), "{said:?}");
     assert!(
-        said.text.contains("against it: by the last word of its owner 1 address of it are in use"),
+        said.text.contains("against it: by the last word of its owner 1 address of it in use"),
         "{said:?}"
     );
     assert!(said.errors.contains("add --yes if none of this counts"), "{said:?}");
