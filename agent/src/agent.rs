@@ -122,7 +122,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         holdings: holdings_out,
     };
     tokio::spawn(ipam::run(client.clone(), ipam_options, channels));
-    let served = tokio::spawn(pod_network.run());
+    let source = Arc::new(pods::ApiAnnotations::new(client.clone()));
+    let served = tokio::spawn(pod_network.with_annotations(source).run());
 
     let (bgp_node, bgp_node_wanted) = watch::channel(Wanted::None);
     let (status, status_wanted) = watch::channel(Wanted::None);
@@ -268,7 +269,14 @@ impl Agent {
             running: running.as_deref(),
         };
         let plan = plan(&view, &self.name, &local);
-        self.pods.set_blocks(holdings.blocks.clone(), holdings.families.clone());
+        self.pods.set_supply(pods::Supply {
+            blocks: holdings.blocks.clone(),
+            families: holdings.families.clone(),
+            pools: holdings.pools.clone(),
+            reserved: holdings.reserved.clone(),
+            refusals: holdings.refusals.clone(),
+            namespaces: Arc::clone(&view.namespaces),
+        });
         fib.blocks.send_if_modified(|held| {
             let differs = held.as_ref() != Some(&plan.blackholes);
             *held = Some(plan.blackholes.clone());

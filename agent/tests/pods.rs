@@ -13,10 +13,10 @@ use std::time::Duration;
 use cairn_agent::fib::Fib;
 use cairn_agent::ipam::Clock;
 use cairn_agent::pods::{
-    self, NetworkOptions, PodConfig, Pods, PodsError, PodsHandle, PodsOptions, Usage,
+    self, NetworkOptions, PodConfig, Pods, PodsError, PodsHandle, PodsOptions, Supply, Usage,
 };
 use cairn_cni::plugin::{self, Outcome, Patience};
-use cairn_ipam::{AttachmentId, Family, OwnedBlock, Rules};
+use cairn_ipam::{AttachmentId, Family, OwnedBlock, PodPool, Rules};
 use cairn_kernel::link::{self, DuplicateDetection};
 use cairn_kernel::route::{self, NextHop, Route, Target};
 use cairn_kernel::{NetNs, Netlink, POD_ROUTE_PROTOCOL, pod};
@@ -100,7 +100,7 @@ impl Node {
     async fn ready_agent(&self, cidr: &str) -> Agent {
         let agent = self.agent().await;
         agent.handle.set_config(config());
-        agent.handle.set_blocks(vec![block(cidr)], vec![Family::V4]);
+        agent.supply(vec![block(cidr)], vec![Family::V4]);
         agent
     }
 
@@ -122,6 +122,7 @@ impl Node {
             "name": "cairn",
             "type": "cairn-cni",
             "socket": pods::socket_path(&self.run_dir),
+            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {}},
         });
         let patience = Patience { connect: Duration::from_secs(2), total: Duration::from_secs(20) };
         tokio::task::spawn_blocking(move || {
@@ -164,6 +165,20 @@ impl Agent {
         self.handle.usage().borrow().clone()
     }
 
+    /// Blocks of the pool "default", or of "default6".
+    fn supply(&self, blocks: Vec<OwnedBlock>, families: Vec<Family>) {
+        let pool = |(name, cidr): (&str, &str)| PodPool {
+            name: name.into(),
+            cidr: cidr.parse().unwrap(),
+            namespaces: None,
+            unusable: None,
+        };
+        let all = [("default", "10.244.0.0/16"), ("default6", "fd00::/48")].map(pool);
+        let pools =
+            all.into_iter().filter(|p| families.contains(&Family::of_net(p.cidr))).collect();
+        self.handle.set_supply(Supply { blocks, families, pools, ..Supply::default() });
+    }
+
     fn used(&self) -> u64 {
         self.usage().blocks.iter().map(|block| block.used).sum()
     }
@@ -194,7 +209,7 @@ fn config() -> PodConfig {
 fn block(cidr: &str) -> OwnedBlock {
     OwnedBlock {
         cidr: cidr.parse().unwrap(),
-        pool: "default".into(),
+        pool: if cidr.contains(':') { "default6" } else { "default" }.into(),
         hand_out: true,
         until: Duration::MAX,
         revision: 0,
@@ -252,7 +267,7 @@ fn a_pod_gets_an_address_keeps_it_and_gives_it_back() {
         let agent = node.agent().await;
         agent.handle.set_config(config());
         let blocks = vec![block("10.244.0.0/29"), block("fd00::/125")];
-        agent.handle.set_blocks(blocks, vec![Family::V4, Family::V6]);
+        agent.supply(blocks, vec![Family::V4, Family::V6]);
         let held = node.add("first", &first).await;
         let expected: [IpAddr; 2] = ["10.244.0.0".parse().unwrap(), "fd00::".parse().unwrap()];
         assert_eq!(held, expected);
@@ -327,7 +342,7 @@ fn a_new_agent_finds_the_pods_of_the_old_one() {
         assert!(link::find(&mut netlink, &half).unwrap().is_none(), "half-done ones are removed");
         assert_eq!(agent.usage().pods[&id("first")].to_string(), "default/pod-first");
         agent.handle.set_config(config());
-        agent.handle.set_blocks(vec![block("10.244.0.0/29")], vec![Family::V4]);
+        agent.supply(vec![block("10.244.0.0/29")], vec![Family::V4]);
         agent
             .wait("both addresses are known", |usage| {
                 usage.blocks.first().is_some_and(|block| block.used == 2)
@@ -395,7 +410,7 @@ fn a_full_block_is_waited_out_or_explained() {
         let waiting = node.spawn_call("ADD", "c2", &path_of(&pods[2]));
         agent.wait("a block is asked for", |usage| !usage.exhausted.is_empty()).await;
         let more = vec![block("10.244.0.0/31"), block("10.244.9.0/32")];
-        agent.handle.set_blocks(more.clone(), vec![Family::V4]);
+        agent.supply(more.clone(), vec![Family::V4]);
         let held = addresses(&waiting.await.unwrap());
         assert_eq!(held, ["10.244.9.0".parse::<IpAddr>().unwrap()]);
 
@@ -416,7 +431,7 @@ fn a_full_block_is_waited_out_or_explained() {
 
         let closed =
             more.into_iter().map(|block| OwnedBlock { hand_out: false, ..block }).collect();
-        agent.handle.set_blocks(closed, vec![Family::V4]);
+        agent.supply(closed, vec![Family::V4]);
         node.del("c3").await;
         let (code, sentence) = failure(&node.call("ADD", "c4", &path_of(&pods[0])).await);
         assert_eq!(code, 11);
@@ -440,7 +455,7 @@ fn before_it_knows_enough_the_agent_says_what_it_waits_for() {
         let (code, sentence) = failure(&node.call("ADD", "c", &path_of(&pod_name)).await);
         assert_eq!(code, 11);
         assert!(sentence.contains("no IPPool"), "{sentence}");
-        agent.handle.set_blocks(Vec::new(), vec![Family::V4]);
+        agent.supply(Vec::new(), vec![Family::V4]);
         let (code, sentence) = failure(&node.call("ADD", "c", &path_of(&pod_name)).await);
         assert_eq!(code, 11);
         assert!(sentence.contains("owns no IPv4 block"), "{sentence}");
@@ -567,13 +582,13 @@ fn wrong_descriptors_and_wrong_bytes_are_refused() {
         let answer = tokio::task::spawn_blocking(move || {
             let mut silent = Vec::new();
             for bytes in
-                [&b"GET / HTTP/1.0\r\n\r\n"[..], &b"CRNI\0\0\0\x01\xff\xff\xff\xff"[..], b""]
+                [&b"GET / HTTP/1.0\r\n\r\n"[..], &b"CRNI\0\0\0\x02\xff\xff\xff\xff"[..], b""]
             {
                 let mut stream = UnixStream::connect(&socket).unwrap();
                 stream.write_all(bytes).unwrap();
                 silent.push(stream);
             }
-            let mut frame = b"CRNI\0\0\0\x01".to_vec();
+            let mut frame = b"CRNI\0\0\0\x02".to_vec();
             let body = br#"{"command":"add","containerId":"c","ifname":"eth0","network":"n"}"#;
             frame.extend((body.len() as u32).to_be_bytes());
             frame.extend(body);
@@ -656,7 +671,7 @@ fn pods_stay_reachable_when_the_address_of_their_node_flaps() {
         let agent = node.agent().await;
         agent.handle.set_config(config());
         let blocks = vec![block("10.244.0.0/29"), block("fd00::/125")];
-        agent.handle.set_blocks(blocks, vec![Family::V4, Family::V6]);
+        agent.supply(blocks, vec![Family::V4, Family::V6]);
         let _fib = Fib::start(Some(agent.handle.clone())).await.unwrap();
         let held = node.add("flap", &pod).await;
         let mut netlink = node.netlink();

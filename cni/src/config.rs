@@ -1,5 +1,6 @@
 //! The network configuration that a runtime writes to the plugin's standard input.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -67,6 +68,9 @@ pub struct NetworkConfig {
     pub name: String,
     /// The agent's socket.
     pub socket: PathBuf,
+    /// Cairn's annotations of the pod; `None` when the runtime passes no annotations at all, so that
+    /// the pod may have some.
+    pub annotations: Option<BTreeMap<String, String>>,
     /// Name service settings, passed through to the result.
     pub dns: Option<Dns>,
     /// The result of the plugin before this one in the chain.
@@ -112,7 +116,9 @@ impl NetworkConfig {
         }
         refuse_if_set("ipam", &raw.ipam, "leave it out, the Cairn agent chooses addresses")?;
         refuse_if_set("ipMasq", &raw.ip_masq, "leave it out and set natOutgoing on the IPPool")?;
+        let mut annotations = None;
         if let Some(runtime) = &raw.runtime_config {
+            annotations = pod_annotations(runtime)?;
             for (key, field) in [("ips", "runtimeConfig.ips"), ("mac", "runtimeConfig.mac")] {
                 let value = runtime.get(key).cloned().unwrap_or_default();
                 refuse_if_set(field, &value, "remove that capability from the configuration list")?;
@@ -122,6 +128,7 @@ impl NetworkConfig {
             version,
             name,
             socket: socket.into(),
+            annotations,
             dns: raw.dns,
             prev_result: raw.prev_result,
         })
@@ -158,6 +165,35 @@ struct RawConfig {
     runtime_config: Option<serde_json::Map<String, Value>>,
 }
 
+/// Cairn's part of the annotations that containerd and CRI-O pass to plugins which declare the
+/// capability [`POD_ANNOTATIONS`].
+fn pod_annotations(
+    runtime: &serde_json::Map<String, Value>,
+) -> Result<Option<BTreeMap<String, String>>, Error> {
+    let all = match runtime.get(POD_ANNOTATIONS) {
+        None => return Ok(None),
+        // What Go makes of a pod without any.
+        Some(Value::Null) => return Ok(Some(BTreeMap::new())),
+        Some(Value::Object(all)) => all,
+        Some(_) => return Err(invalid(POD_ANNOTATIONS, "must be an object of strings")),
+    };
+    let mut ours = BTreeMap::new();
+    for (key, value) in all.iter().filter(|(key, _)| key.starts_with(ANNOTATION_PREFIX)) {
+        let Value::String(value) = value else {
+            return Err(invalid(POD_ANNOTATIONS, "must be an object of strings"));
+        };
+        if key.len() + value.len() > ANNOTATION_MAX || ours.len() >= ANNOTATIONS_MAX {
+            let reason = format!(
+                "holds more than {ANNOTATIONS_MAX} annotations of {ANNOTATION_PREFIX} or one of \
+                 more than {ANNOTATION_MAX} bytes: shorten the pod's"
+            );
+            return Err(invalid(POD_ANNOTATIONS, &reason));
+        }
+        ours.insert(key.clone(), value.clone());
+    }
+    Ok(Some(ours))
+}
+
 fn invalid(field: &'static str, reason: &str) -> Error {
     Error::InvalidConfig { field, reason: reason.into() }
 }
@@ -177,6 +213,15 @@ fn refuse_if_set(field: &'static str, value: &Value, remedy: &'static str) -> Re
     Ok(())
 }
 
+/// The capability by which a plugin asks for the pod's annotations, and their key in runtimeConfig
+/// (containerd's `annotations.PodAnnotations`, ocicni's `RuntimeConfig.PodAnnotations`).
+pub const POD_ANNOTATIONS: &str = "io.kubernetes.cri.pod-annotations";
+
+const ANNOTATION_PREFIX: &str = "cairn.network/";
+/// Annotations that are passed on.
+const ANNOTATIONS_MAX: usize = 8;
+/// The longest in bytes, with its name.
+const ANNOTATION_MAX: usize = 4096;
 const NAME_MAX: usize = 255;
 /// `sun_path` has 108 bytes with its terminating zero.
 const SOCKET_PATH_MAX: usize = 107;

@@ -18,8 +18,8 @@ pub struct ContainerId(String);
 #[serde(try_from = "String", into = "String")]
 pub struct InterfaceName(String);
 
-/// Which pod a container belongs to, as Kubernetes' runtimes say in CNI_ARGS. It names pods for
-/// people and decides nothing; outside Kubernetes every part is absent.
+/// Which pod a container belongs to, as Kubernetes' runtimes say in CNI_ARGS. It names pods for people,
+/// and its namespace chooses pools; outside Kubernetes every part is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "RawPodIdentity", into = "RawPodIdentity")]
 pub struct PodIdentity {

@@ -129,6 +129,7 @@ fn add(
         ifname: ifname.clone(),
         network: config.name.clone(),
         pod,
+        annotations: config.annotations.clone(),
     });
     let added = match ask(&config, &request, Some(namespace.as_fd()), patience)? {
         Response::Added(added) => added,
@@ -204,5 +205,6 @@ fn connect(path: &Path, start: Instant, patience: Patience) -> Result<OwnedFd, E
     }
 }
 
-const CONFIG_MAX: u64 = 256 << 10;
+/// A pod's annotations may have 256 KiB (Kubernetes' limit), and JSON may double that.
+const CONFIG_MAX: u64 = 2 << 20;
 const RETRY: Duration = Duration::from_millis(20);

@@ -10,6 +10,7 @@
 //! (SCM_RIGHTS). Everything here is synchronous and bounded in time and memory; it works on blocking
 //! sockets, whose timeouts it sets, and is safe against whatever the other side sends.
 
+use std::collections::BTreeMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::IpAddr;
@@ -26,8 +27,9 @@ use serde::{Deserialize, Serialize};
 use crate::error::Code;
 use crate::names::{ContainerId, InterfaceName, PodIdentity};
 
-/// The protocol's version. A side that meets another one says so and does nothing.
-pub const VERSION: u32 = 1;
+/// The protocol's version. A side that meets another one says so and does nothing: an agent of version
+/// 1 would not see the annotations by which a pod asks for addresses.
+pub const VERSION: u32 = 2;
 
 /// The longest JSON part of a request in bytes.
 pub const REQUEST_MAX: usize = 64 << 10;
@@ -57,9 +59,12 @@ pub struct AddRequest {
     pub ifname: InterfaceName,
     /// The name of the network configuration.
     pub network: String,
-    /// The pod, for people.
+    /// The pod, for people and to find its namespace.
     #[serde(default)]
     pub pod: PodIdentity,
+    /// Cairn's annotations of the pod; absent when the runtime does not tell them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub annotations: Option<BTreeMap<String, String>>,
 }
 
 /// The fields of [`Request::Del`].

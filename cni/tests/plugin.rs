@@ -332,6 +332,9 @@ fn every_wrong_configuration_is_one_sentence() {
         config.as_object_mut().unwrap().remove(field);
         config.to_string()
     };
+    let annotated = |annotations: Value| {
+        with("runtimeConfig", json!({ "io.kubernetes.cri.pod-annotations": annotations }))
+    };
     let socket_long = format!("/{}", "x".repeat(107));
     let cases = [
         (String::new(), 6, "not valid: EOF"),
@@ -357,7 +360,10 @@ fn every_wrong_configuration_is_one_sentence() {
         (with("runtimeConfig", json!({ "ips": ["10.0.0.1"] })), 2, "runtimeConfig.ips"),
         (with("runtimeConfig", json!({ "mac": "02::1" })), 2, "runtimeConfig.mac"),
         (with("runtimeConfig", json!(3)), 6, "invalid type"),
-        (with("filler", json!("x".repeat(300 << 10))), 7, "is longer than"),
+        (annotated(json!("x")), 7, "must be an object of strings"),
+        (annotated(json!({ "cairn.network/ips": 3 })), 7, "must be an object of strings"),
+        (annotated(json!({ "cairn.network/ips": "1".repeat(5000) })), 7, "4096 bytes"),
+        (with("filler", json!("x".repeat(3 << 20))), 7, "is longer than"),
     ];
     for (input, code, sentence) in cases {
         let (found, message) = failure(&variables("ADD"), &input);
@@ -370,11 +376,37 @@ fn every_wrong_configuration_is_one_sentence() {
         with("ipMasq", json!(false)),
         with("runtimeConfig", json!({ "ips": [], "portMappings": [{ "hostPort": 80 }] })),
         with("unknown", json!(["anything"])),
+        annotated(json!({ "a": "x".repeat(256 << 10) })),
     ];
     for input in harmless {
         let (code, message) = failure(&variables("ADD"), &input);
         assert_eq!(code, 11, "only the agent is missing: {message}");
     }
+}
+
+#[test]
+fn of_the_annotations_that_the_runtime_tells_the_agent_hears_cairns() {
+    let told = |runtime: Value| {
+        let directory = Directory::create();
+        let serving = agent(&directory, |socket| {
+            let (request, _) = protocol::receive_request(&socket, soon()).unwrap();
+            protocol::send_response(&socket, &Response::Added(added()), soon()).unwrap();
+            request
+        });
+        let mut config = config(&directory.socket());
+        config["runtimeConfig"] = runtime;
+        assert!(run(&variables("ADD"), &config.to_string()).success);
+        let Request::Add(request) = serving.join().unwrap() else { panic!("no ADD") };
+        request.annotations
+    };
+    let key = "io.kubernetes.cri.pod-annotations";
+    let ours = BTreeMap::from([("cairn.network/ippools".to_owned(), "a,b".to_owned())]);
+    let all = json!({ "cairn.network/ippools": "a,b", "cairn.networks/x": "y", "other": "z" });
+    assert_eq!(told(json!({ key: all })), Some(ours));
+    assert_eq!(told(json!({ key: {"other": "z"} })), Some(BTreeMap::new()));
+    assert_eq!(told(json!({ key: null })), Some(BTreeMap::new()));
+    assert_eq!(told(json!({ "portMappings": [] })), None, "they are not known then");
+    assert_eq!(told(json!({})), None);
 }
 
 #[test]
@@ -449,12 +481,12 @@ fn answers_that_are_none_are_retryable() {
     for (bytes, sentence) in [
         (Vec::new(), "closed the connection"),
         (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), "does not speak this protocol"),
-        (frame(7, 17, done), "it speaks version 7 of the plugin's protocol, not 1"),
-        (frame(1, u32::MAX, done), "65536 are allowed"),
-        (frame(1, 400, done), "closed the connection"),
-        (frame(1, 3, b"abc"), "not understood"),
-        (frame(1, 18, br#"{"answer":"later"}"#), "not understood"),
-        (frame(1, 17, done), "another request than ADD"),
+        (frame(7, 17, done), "it speaks version 7 of the plugin's protocol, not 2"),
+        (frame(2, u32::MAX, done), "65536 are allowed"),
+        (frame(2, 400, done), "closed the connection"),
+        (frame(2, 3, b"abc"), "not understood"),
+        (frame(2, 18, br#"{"answer":"later"}"#), "not understood"),
+        (frame(2, 17, done), "another request than ADD"),
     ] {
         let directory = Directory::create();
         let serving = agent(&directory, move |mut socket| {
@@ -482,7 +514,7 @@ fn the_agents_side_survives_whatever_is_sent() {
         received
     };
     let frame = |body: &[u8]| {
-        let mut frame = b"CRNI\0\0\0\x01".to_vec();
+        let mut frame = b"CRNI\0\0\0\x02".to_vec();
         frame.extend((body.len() as u32).to_be_bytes());
         frame.extend(body);
         frame
@@ -512,8 +544,8 @@ fn the_agents_side_survives_whatever_is_sent() {
     let error = receive(frame(&vec![b' '; REQUEST_MAX + 1])).unwrap_err();
     assert!(matches!(error, ProtocolError::TooLong { .. }), "{error:?}");
     let mut other = frame(b"{}");
-    other[7] = 2;
-    assert!(matches!(receive(other).unwrap_err(), ProtocolError::Version(2)));
+    other[7] = 1;
+    assert!(matches!(receive(other).unwrap_err(), ProtocolError::Version(1)));
     // Every beginning of a good request, and every single byte of it changed: an answer or an
     // error, never a hang or a panic.
     let good = add("a", "eth0");

@@ -8,6 +8,7 @@
 //! ```text
 //!  pools, own blocks, RIB ──► claims ──► candidates to POST, blocks that may hand out
 //!  own Lease writes ────────► fence  ──► may this node hand out at all
+//!  pools, annotations ──────► choice ──► which pools or which address a pod asks for
 //!  blocks + attachments ────► addresses: one address to one attachment
 //!  all blocks, Leases ──────► returns: what the leader gives back of nodes that are gone
 //!  others' addresses ───────► foreign ──► pool_status: may a pool be used, how full is it
@@ -15,6 +16,7 @@
 
 pub mod addresses;
 mod candidates;
+pub mod choice;
 pub mod claims;
 pub mod demand;
 pub mod fence;

@@ -87,6 +87,8 @@ impl Plugin {
             "name": "cairn",
             "type": "cairn-cni",
             "socket": self.socket,
+            // As a runtime tells the annotations of a pod that has none.
+            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {}},
         });
         let failed = || format!("run the CNI plugin {}", self.path.display());
         let mut child = Command::new(&self.path)

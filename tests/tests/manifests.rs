@@ -369,6 +369,8 @@ fn the_plugin_finds_the_agent() {
     let config = cairn_cni::NetworkConfig::parse(config.to_string().as_bytes())
         .expect("the plugin takes its configuration");
     assert_eq!(config.socket, Path::new(cairn_cni::SOCKET_PATH));
+    // Without it every pod start would ask the API server for the pod's annotations.
+    assert_eq!(plugin["capabilities"][cairn_cni::config::POD_ANNOTATIONS], true);
 
     let set = only("manifests/base/daemonset.yaml", "DaemonSet", "cairn-agent");
     let pod = &set["spec"]["template"]["spec"];

@@ -145,8 +145,7 @@ impl Blocks {
         self.refused.retain(|_, refused| refused.until > now);
         let changed = self.site.read(&view);
         let own = self.ledger.own(&usages, now);
-        let families = usage.exhausted.iter().map(Demand::family).collect();
-        let short = self.site.demands(&families);
+        let short: Vec<Demand> = usage.exhausted.iter().cloned().collect();
         let mut decision = self.decide(&own, &short, view.synced.then_some(standing), now);
         self.mark_releases(&decision, &usages);
         let refusals = std::mem::take(&mut decision.refusals);

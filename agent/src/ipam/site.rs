@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use cairn_ipam::claims::{PoolError, families};
-use cairn_ipam::{Demand, Family, PodPool, Pool, Scheduling};
+use cairn_ipam::{Family, PodPool, Pool, Scheduling};
 use ipnet::IpNet;
 
 use crate::view::ClusterView;
@@ -101,17 +101,6 @@ impl Site {
             }
         }
         networks
-    }
-
-    /// What pods lack, in words of pools.
-    pub(super) fn demands(&self, exhausted: &BTreeSet<Family>) -> Vec<Demand> {
-        let of_family = |family: Family| {
-            let general = self.pools.iter().filter(move |pool| {
-                Family::of_net(pool.cidr) == family && pool.namespaces.is_none() && pool.for_pods
-            });
-            Demand::Pools(family, general.map(|pool| pool.name.clone()).collect())
-        };
-        exhausted.iter().copied().map(of_family).collect()
     }
 
     /// The families of which a pod gets an address each.

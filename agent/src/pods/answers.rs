@@ -4,7 +4,8 @@ use std::net::IpAddr;
 
 use cairn_cni::Code;
 use cairn_cni::protocol::{Added, AddedAddress, Failure, Response};
-use cairn_ipam::AssignError;
+use cairn_ipam::choice::ChoiceError;
+use cairn_ipam::{AssignError, Demand};
 use cairn_kernel::pod::{self, AttachError, Attached};
 
 use super::calls::Reply;
@@ -16,8 +17,49 @@ pub(super) enum AddRefusal {
     Unconfigured,
     #[error("{NO_POOL}")]
     Poolless,
+    #[error("{0}")]
+    Choice(#[from] ChoiceError),
     #[error("{0}; the request may be repeated")]
     Unassigned(AssignError),
+    /// The owner of the blocks says that the block which is lacking cannot come.
+    #[error("{lack}; no block can be claimed: {reason}")]
+    Denied { lack: AssignError, reason: String },
+    #[error(
+        "the container runtime does not tell the pod's annotations (does the network configuration \
+         declare the capability io.kubernetes.cri.pod-annotations?) and they cannot be read \
+         otherwise: {0}; the request may be repeated"
+    )]
+    Unannotated(String),
+}
+
+impl AddRefusal {
+    /// What has to come, if it is a block.
+    pub(super) fn demand(&self) -> Option<Demand> {
+        match self {
+            AddRefusal::Unassigned(error) | AddRefusal::Denied { lack: error, .. } => {
+                error.demand()
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether waiting a few seconds may help.
+    pub(super) fn may_end_soon(&self) -> bool {
+        match self {
+            AddRefusal::Unconfigured | AddRefusal::Poolless => true,
+            AddRefusal::Choice(error) => error.may_end_soon(),
+            // Its pod may be about to end, as when a pod is replaced by one with the same address.
+            AddRefusal::Unassigned(AssignError::HeldBy { .. }) => true,
+            AddRefusal::Unassigned(error) => error.demand().is_some(),
+            AddRefusal::Denied { .. } | AddRefusal::Unannotated(_) => false,
+        }
+    }
+
+    /// Whether repeating the request is of no use before somebody changes an object.
+    pub(super) fn needs_a_person(&self) -> bool {
+        matches!(self, AddRefusal::Choice(error) if !error.may_end_soon())
+            || matches!(self, AddRefusal::Unassigned(AssignError::Reserved { .. }))
+    }
 }
 
 /// The answer to an ADD that succeeded.

@@ -12,6 +12,7 @@
 //! takes the socket over. Nothing here calls the API server: a pod starts from the blocks that the
 //! node owns.
 
+mod annotations;
 mod answers;
 mod calls;
 mod error;
@@ -28,10 +29,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_cni::PodIdentity;
-use cairn_ipam::{AttachmentId, BlockUsage, Demand, Family, OwnedBlock, Rules};
+use cairn_ipam::{AttachmentId, BlockUsage, Demand, Family, OwnedBlock, PodPool, Rules};
 use cairn_kernel::NetNs;
+use ipnet::IpNet;
 use tokio::sync::{Notify, watch};
 
+pub use annotations::{AnnotationSource, ApiAnnotations};
 pub use calls::PodCalls;
 pub use error::PodsError;
 pub use files::socket_path;
@@ -39,6 +42,7 @@ pub use kernel::{Attachment, Found, Listed, PodKernel, Question};
 pub use network::PodNetwork;
 
 use crate::ipam::Clock;
+use crate::view::Namespace;
 use files::PodNames;
 use host::HostKernel;
 
@@ -84,18 +88,30 @@ pub struct Usage {
     pub exhausted: BTreeSet<Demand>,
 }
 
-/// What the blocks allow.
+/// What pods may be given.
 #[derive(Clone, Debug, Default, PartialEq)]
-struct Blocks {
-    owned: Vec<OwnedBlock>,
-    families: Vec<Family>,
+pub struct Supply {
+    /// All blocks of the node, with whether each may hand out.
+    pub blocks: Vec<OwnedBlock>,
+    /// The families of which a pod gets an address each, where pools of them serve its namespace.
+    pub families: Vec<Family>,
+    /// Every pool of pods, usable or not. Changes apply to new pods; existing ones keep their
+    /// addresses.
+    pub pools: Vec<PodPool>,
+    /// What is never handed out.
+    pub reserved: Vec<IpNet>,
+    /// Demands that cannot be met now, each with the reason for the pod that waits.
+    pub refusals: BTreeMap<Demand, String>,
+    /// Namespaces by name. A pod whose namespace is not there waits; if there are none at all, and
+    /// no pool selects namespaces, they do not matter.
+    pub namespaces: Arc<BTreeMap<String, Arc<Namespace>>>,
 }
 
 /// Speaks to the running pod network. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct PodsHandle {
     config: Arc<watch::Sender<Option<PodConfig>>>,
-    blocks: Arc<watch::Sender<Blocks>>,
+    supply: Arc<watch::Sender<Supply>>,
     resync: Arc<Notify>,
     usage: watch::Receiver<Usage>,
 }
@@ -111,12 +127,11 @@ impl PodsHandle {
         });
     }
 
-    /// Sets the blocks that this node owns and the families of which a pod gets an address each.
-    pub fn set_blocks(&self, blocks: Vec<OwnedBlock>, families: Vec<Family>) {
-        let blocks = Blocks { owned: blocks, families };
-        self.blocks.send_if_modified(|held| {
-            let changed = *held != blocks;
-            *held = blocks;
+    /// Sets what pods may be given.
+    pub fn set_supply(&self, supply: Supply) {
+        self.supply.send_if_modified(|held| {
+            let changed = *held != supply;
+            *held = supply;
             changed
         });
     }
@@ -157,6 +172,11 @@ impl Pods {
         let own_netns = NetNs::current().and_then(|own| own.identity())?;
         let listener = files::bind(&run_dir)?;
         Ok((handle, Pods { network, listener, calls, own_netns }))
+    }
+
+    /// As [`PodNetwork::with_annotations`].
+    pub fn with_annotations(self, source: Arc<dyn AnnotationSource>) -> Pods {
+        Pods { network: self.network.with_annotations(source), ..self }
     }
 
     /// Serves requests until every handle is dropped.

@@ -30,6 +30,7 @@ impl Call {
             "name": "cairn",
             "type": "cairn-cni",
             "socket": site.path("agent").join("cni.sock"),
+            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {}},
         });
         Call { variables, config }
     }

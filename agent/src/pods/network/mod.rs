@@ -4,6 +4,9 @@
 //! waits for the first. An address is in the book from before the kernel is asked until the kernel
 //! has no interface any more, so that nothing in between can give it twice.
 
+mod listing;
+mod waiting;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -11,28 +14,27 @@ use std::time::Duration;
 
 use cairn_cni::protocol::{AddRequest, DelRequest, Response};
 use cairn_cni::{Code, PodIdentity};
-use cairn_ipam::{
-    AddressBook, AddressRequest, AttachmentId, Choice, Demand, Family, OwnedBlock, Rule,
-};
+use cairn_ipam::{AddressBook, AttachmentId, Demand, Family, OwnedBlock, Rule};
 use cairn_kernel::Error;
-use cairn_kernel::pod::{self, AttachError, PodAttachment, PodSpec};
+use cairn_kernel::pod::{self, AttachError, PodSpec};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
-use ipnet::IpNet;
 use tokio::sync::{Notify, mpsc, watch};
 
+use super::annotations::{AnnotationSource, NoSource};
 use super::answers::{AddRefusal, NO_CONFIG, NO_POOL, added, answer, failed, failure_of};
 use super::calls::{Call, PodCalls, Reply};
 use super::files::PodNames;
-use super::kernel::{Attachment, Found, Listed, PodKernel, Question};
-use super::{Blocks, NetworkOptions, PodConfig, PodsError, PodsHandle, Usage};
+use super::kernel::{Attachment, Found, Listed, PodKernel};
+use super::{NetworkOptions, PodConfig, PodsError, PodsHandle, Supply, Usage};
+use listing::Listing;
 
 /// Where the owner's work comes from.
 #[derive(Debug)]
 struct Inputs<N> {
     calls: mpsc::Receiver<Call<N>>,
     config: watch::Receiver<Option<PodConfig>>,
-    blocks: watch::Receiver<Blocks>,
+    supply: watch::Receiver<Supply>,
     resync: Arc<Notify>,
 }
 
@@ -48,11 +50,8 @@ pub struct PodNetwork<K: PodKernel> {
     /// ADD requests without an address, each with when its patience ends.
     waiting: VecDeque<(Duration, Addition<K::Netns>)>,
     config: Option<PodConfig>,
-    families: Vec<Family>,
-    /// The blocks' networks.
-    cidrs: Vec<IpNet>,
-    /// The blocks' pools.
-    pools: BTreeSet<(String, Family)>,
+    supply: Supply,
+    annotations: Arc<dyn AnnotationSource>,
     /// Addresses that the kernel holds for somebody else.
     foreign: BTreeSet<IpAddr>,
     exhausted: BTreeSet<Demand>,
@@ -91,14 +90,7 @@ enum Done<N> {
     Attached { addition: Addition<N>, attachment: Attachment },
     Detached { id: AttachmentId, reply: Reply, outcome: Result<(), Error> },
     Listed { generation: u64, outcome: Result<Listed, Error> },
-}
-
-/// Whether a dump of the kernel's pods is wanted or under way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Listing {
-    Idle,
-    Due(Duration),
-    Running { again: bool },
+    Annotated { addition: Addition<N>, outcome: Result<BTreeMap<String, String>, String> },
 }
 
 impl<K: PodKernel> PodNetwork<K> {
@@ -127,18 +119,18 @@ impl<K: PodKernel> PodNetwork<K> {
         let found = kernel.read().await?;
         let (calls, received) = PodCalls::channel();
         let (config, config_changes) = watch::channel(None);
-        let (blocks, block_changes) = watch::channel(Blocks::default());
+        let (supply, supply_changes) = watch::channel(Supply::default());
         let (usage_changes, usage) = watch::channel(Usage::default());
         let resync = Arc::new(Notify::new());
         let inputs = Inputs {
             calls: received,
             config: config_changes,
-            blocks: block_changes,
+            supply: supply_changes,
             resync: Arc::clone(&resync),
         };
         let network = PodNetwork::new(kernel, options, names, found, inputs, usage_changes);
         let handle =
-            PodsHandle { config: Arc::new(config), blocks: Arc::new(blocks), resync, usage };
+            PodsHandle { config: Arc::new(config), supply: Arc::new(supply), resync, usage };
         Ok((handle, calls, network))
     }
 
@@ -158,9 +150,8 @@ impl<K: PodKernel> PodNetwork<K> {
             busy: HashMap::new(),
             waiting: VecDeque::new(),
             config: None,
-            families: Vec::new(),
-            cidrs: Vec::new(),
-            pools: BTreeSet::new(),
+            supply: Supply::default(),
+            annotations: Arc::new(NoSource),
             foreign: BTreeSet::new(),
             exhausted: BTreeSet::new(),
             names,
@@ -182,6 +173,12 @@ impl<K: PodKernel> PodNetwork<K> {
         network
     }
 
+    /// Asks `source` for the annotations of pods whose runtime does not tell them. Without one such
+    /// a pod is refused.
+    pub fn with_annotations(self, source: Arc<dyn AnnotationSource>) -> PodNetwork<K> {
+        PodNetwork { annotations: source, ..self }
+    }
+
     /// Serves until nobody can send anything any more.
     pub async fn run(mut self) {
         let Some(mut inputs) = self.inputs.take() else { return };
@@ -199,12 +196,12 @@ impl<K: PodKernel> PodNetwork<K> {
                     self.request_listing();
                     self.retry_waiting();
                 }
-                changed = inputs.blocks.changed() => {
+                changed = inputs.supply.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    let blocks = inputs.blocks.borrow_and_update().clone();
-                    self.set_blocks(blocks);
+                    let supply = inputs.supply.borrow_and_update().clone();
+                    self.set_supply(supply);
                 }
                 () = inputs.resync.notified() => self.request_listing(),
                 () = sleep(wake), if wake.is_some() => self.expire(),
@@ -256,11 +253,11 @@ impl<K: PodKernel> PodNetwork<K> {
         if self.config.is_none() {
             return Err(NO_CONFIG.into());
         }
-        if self.families.is_empty() {
+        if self.supply.families.is_empty() {
             return Err(NO_POOL.into());
         }
         let usage = self.book.usage();
-        for family in &self.families {
+        for family in &self.supply.families {
             let serves = |block: &cairn_ipam::BlockUsage| {
                 Family::of_net(block.cidr) == *family && block.hand_out && block.free > 0
             };
@@ -277,17 +274,13 @@ impl<K: PodKernel> PodNetwork<K> {
         let Some(config) = self.config.clone() else {
             return self.wait(addition, &AddRefusal::Unconfigured);
         };
-        if self.families.is_empty() {
-            return self.wait(addition, &AddRefusal::Poolless);
-        }
         self.take_over(&addition.id);
-        let addresses = match self.book.held(&addition.id) {
-            [] => self.book.assign(&addition.id, &self.requests(), self.now()),
-            held => Ok(held.to_vec()),
-        };
-        let addresses = match addresses {
+        if self.must_ask(&addition) {
+            return self.ask(addition);
+        }
+        let addresses = match self.addresses(&addition) {
             Ok(addresses) => addresses,
-            Err(error) => return self.wait(addition, &AddRefusal::Unassigned(error)),
+            Err(refusal) => return self.wait(addition, &refusal),
         };
         self.publish();
         let spec = PodSpec {
@@ -303,16 +296,6 @@ impl<K: PodKernel> PodNetwork<K> {
         self.work.push(attaching.map(|attachment| Done::Attached { addition, attachment }).boxed());
     }
 
-    /// One address of each family, from whatever pool.
-    fn requests(&self) -> Vec<AddressRequest> {
-        let request = |family: &Family| {
-            let of_family = self.pools.iter().filter(|(_, held)| held == family);
-            let pools = of_family.map(|(pool, _)| pool.clone()).collect();
-            AddressRequest { family: *family, choice: Choice::Pools(pools) }
-        };
-        self.families.iter().map(request).collect()
-    }
-
     /// Gives a container what its interface holds since a start that found no readable alias.
     fn take_over(&mut self, id: &AttachmentId) {
         let nameless = unrecorded(&pod::host_interface_name(&id.container_id, &id.ifname));
@@ -320,42 +303,6 @@ impl<K: PodKernel> PodNetwork<K> {
         let addresses = self.book.release(&nameless, self.now());
         self.book.adopt(id.clone(), addresses);
         self.attachments.insert(id.clone(), attachment);
-    }
-
-    /// Keeps an ADD that cannot be served now until something changes, within limits.
-    fn wait(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
-        if let AddRefusal::Unassigned(error) = refusal
-            && let Some(demand) = error.demand()
-            && self.exhausted.insert(demand)
-        {
-            self.publish();
-        }
-        let until = self.now() + self.options.address_wait;
-        if self.waiting.len() < WAITING_MAX {
-            return self.waiting.push_back((until, addition));
-        }
-        self.refuse(addition, refusal);
-    }
-
-    fn refuse(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
-        let Addition { id, request, netns, reply, .. } = addition;
-        let reason = refusal.to_string();
-        tracing::warn!(pod = %request.pod, container = id.container_id, reason, "pod not attached");
-        drop(netns);
-        answer(reply, failed(Code::TryAgainLater, reason));
-        self.release_turn(&id);
-    }
-
-    /// Tries every waiting ADD again, after something changed. One that still finds nothing keeps
-    /// its deadline.
-    fn retry_waiting(&mut self) {
-        for (until, addition) in std::mem::take(&mut self.waiting) {
-            let before = self.waiting.len();
-            self.add(addition);
-            if let Some((held, _)) = self.waiting.get_mut(before) {
-                *held = until;
-            }
-        }
     }
 
     /// Handles what is due by time.
@@ -366,22 +313,7 @@ impl<K: PodKernel> PodNetwork<K> {
         {
             self.list();
         }
-        while self.waiting.front().is_some_and(|(until, _)| *until <= now) {
-            let Some((_, addition)) = self.waiting.pop_front() else { return };
-            let refusal = match (&self.config, self.families.is_empty()) {
-                (None, _) => AddRefusal::Unconfigured,
-                (_, true) => AddRefusal::Poolless,
-                _ => match self.book.assign(&addition.id, &self.requests(), self.now()) {
-                    // Freed in this very moment.
-                    Ok(_) => {
-                        self.add(addition);
-                        continue;
-                    }
-                    Err(error) => AddRefusal::Unassigned(error),
-                },
-            };
-            self.refuse(addition, &refusal);
-        }
+        self.expire_waiting(now);
     }
 
     fn next_deadline(&self) -> Option<Duration> {
@@ -413,6 +345,7 @@ impl<K: PodKernel> PodNetwork<K> {
                 self.generation += 1;
                 self.finish_del(&id, reply, outcome);
             }
+            Done::Annotated { addition, outcome } => self.finish_asking(addition, outcome),
             Done::Listed { generation, outcome } => self.finish_listing(generation, outcome),
         }
     }
@@ -507,133 +440,22 @@ impl<K: PodKernel> PodNetwork<K> {
         }
     }
 
-    fn set_blocks(&mut self, blocks: Blocks) {
-        let cidrs: Vec<IpNet> = blocks.owned.iter().map(|block| block.cidr).collect();
-        if self.cidrs != cidrs {
-            self.cidrs = cidrs;
+    fn set_supply(&mut self, supply: Supply) {
+        let cidrs = |supply: &Supply| -> Vec<_> { supply.blocks.iter().map(|b| b.cidr).collect() };
+        if cidrs(&self.supply) != cidrs(&supply) {
             self.request_listing();
         }
-        let pool = |block: &OwnedBlock| (block.pool.clone(), Family::of_net(block.cidr));
-        self.pools = blocks.owned.iter().map(pool).collect();
-        self.book.set_blocks(blocks.owned);
+        if self.supply.reserved != supply.reserved {
+            self.book.set_reserved(supply.reserved.clone());
+        }
+        let fenced = self.options.rules.hold(Rule::OwnFence);
+        let until = |block: &OwnedBlock| if fenced { block.until } else { Duration::MAX };
+        let blocks = supply.blocks.iter().map(|b| OwnedBlock { until: until(b), ..b.clone() });
+        self.book.set_blocks(blocks.collect());
+        self.supply = supply;
         self.mark_foreign();
-        self.families = blocks.families;
         self.exhausted.clear();
         self.retry_waiting();
-        self.publish();
-    }
-
-    /// Takes in what the kernel holds for others.
-    fn take_foreign(&mut self, foreign: BTreeSet<IpAddr>) {
-        if self.options.rules.hold(Rule::OwnKernel) {
-            self.foreign = foreign;
-            self.mark_foreign();
-        }
-    }
-
-    /// Keeps addresses of own blocks that the kernel holds for others from being handed out.
-    fn mark_foreign(&mut self) {
-        for cidr in &self.cidrs {
-            for address in self.foreign.range(cidr.network()..=cidr.broadcast()) {
-                self.book.mark_foreign(*address);
-            }
-        }
-    }
-
-    /// Records an interface that the kernel has.
-    fn adopt(&mut self, found: &PodAttachment) {
-        let id = match &found.alias {
-            Some(alias) => id_of(&alias.container_id, &alias.ifname),
-            None => {
-                tracing::warn!(
-                    interface = found.host_ifname,
-                    alias = found.alias_unread,
-                    "a pod interface without a readable alias keeps its addresses"
-                );
-                unrecorded(&found.host_ifname)
-            }
-        };
-        let clashes = self.book.adopt(id.clone(), found.addresses());
-        for address in clashes {
-            tracing::error!(%address, interface = found.host_ifname, "two pods hold one address");
-        }
-        let attachment = Interface {
-            host_ifname: found.host_ifname.clone(),
-            pod: self.names.read(&found.host_ifname),
-            since: self.generation,
-        };
-        self.attachments.insert(id, attachment);
-    }
-
-    fn request_listing(&mut self) {
-        let soon = self.now() + LISTING_DELAY;
-        self.listing = match self.listing {
-            Listing::Idle => Listing::Due(soon),
-            Listing::Running { .. } => Listing::Running { again: true },
-            Listing::Due(at) => Listing::Due(at.min(soon)),
-        };
-    }
-
-    fn list(&mut self) {
-        self.listing = Listing::Running { again: false };
-        let generation = self.generation;
-        let node_addresses = self.config.as_ref().map(|config| config.node_addresses.clone());
-        let foreign: Vec<IpAddr> =
-            self.book.usage().into_iter().flat_map(|block| block.foreign).collect();
-        let listing = self.kernel.list(Question { node_addresses, foreign });
-        self.work.push(listing.map(move |outcome| Done::Listed { generation, outcome }).boxed());
-    }
-
-    fn finish_listing(&mut self, generation: u64, outcome: Result<Listed, Error>) {
-        let again = self.listing == Listing::Running { again: true };
-        self.listing = Listing::Idle;
-        let listed = match outcome {
-            Ok(listed) => listed,
-            Err(error) => {
-                tracing::warn!(%error, "cannot compare the node's pods with the kernel");
-                self.listing = Listing::Due(self.now() + LISTING_RETRY);
-                return;
-            }
-        };
-        if again {
-            self.request_listing();
-        } else if listed.incomplete {
-            self.listing = Listing::Due(self.now() + LISTING_RETRY);
-        }
-        let present: BTreeSet<&str> =
-            listed.attachments.iter().map(|found| found.host_ifname.as_str()).collect();
-        let vanished: Vec<AttachmentId> = self
-            .attachments
-            .iter()
-            .filter(|(id, held)| {
-                held.since <= generation
-                    && !present.contains(held.host_ifname.as_str())
-                    && !self.busy.contains_key(id)
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for id in &vanished {
-            self.forget(id);
-        }
-        if generation == self.generation {
-            for found in &listed.attachments {
-                let known =
-                    self.attachments.values().any(|held| held.host_ifname == found.host_ifname);
-                let under_way = found.alias.as_ref().is_some_and(|alias| {
-                    self.busy.contains_key(&id_of(&alias.container_id, &alias.ifname))
-                });
-                if !known && !under_way && !found.is_half_done() {
-                    self.adopt(found);
-                }
-            }
-        }
-        self.take_foreign(listed.foreign);
-        for &address in &listed.freed {
-            self.book.clear_foreign(address, self.now());
-        }
-        if !vanished.is_empty() || !listed.freed.is_empty() {
-            self.retry_waiting();
-        }
         self.publish();
     }
 
@@ -673,10 +495,5 @@ fn unrecorded(host_ifname: &str) -> AttachmentId {
 
 /// Requests that wait for the end of another one for the same interface.
 const QUEUE_MAX: usize = 16;
-/// ADD requests that wait for an address.
-const WAITING_MAX: usize = 256;
 /// Addresses in use by others that one ADD tries.
 const FOREIGN_MAX: u32 = 8;
-/// Gathers a burst of kernel events into one dump.
-const LISTING_DELAY: Duration = Duration::from_millis(100);
-const LISTING_RETRY: Duration = Duration::from_secs(5);

@@ -1,0 +1,142 @@
+//! The comparison of the book with the kernel: what has gone frees its addresses, what is there holds
+//! them.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use cairn_ipam::{AttachmentId, Rule};
+use cairn_kernel::Error;
+use cairn_kernel::pod::PodAttachment;
+use futures::FutureExt;
+
+use super::super::kernel::{Listed, PodKernel, Question};
+use super::{Done, Interface, PodNetwork, id_of, unrecorded};
+
+/// Whether a dump of the kernel's pods is wanted or under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Listing {
+    Idle,
+    Due(Duration),
+    Running { again: bool },
+}
+
+impl<K: PodKernel> PodNetwork<K> {
+    /// Takes in what the kernel holds for others.
+    pub(super) fn take_foreign(&mut self, foreign: BTreeSet<IpAddr>) {
+        if self.options.rules.hold(Rule::OwnKernel) {
+            self.foreign = foreign;
+            self.mark_foreign();
+        }
+    }
+
+    /// Keeps addresses of own blocks that the kernel holds for others from being handed out.
+    pub(super) fn mark_foreign(&mut self) {
+        for cidr in self.supply.blocks.iter().map(|block| block.cidr) {
+            for address in self.foreign.range(cidr.network()..=cidr.broadcast()) {
+                self.book.mark_foreign(*address);
+            }
+        }
+    }
+
+    /// Records an interface that the kernel has.
+    pub(super) fn adopt(&mut self, found: &PodAttachment) {
+        let id = match &found.alias {
+            Some(alias) => id_of(&alias.container_id, &alias.ifname),
+            None => {
+                tracing::warn!(
+                    interface = found.host_ifname,
+                    alias = found.alias_unread,
+                    "a pod interface without a readable alias keeps its addresses"
+                );
+                unrecorded(&found.host_ifname)
+            }
+        };
+        let clashes = self.book.adopt(id.clone(), found.addresses());
+        for address in clashes {
+            tracing::error!(%address, interface = found.host_ifname, "two pods hold one address");
+        }
+        let attachment = Interface {
+            host_ifname: found.host_ifname.clone(),
+            pod: self.names.read(&found.host_ifname),
+            since: self.generation,
+        };
+        self.attachments.insert(id, attachment);
+    }
+
+    pub(super) fn request_listing(&mut self) {
+        let soon = self.now() + LISTING_DELAY;
+        self.listing = match self.listing {
+            Listing::Idle => Listing::Due(soon),
+            Listing::Running { .. } => Listing::Running { again: true },
+            Listing::Due(at) => Listing::Due(at.min(soon)),
+        };
+    }
+
+    pub(super) fn list(&mut self) {
+        self.listing = Listing::Running { again: false };
+        let generation = self.generation;
+        let node_addresses = self.config.as_ref().map(|config| config.node_addresses.clone());
+        let foreign: Vec<IpAddr> =
+            self.book.usage().into_iter().flat_map(|block| block.foreign).collect();
+        let listing = self.kernel.list(Question { node_addresses, foreign });
+        self.work.push(listing.map(move |outcome| Done::Listed { generation, outcome }).boxed());
+    }
+
+    pub(super) fn finish_listing(&mut self, generation: u64, outcome: Result<Listed, Error>) {
+        let again = self.listing == Listing::Running { again: true };
+        self.listing = Listing::Idle;
+        let listed = match outcome {
+            Ok(listed) => listed,
+            Err(error) => {
+                tracing::warn!(%error, "cannot compare the node's pods with the kernel");
+                self.listing = Listing::Due(self.now() + LISTING_RETRY);
+                return;
+            }
+        };
+        if again {
+            self.request_listing();
+        } else if listed.incomplete {
+            self.listing = Listing::Due(self.now() + LISTING_RETRY);
+        }
+        let present: BTreeSet<&str> =
+            listed.attachments.iter().map(|found| found.host_ifname.as_str()).collect();
+        let vanished: Vec<AttachmentId> = self
+            .attachments
+            .iter()
+            .filter(|(id, held)| {
+                held.since <= generation
+                    && !present.contains(held.host_ifname.as_str())
+                    && !self.busy.contains_key(id)
+            })
+            .map(|(id, _)| id.clone())
+            .collect();
+        for id in &vanished {
+            self.forget(id);
+        }
+        if generation == self.generation && self.options.rules.hold(Rule::KernelIsRecord) {
+            for found in &listed.attachments {
+                let known =
+                    self.attachments.values().any(|held| held.host_ifname == found.host_ifname);
+                let under_way = found.alias.as_ref().is_some_and(|alias| {
+                    self.busy.contains_key(&id_of(&alias.container_id, &alias.ifname))
+                });
+                if !known && !under_way && !found.is_half_done() {
+                    self.adopt(found);
+                }
+            }
+        }
+        self.take_foreign(listed.foreign);
+        for &address in &listed.freed {
+            self.book.clear_foreign(address, self.now());
+        }
+        if !vanished.is_empty() || !listed.freed.is_empty() {
+            self.retry_waiting();
+        }
+        self.publish();
+    }
+}
+
+/// Gathers a burst of kernel events into one dump.
+const LISTING_DELAY: Duration = Duration::from_millis(100);
+const LISTING_RETRY: Duration = Duration::from_secs(5);

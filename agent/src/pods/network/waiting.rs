@@ -1,0 +1,161 @@
+//! From the request to the addresses: what a pod asks for, and what happens while it cannot be given.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use cairn_api::{ANNOTATION_IPPOOLS, ANNOTATION_IPS};
+use cairn_cni::Code;
+use cairn_ipam::choice::{self, Home, Wishes};
+use cairn_ipam::{AddressRequest, Demand};
+use futures::FutureExt;
+
+use super::super::answers::{AddRefusal, answer, failed};
+use super::super::kernel::PodKernel;
+use super::{Addition, Done, PodNetwork};
+
+impl<K: PodKernel> PodNetwork<K> {
+    /// The addresses of the interface: those that it has, else new ones.
+    pub(super) fn addresses(
+        &mut self,
+        addition: &Addition<K::Netns>,
+    ) -> Result<Vec<IpAddr>, AddRefusal> {
+        match self.book.held(&addition.id) {
+            [] => {}
+            held => return Ok(held.to_vec()),
+        }
+        if self.supply.pools.is_empty() {
+            return Err(AddRefusal::Poolless);
+        }
+        let requests = self.requests(addition)?;
+        let assigned = self.book.assign(&addition.id, &requests, self.now());
+        assigned.map_err(|error| match error.demand().and_then(|lack| self.denied(&lack)) {
+            Some(reason) => AddRefusal::Denied { reason, lack: error },
+            None => AddRefusal::Unassigned(error),
+        })
+    }
+
+    /// What the pod asks for.
+    fn requests(&self, addition: &Addition<K::Netns>) -> Result<Vec<AddressRequest>, AddRefusal> {
+        let pod = &addition.request.pod;
+        let unlabelled = BTreeMap::new();
+        let home = match pod.namespace() {
+            None => Home::None,
+            Some(name) => match self.supply.namespaces.get(name) {
+                Some(known) => {
+                    Home::Namespace { name, labels: &known.labels, pools: known.pools.as_deref() }
+                }
+                // A cluster that shows no namespace at all has none that could choose a pool.
+                None if self.supply.namespaces.is_empty() && !self.chooses_by_namespace() => {
+                    Home::Namespace { name, labels: &unlabelled, pools: None }
+                }
+                None => Home::Unknown(name),
+            },
+        };
+        let annotation = |name| {
+            let annotations = addition.request.annotations.as_ref()?;
+            annotations.get(name).map(String::as_str)
+        };
+        let wishes =
+            Wishes { pools: annotation(ANNOTATION_IPPOOLS), addresses: annotation(ANNOTATION_IPS) };
+        let supply = &self.supply;
+        Ok(choice::choose(&supply.pools, &supply.families, home, wishes)?)
+    }
+
+    fn chooses_by_namespace(&self) -> bool {
+        self.supply.pools.iter().any(|pool| pool.namespaces.is_some())
+    }
+
+    /// Why the owner of the blocks cannot meet the demand.
+    fn denied(&self, demand: &Demand) -> Option<String> {
+        self.supply.refusals.get(demand).cloned()
+    }
+
+    /// Whether the pod may have annotations of which nobody has told. What is no pod has none.
+    pub(super) fn must_ask(&self, addition: &Addition<K::Netns>) -> bool {
+        addition.request.annotations.is_none()
+            && addition.request.pod.name().is_some()
+            && self.book.held(&addition.id).is_empty()
+    }
+
+    /// Asks for the annotations of the pod.
+    pub(super) fn ask(&mut self, addition: Addition<K::Netns>) {
+        let asked = self.annotations.annotations(&addition.request.pod);
+        self.work.push(asked.map(|outcome| Done::Annotated { addition, outcome }).boxed());
+    }
+
+    pub(super) fn finish_asking(
+        &mut self,
+        mut addition: Addition<K::Netns>,
+        outcome: Result<BTreeMap<String, String>, String>,
+    ) {
+        match outcome {
+            Ok(annotations) => {
+                addition.request.annotations = Some(annotations);
+                self.add(addition);
+            }
+            Err(reason) => self.refuse(addition, &AddRefusal::Unannotated(reason)),
+        }
+    }
+
+    /// Keeps an ADD that cannot be served now until something changes, within limits.
+    pub(super) fn wait(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
+        if let Some(demand) = refusal.demand()
+            && self.exhausted.insert(demand)
+        {
+            self.publish();
+        }
+        if refusal.may_end_soon() && self.waiting.len() < WAITING_MAX {
+            let until = self.now() + self.options.address_wait;
+            return self.waiting.push_back((until, addition));
+        }
+        self.refuse(addition, refusal);
+    }
+
+    fn refuse(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
+        let Addition { id, request, netns, reply, .. } = addition;
+        let reason = refusal.to_string();
+        tracing::warn!(pod = %request.pod, container = id.container_id, reason, "pod not attached");
+        drop(netns);
+        let code = match refusal.needs_a_person() {
+            true => Code::InvalidConfig,
+            false => Code::TryAgainLater,
+        };
+        answer(reply, failed(code, reason));
+        self.release_turn(&id);
+    }
+
+    /// Tries every waiting ADD again, after something changed. One that still finds nothing keeps
+    /// its deadline.
+    pub(super) fn retry_waiting(&mut self) {
+        for (until, addition) in std::mem::take(&mut self.waiting) {
+            let before = self.waiting.len();
+            self.add(addition);
+            if let Some((held, _)) = self.waiting.get_mut(before) {
+                *held = until;
+            }
+        }
+    }
+
+    /// Gives up on those whose patience has ended.
+    pub(super) fn expire_waiting(&mut self, now: Duration) {
+        while self.waiting.front().is_some_and(|(until, _)| *until <= now) {
+            let Some((_, addition)) = self.waiting.pop_front() else { return };
+            let refusal = match self.config {
+                None => AddRefusal::Unconfigured,
+                Some(_) => match self.addresses(&addition) {
+                    // Freed in this very moment.
+                    Ok(_) => {
+                        self.add(addition);
+                        continue;
+                    }
+                    Err(refusal) => refusal,
+                },
+            };
+            self.refuse(addition, &refusal);
+        }
+    }
+}
+
+/// ADD requests that wait for an address.
+const WAITING_MAX: usize = 256;
