@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::conflicts;
 use super::read::by_owner;
-use super::snapshot::{BlockSeen, LeaseSeen, PodSeen, Snapshot};
+use super::snapshot::{BlockSeen, LeaseSeen, NetIndex, PodSeen, Snapshot};
 use super::text::{count, some, span};
 
 /// Something that is not as it should be.
@@ -351,15 +351,18 @@ fn allocations(seen: &Snapshot, found: &mut Vec<Finding>) {
         }
     }
     let in_use = seen.blocks.iter().flat_map(|block| {
-        block.allocations.iter().map(|a| (a.address, format!("node {}", block.node.name)))
+        block.allocations.iter().map(|a| (a.address, "node", block.node.name.as_str()))
     });
-    let by_pods = seen.pods.iter().flat_map(|pod| {
-        pod.addresses.iter().map(|address| (*address, format!("pod {}", pod.name)))
-    });
+    let by_pods = seen
+        .pods
+        .iter()
+        .flat_map(|pod| pod.addresses.iter().map(|address| (*address, "pod", pod.name.as_str())));
+    let reservations: NetIndex<&str> =
+        seen.reserved.iter().map(|(net, name)| (net.trunc(), name.as_str())).collect();
     let mut reserved: BTreeMap<(IpAddr, &str), String> = BTreeMap::new();
-    for (address, user) in in_use.chain(by_pods) {
-        for (_, name) in seen.reserved.iter().filter(|(net, _)| net.contains(&address)) {
-            reserved.insert((address, name), user.clone());
+    for (address, kind, user) in in_use.chain(by_pods) {
+        if let Some(name) = reservations.of(address) {
+            reserved.insert((address, name), format!("{kind} {user}"));
         }
     }
     for ((address, name), user) in reserved {

@@ -131,14 +131,9 @@ pub(super) struct LocalSeen {
 }
 
 impl Snapshot {
-    /// The blocks' networks for look-ups by address.
-    pub(super) fn block_index(&self) -> BlockIndex<'_> {
-        let mut index = BlockIndex::default();
-        for block in &self.blocks {
-            index.lens.insert(block.cidr.prefix_len());
-            index.blocks.insert(block.cidr, block);
-        }
-        index
+    /// The blocks by their networks.
+    pub(super) fn block_index(&self) -> NetIndex<&BlockSeen> {
+        self.blocks.iter().map(|block| (block.cidr, block)).collect()
     }
 
     /// The pool that holds an address: the oldest, since only that one is used.
@@ -178,23 +173,30 @@ impl PodSeen {
     }
 }
 
-/// Blocks by network.
-#[derive(Default)]
-pub(super) struct BlockIndex<'a> {
-    blocks: HashMap<IpNet, &'a BlockSeen>,
+/// Things by network, found by what lies in them.
+pub(super) struct NetIndex<T> {
+    nets: HashMap<IpNet, T>,
     lens: BTreeSet<u8>,
 }
 
-impl<'a> BlockIndex<'a> {
-    /// The smallest block that holds an address.
-    pub(super) fn of(&self, address: IpAddr) -> Option<&'a BlockSeen> {
+impl<T: Copy> NetIndex<T> {
+    /// The one of the smallest network that holds an address.
+    pub(super) fn of(&self, address: IpAddr) -> Option<T> {
         self.around(IpNet::from(address)).next()
     }
 
-    /// The blocks that hold a network, smallest first.
-    pub(super) fn around(&self, net: IpNet) -> impl Iterator<Item = &'a BlockSeen> {
+    /// Those of the networks that hold this one, smallest first.
+    pub(super) fn around(&self, net: IpNet) -> impl Iterator<Item = T> {
         let lens = self.lens.range(..=net.prefix_len()).rev();
         lens.filter_map(move |len| IpNet::new(net.addr(), *len).ok())
-            .filter_map(|outer| self.blocks.get(&outer.trunc()).copied())
+            .filter_map(|outer| self.nets.get(&outer.trunc()).copied())
+    }
+}
+
+impl<T> FromIterator<(IpNet, T)> for NetIndex<T> {
+    fn from_iter<I: IntoIterator<Item = (IpNet, T)>>(all: I) -> NetIndex<T> {
+        let nets: HashMap<IpNet, T> = all.into_iter().collect();
+        let lens = nets.keys().map(IpNet::prefix_len).collect();
+        NetIndex { nets, lens }
     }
 }

@@ -68,3 +68,13 @@ fn who_holds_no_lease_is_not_marked() {
     assert!(said.errors.contains("names no holder of the form NODE_UID/BOOT_ID"), "{said:?}");
     assert_eq!(scene.run(&["fence"]).code, Some(2), "which node?");
 }
+
+/// Its clock may be wrong: that it writes is what counts.
+#[test]
+fn an_agent_that_writes_meanwhile_is_not_marked() {
+    let scene = Scene::new();
+    scene.agent("n1", 300);
+    let said = scene.run_beside_writes((LEASES, SYSTEM, "cairn-node-n1"), &["fence", "n1"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(1), Value::Null), "{said:?}");
+    assert!(said.errors.contains("has written its Lease since it was read"), "{said:?}");
+}

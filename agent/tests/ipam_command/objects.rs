@@ -1,7 +1,10 @@
 //! A cluster of objects without agents, and the command that looks at it.
 
 use std::process::Output;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
+use cairn_lab::apiserver::PatchType;
 use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -127,6 +130,36 @@ impl Scene {
         let holder = format!("{}/{boot}", self.uid("nodes", node));
         self.lease(node, &holder, age_secs);
         holder
+    }
+
+    /// Runs a command while somebody writes the object all the time, far more often than the command
+    /// asks.
+    pub fn run_beside_writes(
+        &self,
+        (resource, namespace, name): (&str, Option<&str>, &str),
+        words: &[&str],
+    ) -> Said {
+        let api = &self.cluster.api;
+        api.delay_requests(Duration::from_millis(100));
+        let ended = AtomicBool::new(false);
+        let said = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0.. {
+                    if ended.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    let patch = json!({"metadata": {"annotations": {"n": number.to_string()}}});
+                    api.patch(resource, namespace, name, PatchType::Merge, &patch)
+                        .expect("written");
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            });
+            let said = self.run(words);
+            ended.store(true, Ordering::Relaxed);
+            said
+        });
+        api.delay_requests(Duration::ZERO);
+        said
     }
 
     pub fn mark(&self, node: &str) -> Value {

@@ -120,3 +120,13 @@ fn what_is_no_block_is_said() {
         assert!(answer.errors.contains(said), "{words:?}: {answer:?}");
     }
 }
+
+#[test]
+fn an_owner_that_writes_meanwhile_keeps_its_block() {
+    let scene = dead(3600, &[]);
+    let said = scene.run_beside_writes((BLOCKS, None, BLOCK), &["release", BLOCK]);
+    assert_eq!((said.code, scene.has_block(BLOCK)), (Some(1), true), "{said:?}");
+    assert!(said.errors.contains("has changed since it was read: somebody uses it"), "{said:?}");
+    let block = scene.cluster.api.get(BLOCKS, None, BLOCK).expect("the block");
+    assert!(block["metadata"].get("deletionTimestamp").is_none(), "not even begun");
+}
