@@ -7,15 +7,18 @@ use cairn_api::{
 use cairn_ipam::claims::{overlap, overlapped_by};
 use cairn_ipam::{Pool, Rule, Rules};
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
+use kube::ResourceExt;
 use kube::api::{
     Api, DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions,
     VersionMatch,
 };
-use kube::{Client, ResourceExt};
 use serde_json::json;
 
+use super::Shared;
 use super::calls::Question;
 use super::error::{IpamError, call};
+use super::history::{History, Kind, Mark};
 
 /// The annotation that the owner writes when it takes up a block that it finds: only a write that
 /// changes the object voids a DELETE still on its way.
@@ -27,6 +30,7 @@ pub(super) struct BlockApi {
     blocks: Api<IPBlock>,
     pools: Api<IPPool>,
     rules: Rules,
+    history: History,
 }
 
 /// What consistent reads say about a block that this node has claimed or found.
@@ -43,8 +47,13 @@ pub(super) enum Verification {
 }
 
 impl BlockApi {
-    pub(super) fn new(client: &Client, rules: Rules) -> BlockApi {
-        BlockApi { blocks: Api::all(client.clone()), pools: Api::all(client.clone()), rules }
+    pub(super) fn new(shared: &Shared) -> BlockApi {
+        BlockApi {
+            blocks: Api::all(shared.client.clone()),
+            pools: Api::all(shared.client.clone()),
+            rules: shared.options.rules,
+            history: shared.history.clone(),
+        }
     }
 
     /// Lists that are not older than the call (IPAM rule 2).
@@ -71,7 +80,10 @@ impl BlockApi {
         let mut block = IPBlock::new(&block_name(cidr), spec);
         block.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
         let what = || format!("cannot claim block {cidr}");
-        call(what, self.blocks.create(&PostParams::default(), &block)).await
+        let mark = self.history.mark(Kind::Block);
+        let created = call(what, self.blocks.create(&PostParams::default(), &block)).await?;
+        self.history.heard(mark, created.metadata.resource_version.as_deref());
+        Ok(created)
     }
 
     /// Changes a block that was found, not claimed by this process, so that no earlier DELETE with
@@ -85,7 +97,10 @@ impl BlockApi {
         }});
         let what = || format!("cannot take up block {}", block.spec.cidr);
         let params = PatchParams::default();
-        call(what, self.blocks.patch(&name, &params, &Patch::Merge(patch))).await
+        let mark = self.history.mark(Kind::Block);
+        let taken = call(what, self.blocks.patch(&name, &params, &Patch::Merge(patch))).await?;
+        self.history.heard(mark, taken.metadata.resource_version.as_deref());
+        Ok(taken)
     }
 
     /// Reads pool, pools and blocks consistently. Of two nodes that both write and then read at
@@ -94,7 +109,9 @@ impl BlockApi {
         let Question { cidr, uid, pool, .. } = question;
         let cidr = *cidr;
         let what = || format!("cannot verify block {cidr}");
+        let mark = self.history.mark(Kind::Pool);
         let all = call(what, self.pools.list(&self.consistent())).await?;
+        self.heard(mark, &all.metadata);
         let labels = Default::default();
         // A pool whose cidr cannot be read gives no blocks and hides none.
         let pools: Vec<Pool> =
@@ -117,7 +134,9 @@ impl BlockApi {
             return Ok(Verification::PoolUnfit(reason));
         }
         let range = self.consistent().fields(&format!("spec.range={}", block_range(cidr)));
+        let mark = self.history.mark(Kind::Block);
         let listed = call(what, self.blocks.list(&range)).await?;
+        self.heard(mark, &listed.metadata);
         let mut found = false;
         for other in &listed.items {
             if other.metadata.uid.as_ref() == Some(uid) {
@@ -143,6 +162,14 @@ impl BlockApi {
         match call(what, self.blocks.get_with(&name, &GetParams::any())).await {
             Err(error) if error.is_not_found() => Ok(None),
             found => found.map(Some),
+        }
+    }
+
+    /// Takes in the version of a list.
+    fn heard(&self, mark: Mark, list: &ListMeta) {
+        // One that may be old says nothing.
+        if self.rules.hold(Rule::ConsistentReads) {
+            self.history.heard(mark, list.resource_version.as_deref());
         }
     }
 

@@ -26,28 +26,30 @@ use futures::future::BoxFuture;
 use futures::stream::FuturesUnordered;
 use futures::{FutureExt, StreamExt};
 use ipnet::IpNet;
-use tokio::sync::watch;
 
 use super::Shared;
 use super::api::BlockApi;
 use super::calls::{self, Attempt, Done, Ears, Question, Term};
 use super::held::{Backoff, Held, Ledger, Phase};
+use super::lease::Promise;
 use super::site::Site;
 use super::tell::Published;
 
 /// Keeps the node's blocks.
-pub(super) async fn run(shared: Shared, mut fence: watch::Receiver<OwnFence>) {
-    let api = BlockApi::new(&shared.client, shared.options.rules);
+pub(super) async fn run(shared: Shared) {
+    let api = BlockApi::new(&shared);
     let (mut view, mut usage) = (shared.view.clone(), shared.usage.clone());
+    let (mut promise, mut history) = (shared.promise.subscribe(), shared.history.subscribe());
     let mut blocks = Blocks::new(shared, api);
     let mut calls: FuturesUnordered<Call> = FuturesUnordered::new();
     loop {
         let now = blocks.shared.now();
         view.mark_unchanged();
         usage.mark_unchanged();
-        let up = *fence.borrow_and_update();
-        calls.extend(blocks.step(&up, now));
-        let wake = blocks.next_wake(&up, now);
+        history.mark_unchanged();
+        let promised = *promise.borrow_and_update();
+        calls.extend(blocks.step(&promised, now));
+        let wake = blocks.next_wake(&promised.fence, now);
         tokio::select! {
             biased;
             Some((way, done)) = calls.next() => {
@@ -57,7 +59,8 @@ pub(super) async fn run(shared: Shared, mut fence: watch::Receiver<OwnFence>) {
             }
             changed = view.changed() => if changed.is_err() { return },
             changed = usage.changed() => if changed.is_err() { return },
-            changed = fence.changed() => if changed.is_err() { return },
+            changed = promise.changed() => if changed.is_err() { return },
+            changed = history.changed() => if changed.is_err() { return },
             () = tokio::time::sleep(wake) => {}
         }
     }
@@ -68,6 +71,8 @@ pub(super) async fn run(shared: Shared, mut fence: watch::Receiver<OwnFence>) {
 pub(super) enum Way {
     Claim,
     Block(IpNet),
+    /// What peers announce: no call to the API server.
+    Witness,
 }
 
 type Call = BoxFuture<'static, (Way, Done)>;
@@ -88,6 +93,8 @@ pub(super) struct Blocks {
     pub(super) errors: BTreeMap<String, String>,
     /// The term for which the blocks are confirmed.
     pub(super) term: Term,
+    /// When peers' announcements were last looked at.
+    pub(super) listened: Duration,
     pub(super) published: Published,
 }
 
@@ -101,11 +108,26 @@ pub(super) struct Refused {
 }
 
 impl Blocks {
+    /// Begins with what an earlier process of this boot left: blocks that it had confirmed and whose
+    /// promise still stands. They hand out at once, without the API server and without the write that
+    /// takes up a block. That write is there to void a DELETE on its way, and none can be: a block
+    /// leaves the disk before its DELETE is sent, and stands there again only after a later write.
+    /// Nobody else returns it while the promise stands (IPAM rules 2 and 5). What was gone by force
+    /// is missing in the first view and lost, as it would be without the restart.
     fn new(shared: Shared, api: BlockApi) -> Blocks {
+        let (fence, now) = (shared.promise.borrow().fence, shared.now());
+        let kept = shared.disk.kept();
+        let term = Term { fence: fence.term(), history: shared.history.epoch() };
+        let mut ledger = Ledger { node_uid: kept.node_uid, ..Ledger::default() };
+        if fence.is_up(now) || !shared.options.rules.hold(Rule::OwnFence) {
+            for (cidr, block) in kept.blocks {
+                ledger.held.insert(cidr, Held::kept(block, now));
+            }
+        }
         Blocks {
             shared,
             api,
-            ledger: Ledger::default(),
+            ledger,
             site: Site::default(),
             under_way: BTreeSet::new(),
             pending: BTreeMap::new(),
@@ -113,21 +135,27 @@ impl Blocks {
             claims: Backoff::default(),
             full: BTreeMap::new(),
             errors: BTreeMap::new(),
-            term: Term::default(),
+            term,
+            listened: Duration::ZERO,
             published: Published::default(),
         }
     }
 
     /// Decides anew, publishes, and returns the next calls.
-    fn step(&mut self, fence: &OwnFence, now: Duration) -> Vec<Call> {
+    fn step(&mut self, promise: &Promise, now: Duration) -> Vec<Call> {
+        let fence = &promise.fence;
         let view = Arc::clone(&self.shared.view.borrow());
+        // What was seen of an older history counts for nothing until all was listed anew.
+        let history = self.shared.history.epoch();
+        let is_current = view.epoch >= history;
+        let is_synced = view.synced && is_current;
         let usage = self.shared.usage.borrow().clone();
         let usages: BTreeMap<IpNet, BlockUsage> =
             usage.blocks.into_iter().map(|block| (block.cidr, block)).collect();
-        self.begin_term(Term { fence: fence.term(), ..self.term });
+        self.begin_term(Term { fence: fence.term(), history });
         let membership = self.shared.membership();
         if let Ok(uid) = &membership
-            && view.synced
+            && is_synced
         {
             let shown = self.ledger.reconcile(&view, uid, &usages, now);
             self.pending.retain(|cidr, _| !shown.contains(cidr));
@@ -135,24 +163,30 @@ impl Blocks {
         }
         let is_up = fence.is_up(now) || !self.shared.options.rules.hold(Rule::OwnFence);
         let standing = match membership {
+            Err(standing) => standing,
+            Ok(_) if !is_current => Standing::OldHistory,
             Ok(_) if is_up => Standing::Member,
             Ok(_) => Standing::Fenced,
-            Err(standing) => standing,
         };
-        let is_member = view.synced && standing == Standing::Member;
-        self.published.renew(fence, self.shared.options.offline, now);
+        let is_member = is_synced && standing == Standing::Member;
+        // The last good view of an earlier process tells what is needed to hand out (pools, this
+        // Node), not what to claim or give back.
+        let is_known = view.synced || view.restored;
+        self.published.renew(fence, &self.shared.options, now);
         self.pending.retain(|_, (until, _)| *until > now);
         self.refused.retain(|_, refused| refused.until > now);
         let changed = self.site.read(&view);
+        self.ledger.others_rest = promise.other_machine;
         let own = self.ledger.own(&usages, now);
         let short: Vec<Demand> = usage.exhausted.iter().cloned().collect();
-        let mut decision = self.decide(&own, &short, view.synced.then_some(standing), now);
+        let mut decision = self.decide(&own, &short, is_known.then_some(standing), now);
         self.mark_releases(&decision, &usages);
+        self.forget_closed(now);
         let refusals = std::mem::take(&mut decision.refusals);
         self.published.remember(refusals, &short, changed, now);
-        self.publish(&decision, &own, &usages);
+        self.publish(&decision, &own, &usages, now);
         let mut problems = self.site.problems.clone();
-        if view.synced {
+        if is_known {
             problems.extend(decision.problems.iter().cloned());
         } else {
             problems.push("the API server has not shown the cluster yet: no new addresses".into());
@@ -160,13 +194,14 @@ impl Blocks {
         if decision.claims.is_empty() && short.is_empty() {
             self.full.retain(|_, until| *until > now);
         }
-        problems.extend(self.problems());
+        problems.extend(self.problems(&usages, &usage.pods, now));
         self.shared.reports.report("blocks", problems);
+        let mut calls: Vec<Call> = self.listen(now).into_iter().collect();
         // What is written with the fence down could come before the leader's last look at the Lease.
-        if !is_member {
-            return Vec::new();
+        if is_member {
+            calls.extend(self.next_calls(&decision, &own, &usages, now));
         }
-        self.next_calls(&decision, &own, &usages, now)
+        calls
     }
 
     fn decide(
@@ -199,10 +234,63 @@ impl Blocks {
     }
 
     fn begin_term(&mut self, term: Term) {
-        if self.term != term {
-            self.term = term;
-            self.ledger.doubt();
+        if self.term == term {
+            return;
         }
+        if self.term.history != term.history {
+            // The list that begins the new history shows every block that is in it.
+            self.ledger.held.values_mut().for_each(|held| held.seen = true);
+            self.pending.clear();
+            self.refused.clear();
+        }
+        self.term = term;
+        self.ledger.doubt();
+    }
+
+    /// Takes blocks that may not hand out by themselves off the disk. In memory they are closed all
+    /// the same; the next process must not open them before it has asked.
+    fn forget_closed(&mut self, now: Duration) {
+        if !self.shared.options.rules.hold(Rule::CloseBeforeDelete) {
+            return;
+        }
+        let kept = self.shared.disk.kept().blocks;
+        for cidr in kept.into_keys() {
+            let held = self.ledger.held.get(&cidr);
+            if !held.is_some_and(|held| held.may_be_kept(now)) {
+                self.forget(cidr);
+            }
+        }
+    }
+
+    /// Takes a block off the disk. False when it may still be there.
+    fn forget(&mut self, cidr: IpNet) -> bool {
+        match self.shared.disk.forget(cidr) {
+            Ok(()) => {
+                self.errors.remove("disk");
+                true
+            }
+            Err(error) => {
+                self.errors.insert("disk".to_owned(), error.to_string());
+                false
+            }
+        }
+    }
+
+    /// A look at what peers announce of this node's blocks, when it is due.
+    fn listen(&mut self, now: Duration) -> Option<Call> {
+        let due = self.listened.saturating_add(LISTEN_INTERVAL);
+        if self.under_way.contains(&Way::Witness) || (self.listened > Duration::ZERO && now < due) {
+            return None;
+        }
+        let kept = self.ledger.held.iter().filter(|(_, held)| held.is_established());
+        let cidrs: Vec<IpNet> = kept.map(|(cidr, _)| *cidr).collect();
+        if cidrs.is_empty() {
+            return None;
+        }
+        self.listened = now;
+        self.under_way.insert(Way::Witness);
+        let call = calls::listen(Arc::clone(&self.shared.witness), cidrs);
+        Some(async move { (Way::Witness, call.await) }.boxed())
     }
 
     /// Whether the address book has closed the block since it was told to, with no pod in it: only
@@ -226,8 +314,9 @@ impl Blocks {
     fn pending(&self) -> Vec<(IpNet, String)> {
         let sent = self.pending.iter().map(|(cidr, (_, pool))| (*cidr, pool.clone()));
         let held = self.ledger.held.iter();
-        let unverified =
-            held.filter(|(_, held)| held.phase == Phase::Unverified && !held.terminating);
+        let unverified = held.filter(|(_, held)| {
+            held.phase == Phase::Unverified && !held.terminating && !self.ledger.rests(held)
+        });
         sent.chain(unverified.map(|(cidr, held)| (*cidr, held.pool.uid.clone()))).collect()
     }
 
@@ -261,7 +350,8 @@ impl Blocks {
         let mut calls = Vec::new();
         let Ok(node_uid) = self.shared.membership() else { return calls };
         let node = ObjectReference { name: self.shared.options.node.clone(), uid: node_uid };
-        while self.under_way.len() < CALLS_MAX
+        let listening = usize::from(self.under_way.contains(&Way::Witness));
+        while self.under_way.len() < CALLS_MAX + listening
             && let Some((way, call)) = self.next_call(decision, &node, own, usages, now)
         {
             self.under_way.insert(way);
@@ -278,7 +368,8 @@ impl Blocks {
         usages: &BTreeMap<IpNet, BlockUsage>,
         now: Duration,
     ) -> Option<(Way, BoxFuture<'static, Done>)> {
-        let idle = |cidr: &IpNet| !self.under_way.contains(&Way::Block(*cidr));
+        let under_way = self.under_way.clone();
+        let idle = |cidr: &IpNet| !under_way.contains(&Way::Block(*cidr));
         let rules = self.shared.options.rules;
         let careless = |held: &Held| {
             !rules.hold(Rule::CloseBeforeDelete)
@@ -290,9 +381,18 @@ impl Blocks {
                 && idle(cidr)
                 && (careless(held) || self.is_shut(cidr, usages))
         });
-        if let Some(cidr) = releasing.map(|(cidr, _)| *cidr)
+        let releasing = releasing.map(|(cidr, _)| *cidr);
+        // Off the disk before the DELETE leaves: a process that starts with the API server away must
+        // not hand out from it.
+        let forgotten =
+            releasing.is_some_and(|cidr| !rules.hold(Rule::CloseBeforeDelete) || self.forget(cidr));
+        if let Some(cidr) = releasing
             && let Some(held) = self.ledger.held.get_mut(&cidr)
         {
+            if !forgotten {
+                held.backoff.fail(now);
+                return None;
+            }
             held.phase = Phase::Releasing { sent: true };
             let call = calls::give_back(self.api.clone(), cidr, held.uid.clone());
             return Some((Way::Block(cidr), call.boxed()));
@@ -300,6 +400,7 @@ impl Blocks {
         let unverified = self.ledger.held.iter().find(|(cidr, held)| {
             matches!(held.phase, Phase::Unverified | Phase::Unfit(_) | Phase::Conflict(_))
                 && !held.terminating
+                && !self.ledger.rests(held)
                 && held.backoff.is_due(now)
                 && idle(cidr)
         });
@@ -374,8 +475,12 @@ impl Blocks {
         let pending = self.pending.values().map(|(until, _)| *until);
         let full = self.full.values().copied();
         let until = self.published.renewal(self.shared.options.offline);
+        let listens = self.ledger.held.values().any(Held::is_established);
+        let listen = listens.then(|| self.listened.saturating_add(LISTEN_INTERVAL));
+        let settle = self.ledger.held.values().filter_map(Held::settles);
         let wakes = due.chain(idle).chain(lost).chain(pending).chain(full).chain(fence);
         let wakes = wakes.chain(self.published.forgets()).chain([self.claims.due, until]);
+        let wakes = wakes.chain(listen).chain(settle);
         let next = wakes.filter(|due| *due > now).min().unwrap_or(Duration::MAX);
         next.saturating_sub(now).clamp(WAKE_MIN, WAKE_MAX)
     }
@@ -401,6 +506,8 @@ impl Blocks {
 /// The calls that are under way at most: enough that a start with many blocks is not one after the
 /// other, few enough that a thousand agents that start do not fill the API server's queues.
 const CALLS_MAX: usize = 4;
+/// How often peers' announcements of this node's blocks are looked at.
+const LISTEN_INTERVAL: Duration = Duration::from_secs(3);
 /// The watch has this long to show a block that was claimed.
 const UNSEEN_MAX: Duration = Duration::from_secs(10);
 const WAKE_MIN: Duration = Duration::from_millis(10);

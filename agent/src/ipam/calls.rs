@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use super::api::{BlockApi, Verification};
 use super::error::IpamError;
-use super::seams::Witness;
+use super::seams::{Heard, Witness};
 
 /// What a call has brought.
 pub(super) enum Done {
@@ -32,6 +32,10 @@ pub(super) enum Done {
         cidr: IpNet,
         uid: String,
         answer: Result<Option<String>, IpamError>,
+    },
+    /// What others announce of each block.
+    Heard {
+        blocks: Vec<(IpNet, Option<String>)>,
     },
     Asserted {
         cidr: IpNet,
@@ -139,8 +143,7 @@ async fn verification(
         return Ok(answer);
     }
     let heard = ears.witness.heard(cidr).await;
-    let heard =
-        heard.first().map(|heard| format!("{}, which {} announces", heard.prefix, heard.peer));
+    let heard = heard.first().map(announcement);
     let routes = ears.routes.borrow();
     let used = routes.range(cidr..).take_while(|route| cidr.contains(&route.addr())).next();
     let used = || used.map(|route| format!("{route}, which another node announces"));
@@ -256,6 +259,22 @@ pub(super) async fn reassert(
         }
     };
     Done::Asserted { cidr, answer: answer.await }
+}
+
+/// Asks what other nodes announce of blocks of this node. What may be this node's own announcement on
+/// its way back does not count.
+pub(super) async fn listen(witness: Arc<dyn Witness>, cidrs: Vec<IpNet>) -> Done {
+    let mut blocks = Vec::with_capacity(cidrs.len());
+    for cidr in cidrs {
+        let heard = witness.heard(cidr).await;
+        let foreign = heard.iter().find(|heard| !heard.looped);
+        blocks.push((cidr, foreign.map(announcement)));
+    }
+    Done::Heard { blocks }
+}
+
+fn announcement(heard: &Heard) -> String {
+    format!("{}, which peer {} announces", heard.prefix, heard.peer)
 }
 
 /// Returns the block whose object has `uid`.

@@ -27,6 +27,12 @@ pub enum IpamError {
         /// The Lease.
         lease: String,
     },
+    /// The node's Lease carries the mark that this machine is off.
+    #[error("Lease {lease} says that this machine is off: nothing is written to it")]
+    MarkedOff {
+        /// The Lease.
+        lease: String,
+    },
 }
 
 impl IpamError {
@@ -55,7 +61,7 @@ impl IpamError {
         match self {
             IpamError::Silent { .. } => true,
             IpamError::Api { .. } => self.code().is_none_or(|code| code >= 500),
-            IpamError::NotOurs { .. } => false,
+            IpamError::NotOurs { .. } | IpamError::MarkedOff { .. } => false,
         }
     }
 }

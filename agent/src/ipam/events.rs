@@ -20,7 +20,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use k8s_openapi::jiff::Timestamp;
 use kube::Client;
 use kube::api::{Api, PostParams};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::error::call;
 use super::{Holdings, Shared};
@@ -107,15 +107,16 @@ impl Events {
 }
 
 /// Writes events for as long as it is polled, and tells of this node what follows from its state.
-pub(super) async fn run(shared: Shared, queue: Queue, fence: watch::Receiver<OwnFence>) {
-    tokio::join!(write(&shared, queue), observe(&shared, fence));
+pub(super) async fn run(shared: Shared, queue: Queue) {
+    tokio::join!(write(&shared, queue), observe(&shared));
 }
 
-async fn observe(shared: &Shared, mut fence: watch::Receiver<OwnFence>) {
+async fn observe(shared: &Shared) {
+    let mut promise = shared.promise.subscribe();
     let mut holdings = shared.reports.holdings.subscribe();
     loop {
         let held = holdings.borrow_and_update().clone();
-        let up = *fence.borrow_and_update();
+        let up = promise.borrow_and_update().fence;
         for (reason, note) in of_node(&held, shared.membership().err(), &up, shared.now()) {
             let uid = shared.view.borrow().node.as_ref().and_then(|node| node.metadata.uid.clone());
             let name = shared.options.node.clone();
@@ -125,7 +126,7 @@ async fn observe(shared: &Shared, mut fence: watch::Receiver<OwnFence>) {
         tokio::select! {
             biased;
             changed = holdings.changed() => if changed.is_err() { return },
-            changed = fence.changed() => if changed.is_err() { return },
+            changed = promise.changed() => if changed.is_err() { return },
         }
     }
 }

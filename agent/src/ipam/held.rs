@@ -7,6 +7,7 @@ use cairn_api::{IPBlock, ObjectReference};
 use cairn_ipam::{BlockState, BlockUsage, OwnBlock};
 use ipnet::IpNet;
 
+use super::disk::KeptBlock;
 use crate::view::ClusterView;
 
 /// A block whose object names this Node.
@@ -22,7 +23,18 @@ pub(super) struct Held {
     pub(super) seen: bool,
     pub(super) since: Duration,
     pub(super) idle_since: Option<Duration>,
+    /// Another node announces it or a part of it.
+    pub(super) foreign: Option<Foreign>,
     pub(super) backoff: Backoff,
+}
+
+/// Another node's announcement of a block of this node.
+#[derive(Clone, Debug)]
+pub(super) struct Foreign {
+    /// When it was heard first, without a break since.
+    pub(super) since: Duration,
+    /// What was heard, for people.
+    pub(super) what: String,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,15 +98,74 @@ impl Held {
             seen: false,
             since: now,
             idle_since: None,
+            foreign: None,
             backoff: Backoff::default(),
         }
     }
 
-    fn state(&self) -> BlockState {
+    /// A block that an earlier process of this boot had confirmed.
+    pub(super) fn kept(block: KeptBlock, now: Duration) -> Held {
+        Held {
+            uid: block.uid,
+            pool: block.pool,
+            phase: Phase::Confirmed,
+            newly_claimed: false,
+            terminating: false,
+            seen: true,
+            since: now,
+            idle_since: None,
+            foreign: None,
+            backoff: Backoff::default(),
+        }
+    }
+
+    /// Whether this node announces it, so that an announcement of another is a conflict.
+    pub(super) fn is_established(&self) -> bool {
+        !matches!(self.phase, Phase::Releasing { .. } | Phase::Gone) && !self.newly_unverified()
+    }
+
+    fn newly_unverified(&self) -> bool {
+        self.newly_claimed && self.phase == Phase::Unverified
+    }
+
+    /// Whether a later process may hand out from it without asking.
+    pub(super) fn may_be_kept(&self, now: Duration) -> bool {
+        self.phase == Phase::Confirmed && !self.terminating && self.contested(now).is_none()
+    }
+
+    /// When another node's announcement has lasted long enough to count.
+    pub(super) fn settles(&self) -> Option<Duration> {
+        self.foreign.as_ref().map(|foreign| foreign.since.saturating_add(SETTLE))
+    }
+
+    /// What another node has announced for long. Nothing takes an address from a running pod for it:
+    /// the block closes, and only one without any pod goes back. So a route that comes and goes, as
+    /// while a block changes hands or a peer restarts, costs at most new addresses for that time.
+    pub(super) fn contested(&self, now: Duration) -> Option<&str> {
+        let foreign = self.foreign.as_ref()?;
+        (foreign.since.saturating_add(SETTLE) <= now).then_some(foreign.what.as_str())
+    }
+
+    /// Takes in what is heard of the block now. When a conflict ends it is verified again.
+    pub(super) fn hear(&mut self, what: Option<String>, now: Duration) {
+        let was_contested = self.contested(now).is_some();
+        self.foreign = what.map(|what| Foreign {
+            since: self.foreign.as_ref().map_or(now, |foreign| foreign.since),
+            what,
+        });
+        if was_contested && self.foreign.is_none() && self.phase == Phase::Confirmed {
+            self.phase = Phase::Unverified;
+            self.newly_claimed = false;
+            self.backoff = Backoff::default();
+        }
+    }
+
+    fn state(&self, now: Duration) -> BlockState {
         match &self.phase {
             Phase::Releasing { .. } | Phase::Gone => BlockState::Releasing,
             _ if self.terminating => BlockState::Terminating,
             Phase::Conflict(_) => BlockState::Conflict,
+            _ if self.contested(now).is_some() => BlockState::Conflict,
             Phase::Confirmed => BlockState::Confirmed,
             Phase::Unverified | Phase::Unfit(_) => BlockState::Unverified,
         }
@@ -108,6 +179,8 @@ pub(super) struct Ledger {
     pub(super) node_uid: Option<String>,
     pub(super) held: BTreeMap<IpNet, Held>,
     pub(super) lost: BTreeMap<IpNet, Lost>,
+    /// Another machine had this Node before, and may still hand out from its blocks.
+    pub(super) others_rest: bool,
 }
 
 impl Ledger {
@@ -121,6 +194,11 @@ impl Ledger {
                 held.backoff = Backoff::default();
             }
         }
+    }
+
+    /// Whether a block may be another machine's still: neither taken up nor used (IPAM rule 5).
+    pub(super) fn rests(&self, held: &Held) -> bool {
+        self.others_rest && held.phase == Phase::Unverified && !held.newly_claimed
     }
 
     /// The object of a block is gone, or not ours.
@@ -197,7 +275,10 @@ impl Ledger {
             cidr: *cidr,
             pool: held.pool.name.clone(),
             pool_uid: held.pool.uid.clone(),
-            state: held.state(),
+            state: match held.state(now) {
+                BlockState::Unverified if self.rests(held) => BlockState::OtherMachine,
+                state => state,
+            },
             usage: usages.get(cidr).cloned(),
             idle_secs: held.idle_since.map_or(0, |since| now.saturating_sub(since).as_secs()),
         });
@@ -213,5 +294,8 @@ impl Ledger {
     }
 }
 
+/// How long another node's announcement must last to be a conflict: longer than a block that changes
+/// hands, or a session that comes back, needs.
+const SETTLE: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);

@@ -1,18 +1,33 @@
 //! The node's own Lease: the sign that its agent may go on handing out addresses.
+//!
+//! One machine acts under one Node at a time. Which one the Node's bootID says; the Lease says which
+//! one did before:
+//!
+//! ```text
+//!  holder was        this boot ─────────────────────────► renew
+//!                    of another Node object ────────────► take over (its blocks are not ours)
+//!                    another boot, the same machine ────► take over: a reboot ended its pods
+//!                    another boot, another machine ─────► take over; its blocks rest until 1.25 x
+//!                                                         its promise has passed, or it is off
+//!  mark names this boot ────────────────────────────────► write nothing, hand out nothing
+//! ```
 
 use std::time::Duration;
 
-use cairn_ipam::Standing;
 use cairn_ipam::fence::OwnFence;
+use cairn_ipam::mark::{ANNOTATION_MACHINE, ANNOTATION_MACHINE_OFF, is_off};
+use cairn_ipam::{Holder, Machine, Rule, Standing};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
+use kube::ResourceExt;
 use kube::api::{Api, PostParams};
-use tokio::sync::watch;
 
+use super::Shared;
+use super::disk::LeaseWrite;
 use super::error::{IpamError, call};
-use super::{Shared, member_uid};
+use super::history::Kind;
 
 /// The name of the Lease of a node.
 pub(super) fn lease_name(node: &str) -> String {
@@ -22,46 +37,60 @@ pub(super) fn lease_name(node: &str) -> String {
 /// What the names of nodes' Leases begin with.
 pub(super) const LEASE_PREFIX: &str = "cairn-node-";
 
-/// Who holds a node's Lease: the Node's UID and the machine's boot id.
-pub(super) fn holder_identity(node_uid: &str, boot_id: &str) -> String {
-    format!("{node_uid}/{boot_id}")
+/// What the Lease allows this node.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Promise {
+    /// Until when addresses may be handed out.
+    pub(super) fence: OwnFence,
+    /// An operator said that this machine is off.
+    pub(super) marked_off: bool,
+    /// Blocks that this process did not claim rest: another machine had them.
+    pub(super) other_machine: bool,
+}
+
+impl Promise {
+    /// What counts before the Lease was read.
+    pub(super) fn new(fence: OwnFence) -> Promise {
+        Promise { fence, marked_off: false, other_machine: false }
+    }
 }
 
 /// Renews the Lease for as long as this agent may act for its Node, and raises the fence with each
 /// write that succeeds.
-pub(super) async fn run(shared: Shared, fence: &watch::Sender<OwnFence>) {
-    let leases: Api<Lease> = Api::namespaced(shared.client.clone(), &shared.options.namespace);
-    let nodes: Api<Node> = Api::all(shared.client.clone());
+pub(super) async fn run(shared: Shared) {
     let interval = (shared.options.offline / 30).clamp(INTERVAL_MIN, INTERVAL_MAX);
     let mut view = shared.view.clone();
+    let mut keeper = Keeper::new(shared.clone());
     loop {
-        let pause = match shared.membership() {
+        let mut problems = Vec::new();
+        let pause = match shared.member() {
             Ok(uid) => {
                 let sent = shared.now();
-                match write(&shared, &leases, &nodes, &uid).await {
+                match keeper.write(&uid).await {
                     Ok(()) => {
-                        fence.send_modify(|fence| fence.wrote(sent, shared.now()));
-                        shared.reports.report("lease", Vec::new());
+                        problems.extend(keeper.raise(sent));
                         interval
                     }
                     Err(error) => {
-                        if matches!(error, IpamError::NotOurs { .. }) {
-                            fence.send_modify(OwnFence::lower);
+                        let marked_off = matches!(error, IpamError::MarkedOff { .. });
+                        if marked_off || matches!(error, IpamError::NotOurs { .. }) {
+                            problems.extend(keeper.lower(marked_off));
                         }
-                        shared.reports.report("lease", vec![error.to_string()]);
+                        // Said as what keeps blocks closed.
+                        if !marked_off {
+                            problems.push(error.to_string());
+                        }
                         INTERVAL_MIN
                     }
                 }
             }
-            Err(_) => {
-                shared.reports.report("lease", Vec::new());
-                INTERVAL_MAX
-            }
+            Err(_) => INTERVAL_MAX,
         };
-        let acted = shared.membership();
+        shared.reports.report("lease", problems);
+        let acted = shared.member();
         let changed = async {
             while view.changed().await.is_ok() {
-                if shared.membership() != acted {
+                if shared.member() != acted {
                     return;
                 }
             }
@@ -72,48 +101,189 @@ pub(super) async fn run(shared: Shared, fence: &watch::Sender<OwnFence>) {
     }
 }
 
-async fn write(
-    shared: &Shared,
-    leases: &Api<Lease>,
-    nodes: &Api<Node>,
-    uid: &str,
-) -> Result<(), IpamError> {
-    let options = &shared.options;
-    let name = lease_name(&options.node);
-    let holder = holder_identity(uid, &options.boot_id);
-    let what = || format!("cannot write this node's Lease {name}");
-    let now = MicroTime(Timestamp::now());
-    let promise = i32::try_from(options.offline.as_secs()).unwrap_or(i32::MAX);
-    let old = call(what, leases.get_opt(&name)).await?;
-    let mut lease = old.clone().unwrap_or_default();
-    lease.metadata.name = Some(name.clone());
-    let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
-    if spec.holder_identity.as_deref() != Some(&holder) {
-        // Somebody else wrote it last, or nobody did. Only the machine that the Node object names
-        // now may take it over; the view may be old.
-        let node = call(what, nodes.get_opt(&options.node)).await?;
-        let standing = node
-            .as_ref()
-            .ok_or(Standing::NodeMissing)
-            .and_then(|node| member_uid(node, &options.boot_id));
-        if standing.as_deref() != Ok(uid) {
-            return Err(IpamError::NotOurs { lease: name });
-        }
-        spec.holder_identity = Some(holder);
-        spec.acquire_time = Some(now.clone());
-        let taken = i32::from(old.is_some());
-        spec.lease_transitions = Some(spec.lease_transitions.unwrap_or(0).saturating_add(taken));
-    }
-    spec.lease_duration_seconds = Some(promise);
-    spec.renew_time = Some(now);
-    let params = PostParams::default();
-    match old {
-        None => call(what, leases.create(&params, &lease)).await?,
-        // The resourceVersion that was read makes a lost race a conflict.
-        Some(_) => call(what, leases.replace(&name, &params, &lease)).await?,
-    };
-    Ok(())
+struct Keeper {
+    shared: Shared,
+    leases: Api<Lease>,
+    nodes: Api<Node>,
+    /// The machine that had the Node before, as the Lease names it, and since when this process
+    /// waits for the end of its promise. A restart begins the wait anew: it knows no earlier time.
+    waits: Option<(String, Duration)>,
+    /// What was written last still names that machine.
+    others_rest: bool,
+    /// The version that this process' last write gave the Lease.
+    wrote: Option<u64>,
 }
+
+impl Keeper {
+    fn new(shared: Shared) -> Keeper {
+        Keeper {
+            leases: Api::namespaced(shared.client.clone(), &shared.options.namespace),
+            nodes: Api::all(shared.client.clone()),
+            shared,
+            waits: None,
+            others_rest: false,
+            wrote: None,
+        }
+    }
+
+    /// Raises the fence after a write whose request left at `sent` or later. What a later process may
+    /// stand on is on the disk first.
+    fn raise(&self, sent: Duration) -> Option<String> {
+        let shared = &self.shared;
+        let mut fence = shared.promise.borrow().fence;
+        fence.wrote(sent, shared.now());
+        let lease = LeaseWrite { sent, promise: shared.options.offline };
+        let kept = shared.disk.wrote_lease(lease, fence.term());
+        let other_machine = self.others_rest;
+        shared.promise.send_modify(|promise| {
+            *promise = Promise { fence, marked_off: false, other_machine };
+        });
+        kept.err().map(|error| error.to_string())
+    }
+
+    fn lower(&self, marked_off: bool) -> Option<String> {
+        self.shared.promise.send_modify(|promise| {
+            promise.fence.lower();
+            promise.marked_off = marked_off;
+        });
+        self.shared.disk.lost_lease().err().map(|error| error.to_string())
+    }
+
+    async fn write(&mut self, uid: &str) -> Result<(), IpamError> {
+        let shared = self.shared.clone();
+        let options = &shared.options;
+        let name = lease_name(&options.node);
+        let holder = Holder { node_uid: uid.to_owned(), boot_id: options.boot_id.clone() };
+        let what = || format!("cannot write this node's Lease {name}");
+        let mark = self.shared.history.mark(Kind::Lease);
+        let old = call(what, self.leases.get_opt(&name)).await?;
+        self.compare(old.as_ref(), &holder);
+        let annotation = |key| old.as_ref().and_then(|lease| lease.annotations().get(key).cloned());
+        let off = annotation(ANNOTATION_MACHINE_OFF);
+        if is_off(off.as_deref(), &holder) {
+            return Err(IpamError::MarkedOff { lease: name });
+        }
+        let mut taken_over = annotation(TAKEN_OVER);
+        let spec = old.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
+        let mut lease = old.clone().unwrap_or_default();
+        lease.metadata.name = Some(name.clone());
+        let now = MicroTime(Timestamp::now());
+        let mut acquired = spec.acquire_time.clone();
+        let mut transitions = spec.lease_transitions;
+        if spec.holder_identity.as_deref() != Some(&holder.to_string()) {
+            let machine = self.machine(&holder, &name).await?;
+            let before = spec.holder_identity.as_deref().map(str::parse::<Holder>);
+            let before = before.and_then(Result::ok).filter(|before| before.node_uid == uid);
+            let was = annotation(ANNOTATION_MACHINE).map(|text| Machine::from(text.as_str()));
+            let is_same = was.is_some_and(|was| was.is_certainly(&machine));
+            taken_over = match before {
+                None => None,
+                Some(_) if is_same => taken_over,
+                Some(before) if taken_over.is_none() => Some(before.to_string()),
+                // No mark speaks for more than one machine.
+                Some(_) => Some(SEVERAL.to_owned()),
+            };
+            lease.annotations_mut().insert(ANNOTATION_MACHINE.to_owned(), machine.to_string());
+            acquired = Some(now.clone());
+            let taken = i32::from(old.is_some());
+            transitions = Some(transitions.unwrap_or(0).saturating_add(taken));
+        }
+        let own_secs = i32::try_from(options.offline.as_secs()).unwrap_or(i32::MAX);
+        let old_secs = spec.lease_duration_seconds.unwrap_or(0);
+        let rest = taken_over.filter(|from| self.rests(from, off.as_deref(), old_secs));
+        // The promise of the other machine has to stand there until it is over: a restart of this
+        // process waits for it again. One that is longer than what is kept is always safe.
+        let secs = if rest.is_some() { own_secs.max(old_secs) } else { own_secs };
+        match &rest {
+            Some(from) => lease.annotations_mut().insert(TAKEN_OVER.to_owned(), from.clone()),
+            None => lease.annotations_mut().remove(TAKEN_OVER),
+        };
+        lease.spec = Some(LeaseSpec {
+            holder_identity: Some(holder.to_string()),
+            lease_duration_seconds: Some(secs),
+            acquire_time: acquired,
+            renew_time: Some(now),
+            lease_transitions: transitions,
+            ..spec
+        });
+        let params = PostParams::default();
+        let written = match old {
+            None => call(what, self.leases.create(&params, &lease)).await?,
+            // The resourceVersion that was read makes a lost race a conflict.
+            Some(_) => call(what, self.leases.replace(&name, &params, &lease)).await?,
+        };
+        self.others_rest = rest.is_some();
+        // The wait begins when the other machine can write the Lease no more.
+        let since = self.shared.now();
+        self.waits = rest.map(|from| match self.waits.take() {
+            Some((known, since)) if known == from => (from, since),
+            _ => (from, since),
+        });
+        let version = written.metadata.resource_version;
+        self.shared.history.heard(mark, version.as_deref());
+        self.wrote = version.and_then(|version| version.parse().ok());
+        Ok(())
+    }
+
+    /// Compares the Lease with what this process wrote last. A write that it did not hear of and an
+    /// operator's mark made it newer; only a history that went backwards makes it older or gone.
+    fn compare(&mut self, found: Option<&Lease>, holder: &Holder) {
+        let Some(wrote) = self.wrote.take() else { return };
+        let version = found.and_then(|lease| lease.metadata.resource_version.as_ref());
+        let version = version.map(|version| version.parse::<u64>());
+        let is_older = match version {
+            None => true,
+            Some(Ok(version)) => version < wrote,
+            Some(Err(_)) => false,
+        };
+        let spec = found.and_then(|lease| lease.spec.as_ref());
+        let held_by = spec.and_then(|spec| spec.holder_identity.as_deref());
+        let others = held_by.is_some_and(|held_by| held_by != holder.to_string());
+        if is_older && !others {
+            self.shared.history.lost_a_write();
+        }
+    }
+
+    /// The machine that this is. Only the one that the Node object names now may take the Lease over;
+    /// the view may be old.
+    async fn machine(&self, holder: &Holder, lease: &str) -> Result<Machine, IpamError> {
+        let options = &self.shared.options;
+        let what = || format!("cannot read Node {}", options.node);
+        let node = call(what, self.nodes.get_opt(&options.node)).await?;
+        let member = node.as_ref().ok_or(Standing::NodeMissing);
+        if member.and_then(|node| self.shared.member_uid(node)).as_ref() != Ok(&holder.node_uid) {
+            return Err(IpamError::NotOurs { lease: lease.to_owned() });
+        }
+        let info = node.and_then(|node| node.status?.node_info);
+        Ok(info.map_or_else(Machine::default, |info| Machine {
+            machine_id: info.machine_id,
+            system_uuid: info.system_uuid,
+        }))
+    }
+
+    /// Whether the promise of the machine that `from` names may still stand.
+    fn rests(&self, from: &str, off: Option<&str>, promise_secs: i32) -> bool {
+        if !self.shared.options.rules.hold(Rule::OtherMachineWaits) {
+            return false;
+        }
+        if from.parse::<Holder>().is_ok_and(|before| is_off(off, &before)) {
+            return false;
+        }
+        let promise = Duration::from_secs(u64::try_from(promise_secs).unwrap_or_default());
+        match &self.waits {
+            Some((known, since)) if known == from => {
+                let wait = promise.saturating_add(promise / 4);
+                self.shared.now() < since.saturating_add(wait)
+            }
+            _ => true,
+        }
+    }
+}
+
+/// The annotation of a Lease that names the [`Holder`] from which another machine took it over, while
+/// that one may still hand out.
+const TAKEN_OVER: &str = "cairn.network/taken-over-from";
+const SEVERAL: &str = "several";
 
 /// Renewals of the shortest fence.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);

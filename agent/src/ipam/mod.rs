@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_ipam::{Demand, Family, OwnedBlock, PodPool, Rules, Standing};
+use cairn_ipam::{Demand, Family, OwnedBlock, PodPool, Rule, Rules, Standing};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
@@ -33,6 +33,7 @@ pub mod disk;
 mod error;
 mod events;
 mod held;
+mod history;
 mod leader;
 mod lease;
 mod outcome;
@@ -96,6 +97,8 @@ pub struct Holdings {
     pub reserved: Vec<IpNet>,
     /// Demands that cannot be met now, each with the reason for the pod that waits.
     pub refusals: BTreeMap<Demand, String>,
+    /// Blocks in conflict, with who else has them.
+    pub conflicts: BTreeMap<IpNet, String>,
     /// What a person should know, one sentence each.
     pub problems: Vec<String>,
     /// Whether this agent leads.
@@ -105,17 +108,33 @@ pub struct Holdings {
 /// Keeps the node's blocks for as long as it is polled.
 pub async fn run(client: Client, options: IpamOptions, channels: IpamChannels) {
     let IpamChannels { view, usage, routes, witness, storage, relist, holdings } = channels;
-    let fence = watch::Sender::new(cairn_ipam::fence::OwnFence::new(options.offline));
+    let rules = options.rules;
+    let owner = disk::Owner { node: options.node.clone(), boot_id: options.boot_id.clone(), rules };
+    let disk = disk::Disk::open(storage, owner, options.clock.now());
+    let fence = disk.kept().fence(options.offline);
+    let promise = watch::Sender::new(lease::Promise::new(fence));
+    let history = history::History::new(relist, disk.clone(), rules);
     let reports = Reports { holdings, parts: Arc::default() };
     let (events, queue) = events::Events::new();
-    let shared =
-        Shared { client, options, view, usage, routes, witness, storage, relist, reports, events };
+    let shared = Shared {
+        client,
+        options,
+        view,
+        usage,
+        routes,
+        witness,
+        disk,
+        history,
+        promise,
+        reports,
+        events,
+    };
     tokio::join!(
-        lease::run(shared.clone(), &fence),
-        blocks::run(shared.clone(), fence.subscribe()),
+        lease::run(shared.clone()),
+        blocks::run(shared.clone()),
         status::run(shared.clone()),
         leader::run(shared.clone()),
-        events::run(shared.clone(), queue, fence.subscribe()),
+        events::run(shared.clone(), queue),
     );
 }
 
@@ -133,10 +152,9 @@ struct Shared {
     usage: watch::Receiver<Usage>,
     routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     witness: Arc<dyn Witness>,
-    #[expect(dead_code, reason = "written by the next change")]
-    storage: Arc<dyn Storage>,
-    #[expect(dead_code, reason = "raised by the next change")]
-    relist: watch::Sender<u64>,
+    disk: disk::Disk,
+    history: history::History,
+    promise: watch::Sender<lease::Promise>,
     reports: Reports,
     events: events::Events,
 }
@@ -148,21 +166,27 @@ impl Shared {
 
     /// The UID of the Node for which this agent may act, or why it may not (IPAM rule 5).
     fn membership(&self) -> Result<String, Standing> {
-        let view = self.view.borrow();
-        view.node
-            .as_ref()
-            .ok_or(Standing::NodeMissing)
-            .and_then(|node| member_uid(node, &self.options.boot_id))
+        if self.promise.borrow().marked_off {
+            return Err(Standing::MarkedOff);
+        }
+        self.member()
     }
-}
 
-/// The UID of `node` if it is the machine that booted with `boot_id`.
-fn member_uid(node: &Node, boot_id: &str) -> Result<String, Standing> {
-    let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
-    match info.map_or("", |info| info.boot_id.as_str()) {
-        "" => Err(Standing::NodeMissing),
-        registered if registered != boot_id => Err(Standing::OtherMachine),
-        _ => node.metadata.uid.clone().ok_or(Standing::NodeMissing),
+    /// The UID of the Node that this machine is, whatever an operator has said of the machine.
+    fn member(&self) -> Result<String, Standing> {
+        let view = self.view.borrow();
+        view.node.as_ref().ok_or(Standing::NodeMissing).and_then(|node| self.member_uid(node))
+    }
+
+    /// The UID of `node` if it is the machine that this agent runs on.
+    fn member_uid(&self, node: &Node) -> Result<String, Standing> {
+        let info = node.status.as_ref().and_then(|status| status.node_info.as_ref());
+        let careless = !self.options.rules.hold(Rule::OneMachine);
+        match info.map_or("", |info| info.boot_id.as_str()) {
+            "" => Err(Standing::NodeMissing),
+            boot_id if boot_id != self.options.boot_id && !careless => Err(Standing::OtherMachine),
+            _ => node.metadata.uid.clone().ok_or(Standing::NodeMissing),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use ipnet::IpNet;
 use super::api::Verification;
 use super::blocks::{Blocks, Refused};
 use super::calls::{Assertion, Claimed, Done};
+use super::disk::KeptBlock;
 use super::error::IpamError;
 use super::held::{Backoff, Held, Phase};
 
@@ -56,6 +57,13 @@ impl Blocks {
                 }
             }
             Done::Asserted { cidr, answer } => self.asserted(cidr, answer, now),
+            Done::Heard { blocks } => {
+                for (cidr, foreign) in blocks {
+                    if let Some(held) = self.ledger.held.get_mut(&cidr) {
+                        held.hear(foreign, now);
+                    }
+                }
+            }
         }
     }
 
@@ -105,6 +113,14 @@ impl Blocks {
         match answer {
             Ok(Verification::Sole) => {
                 tracing::info!(block = %cidr, pool = held.pool.name, "block confirmed");
+                let kept = KeptBlock { uid: held.uid.clone(), pool: held.pool.clone() };
+                let node_uid = self.ledger.node_uid.as_deref().unwrap_or_default();
+                // A block that is not on the disk hands out all the same: the next process asks first.
+                let written = self.shared.disk.keep(cidr, kept, node_uid, self.term.fence);
+                match written {
+                    Ok(()) => self.errors.remove("disk"),
+                    Err(error) => self.errors.insert("disk".to_owned(), error.to_string()),
+                };
                 held.phase = Phase::Confirmed;
                 held.backoff = Backoff::default();
                 self.errors.remove(&key);

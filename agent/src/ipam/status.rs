@@ -4,17 +4,22 @@
 //! block are at least [`WRITE_INTERVAL`] apart; what changes meanwhile goes with the next.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_api::{Allocation, IPBlock, IPBlockStatus, block_name};
+use cairn_api::{
+    Allocation, Condition, ConditionStatus, IPBlock, IPBlockStatus, block_name, set_condition,
+};
 use cairn_ipam::BlockUsage;
 use ipnet::IpNet;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::jiff::Timestamp;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use super::error::{IpamError, call};
-use super::{Holdings, Shared};
+use super::{Holdings, Shared, tell};
 use crate::pods::Usage;
 
 /// The allocations that a block's status lists at most, about 150 KB.
@@ -73,9 +78,14 @@ async fn pass(
         let name = block_name(owned.cidr);
         let Some(block) = view.own_blocks.get(&name) else { continue };
         let Some(held) = usage.blocks.iter().find(|held| held.cidr == owned.cidr) else { continue };
+        // What another machine may hold in it this one cannot say.
+        let rests = shared.promise.borrow().other_machine;
+        if rests && !owned.hand_out && !owned.newly_claimed {
+            continue;
+        }
         let mut wanted = status_of(held, &usage, &holdings);
         let shown = block.status.clone().unwrap_or_default();
-        wanted.conditions = shown.conditions.clone();
+        wanted.conditions = conditions(&shown, block, held, &usage, &holdings);
         let last = writes.get(&name).filter(|last| last.uid == block.metadata.uid);
         let is_written = last.is_some_and(|last| last.version.is_some() && last.status == wanted);
         // What was written may not be in the view yet; what is in the view may be another's edit.
@@ -126,6 +136,7 @@ async fn write(
             "free": status.free,
             "advertised": status.advertised,
             "allocations": status.allocations,
+            "conditions": status.conditions,
         },
     });
     let what = || format!("cannot write the status of block {}", block.spec.cidr);
@@ -149,6 +160,54 @@ fn status_of(held: &BlockUsage, usage: &Usage, holdings: &Holdings) -> IPBlockSt
     }
 }
 
+/// What is not as it should be. A condition that never held is not there.
+fn conditions(
+    shown: &IPBlockStatus,
+    block: &IPBlock,
+    held: &BlockUsage,
+    usage: &Usage,
+    holdings: &Holdings,
+) -> Vec<Condition> {
+    let mut conditions = shown.conditions.clone();
+    let conflict = holdings.conflicts.get(&held.cidr);
+    let conflict = conflict
+        .map(|with| tell::conflict(held.cidr, with, Some(held), &usage.pods, CONDITION_PODS_MAX));
+    let is_reserved =
+        |address: &IpAddr| holdings.reserved.iter().any(|reserved| reserved.contains(address));
+    let reserved: Vec<String> = held
+        .allocations
+        .iter()
+        .filter(|(address, _)| is_reserved(address))
+        .take(CONDITION_PODS_MAX)
+        .map(|(address, id)| match usage.pods.get(id).filter(|pod| pod.name().is_some()) {
+            Some(pod) => format!("{address} ({pod})"),
+            None => format!("{address} (container {})", id.container_id),
+        })
+        .collect();
+    let reserved = (!reserved.is_empty())
+        .then(|| format!("pods hold reserved addresses until they end: {}", reserved.join(", ")));
+    let cases = [
+        ("Conflict", "OwnedTwice", "Sole", conflict),
+        ("ReservedInUse", "InUse", "Free", reserved),
+    ];
+    for (type_, bad, good, message) in cases {
+        if message.is_none() && !conditions.iter().any(|condition| condition.type_ == type_) {
+            continue;
+        }
+        let holds = message.is_some();
+        let condition = Condition {
+            type_: type_.to_owned(),
+            status: if holds { ConditionStatus::True } else { ConditionStatus::False },
+            reason: if holds { bad } else { good }.to_owned(),
+            message: message.unwrap_or_default(),
+            last_transition_time: Time(Timestamp::now()),
+            observed_generation: block.metadata.generation,
+        };
+        set_condition(&mut conditions, condition);
+    }
+    conditions
+}
+
 fn is_announced(holdings: &Holdings, cidr: IpNet) -> bool {
     holdings.announced.binary_search(&cidr).is_ok()
 }
@@ -158,5 +217,7 @@ fn number(version: &str) -> u64 {
     version.parse().unwrap_or_default()
 }
 
+/// The pods that one condition names at most, about 30 KB.
+const CONDITION_PODS_MAX: usize = 256;
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 const WAKE_MIN: Duration = Duration::from_millis(100);

@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use cairn_ipam::claims::pod_pools;
 use cairn_ipam::fence::OwnFence;
-use cairn_ipam::{BlockUsage, Decision, Demand, OwnBlock, OwnedBlock};
+use cairn_ipam::{AttachmentId, BlockUsage, Decision, Demand, OwnBlock, OwnedBlock, Rule};
 use ipnet::IpNet;
 
+use super::IpamOptions;
 use super::blocks::Blocks;
 use super::held::Phase;
+use cairn_cni::PodIdentity;
 
 /// What was published.
 #[derive(Debug, Default)]
@@ -33,9 +35,11 @@ struct Told {
 impl Published {
     /// Moves the end of the permission on: rarely, since everything that hears of blocks hears of
     /// this.
-    pub(super) fn renew(&mut self, fence: &OwnFence, offline: Duration, now: Duration) {
-        if let Some(deadline) = fence.deadline()
-            && self.until <= now.saturating_add(margin(offline))
+    pub(super) fn renew(&mut self, fence: &OwnFence, options: &IpamOptions, now: Duration) {
+        if !options.rules.hold(Rule::OwnFence) {
+            self.until = Duration::MAX;
+        } else if let Some(deadline) = fence.deadline()
+            && self.until <= now.saturating_add(margin(options.offline))
         {
             self.until = deadline;
         }
@@ -97,6 +101,7 @@ impl Blocks {
         decision: &Decision,
         own: &[OwnBlock],
         usages: &BTreeMap<IpNet, BlockUsage>,
+        now: Duration,
     ) {
         let used = |cidr: &IpNet| usages.get(cidr).is_some_and(|usage| usage.used > 0);
         let until = self.published.until;
@@ -131,6 +136,7 @@ impl Blocks {
         self.published.told.retain(|cidr, _| blocks.iter().any(|block| block.cidr == *cidr));
         announced.sort_unstable();
         blocks.sort_unstable_by_key(|block| block.cidr);
+        let conflicts = self.conflicts(now);
         let site = self.site();
         let mut pools = pod_pools(&site.pools, own);
         pools.extend(site.invalid.iter().cloned());
@@ -145,26 +151,80 @@ impl Blocks {
             holdings.pools = pools;
             holdings.reserved = site.reserved.clone();
             holdings.refusals = refusals;
+            holdings.conflicts = conflicts;
         });
     }
 
-    pub(super) fn problems(&self) -> Vec<String> {
+    /// Blocks in conflict, with who else has them.
+    fn conflicts(&self, now: Duration) -> BTreeMap<IpNet, String> {
+        let held = self.ledger.held.iter().filter_map(|(cidr, held)| match &held.phase {
+            Phase::Conflict(with) => Some((*cidr, with.clone())),
+            Phase::Gone | Phase::Releasing { .. } => None,
+            _ => held.contested(now).map(|what| (*cidr, what.to_owned())),
+        });
+        let lost = self.ledger.lost.iter();
+        let lost = lost.filter_map(|(cidr, lost)| Some((*cidr, lost.conflict.clone()?)));
+        held.chain(lost).collect()
+    }
+
+    pub(super) fn problems(
+        &self,
+        usages: &BTreeMap<IpNet, BlockUsage>,
+        pods: &BTreeMap<AttachmentId, PodIdentity>,
+        now: Duration,
+    ) -> Vec<String> {
         let full = self.full.keys().map(|pool| {
             format!("IPPool {pool} has no free block: every one is claimed, announced or reserved")
         });
-        let conflicts = self.ledger.held.iter().filter_map(|(cidr, held)| match &held.phase {
-            Phase::Conflict(with) => Some(format!("block {cidr} overlaps {with}")),
+        let unfit = self.ledger.held.iter().filter_map(|(cidr, held)| match &held.phase {
             Phase::Unfit(reason) => Some(format!("block {cidr} is not used: {reason}")),
             _ => None,
         });
-        full.chain(conflicts).chain(self.errors.values().cloned()).collect()
+        let conflicts = self.conflicts(now);
+        let conflicts = conflicts
+            .iter()
+            .map(|(cidr, with)| conflict(*cidr, with, usages.get(cidr), pods, PROBLEM_PODS_MAX));
+        full.chain(unfit).chain(conflicts).chain(self.errors.values().cloned()).collect()
     }
+}
+
+/// A conflict in a sentence: what collides, and which pods of this node hold addresses there.
+pub(super) fn conflict(
+    cidr: IpNet,
+    with: &str,
+    usage: Option<&BlockUsage>,
+    pods: &BTreeMap<AttachmentId, PodIdentity>,
+    pods_max: usize,
+) -> String {
+    let allocations = usage.map_or(&[][..], |usage| usage.allocations.as_slice());
+    if allocations.is_empty() {
+        return format!("block {cidr} is in conflict: {with}; no pod of this node lives in it");
+    }
+    let mut held: Vec<String> = allocations
+        .iter()
+        .take(pods_max)
+        .map(|(address, id)| match pods.get(id).filter(|pod| pod.name().is_some()) {
+            Some(pod) => format!("{address} ({pod})"),
+            None => format!("{address} (container {})", id.container_id),
+        })
+        .collect();
+    let more = allocations.len().saturating_sub(held.len());
+    if more > 0 {
+        held.push(format!("{more} more"));
+    }
+    format!(
+        "block {cidr} is in conflict: {with}; pods of this node hold {}: end them here or there, \
+         each side keeps what runs",
+        held.join(", ")
+    )
 }
 
 fn margin(offline: Duration) -> Duration {
     offline / 2
 }
 
+/// The pods that one problem names at most.
+const PROBLEM_PODS_MAX: usize = 10;
 /// What a refusal is said for after its demand was heard last.
 const REFUSAL_FOR: Duration = Duration::from_secs(30);
 /// Refusals that are said at most: one a pod that asks for an address of its own.

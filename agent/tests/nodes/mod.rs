@@ -15,10 +15,12 @@ use cairn_agent::ipam::{
     self, Clock, Heard, Holdings, IpamChannels, IpamOptions, Storage, Witness,
 };
 use cairn_agent::pods::Usage;
+use cairn_agent::view::ClusterView;
 use cairn_agent::watch::{self as watches, WatchOptions};
 use cairn_ipam::{
     AddressBook, AddressRequest, AssignError, AttachmentId, Choice, Demand, Family, Rules,
 };
+use cairn_lab::apiserver::PatchType;
 use cairn_tests::kube::Api;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
@@ -55,28 +57,74 @@ impl Cluster {
     }
 
     pub fn pool(&self, name: &str, cidr: &str, block_size: u8) {
+        self.pool_with(name, json!({"cidr": cidr, "blockSize": block_size}));
+    }
+
+    pub fn pool_with(&self, name: &str, spec: Value) {
         let pool = json!({
             "apiVersion": "cairn.network/v1alpha1",
             "kind": "IPPool",
             "metadata": {"name": name},
-            "spec": {"cidr": cidr, "blockSize": block_size},
+            "spec": spec,
         });
         self.server.create(POOLS, None, pool).expect("a pool");
     }
 
     pub fn node(&self, name: &str, boot_id: &str) {
+        self.node_with(name, json!({}));
+        self.boot(name, boot_id, name);
+    }
+
+    /// A Node that no machine has registered for.
+    pub fn node_with(&self, name: &str, spec: Value) {
         let node = json!({
             "apiVersion": "v1",
             "kind": "Node",
             "metadata": {"name": name},
+            "spec": spec,
         });
         self.server.create("nodes", None, node).expect("a Node");
+    }
+
+    /// What kubelet says of the machine that it runs on.
+    pub fn boot(&self, name: &str, boot_id: &str, machine: &str) {
         let status = json!({"status": {"nodeInfo": {
             "architecture": "", "bootID": boot_id, "containerRuntimeVersion": "",
             "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "",
-            "machineID": "", "operatingSystem": "", "osImage": "", "systemUUID": "",
+            "machineID": machine, "operatingSystem": "", "osImage": "", "systemUUID": machine,
         }}});
         self.server.patch_status("nodes", None, name, &status).expect("a status");
+    }
+
+    pub fn cordon(&self, name: &str, cordoned: bool) {
+        let spec = json!({"spec": {"unschedulable": cordoned}});
+        self.server.patch("nodes", None, name, PatchType::Merge, &spec).expect("a spec");
+    }
+
+    pub fn change_pool(&self, name: &str, spec: Value) {
+        let patch = json!({"spec": spec});
+        self.server.patch(POOLS, None, name, PatchType::Merge, &patch).expect("a pool");
+    }
+
+    /// Deletes a block whatever holds it, as `kubectl delete` and an edit of the finalizers do.
+    pub fn remove_by_force(&self, cidr: IpNet) {
+        let name = cairn_api::block_name(cidr);
+        self.server.delete(BLOCKS, None, &name).expect("deleted");
+        let bare = json!({"metadata": {"finalizers": []}});
+        // The owner may have been first.
+        let _ = self.server.patch(BLOCKS, None, &name, PatchType::Merge, &bare);
+    }
+
+    pub fn object(&self, cidr: IpNet) -> Option<Value> {
+        self.blocks().into_iter().find(|block| block["spec"]["cidr"] == cidr.to_string())
+    }
+
+    pub fn owner(&self, cidr: IpNet) -> Option<String> {
+        Some(self.object(cidr)?["spec"]["node"]["name"].as_str()?.to_owned())
+    }
+
+    pub fn uid(&self, cidr: IpNet) -> String {
+        self.object(cidr).expect("the block")["metadata"]["uid"].to_string()
     }
 
     /// Peers drop the routes of a node that is gone at once: nothing to wait for but the fence.
@@ -105,6 +153,7 @@ pub struct Node {
     pub routes: watch::Sender<Arc<BTreeSet<IpNet>>>,
     /// What its peers announce.
     pub peers: Arc<Peers>,
+    pub views: watch::Receiver<Arc<ClusterView>>,
     pub holdings: watch::Receiver<Arc<Holdings>>,
     /// While set the pods do not hear of blocks.
     pub deaf: Arc<AtomicBool>,
@@ -123,6 +172,17 @@ pub struct Setup<'a> {
     pub client: Client,
 }
 
+/// What a node has besides the API server.
+#[derive(Clone, Default)]
+pub struct Surroundings {
+    /// What outlives the process.
+    pub memory: Memory,
+    /// What peers announce.
+    pub peers: Arc<Peers>,
+    /// The last good view of an earlier process.
+    pub restored: Option<ClusterView>,
+}
+
 impl Node {
     pub fn start(cluster: &Cluster, name: &str, boot_id: &str, offline: Duration) -> Node {
         let client = cluster.client();
@@ -136,6 +196,11 @@ impl Node {
     }
 
     pub fn set_up(setup: Setup<'_>) -> Node {
+        Node::set_up_in(setup, Surroundings::default())
+    }
+
+    pub fn set_up_in(setup: Setup<'_>, surroundings: Surroundings) -> Node {
+        let Surroundings { memory, peers, restored } = surroundings;
         let Setup { name, boot_id, offline, idle_release, adopted, client } = setup;
         let mut book = AddressBook::new(Duration::ZERO);
         for (id, addresses) in adopted {
@@ -155,21 +220,21 @@ impl Node {
             clock: Clock::boottime(),
         };
         let relist = watch::Sender::new(0);
-        let peers = Arc::new(Peers::default());
+        let views = watches::start(
+            &client,
+            WatchOptions {
+                node: name.to_owned(),
+                namespace: "cairn-system".to_owned(),
+                relist: relist.subscribe(),
+                restored,
+            },
+        );
         let channels = IpamChannels {
-            view: watches::start(
-                &client,
-                WatchOptions {
-                    node: name.to_owned(),
-                    namespace: "cairn-system".to_owned(),
-                    relist: relist.subscribe(),
-                    restored: None,
-                },
-            ),
+            view: views.clone(),
             usage: usage.subscribe(),
             routes: routes.subscribe(),
             witness: Arc::clone(&peers) as Arc<dyn Witness>,
-            storage: Arc::new(Memory::default()),
+            storage: Arc::new(memory),
             relist,
             holdings: told,
         };
@@ -195,7 +260,7 @@ impl Node {
                 }
             }
         });
-        Node { tasks, book, usage, routes, peers, holdings, deaf, mute }
+        Node { tasks, book, usage, routes, peers, views, holdings, deaf, mute }
     }
 
     pub fn add(&self, pod: &str) -> Result<Vec<IpAddr>, AssignError> {
@@ -261,11 +326,16 @@ impl Node {
 
 /// What the peers of a node announce.
 #[derive(Debug, Default)]
-pub struct Peers(Mutex<BTreeSet<IpNet>>);
+pub struct Peers(Mutex<BTreeMap<IpNet, bool>>);
 
 impl Peers {
     pub fn announce(&self, prefix: IpNet) {
-        self.0.lock().expect("the routes").insert(prefix);
+        self.0.lock().expect("the routes").insert(prefix, false);
+    }
+
+    /// With the node's own AS in the path.
+    pub fn announce_looped(&self, prefix: IpNet) {
+        self.0.lock().expect("the routes").insert(prefix, true);
     }
 
     pub fn withdraw(&self, prefix: IpNet) {
@@ -276,9 +346,12 @@ impl Peers {
 impl Witness for Peers {
     fn heard(&self, cidr: IpNet) -> BoxFuture<'static, Vec<Heard>> {
         let routes = self.0.lock().expect("the routes");
-        let inside = routes.iter().filter(|prefix| cidr.contains(*prefix));
-        let heard =
-            inside.map(|prefix| Heard { prefix: *prefix, peer: "a peer".into(), looped: false });
+        let inside = routes.iter().filter(|(prefix, _)| cidr.contains(*prefix));
+        let heard = inside.map(|(prefix, looped)| Heard {
+            prefix: *prefix,
+            peer: "tor1".into(),
+            looped: *looped,
+        });
         Box::pin(std::future::ready(heard.collect()))
     }
 }

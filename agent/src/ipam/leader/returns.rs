@@ -28,7 +28,7 @@ pub(super) async fn run(
     mut plans: watch::Receiver<Arc<Vec<NodeReturn>>>,
     returned: &watch::Sender<u64>,
 ) {
-    let api = BlockApi::new(&shared.client, shared.options.rules);
+    let api = BlockApi::new(&shared);
     let pace = Pace::default();
     let returns = Returns { shared, lists, api, leadership, pace };
     while plans.changed().await.is_ok() {

@@ -1,0 +1,466 @@
+//! Which blocks a node has and loses: races, podCIDRs, cordons, restarts, conflicts and machines that
+//! take over a Node.
+
+mod nodes;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cairn_agent::view::ClusterView;
+use cairn_lab::apiserver::{ApiServer, PatchType};
+use cairn_tests::kube::{Api, Server};
+use cairn_tests::on_both_apis;
+use ipnet::IpNet;
+use serde_json::{Value, json};
+
+use nodes::proxy::{Fate, Proxy};
+use nodes::{Cluster, HOUR, Node, Peers, Setup, Surroundings, id, until};
+
+/// A fence that no test reaches, with a Lease that is written every second.
+const SOON: Duration = Duration::from_secs(30);
+const LEASES: &str = "leases.coordination.k8s.io";
+/// Longer than any reaction to an event takes here.
+const SETTLE: Duration = Duration::from_millis(800);
+
+fn setup<'a>(cluster: &Cluster, name: &'a str, boot_id: &'a str) -> Setup<'a> {
+    Setup {
+        name,
+        boot_id,
+        offline: HOUR,
+        idle_release: None,
+        adopted: vec![],
+        client: cluster.client(),
+    }
+}
+
+/// Only the embedded server goes back in time within a test; scripts do it to a real etcd.
+fn embedded(cluster: &Cluster) -> &ApiServer {
+    match &cluster.server {
+        Server::Embedded(server) => server,
+        Server::Real(..) => unreachable!("asked for the embedded one"),
+    }
+}
+
+fn says(node: &Node, text: &str) -> bool {
+    node.holdings.borrow().problems.iter().any(|problem| problem.contains(text))
+}
+
+fn condition(object: &Value, type_: &str) -> Option<Value> {
+    let all = object["status"]["conditions"].as_array()?;
+    all.iter().find(|condition| condition["type"] == type_).cloned()
+}
+
+async fn until_pod(node: &Node, pod: &str) -> std::net::IpAddr {
+    until("an address", || node.add(pod).is_ok()).await;
+    node.add(pod).expect("the same")[0]
+}
+
+fn mark_off(cluster: &Cluster, node: &str, holder: Option<&str>) {
+    let patch = json!({"metadata": {"annotations": {"cairn.network/machine-off": holder}}});
+    let name = format!("cairn-node-{node}");
+    cluster
+        .server
+        .patch(LEASES, Some("cairn-system"), &name, PatchType::Merge, &patch)
+        .expect("a Lease");
+}
+
+fn holder(cluster: &Cluster, node: &str) -> String {
+    let lease = cluster.server.get(LEASES, Some("cairn-system"), &format!("cairn-node-{node}"));
+    lease.expect("a Lease")["spec"]["holderIdentity"].as_str().expect("a holder").to_owned()
+}
+
+async fn of_32_nodes_that_race_for_16_blocks_16_own_one(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("small", "10.244.0.0/24", 28);
+    let names: Vec<String> = (0..32).map(|n| format!("n{n}")).collect();
+    names.iter().for_each(|name| cluster.node(name, name));
+    let nodes: Vec<Node> =
+        names.iter().map(|name| Node::start(&cluster, name, name, HOUR)).collect();
+    let open = || -> Vec<IpNet> {
+        nodes.iter().flat_map(|node| Node::open(&node.holdings.borrow())).collect()
+    };
+    until("16 are confirmed", || open().len() == 16).await;
+    until("the others say why", || {
+        nodes.iter().filter(|node| says(node, "has no free block")).count() == 16
+    })
+    .await;
+    assert_eq!(open().into_iter().collect::<BTreeSet<_>>().len(), 16, "no block twice");
+    let owners: BTreeSet<String> =
+        cluster.blocks().iter().map(|block| block["spec"]["node"]["name"].to_string()).collect();
+    assert_eq!((cluster.blocks().len(), owners.len()), (16, 16));
+}
+
+async fn a_disabled_pool_is_never_used(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool_with("off", json!({"cidr": "10.1.0.0/24", "blockSize": 28, "disabled": true}));
+    cluster.pool("on", "10.2.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    node.until_open(1).await;
+    let held = until_pod(&node, "pod").await;
+    cluster.change_pool("on", json!({"disabled": true}));
+    let holdings = node.until("closed", |h| Node::open(h).is_empty()).await;
+    assert!(holdings.pools.iter().all(|pool| pool.unusable.is_some()), "{:?}", holdings.pools);
+    until("the book has heard", || node.add("late").is_err()).await;
+    assert_eq!(node.add("pod"), Ok(vec![held]), "what is there stays");
+    cluster.change_pool("off", json!({"disabled": false}));
+    let open = node.until_open(1).await;
+    assert!(open.iter().all(|block| block.to_string().starts_with("10.1.")), "{open:?}");
+}
+
+async fn a_node_takes_its_pod_cidrs_and_claims_from_another_pool_beside_them(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let of_nodes = |cidr: &str, size: u8| json!({"cidr": cidr, "blockSize": size, "allocation": "NodePodCIDR"});
+    cluster.pool_with("four", of_nodes("10.244.0.0/16", 24));
+    cluster.pool_with("six", of_nodes("fd00:10:244::/48", 64));
+    cluster.pool("more", "10.9.0.0/24", 28);
+    let cidrs = ["10.244.7.0/24", "fd00:10:244:7::/64"];
+    cluster.node_with("n1", json!({"podCIDR": cidrs[0], "podCIDRs": cidrs}));
+    cluster.boot("n1", "boot1", "m1");
+    let mut node = Node::set_up(Setup {
+        idle_release: Some(Duration::from_secs(1)),
+        ..setup(&cluster, "n1", "boot1")
+    });
+    let wanted = cidrs.map(|cidr| cidr.parse::<IpNet>().expect("a network"));
+    node.until("both", |h| wanted.iter().all(|cidr| Node::open(h).contains(cidr))).await;
+    for n in 0..254 {
+        until_pod(&node, &format!("pod{n}")).await;
+    }
+    node.until("one on demand", |h| {
+        Node::open(h).iter().any(|cidr| cidr.to_string().starts_with("10.9."))
+    })
+    .await;
+    (0..254).for_each(|n| node.del(&format!("pod{n}")));
+    node.until("only that goes back", |h| Node::open(h) == wanted).await;
+    cluster.cordon("n1", true);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(Node::open(&node.holdings.borrow()), wanted, "for life");
+}
+
+async fn a_drained_node_gives_back_its_last_block_and_gets_one_when_it_is_open_again(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    let block = node.until_open(1).await[0];
+    until_pod(&node, "pod").await;
+    cluster.cordon("n1", true);
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(cluster.owner(block).as_deref(), Some("n1"), "a pod lives in it");
+    node.del("pod");
+    until("it goes", || cluster.blocks().is_empty()).await;
+    tokio::time::sleep(SETTLE).await;
+    assert!(cluster.blocks().is_empty(), "none ahead");
+    cluster.cordon("n1", false);
+    node.until_open(1).await;
+}
+
+async fn an_agent_killed_between_claim_and_first_use_restarts_into_the_same_truth(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let outside = Surroundings::default();
+    proxy.meet("GET", "spec.range", Fate::Waits);
+    let first = Setup { client: proxy.client(), ..setup(&cluster, "n1", "boot1") };
+    let mut node = Node::set_up_in(first, outside.clone());
+    until("claimed, not verified", || proxy.met() > 0).await;
+    node.tasks.shutdown().await;
+    let mut again = Node::set_up_in(setup(&cluster, "n1", "boot1"), outside);
+    let block = again.until_open(1).await[0];
+    let object = cluster.object(block).expect("the block");
+    assert!(object["metadata"]["annotations"]["cairn.network/taken-up"].is_string(), "asked first");
+    assert_eq!(cluster.blocks().len(), 1);
+}
+
+async fn an_agent_killed_between_address_and_answer_restarts_into_the_same_truth(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/28", 28);
+    cluster.node("n1", "boot1");
+    let outside = Surroundings::default();
+    let mut node = Node::set_up_in(setup(&cluster, "n1", "boot1"), outside.clone());
+    let block = node.until_open(1).await[0];
+    let address = until_pod(&node, "pod").await;
+    let version = cluster.object(block).expect("the block")["metadata"]["resourceVersion"].clone();
+    until("its status", || cluster.object(block).expect("it")["status"]["used"] == "1").await;
+    let taken_up = cluster.object(block).expect("it")["metadata"]["annotations"].clone();
+    assert_ne!(version, Value::Null);
+    node.tasks.shutdown().await;
+    let adopted = vec![(id("pod"), vec![address])];
+    let setup = Setup { adopted, ..setup(&cluster, "n1", "boot1") };
+    let mut again = Node::set_up_in(setup, outside);
+    assert_eq!(again.until_open(1).await, [block]);
+    assert_eq!(again.add("pod"), Ok(vec![address]));
+    let mut given = BTreeSet::from([address]);
+    for n in 0..15 {
+        assert!(given.insert(until_pod(&again, &format!("pod{n}")).await), "twice");
+    }
+    let annotations = cluster.object(block).expect("it")["metadata"]["annotations"].clone();
+    assert_eq!(annotations, taken_up, "the disk spared the write");
+}
+
+async fn with_the_api_away_a_restarted_agent_hands_out_from_the_blocks_on_its_disk(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let outside = Surroundings::default();
+    let behind = || Setup { client: proxy.client(), ..setup(&cluster, "n1", "boot1") };
+    let mut node = Node::set_up_in(behind(), outside.clone());
+    let block = node.until_open(1).await[0];
+    let address = until_pod(&node, "pod").await;
+    let view = ClusterView { synced: false, restored: true, ..(**node.views.borrow()).clone() };
+    proxy.cut();
+    node.tasks.shutdown().await;
+    let restored = Some(view);
+    let adopted = || vec![(id("pod"), vec![address])];
+    let again = Setup { adopted: adopted(), ..behind() };
+    let surroundings = Surroundings { restored: restored.clone(), ..outside.clone() };
+    let mut again = Node::set_up_in(again, surroundings);
+    assert_eq!(again.until_open(1).await, [block]);
+    let second = until_pod(&again, "second").await;
+    assert!(block.contains(&second) && second != address);
+    // Another boot knows nothing, and a lost disk neither.
+    for (boot_id, memory) in [("boot2", outside.memory.clone()), ("boot1", Default::default())] {
+        let surroundings =
+            Surroundings { memory, restored: restored.clone(), ..Surroundings::default() };
+        let client = proxy.client();
+        let other =
+            Node::set_up_in(Setup { client, ..setup(&cluster, "n1", boot_id) }, surroundings);
+        tokio::time::sleep(SETTLE).await;
+        assert!(Node::open(&other.holdings.borrow()).is_empty(), "{boot_id}");
+    }
+    proxy.hang_watches(false);
+    proxy.heal_requests();
+    again.until("nothing is lost", |h| Node::open(h) == [block] && h.problems.is_empty()).await;
+    assert_eq!(cluster.blocks().len(), 1, "nor doubled");
+    assert_eq!(again.add("pod"), Ok(vec![address]));
+}
+
+async fn when_the_crd_of_blocks_is_deleted_and_comes_back_the_blocks_of_pods_do_too(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/24", 28);
+    let names = ["n1", "n2", "n3"];
+    let mut nodes = Vec::new();
+    for name in names {
+        cluster.node(name, name);
+        let mut node = Node::start(&cluster, name, name, HOUR);
+        let block = node.until_open(1).await[0];
+        let address = until_pod(&node, name).await;
+        nodes.push((node, block, address));
+    }
+    let uids: Vec<String> = nodes.iter().map(|(_, block, _)| cluster.uid(*block)).collect();
+    nodes.iter().for_each(|(_, block, _)| cluster.remove_by_force(*block));
+    for ((node, block, address), (uid, name)) in nodes.iter_mut().zip(uids.iter().zip(names)) {
+        let block = *block;
+        until("its owner asserts it", || {
+            cluster.owner(block).as_deref() == Some(name) && cluster.uid(block) != *uid
+        })
+        .await;
+        node.until("open again", |h| Node::open(h).contains(&block)).await;
+        assert_eq!(node.add(name), Ok(vec![*address]));
+    }
+}
+
+#[tokio::test]
+async fn after_a_restore_the_blocks_in_which_pods_live_are_asserted_and_confirmed_again() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", SOON);
+    let first = node.until_open(1).await[0];
+    until_pod(&node, "pod0").await;
+    let backup = embedded(&cluster).snapshot();
+    for n in 1..20 {
+        until_pod(&node, &format!("pod{n}")).await;
+    }
+    let both = node.until_open(2).await;
+    let second = *both.iter().find(|block| **block != first).expect("another");
+    let held = node.add("pod19");
+    embedded(&cluster).restore(&backup);
+    assert!(cluster.object(second).is_none());
+    until("it is asserted", || cluster.owner(second).as_deref() == Some("n1")).await;
+    node.until("both are open", |h| both.iter().all(|block| Node::open(h).contains(block))).await;
+    assert_eq!(node.views.borrow().epoch, 1, "once");
+    for block in both {
+        let object = cluster.object(block).expect("the block");
+        let taken_up = &object["metadata"]["annotations"]["cairn.network/taken-up"];
+        assert!(taken_up.is_string(), "{block} was asked for anew");
+    }
+    assert_eq!(node.add("pod19"), held);
+}
+
+#[tokio::test]
+async fn a_block_that_another_claimed_after_a_restore_is_reported_with_each_pod() {
+    let cluster = Cluster::new();
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.pool("default", "10.244.0.0/28", 28);
+    cluster.node("n1", "boot1");
+    cluster.node("n2", "boot2");
+    proxy.meet("POST", "ipblocks", Fate::Waits);
+    let mut n1 = Node::behind(&proxy, "n1", "boot1", SOON);
+    until("it is about to claim", || proxy.met() > 0).await;
+    let backup = embedded(&cluster).snapshot();
+    proxy.let_pass();
+    let block = n1.until_open(1).await[0];
+    let address = until_pod(&n1, "pod").await;
+    // What tells it later: its own Lease is older than it was written.
+    let lease = || cluster.server.get(LEASES, Some("cairn-system"), "cairn-node-n1").expect("it");
+    let before = lease();
+    until("its Lease", || lease() != before).await;
+    proxy.cut();
+    embedded(&cluster).restore(&backup);
+    // Nobody hears a route, as while a session is down.
+    let mut n2 = Node::start(&cluster, "n2", "boot2", SOON);
+    assert_eq!(n2.until_open(1).await, [block]);
+    proxy.hang_watches(false);
+    proxy.heal_requests();
+    let told =
+        n1.until("reported", |h| h.problems.iter().any(|p| p.contains("owned by node n2"))).await;
+    let report = told.problems.iter().find(|p| p.contains("owned by node n2")).expect("it");
+    assert!(report.contains(&address.to_string()) && report.contains("pod"), "{report}");
+    assert!(Node::open(&told).is_empty() && told.announced == [block], "its pod runs on");
+    assert_eq!(n1.add("pod"), Ok(vec![address]));
+    assert_eq!(cluster.owner(block).as_deref(), Some("n2"));
+}
+
+async fn a_block_just_claimed_is_not_used_while_anybody_announces_it(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/28", 28);
+    cluster.node("n1", "boot1");
+    let outside = Surroundings::default();
+    // It may be an announcement of this node on its way back, but of which process?
+    let part = "10.244.0.8/29".parse().expect("a network");
+    outside.peers.announce_looped(part);
+    let mut node = Node::set_up_in(setup(&cluster, "n1", "boot1"), outside.clone());
+    node.until("given up", |h| h.problems.iter().any(|p| p.contains("tor1 announces"))).await;
+    until("it is free again", || cluster.blocks().is_empty()).await;
+    assert!(Node::open(&node.holdings.borrow()).is_empty());
+    outside.peers.withdraw(part);
+    node.until_open(1).await;
+}
+
+async fn while_another_node_announces_a_block_it_is_closed_and_its_pods_stay(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    cluster.node("n2", "boot2");
+    let peers = Arc::new(Peers::default());
+    let outside = || Surroundings { peers: Arc::clone(&peers), ..Surroundings::default() };
+    let mut used = Node::set_up_in(setup(&cluster, "n1", "boot1"), outside());
+    let mut idle = Node::set_up_in(setup(&cluster, "n2", "boot2"), outside());
+    let (of_used, of_idle) = (used.until_open(1).await[0], idle.until_open(1).await[0]);
+    let address = until_pod(&used, "pod").await;
+    peers.announce(of_used);
+    peers.announce(of_idle);
+    let closed = used.until("closed", |h| !Node::open(h).contains(&of_used)).await;
+    assert!(closed.announced.contains(&of_used), "its pod is reached as before");
+    until("the condition names the pod", || {
+        let conflict = condition(&cluster.object(of_used).expect("it"), "Conflict");
+        conflict.is_some_and(|conflict| {
+            conflict["status"] == "True"
+                && conflict["message"].as_str().is_some_and(|m| m.contains(&address.to_string()))
+        })
+    })
+    .await;
+    until("the side without pods gives it up", || cluster.object(of_idle).is_none()).await;
+    peers.withdraw(of_used);
+    used.until("it ends by itself", |h| Node::open(h).contains(&of_used)).await;
+    assert_eq!(used.add("pod"), Ok(vec![address]));
+    until("the condition ends", || {
+        let conflict = condition(&cluster.object(of_used).expect("it"), "Conflict");
+        conflict.is_some_and(|conflict| conflict["status"] == "False")
+    })
+    .await;
+}
+
+async fn another_machine_uses_the_blocks_of_the_first_only_after_its_promise(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let offline = Duration::from_secs(4);
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node_with("n1", json!({}));
+    cluster.boot("n1", "boot1", "m1");
+    let mut first = Node::start(&cluster, "n1", "boot1", offline);
+    let block = first.until_open(1).await[0];
+    let address = until_pod(&first, "pod").await;
+    cluster.boot("n1", "boot2", "m2");
+    let began = std::time::Instant::now();
+    let mut second = Node::start(&cluster, "n1", "boot2", offline);
+    let own = second.until_open(1).await;
+    assert!(!own.contains(&block), "a new one at once");
+    assert!(says(&second, "another machine had this Node before"));
+    first
+        .until("the first hears", |h| h.problems.iter().any(|p| p.contains("another machine")))
+        .await;
+    assert!(Node::open(&first.holdings.borrow()).is_empty());
+    assert_eq!(first.add("pod"), Ok(vec![address]), "its pod is not touched");
+    second.until("the first's block", |h| Node::open(h).contains(&block)).await;
+    assert!(began.elapsed() >= offline + offline / 4, "{:?}", began.elapsed());
+}
+
+async fn the_same_machine_after_a_reboot_goes_on_at_once_and_so_does_one_whose_other_is_off(
+    api: Api,
+) {
+    for (machine, is_off) in [("m1", false), ("m2", true)] {
+        let cluster = Cluster::start(api).await;
+        cluster.pool("default", "10.244.0.0/24", 28);
+        cluster.node_with("n1", json!({}));
+        cluster.boot("n1", "boot1", "m1");
+        let mut first = Node::start(&cluster, "n1", "boot1", HOUR);
+        let block = first.until_open(1).await[0];
+        first.tasks.shutdown().await;
+        if is_off {
+            mark_off(&cluster, "n1", Some(&holder(&cluster, "n1")));
+        }
+        cluster.boot("n1", "boot2", machine);
+        let mut second = Node::start(&cluster, "n1", "boot2", HOUR);
+        assert_eq!(second.until_open(1).await, [block], "{machine}");
+        second.until("no complaint", |h| h.problems.is_empty()).await;
+    }
+}
+
+async fn a_machine_that_is_marked_as_off_hands_out_nothing_until_that_is_undone(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let outside = Surroundings::default();
+    let mut node =
+        Node::set_up_in(Setup { offline: SOON, ..setup(&cluster, "n1", "boot1") }, outside.clone());
+    let block = node.until_open(1).await[0];
+    let address = until_pod(&node, "pod").await;
+    mark_off(&cluster, "n1", Some(&holder(&cluster, "n1")));
+    let marked = node.until("closed", |h| Node::open(h).is_empty()).await;
+    assert_eq!(marked.announced, [block], "forwarding goes on");
+    assert!(says(&node, "cairn ipam fence --undo"), "{:?}", marked.problems);
+    until("the book has heard", || node.add("late").is_err()).await;
+    let written = cluster.server.get(LEASES, Some("cairn-system"), "cairn-node-n1").expect("it");
+    // A restart does not help, whatever its disk says.
+    node.tasks.shutdown().await;
+    let adopted = vec![(id("pod"), vec![address])];
+    let again = Setup { offline: SOON, adopted, ..setup(&cluster, "n1", "boot1") };
+    let mut again = Node::set_up_in(again, outside);
+    again.until("marked", |h| h.problems.iter().any(|p| p.contains("--undo"))).await;
+    tokio::time::sleep(SETTLE * 2).await;
+    assert!(Node::open(&again.holdings.borrow()).is_empty());
+    let now = cluster.server.get(LEASES, Some("cairn-system"), "cairn-node-n1").expect("it");
+    assert_eq!(now["spec"], written["spec"], "nothing is written");
+    mark_off(&cluster, "n1", None);
+    again.until("open again", |h| Node::open(h) == [block]).await;
+}
+
+on_both_apis! {
+    of_32_nodes_that_race_for_16_blocks_16_own_one,
+    a_disabled_pool_is_never_used,
+    a_node_takes_its_pod_cidrs_and_claims_from_another_pool_beside_them,
+    a_drained_node_gives_back_its_last_block_and_gets_one_when_it_is_open_again,
+    an_agent_killed_between_claim_and_first_use_restarts_into_the_same_truth,
+    an_agent_killed_between_address_and_answer_restarts_into_the_same_truth,
+    with_the_api_away_a_restarted_agent_hands_out_from_the_blocks_on_its_disk,
+    when_the_crd_of_blocks_is_deleted_and_comes_back_the_blocks_of_pods_do_too,
+    a_block_just_claimed_is_not_used_while_anybody_announces_it,
+    while_another_node_announces_a_block_it_is_closed_and_its_pods_stay,
+    another_machine_uses_the_blocks_of_the_first_only_after_its_promise,
+    the_same_machine_after_a_reboot_goes_on_at_once_and_so_does_one_whose_other_is_off,
+    a_machine_that_is_marked_as_off_hands_out_nothing_until_that_is_undone,
+}
