@@ -516,6 +516,39 @@ fn an_address_that_something_else_uses_is_passed_over() {
     });
 }
 
+/// A bridge of another tool in the middle of an own block, and an address on a link that is down, to
+/// which no route leads.
+#[test]
+fn what_the_node_routes_elsewhere_or_holds_itself_is_passed_over() {
+    let node = Node::create();
+    let pods: Vec<String> = (0..3).map(|_| node.pod()).collect();
+    node.run(|| async {
+        let mut netlink = node.netlink();
+        let bridge = |name: &str, address: &str, netlink: &mut Netlink| {
+            link::create_bridge(netlink, name).unwrap();
+            let index = link::find(netlink, name).unwrap().unwrap().index;
+            let address = address.parse().unwrap();
+            link::add_address(netlink, index, address, DuplicateDetection::Skip).unwrap();
+            index
+        };
+        let docker = bridge("docker0", "10.244.0.1/30", &mut netlink);
+        link::set_up(&mut netlink, docker).unwrap();
+        bridge("asleep", "10.244.0.4/32", &mut netlink);
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        let mut given = node.add("one", &pods[0]).await;
+        given.extend(node.add("two", &pods[1]).await);
+        let expected: [IpAddr; 2] = ["10.244.0.5", "10.244.0.6"].map(|a| a.parse().unwrap());
+        assert_eq!(given, expected);
+        let foreign: Vec<IpAddr> = (0..5).map(|n| IpAddr::from([10, 244, 0, n])).collect();
+        assert_eq!(agent.usage().blocks[0].foreign, foreign);
+        link::delete(&mut netlink, docker).unwrap();
+        agent.handle.resync();
+        agent.wait("it is free", |usage| usage.blocks[0].foreign == foreign[4..]).await;
+        node.add("three", &pods[2]).await;
+        agent.stop().await;
+    });
+}
+
 #[test]
 fn what_happens_to_interfaces_behind_the_agents_back_is_noticed() {
     let node = Node::create();

@@ -48,6 +48,7 @@ fn spec(container_id: &str, addresses: &[&str]) -> PodSpec {
         ifname: "eth0".into(),
         pod_uid: Some("uid-1".into()),
         addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
+        blocks: vec!["10.244.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
         mtu: 1450,
         node_addresses: vec![NODE_V4.parse().unwrap(), NODE_V6.parse().unwrap()],
     }
@@ -375,6 +376,16 @@ fn an_address_in_use_is_refused_and_nothing_is_left() {
         ..foreign("10.244.0.7/32", Target::Blackhole)
     };
     link::add_route(&mut netlink, &own).unwrap();
+    // One to a part of the block means that another tool has this part.
+    link::add_route(&mut netlink, &foreign("10.244.0.16/28", through())).unwrap();
+    link::add_route(&mut netlink, &foreign("fd00::10/124", through())).unwrap();
+    for address in ["10.244.0.17", "fd00::17"] {
+        let error = node.attach(&pod, &spec("first", &[address])).unwrap_err();
+        assert!(matches!(error, AttachError::RoutedElsewhere { .. }), "{error}");
+        let unknown = PodSpec { blocks: Vec::new(), ..spec("other", &[address]) };
+        let other = TestNetNs::create();
+        node.attach(&other, &unknown).unwrap();
+    }
     node.attach(&pod, &spec("first", &["10.244.0.7", "fd00::7"])).unwrap();
     exchange(&node, &pod, "10.244.0.7");
 }

@@ -78,7 +78,9 @@ pub(super) fn added(attached: &Attached, addresses: &[IpAddr]) -> Added {
 /// The CNI error of a failed attachment.
 pub(super) fn failure_of(error: &AttachError) -> Failure {
     let code = match error {
-        AttachError::AddressInUse(_) | AttachError::NodeAddressMissing(_) => Code::TryAgainLater,
+        AttachError::AddressInUse(_)
+        | AttachError::RoutedElsewhere { .. }
+        | AttachError::NodeAddressMissing(_) => Code::TryAgainLater,
         AttachError::PodInterfaceExists(_) | AttachError::Alias(_) => Code::InvalidEnvironment,
         AttachError::NoIpv6 => Code::InvalidConfig,
         AttachError::HostInterfaceTaken { .. } | AttachError::Kernel(_) => INTERNAL,

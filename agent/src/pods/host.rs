@@ -123,7 +123,9 @@ impl PodKernel for HostKernel {
             let foreign = foreign(&mut host)?;
             let mut freed = Vec::new();
             for address in question.foreign {
-                if !foreign.contains(&address) && !pod::is_in_use(&mut host, address)? {
+                let held = foreign.contains(&address)
+                    || pod::elsewhere(&mut host, address, &question.blocks)?.is_some();
+                if !held {
                     freed.push(address);
                 }
             }
@@ -132,9 +134,12 @@ impl PodKernel for HostKernel {
     }
 }
 
-/// What the kernel holds for others than pods.
+/// What the kernel holds for others than pods. Addresses of links that are down or in a VRF are found
+/// by no route lookup.
 fn foreign(host: &mut Netlink) -> Result<BTreeSet<IpAddr>, Error> {
-    Ok(link::permanent_neighbours(host)?.into_iter().collect())
+    let mut foreign: BTreeSet<IpAddr> = link::permanent_neighbours(host)?.into_iter().collect();
+    foreign.extend(link::addresses(host)?.iter().map(|held| held.address.addr()));
+    Ok(foreign)
 }
 
 /// Whether every host route of `found` is there again.

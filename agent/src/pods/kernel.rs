@@ -9,6 +9,7 @@ use cairn_ipam::AttachmentId;
 use cairn_kernel::Error;
 use cairn_kernel::pod::{AttachError, Attached, PodAttachment, PodSpec};
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 
 use super::PodsError;
 
@@ -23,7 +24,8 @@ use super::PodsError;
 /// [`PodKernel::read`] removes interfaces that have neither alias nor host route) and
 /// `Rule::ExclusiveHostRoute` (an address that has a route, or that a link of the node holds, is
 /// refused by [`AttachError::AddressInUse`]). An implementation for tests asks the switches of its
-/// own `Rules` there.
+/// own `Rules` there. `Rule::OwnKernel` acts above: while it is off, what [`Found::foreign`] says is not
+/// heard, and [`PodSpec::blocks`] is empty, so that only a route for exactly an address is noticed.
 pub trait PodKernel: Send + Sync + 'static {
     /// A pod's network namespace, held open for as long as a value exists.
     type Netns: Clone + fmt::Debug + Send + Sync + 'static;
@@ -80,6 +82,8 @@ pub struct Question {
     pub node_addresses: Option<Vec<IpAddr>>,
     /// Addresses of own blocks that something else held when it was last looked.
     pub foreign: Vec<IpAddr>,
+    /// The own blocks.
+    pub blocks: Vec<IpNet>,
 }
 
 /// What a listing found.

@@ -7,8 +7,8 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 
 use super::{
-    Alias, AliasError, exact_route, host_interface_name, host_route, identity_hash, is_ours,
-    mac_of, mix,
+    Alias, AliasError, elsewhere, exact_route, host_interface_name, host_route, identity_hash,
+    is_ours, mac_of, mix,
 };
 use crate::batch::Batch;
 use crate::error::{Error, Refusal};
@@ -30,6 +30,9 @@ pub struct PodSpec {
     pub pod_uid: Option<String>,
     /// The pod's addresses, at least one.
     pub addresses: Vec<IpAddr>,
+    /// The node's own blocks in which they lie: a route that is more specific than the block means
+    /// that an address is somebody else's. Without a block only a route for exactly an address does.
+    pub blocks: Vec<IpNet>,
     /// The MTU in bytes.
     pub mtu: u32,
     /// Addresses of this node: the first of a pod address's family becomes the source of what the
@@ -56,6 +59,14 @@ pub enum AttachError {
     /// The host already has a route for exactly this address, or has the address itself.
     #[error("the address {0} is in use: this node already has a route for it")]
     AddressInUse(IpAddr),
+    /// The host has a route to a part of the address's block: a bridge of another tool, say.
+    #[error("the address {address} is in use: this node routes {prefix} elsewhere")]
+    RoutedElsewhere {
+        /// The address.
+        address: IpAddr,
+        /// The route's destination.
+        prefix: IpNet,
+    },
     /// The pod already has an interface of that name, which is not ours.
     #[error("the pod already has an interface {0} that Cairn did not make")]
     PodInterfaceExists(String),
@@ -117,8 +128,12 @@ pub fn attach(
     }
     let index = free_index(host, spec)?;
     for &address in &spec.addresses {
-        if exact_route(host, address)?.is_some() {
-            return Err(AttachError::AddressInUse(address));
+        match elsewhere(host, address, &spec.blocks)? {
+            Some(prefix) if prefix.prefix_len() == prefix.max_prefix_len() => {
+                return Err(AttachError::AddressInUse(address));
+            }
+            Some(prefix) => return Err(AttachError::RoutedElsewhere { address, prefix }),
+            None => {}
         }
     }
     let hash = identity_hash(&spec.container_id, &spec.ifname);

@@ -23,6 +23,7 @@ mod attach;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use rustix::io::Errno;
 
 use crate::batch::Batch;
@@ -199,6 +200,24 @@ pub fn is_in_use(host: &mut Netlink, address: IpAddr) -> Result<bool, Error> {
     Ok(exact_route(host, address)?.is_some())
 }
 
+/// The route by which this node sends packets to `address` elsewhere than to its block's own blackhole:
+/// one for exactly the address, or one that is more specific than the network of `blocks` in which it
+/// lies. One lookup; blackhole and unreachable routes of others are not seen by it in IPv4.
+///
+/// # Errors
+/// Those of [`Netlink::query`].
+pub fn elsewhere(
+    host: &mut Netlink,
+    address: IpAddr,
+    blocks: &[IpNet],
+) -> Result<Option<IpNet>, Error> {
+    let Some((prefix, _)) = matched_route(host, address)? else { return Ok(None) };
+    let inside =
+        |block: &IpNet| block.contains(&address) && prefix.prefix_len() > block.prefix_len();
+    let exact = prefix.prefix_len() == prefix.max_prefix_len();
+    Ok((exact || blocks.iter().any(inside)).then_some(prefix))
+}
+
 /// Removes the rest of an interrupted creation, unless it has become whole since it was listed.
 /// Returns whether it was removed.
 ///
@@ -290,6 +309,14 @@ fn host_route(address: IpAddr, ifindex: u32, node_addresses: &[IpAddr]) -> Route
 /// The interface of the route for exactly `address`, of whatever table, if there is one. A blackhole
 /// of ours that holds a block of this one address does not count.
 fn exact_route(host: &mut Netlink, address: IpAddr) -> Result<Option<u32>, Error> {
+    let matched = matched_route(host, address)?;
+    let exact = |(prefix, _): &(IpNet, u32)| prefix.prefix_len() == prefix.max_prefix_len();
+    Ok(matched.filter(exact).map(|(_, ifindex)| ifindex))
+}
+
+/// The destination and the interface, 0 if it has none, of the route that the kernel takes to
+/// `address`, of whatever table. Blackholes of ours do not count.
+fn matched_route(host: &mut Netlink, address: IpAddr) -> Result<Option<(IpNet, u32)>, Error> {
     let length = if address.is_ipv4() { 32 } else { 128 };
     let mut header = [0; 12];
     header[0] = route::family_of(address);
@@ -305,14 +332,13 @@ fn exact_route(host: &mut Netlink, address: IpAddr) -> Result<Option<u32>, Error
         Err(error) => return Err(error),
     };
     let Some(found) = route::parse(&body)? else { return Ok(None) };
-    let exact = found.prefix.prefix_len() == length && found.prefix.addr() == address;
     let ifindex = match found.target {
-        Target::Unicast(hops) => hops.first().map(|hop| hop.ifindex),
-        Target::Blackhole if found.metric == BLACKHOLE_METRIC => None,
+        Target::Unicast(hops) => hops.first().map_or(0, |hop| hop.ifindex),
+        Target::Blackhole if found.metric == BLACKHOLE_METRIC => return Ok(None),
         // Addresses of the host itself are routes of type local.
-        Target::Blackhole | Target::Other(_) => Some(0),
+        Target::Blackhole | Target::Other(_) => 0,
     };
-    Ok(ifindex.filter(|_| exact))
+    Ok(found.prefix.contains(&address).then_some((found.prefix, ifindex)))
 }
 
 /// The destinations of pods' host routes by interface index.

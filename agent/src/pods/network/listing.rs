@@ -2,13 +2,14 @@
 //! them.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
 use cairn_ipam::{AttachmentId, Rule};
 use cairn_kernel::Error;
 use cairn_kernel::pod::PodAttachment;
 use futures::FutureExt;
+use ipnet::IpNet;
 
 use super::super::kernel::{Listed, PodKernel, Question};
 use super::{Done, Interface, PodNetwork, id_of, unrecorded};
@@ -32,9 +33,19 @@ impl<K: PodKernel> PodNetwork<K> {
 
     /// Keeps addresses of own blocks that the kernel holds for others from being handed out.
     pub(super) fn mark_foreign(&mut self) {
-        for cidr in self.supply.blocks.iter().map(|block| block.cidr) {
+        for cidr in self.cidrs() {
             for address in self.foreign.range(cidr.network()..=cidr.broadcast()) {
                 self.book.mark_foreign(*address);
+            }
+        }
+    }
+
+    /// Keeps what lies in `foreign` and in own blocks from being handed out.
+    pub(super) fn mark_network(&mut self, foreign: IpNet) {
+        for cidr in self.cidrs() {
+            let inside = if cidr.contains(&foreign) { foreign } else { cidr };
+            if foreign.contains(&inside) {
+                inside_addresses(inside).for_each(|address| self.book.mark_foreign(address));
             }
         }
     }
@@ -79,7 +90,7 @@ impl<K: PodKernel> PodNetwork<K> {
         let node_addresses = self.config.as_ref().map(|config| config.node_addresses.clone());
         let foreign: Vec<IpAddr> =
             self.book.usage().into_iter().flat_map(|block| block.foreign).collect();
-        let listing = self.kernel.list(Question { node_addresses, foreign });
+        let listing = self.kernel.list(Question { node_addresses, foreign, blocks: self.cidrs() });
         self.work.push(listing.map(move |outcome| Done::Listed { generation, outcome }).boxed());
     }
 
@@ -134,6 +145,20 @@ impl<K: PodKernel> PodNetwork<K> {
             self.retry_waiting();
         }
         self.publish();
+    }
+}
+
+/// Every address of `network`, the first and the last among them.
+fn inside_addresses(network: IpNet) -> Box<dyn Iterator<Item = IpAddr>> {
+    match network {
+        IpNet::V4(net) => {
+            let (first, last) = (u32::from(net.network()), u32::from(net.broadcast()));
+            Box::new((first..=last).map(|bits| Ipv4Addr::from(bits).into()))
+        }
+        IpNet::V6(net) => {
+            let (first, last) = (u128::from(net.network()), u128::from(net.broadcast()));
+            Box::new((first..=last).map(|bits| Ipv6Addr::from(bits).into()))
+        }
     }
 }
 

@@ -19,6 +19,7 @@ use cairn_kernel::Error;
 use cairn_kernel::pod::{self, AttachError, PodSpec};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
+use ipnet::IpNet;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::annotations::{AnnotationSource, NoSource};
@@ -283,11 +284,13 @@ impl<K: PodKernel> PodNetwork<K> {
             Err(refusal) => return self.wait(addition, &refusal),
         };
         self.publish();
+        let own_kernel = self.options.rules.hold(Rule::OwnKernel);
         let spec = PodSpec {
             container_id: addition.id.container_id.clone(),
             ifname: addition.id.ifname.clone(),
             pod_uid: addition.request.pod.uid().map(Into::into),
             addresses,
+            blocks: if own_kernel { self.cidrs() } else { Vec::new() },
             mtu: config.mtu,
             node_addresses: config.node_addresses,
         };
@@ -352,9 +355,18 @@ impl<K: PodKernel> PodNetwork<K> {
 
     fn finish_add(&mut self, mut addition: Addition<K::Netns>, attachment: Attachment) {
         let Attachment { outcome, remains } = attachment;
-        if let Err(AttachError::AddressInUse(address)) = outcome {
-            tracing::warn!(%address, "an address of an own block is used by something else");
-            self.book.mark_foreign(address);
+        let foreign = match outcome {
+            Err(AttachError::AddressInUse(address)) => Some(IpNet::from(address)),
+            Err(AttachError::RoutedElsewhere { address, prefix }) => {
+                // Of a large network only the address: others are found one by one.
+                let hosts = prefix.max_prefix_len() - prefix.prefix_len();
+                Some(if hosts <= FOREIGN_BITS_MAX { prefix } else { address.into() })
+            }
+            _ => None,
+        };
+        if let Some(foreign) = foreign {
+            tracing::warn!(%foreign, "addresses of an own block are used by something else");
+            self.mark_network(foreign);
             addition.refused += 1;
             if !remains && addition.refused < FOREIGN_MAX {
                 self.book.release(&addition.id, self.now());
@@ -441,8 +453,8 @@ impl<K: PodKernel> PodNetwork<K> {
     }
 
     fn set_supply(&mut self, supply: Supply) {
-        let cidrs = |supply: &Supply| -> Vec<_> { supply.blocks.iter().map(|b| b.cidr).collect() };
-        if cidrs(&self.supply) != cidrs(&supply) {
+        let differs = !self.cidrs().iter().eq(supply.blocks.iter().map(|block| &block.cidr));
+        if differs {
             self.request_listing();
         }
         if self.supply.reserved != supply.reserved {
@@ -457,6 +469,11 @@ impl<K: PodKernel> PodNetwork<K> {
         self.exhausted.clear();
         self.retry_waiting();
         self.publish();
+    }
+
+    /// The blocks' networks.
+    fn cidrs(&self) -> Vec<IpNet> {
+        self.supply.blocks.iter().map(|block| block.cidr).collect()
     }
 
     fn publish(&self) {
@@ -497,3 +514,5 @@ fn unrecorded(host_ifname: &str) -> AttachmentId {
 const QUEUE_MAX: usize = 16;
 /// Addresses in use by others that one ADD tries.
 const FOREIGN_MAX: u32 = 8;
+/// Host bits of a network of others that is marked as a whole.
+const FOREIGN_BITS_MAX: u8 = 8;
