@@ -19,7 +19,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab test check fmt clippy doc core deny typos shellcheck generated render \
-        bench bench-bgp crds fuzz image tools test-deps clean
+        bench bench-bgp bench-ipam crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -90,6 +90,10 @@ bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--on
 	scripts/install-bench-deps.sh
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(TARGET_DIR)/release/cairn-bench bgp $(BENCH_ARGS)
+
+bench-ipam: ## The IPAM at the size of a cluster, against a real API server (root; BENCH_ARGS="--api embedded")
+	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
+	$(TARGET_DIR)/release/cairn-bench ipam $(BENCH_ARGS)
 
 fuzz: ## Fuzzes the BGP codec, sessions and tables (FUZZ_SECS=14400 FUZZ_JOBS=2)
 	scripts/fuzz.sh $(TOOLS) $(FUZZ_SECS) $(FUZZ_JOBS)

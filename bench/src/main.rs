@@ -7,6 +7,7 @@
 //! ```text
 //! cairn-bench [--quick] [--only wire|rib|kernel|ipam]... [-o json]
 //! cairn-bench bgp ...       our speaker beside other daemons: see [`bgp`]
+//! cairn-bench ipam ...      the IPAM at the size of a cluster: see [`cluster`]
 //! ```
 //!
 //! # How it is measured
@@ -53,6 +54,7 @@
 //! Not measured here: other daemons on the same feed and many peers, which `bgp` does; the CNI plugin.
 
 mod bgp;
+mod cluster;
 mod cpu_time;
 mod feed;
 mod ipam;
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1).peekable();
     match arguments.peek().map(String::as_str) {
         Some("bgp") => return bgp::main(arguments.skip(1)),
+        Some("ipam") => return cluster::main(arguments.skip(1)),
         Some("bgp-copier") => return bgp::copier::main(arguments.skip(1)),
         _ => {}
     }

@@ -61,6 +61,21 @@ impl Row {
         self.runs.push((ours, reference));
     }
 
+    /// What is measured.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// In which unit.
+    pub fn unit(&self) -> &str {
+        self.unit
+    }
+
+    /// The median of our runs.
+    pub fn median(&self) -> f64 {
+        median(&sorted(self.runs.iter().map(|(ours, _)| *ours)))
+    }
+
     fn summary(&self) -> Summary {
         let ours = sorted(self.runs.iter().map(|(ours, _)| *ours));
         Summary {

@@ -55,7 +55,8 @@ impl Watched for IPPool {
     /// The leader's sums change with the pods; its verdict does not.
     fn trim(&mut self) {
         self.metadata.resource_version = None;
-        self.status = self.status.take().map(|status| IPPoolStatus {
+        let judged = self.status.take().filter(|status| !status.conditions.is_empty());
+        self.status = judged.map(|status| IPPoolStatus {
             conditions: status.conditions,
             ..IPPoolStatus::default()
         });

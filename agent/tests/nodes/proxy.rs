@@ -21,6 +21,8 @@ pub enum Fate {
     LosesAnswer,
     /// The client hears that it has no right to ask this.
     IsForbidden,
+    /// The client hears that the server does not know what it asks for.
+    IsInvalid,
 }
 
 /// A proxy in front of the API server.
@@ -128,7 +130,7 @@ impl Drop for Proxy {
 struct Answer {
     watch: bool,
     lost: bool,
-    forbidden: bool,
+    refusal: Option<&'static str>,
 }
 
 async fn carry(client: TcpStream, upstream: TcpStream, faults: &Mutex<Faults>) {
@@ -183,7 +185,11 @@ async fn requests(
                         break;
                     }
                     (Some(Fate::IsForbidden), _) => {
-                        next.forbidden = true;
+                        next.refusal = Some(FORBIDDEN);
+                        break;
+                    }
+                    (Some(Fate::IsInvalid), _) => {
+                        next.refusal = Some(INVALID);
                         break;
                     }
                     (None, _) if !faults.cut => break,
@@ -208,13 +214,13 @@ async fn answers(
     let mut buffer = vec![0; 65_536];
     loop {
         let Ok(length @ 1..) = server.read(&mut buffer).await else { return };
-        let Answer { watch, lost, forbidden } = *answer.lock().expect("the answer");
+        let Answer { watch, lost, refusal } = *answer.lock().expect("the answer");
         if lost {
             return;
         }
-        if forbidden {
+        if let Some(refusal) = refusal {
             // Instead of the server's answer; the connection ends with it.
-            let _ = client.write_all(FORBIDDEN.as_bytes()).await;
+            let _ = client.write_all(refusal.as_bytes()).await;
             return;
         }
         while watch && faults.lock().expect("the faults").watches_hang {
@@ -238,3 +244,7 @@ fn request_length(buffer: &[u8]) -> Option<usize> {
 const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\ncontent-type: application/json\r\n\
     connection: close\r\n\r\n{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{},\
     \"status\":\"Failure\",\"message\":\"it is forbidden\",\"reason\":\"Forbidden\",\"code\":403}";
+
+const INVALID: &str = "HTTP/1.1 422 Unprocessable Entity\r\ncontent-type: application/json\r\n\
+    connection: close\r\n\r\n{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{},\
+    \"status\":\"Failure\",\"message\":\"it is invalid\",\"reason\":\"Invalid\",\"code\":422}";

@@ -24,7 +24,7 @@ pub mod copier;
 mod daemon;
 mod generator;
 mod ledger;
-mod namespace;
+pub mod namespace;
 mod report;
 
 use std::path::PathBuf;

@@ -3,6 +3,7 @@
 
 use std::process::Command;
 
+pub use super::cell::DAEMON_ADDRESS as ADDRESS;
 use super::cell::DAEMON_ADDRESS;
 use crate::Result;
 

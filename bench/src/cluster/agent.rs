@@ -1,0 +1,282 @@
+//! The real agent as a node of a large cluster: its memory, its CPU time, and what it asks of the API
+//! server.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use cairn_lab::apiserver::{ApiServer, Options, PatchType};
+use serde_json::{Value, json};
+
+use super::Line;
+use super::objects::{self, BLOCKS_EACH, OWN, Racks};
+use super::way::{Counted, Way};
+use crate::bgp::namespace;
+use crate::{Extent, Result};
+
+const NODES: &str = "nodes";
+const BGP_NODES: &str = "bgpnodes.cairn.network";
+const BLOCKS: &str = "ipblocks.cairn.network";
+const POOLS: &str = "ippools.cairn.network";
+
+pub fn measure(extent: Extent) -> Result<Vec<Line>> {
+    namespace::enter()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(measure_agent(extent))
+}
+
+async fn measure_agent(extent: Extent) -> Result<Vec<Line>> {
+    let nodes = extent.pick(5_000, 100);
+    let (server, own_uid) = fill(nodes)?;
+    let serving = server.serve(std::net::TcpListener::bind("127.0.0.1:0")?)?;
+    let way = Way::open(serving.address()).await?;
+    let directory = Directory::new()?;
+    let agent = Agent::start(&directory, &way)?;
+    let name = objects::name(OWN);
+    let listed = Instant::now();
+    // Written after the first whole view, and when the Lease has been taken.
+    until(|| server.get("bgpnodestatuses.cairn.network", None, &name).is_ok()).await?;
+    until(|| view_written(&directory.0)).await?;
+    let listed = listed.elapsed();
+    tokio::time::sleep(extent.pick(Duration::from_secs(10), Duration::from_secs(1))).await;
+    let first = way.take();
+    let rest = extent.pick(Duration::from_secs(120), Duration::from_secs(2));
+    let before = agent.cpu()?;
+    tokio::time::sleep(rest).await;
+    let cpu = agent.cpu()?.saturating_sub(before);
+    let idle = way.take();
+    let mut lines = vec![
+        Line::new("agent, 5,000 nodes, 20,000 blocks: resident memory", agent.memory()?, "40 MB"),
+        Line::new(
+            "  CPU at rest",
+            format!("{:.3} % of a core", 100.0 * cpu.as_secs_f64() / rest.as_secs_f64()),
+            "< 0.5 %",
+        ),
+        Line::new("  from its start to the whole view on disk", seconds(listed), ""),
+        Line::new("  octets of the first lists, with the rest of the start", octets(&first), ""),
+        Line::new("  connections", first.connections.to_string(), ""),
+    ];
+    lines.extend(requests("  at rest, an hour", &idle, 3600.0 / rest.as_secs_f64()));
+
+    // What others do, and what of it reaches this agent.
+    let changes = extent.pick(100, 5);
+    let one = json!({"metadata": {"labels": {"changed": "now"}}});
+    let bgp_node = |n: usize| json!({"spec": {"topology": {"changed": n.to_string()}}});
+    let status = |n: usize| json!({"status": {"used": n.to_string()}});
+    let heartbeat = |n: usize| objects::node(OWN, &boot_id(), n).1;
+    type Change<'a> = (&'a str, &'a dyn Fn(usize) -> Result<()>);
+    let write = |answer: std::result::Result<_, _>| {
+        answer.map(drop).map_err(|error: cairn_lab::apiserver::ApiError| error.message.into())
+    };
+    let foreign = first_block(&server, &objects::name(0))?;
+    let kinds: [Change<'_>; 5] = [
+        ("another node's BGPNode changes", &|n| {
+            write(server.patch(BGP_NODES, None, "node-1", PatchType::Merge, &bgp_node(n)))
+        }),
+        ("another node's block: a pod starts", &|n| {
+            write(server.patch_status(BLOCKS, None, &foreign, &status(n)))
+        }),
+        ("a pool's sums change", &|n| {
+            write(server.patch_status(POOLS, None, "default", &status(n)))
+        }),
+        ("the own kubelet reports", &|n| {
+            write(server.patch_status(NODES, None, &name, &heartbeat(n)))
+        }),
+        ("another Node changes", &|_| {
+            write(server.patch(NODES, None, "node-1", PatchType::Merge, &one))
+        }),
+    ];
+    for (what, change) in kinds {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        way.take();
+        let before = agent.cpu()?;
+        for number in 0..changes {
+            change(number)?;
+            // Far enough apart to be a view each.
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let cpu = agent.cpu()?.saturating_sub(before);
+        let delivered = way.take().octets_to_agent / changes as u64;
+        let micros = cpu.as_secs_f64() * 1e6 / changes as f64;
+        lines.push(Line::new(
+            format!("  {what}"),
+            format!("{delivered} octets, {micros:.0} us CPU"),
+            if what.starts_with("another node's BGPNode") { "< 1 ms" } else { "" },
+        ));
+    }
+    lines.push(Line::new("  resident memory after that", agent.memory()?, "40 MB"));
+    let _ = own_uid;
+    Ok(lines)
+}
+
+/// A server with all objects, and the UID of the measured Node.
+fn fill(nodes: usize) -> Result<(ApiServer, String)> {
+    let server = ApiServer::new(Options::default());
+    let create = |resource: &str, object: Value| -> Result<String> {
+        let created = server.create(resource, None, object).map_err(|error| error.message)?;
+        let uid = created.pointer("/metadata/uid").and_then(Value::as_str);
+        Ok(uid.unwrap_or_default().to_owned())
+    };
+    for crd in cairn_api::crds() {
+        create("customresourcedefinitions.apiextensions.k8s.io", serde_json::to_value(crd)?)?;
+    }
+    create("namespaces", json!({"metadata": {"name": "cairn-system"}}))?;
+    for number in 0..1000 {
+        create("namespaces", objects::namespace(number))?;
+    }
+    let pool = create(POOLS, objects::pool("default", "10.128.0.0/9"))?;
+    let boot_id = boot_id();
+    let mut own = String::new();
+    for number in 0..nodes {
+        let (object, status) = objects::node(number, &boot_id, 0);
+        let uid = create(NODES, object)?;
+        server
+            .patch_status(NODES, None, &objects::name(number), &status)
+            .map_err(|error| error.message)?;
+        create(BGP_NODES, objects::bgp_node(number, Racks::AnAsEach))?;
+        for block in 0..BLOCKS_EACH {
+            create(BLOCKS, objects::block(block * nodes + number, &pool, number, &uid))?;
+        }
+        if number == OWN {
+            own = uid;
+        }
+    }
+    Ok((server, own))
+}
+
+fn first_block(server: &ApiServer, node: &str) -> Result<String> {
+    let blocks = server.list(BLOCKS, None, "").map_err(|error| error.message)?;
+    let own =
+        |block: &&Value| block.pointer("/spec/node/name").and_then(Value::as_str) == Some(node);
+    let block = blocks.iter().find(own).and_then(|block| block.pointer("/metadata/name"));
+    Ok(block.and_then(Value::as_str).ok_or("the node has no block")?.to_owned())
+}
+
+fn boot_id() -> String {
+    cairn_agent::ipam::boot_id().unwrap_or_default()
+}
+
+fn view_written(directory: &Path) -> bool {
+    directory.join("run/view.json").exists()
+}
+
+async fn until(holds: impl Fn() -> bool) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !holds() {
+        if Instant::now() > end {
+            return Err("the agent does not come up within 120 s".into());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+fn seconds(time: Duration) -> String {
+    format!("{:.1} s", time.as_secs_f64())
+}
+
+fn octets(counted: &Counted) -> String {
+    format!("{:.1} MB", counted.octets_to_agent as f64 / 1e6)
+}
+
+fn requests(what: &str, counted: &Counted, factor: f64) -> Vec<Line> {
+    let per_hour = |count: u64| format!("{:.0}", count as f64 * factor);
+    let mut lines = vec![
+        Line::new(format!("{what}: octets to the agent"), per_hour(counted.octets_to_agent), ""),
+        Line::new(format!("{what}: octets to the server"), per_hour(counted.octets_to_server), ""),
+    ];
+    lines.extend(
+        counted
+            .requests
+            .iter()
+            .map(|(request, count)| Line::new(format!("{what}: {request}"), per_hour(*count), "")),
+    );
+    lines
+}
+
+/// A directory that goes with the value.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Result<Directory> {
+        let path = std::env::temp_dir().join(format!("cairn-bench-{}", std::process::id()));
+        std::fs::create_dir_all(path.join("run"))?;
+        Ok(Directory(path))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+struct Agent(Child);
+
+impl Agent {
+    /// The `cairn` beside this program, in the caller's network namespace.
+    fn start(directory: &Directory, way: &Way) -> Result<Agent> {
+        use std::os::unix::process::CommandExt;
+        let kubeconfig = directory.0.join("kubeconfig");
+        let address = way.address;
+        std::fs::write(
+            &kubeconfig,
+            format!(
+                "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
+                 clusters: [{{name: c, cluster: {{server: \"http://{address}\"}}}}]\n\
+                 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
+                 users: [{{name: u, user: {{}}}}]\n"
+            ),
+        )?;
+        let program = std::env::current_exe()?.with_file_name("cairn");
+        let log = std::fs::File::create(directory.0.join("log"))?;
+        let mut command = Command::new(&program);
+        command.args(["agent", "--node-name", &objects::name(OWN)]);
+        command.arg("--kubeconfig").arg(&kubeconfig);
+        command.arg("--run-dir").arg(directory.0.join("run"));
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        // SAFETY: one system call between fork and exec, which allocates nothing.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let child = command.spawn().map_err(|error| {
+            format!("{}: {error}; build it with cargo build --release", program.display())
+        })?;
+        Ok(Agent(child))
+    }
+
+    /// Resident memory, and what of it is the process's own.
+    fn memory(&self) -> Result<String> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name));
+            let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+            kib.unwrap_or(f64::NAN) * 1024.0 / 1e6
+        };
+        Ok(format!("{:.1} MB ({:.1} MB own)", field("VmRSS:"), field("RssAnon:")))
+    }
+
+    /// CPU time so far, in user and kernel mode.
+    fn cpu(&self) -> Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/schedstat", self.0.id()));
+        // schedstat is of the main thread, in nanoseconds; the kernel's routes have their own one.
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id()))?;
+        drop(stat);
+        let mut nanos = 0u64;
+        for task in tasks {
+            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            nanos += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
