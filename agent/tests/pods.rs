@@ -110,6 +110,17 @@ impl Node {
     }
 
     fn spawn_call(&self, command: &str, container: &str, netns: &str) -> JoinHandle<Outcome> {
+        self.spawn_annotated(command, container, netns, json!({}))
+    }
+
+    /// With what the runtime tells of the pod's annotations.
+    fn spawn_annotated(
+        &self,
+        command: &str,
+        container: &str,
+        netns: &str,
+        annotations: Value,
+    ) -> JoinHandle<Outcome> {
         let variables = [
             ("CNI_COMMAND", command.to_owned()),
             ("CNI_CONTAINERID", container.to_owned()),
@@ -122,7 +133,7 @@ impl Node {
             "name": "cairn",
             "type": "cairn-cni",
             "socket": pods::socket_path(&self.run_dir),
-            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {}},
+            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations},
         });
         let patience = Patience { connect: Duration::from_secs(2), total: Duration::from_secs(20) };
         tokio::task::spawn_blocking(move || {
@@ -297,6 +308,29 @@ fn a_pod_gets_an_address_keeps_it_and_gives_it_back() {
         // The address that was freed last is given last.
         let next = node.add("third", &first).await;
         assert!(next.iter().all(|address| !held.contains(address)), "{next:?}");
+        agent.stop().await;
+    });
+}
+
+#[test]
+fn a_pod_gets_the_address_that_its_annotation_asks_for_or_the_reason_why_not() {
+    let node = Node::create();
+    let (first, second) = (node.pod(), node.pod());
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        let wish = || json!({"cairn.network/ips": "10.244.0.6", "example.com/other": "x"});
+        let add = |container, netns: &str| {
+            node.spawn_annotated("ADD", container, &path_of(netns), wish())
+        };
+        let held = addresses(&add("first", &first).await.unwrap());
+        assert_eq!(held, ["10.244.0.6".parse::<IpAddr>().unwrap()]);
+        reaches(&node, &first, held[0]);
+        let (code, sentence) = failure(&add("second", &second).await.unwrap());
+        assert_eq!(code, 11);
+        assert!(sentence.contains("10.244.0.6 is in use by first/eth0"), "{sentence}");
+        assert_eq!(agent.used(), 1);
+        node.del("first").await;
+        assert_eq!(addresses(&add("second", &second).await.unwrap()), held);
         agent.stop().await;
     });
 }

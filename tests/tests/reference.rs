@@ -19,8 +19,8 @@ out. What one object says wrong is refused when it is applied, by the bounds bel
 rules; what only other objects show is a condition in its status, or a problem of the node that cannot
 use it, in its BGPNodeStatus.
 
-Accepted and not acted on yet: in an IPPool `encapsulation` other than None, `natOutgoing`,
-`namespaceSelector` and the use LoadBalancer; in the BGPConfiguration `topology` RouteReflectors, which
+Accepted and not acted on yet: in an IPPool `encapsulation` other than None, `natOutgoing`
+and the use LoadBalancer; in the BGPConfiguration `topology` RouteReflectors, which
 is reported as a problem and gives a full mesh.
 ";
 
