@@ -186,8 +186,15 @@ fn conditions(
         .collect();
     let reserved = (!reserved.is_empty())
         .then(|| format!("pods hold reserved addresses until they end: {}", reserved.join(", ")));
+    let foreign: Vec<String> =
+        held.foreign.iter().take(CONDITION_PODS_MAX).map(ToString::to_string).collect();
+    let foreign = (!foreign.is_empty()).then(|| {
+        let addresses = foreign.join(", ");
+        format!("the node holds or routes elsewhere, and pods do not get: {addresses}")
+    });
     let cases = [
         ("Conflict", "OwnedTwice", "Sole", conflict),
+        ("ForeignInUse", "InUse", "Free", foreign),
         ("ReservedInUse", "InUse", "Free", reserved),
     ];
     for (type_, bad, good, message) in cases {
@@ -221,3 +228,49 @@ fn number(version: &str) -> u64 {
 const CONDITION_PODS_MAX: usize = 256;
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
 const WAKE_MIN: Duration = Duration::from_millis(100);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_that_others_hold_on_the_node_are_a_condition_until_they_go() {
+        let spec = serde_json::json!({
+            "cidr": "10.0.0.0/30",
+            "range": "10.0.0.0/16",
+            "pool": {"name": "p", "uid": "1"},
+            "node": {"name": "n1", "uid": "2"},
+        });
+        let block: IPBlock = serde_json::from_value(serde_json::json!({
+            "apiVersion": "cairn.network/v1alpha1",
+            "kind": "IPBlock",
+            "metadata": {"name": "10.0.0.0-30"},
+            "spec": spec,
+        }))
+        .expect("a block");
+        let mut book = cairn_ipam::AddressBook::new(Duration::ZERO);
+        book.set_blocks(vec![cairn_ipam::OwnedBlock {
+            cidr: "10.0.0.0/30".parse().expect("a network"),
+            pool: "p".into(),
+            hand_out: true,
+            until: Duration::MAX,
+            revision: 0,
+            newly_claimed: true,
+        }]);
+        let (usage, holdings) = (Usage::default(), Holdings::default());
+        let conditions = |book: &cairn_ipam::AddressBook, shown: Vec<Condition>| {
+            let shown = IPBlockStatus { conditions: shown, ..IPBlockStatus::default() };
+            let held = book.usage().remove(0);
+            super::conditions(&shown, &block, &held, &usage, &holdings)
+        };
+        assert!(conditions(&book, Vec::new()).is_empty());
+        let address = "10.0.0.2".parse().expect("an address");
+        book.mark_foreign(address);
+        let shown = conditions(&book, Vec::new());
+        assert_eq!((shown.len(), shown[0].type_.as_str()), (1, "ForeignInUse"));
+        assert_eq!(shown[0].status, ConditionStatus::True);
+        assert!(shown[0].message.ends_with("10.0.0.2"), "{}", shown[0].message);
+        book.clear_foreign(address, Duration::ZERO);
+        assert_eq!(conditions(&book, shown)[0].status, ConditionStatus::False);
+    }
+}
