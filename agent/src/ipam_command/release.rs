@@ -78,12 +78,14 @@ pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result
     let evidence = gather(from, &object).await?;
     let block = &evidence.block;
     println!(
-        "block {} of pool {}, owned by node {} (UID {}), {} addresses in use by its word",
+        "block {} of pool {}, owned by node {} (UID {}), {} in use by its word",
         block.cidr,
         block.pool.name,
         block.node.name,
         block.node.uid,
-        block.used.map_or("unknown".to_owned(), |used| used.to_string())
+        block.used.map_or("an unknown number".to_owned(), |used| {
+            count(usize::try_from(used).unwrap_or(usize::MAX), "address")
+        })
     );
     if let Some(node) = options.node.as_ref().filter(|node| **node != block.node.name) {
         bail!("block {} belongs to node {}, not to {node}", block.cidr, block.node.name);
