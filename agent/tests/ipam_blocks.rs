@@ -241,7 +241,9 @@ async fn with_the_api_away_a_restarted_agent_hands_out_from_the_blocks_on_its_di
 
 async fn when_the_crd_of_blocks_is_deleted_and_comes_back_the_blocks_of_pods_do_too(api: Api) {
     let cluster = Cluster::start(api).await;
-    cluster.pool("default", "10.244.0.0/24", 28);
+    // No peers here tell a node that claims another block whose that is.
+    let spec = json!({"cidr": "10.244.0.0/24", "blockSize": 28, "maxBlocksPerNode": 1});
+    cluster.pool_with("default", spec);
     let names = ["n1", "n2", "n3"];
     let mut nodes = Vec::new();
     for name in names {
