@@ -80,14 +80,13 @@ pub fn unfit(pool: &Pool, pools: &[Pool]) -> Option<Verdict> {
     }
     if let Some(first) = overlapped_by(pool, pools) {
         let (name, cidr) = (&first.name, first.cidr);
-        let ends = if first.terminating { ", which is being deleted" } else { ": delete one" };
-        return verdict(
-            "Overlap",
-            format!(
-                "{} overlaps {cidr} of the older IPPool {name} and is not used{ends}",
-                pool.cidr
-            ),
-        );
+        let ends = if first.terminating {
+            ", which is being deleted, and is not used before that is gone"
+        } else {
+            " and is not used: delete one"
+        };
+        let message = format!("{} overlaps {cidr} of the older IPPool {name}{ends}", pool.cidr);
+        return verdict("Overlap", message);
     }
     if pool.disabled {
         let message = "spec.disabled is true: no new blocks or addresses";

@@ -106,6 +106,13 @@ impl Events {
     }
 }
 
+/// Tells of this node.
+pub(super) fn tell_of_this_node(shared: &Shared, reason: Reason, note: String) {
+    let uid = shared.view.borrow().node.as_ref().and_then(|node| node.metadata.uid.clone());
+    let name = shared.options.node.clone();
+    shared.events.tell(About::Node { name, uid: uid.unwrap_or_default() }, reason, note);
+}
+
 /// Writes events for as long as it is polled, and tells of this node what follows from its state.
 pub(super) async fn run(shared: Shared, queue: Queue) {
     tokio::join!(write(&shared, queue), observe(&shared));
@@ -118,10 +125,7 @@ async fn observe(shared: &Shared) {
         let held = holdings.borrow_and_update().clone();
         let up = promise.borrow_and_update().fence;
         for (reason, note) in of_node(&held, shared.membership().err(), &up, shared.now()) {
-            let uid = shared.view.borrow().node.as_ref().and_then(|node| node.metadata.uid.clone());
-            let name = shared.options.node.clone();
-            let about = About::Node { name, uid: uid.unwrap_or_default() };
-            shared.events.tell(about, reason, note);
+            tell_of_this_node(shared, reason, note);
         }
         tokio::select! {
             biased;

@@ -9,6 +9,7 @@ use super::blocks::{Blocks, Refused};
 use super::calls::{Assertion, Claimed, Done};
 use super::disk::KeptBlock;
 use super::error::IpamError;
+use super::events::{self, Reason};
 use super::held::{Backoff, Held, Phase};
 
 impl Blocks {
@@ -149,6 +150,10 @@ impl Blocks {
                 }
                 let newly_claimed = held.newly_claimed;
                 held.phase = unfit(held, Phase::Conflict(with.clone()));
+                if matches!(held.phase, Phase::Conflict(_)) {
+                    let note = format!("block {cidr} overlaps {with}: it gives no new addresses");
+                    events::tell_of_this_node(&self.shared, Reason::BlockConflict, note);
+                }
                 held.backoff.fail(now);
                 self.claims.fail(now);
                 self.errors.remove(&key);

@@ -181,6 +181,8 @@ pub struct Surroundings {
     pub peers: Arc<Peers>,
     /// The last good view of an earlier process.
     pub restored: Option<ClusterView>,
+    /// Its clock; the kernel's when absent.
+    pub clock: Option<Clock>,
 }
 
 impl Node {
@@ -200,7 +202,7 @@ impl Node {
     }
 
     pub fn set_up_in(setup: Setup<'_>, surroundings: Surroundings) -> Node {
-        let Surroundings { memory, peers, restored } = surroundings;
+        let Surroundings { memory, peers, restored, clock } = surroundings;
         let Setup { name, boot_id, offline, idle_release, adopted, client } = setup;
         let mut book = AddressBook::new(Duration::ZERO);
         for (id, addresses) in adopted {
@@ -217,7 +219,7 @@ impl Node {
             offline,
             idle_release,
             rules: Rules::ALL,
-            clock: Clock::boottime(),
+            clock: clock.unwrap_or_else(Clock::boottime),
         };
         let relist = watch::Sender::new(0);
         let views = watches::start(

@@ -1,0 +1,484 @@
+//! The leader's duties against an API server: which blocks it returns and when, which pools it lets
+//! nodes use, and what it tells.
+
+mod nodes;
+
+use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use cairn_agent::ipam::Clock;
+use cairn_lab::apiserver::{ApiServer, PatchType, ResponseBody};
+use cairn_tests::kube::{Api, Server};
+use cairn_tests::on_both_apis;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use http_body_util::BodyExt;
+use hyper::{Request, Response};
+use ipnet::{IpNet, Ipv4Net};
+use kube::Client;
+use kube::client::Body;
+use serde_json::{Value, json};
+
+use nodes::proxy::{Fate, Proxy};
+use nodes::{BLOCKS, Cluster, HOUR, Node, POOLS, Setup, Surroundings, until};
+
+const LEASES: &str = "leases.coordination.k8s.io";
+const SYSTEM: Option<&str> = Some("cairn-system");
+const DEFAULT: Option<&str> = Some("default");
+const SHORT: Duration = Duration::from_secs(2);
+
+impl Cluster {
+    /// A condition of a pool: its status, its reason, its message.
+    fn condition(&self, pool: &str, type_: &str) -> Option<(String, String, String)> {
+        let pool = self.server.get(POOLS, None, pool).ok()?;
+        let conditions = pool["status"]["conditions"].as_array()?.clone();
+        let found = conditions.into_iter().find(|condition| condition["type"] == type_)?;
+        let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+        Some((text("status"), text("reason"), text("message")))
+    }
+
+    fn is(&self, pool: &str, type_: &str, status: &str, reason: &str) -> bool {
+        self.condition(pool, type_).is_some_and(|(s, r, _)| s == status && r == reason)
+    }
+
+    /// A running pod with an address.
+    fn pod(&self, name: &str, node: &str, address: &str, spec: Value) {
+        let mut pod = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": name},
+            "spec": {
+                "nodeName": node,
+                "containers": [{"name": "c", "image": "none"}],
+                "terminationGracePeriodSeconds": 0,
+            },
+        });
+        for (key, value) in spec.as_object().into_iter().flatten() {
+            pod["spec"][key] = value.clone();
+        }
+        self.server.create("pods", DEFAULT, pod).expect("a pod");
+        self.pod_status(name, "Running", address);
+    }
+
+    fn pod_status(&self, name: &str, phase: &str, address: &str) {
+        let addresses = json!([{"ip": address}]);
+        let status = json!({"status": {"phase": phase, "podIP": address, "podIPs": addresses}});
+        self.server.patch_status("pods", DEFAULT, name, &status).expect("a status");
+    }
+
+    /// Says of the holder of a node's Lease that its machine is off, or of another boot of it.
+    fn mark_off(&self, node: &str, boot: Option<&str>) {
+        let name = format!("cairn-node-{node}");
+        let lease = self.server.get(LEASES, SYSTEM, &name).expect("the Lease");
+        let holder = lease["spec"]["holderIdentity"].as_str().expect("a holder");
+        let (uid, own_boot) = holder.split_once('/').expect("UID and boot id");
+        let mark = format!("{uid}/{}", boot.unwrap_or(own_boot));
+        let patch = json!({"metadata": {"annotations": {"cairn.network/machine-off": mark}}});
+        self.server.patch(LEASES, SYSTEM, &name, PatchType::Merge, &patch).expect("marked");
+    }
+
+    fn taint_out_of_service(&self, node: &str) {
+        let taint = json!({"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"});
+        let patch = json!({"spec": {"taints": [taint]}});
+        self.server.patch("nodes", None, node, PatchType::Merge, &patch).expect("tainted");
+    }
+
+    /// The notes of events about an object for a reason.
+    fn events(&self, kind: &str, name: &str, reason: &str) -> Vec<String> {
+        let events = self.server.list("events.events.k8s.io", DEFAULT, "").expect("events");
+        let about = |event: &&Value| {
+            event["regarding"]["kind"] == kind
+                && event["regarding"]["name"] == name
+                && event["reason"] == reason
+        };
+        let notes = events.iter().filter(about).map(|event| event["note"].as_str());
+        notes.map(|note| note.unwrap_or_default().to_owned()).collect()
+    }
+
+    /// A block of a node that does not exist.
+    fn orphan(&self, node: &str, cidr: &str) {
+        let pool = self.server.get(POOLS, None, "default").expect("the pool");
+        let range: IpNet = cidr.parse().expect("a network");
+        let block = json!({
+            "apiVersion": "cairn.network/v1alpha1",
+            "kind": "IPBlock",
+            "metadata": {
+                "name": cairn_api::block_name(range),
+                "finalizers": ["cairn.network/block"],
+            },
+            "spec": {
+                "cidr": cidr,
+                "range": cairn_api::block_range(range),
+                "pool": {"name": "default", "uid": pool["metadata"]["uid"]},
+                "node": {"name": node, "uid": format!("uid-{node}")},
+            },
+        });
+        self.server.create(BLOCKS, None, block).expect("a block");
+    }
+}
+
+/// The embedded server without a socket between, so that time can stand still and jump.
+#[derive(Clone)]
+struct InProcess(ApiServer);
+
+impl tower_service::Service<Request<Body>> for InProcess {
+    type Response = Response<ResponseBody>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response<ResponseBody>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let server = self.0.clone();
+        async move {
+            let (parts, body) = request.into_parts();
+            let body: Bytes = body.collect().await.expect("a whole body").to_bytes();
+            Ok(server.call(Request::from_parts(parts, body)).await)
+        }
+        .boxed()
+    }
+}
+
+/// A node on tokio's clock.
+fn node_in_virtual_time(cluster: &Cluster, offline: Duration) -> Node {
+    let start = tokio::time::Instant::now();
+    let Server::Embedded(server) = &cluster.server else { panic!("time is real at a real server") };
+    let client = Client::new(InProcess(server.clone()), "default");
+    let (name, boot_id, adopted) = ("n1", "boot1", Vec::new());
+    let setup = Setup { name, boot_id, offline, idle_release: None, adopted, client };
+    let clock = Some(Clock::new(move || HOUR + start.elapsed()));
+    Node::set_up_in(setup, Surroundings { clock, ..Surroundings::default() })
+}
+
+/// Waits in virtual time; returns how long.
+async fn takes(what: &str, longest: Duration, holds: impl Fn() -> bool) -> Duration {
+    let start = tokio::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < longest, "{what}");
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    start.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_thousand_orphans_go_in_one_pass_at_a_bounded_rate_and_the_leader_stays() {
+    const NODES: usize = 15;
+    const BLOCKS_OF_A_NODE: usize = 200;
+    const CALLS_PER_SEC_MAX: f64 = 100.0;
+    let cluster = Cluster::new();
+    cluster.without_graceful_restart();
+    cluster.pool("default", "10.0.0.0/8", 26);
+    let range: Ipv4Net = "10.0.0.0/8".parse().expect("a network");
+    let nets: Vec<Ipv4Net> =
+        range.subnets(26).expect("blocks").take(NODES * BLOCKS_OF_A_NODE).collect();
+    let last = cairn_api::block_name(IpNet::V4(nets[nets.len() - 1]));
+    for (node, nets) in nets.chunks(BLOCKS_OF_A_NODE).enumerate() {
+        for net in nets {
+            cluster.orphan(&format!("gone-{node:03}"), &net.to_string());
+        }
+        let lease = json!({
+            "metadata": {"name": format!("cairn-node-gone-{node:03}")},
+            "spec": {"holderIdentity": format!("uid-gone-{node:03}/boot"), "leaseDurationSeconds": 20},
+        });
+        cluster.server.create(LEASES, SYSTEM, lease).expect("a Lease");
+    }
+    cluster.node("n1", "boot1");
+    let mut leader = node_in_virtual_time(&cluster, HOUR);
+    leader.until("it leads", |h| h.leads).await;
+    let orphans = || cluster.blocks().iter().filter(|b| b["spec"]["node"]["name"] != "n1").count();
+    let is_gone = |name: &str| cluster.server.get(BLOCKS, None, name).is_err();
+    let first = || is_gone("10.0.0.0-26");
+    let waited = takes("the fence allows it", Duration::from_secs(120), first).await;
+    assert!(waited >= Duration::from_secs(25), "1.25 times what the Leases promise: {waited:?}");
+    let start = tokio::time::Instant::now();
+    takes("the last node's turn", Duration::from_secs(3_600), || is_gone(&last)).await;
+    takes("all return", Duration::from_secs(10), || orphans() == 0).await;
+    let took = start.elapsed();
+    // DELETE and finalizer of each block, and two looks a node.
+    let calls = (2 * NODES * BLOCKS_OF_A_NODE + 2 * NODES) as f64;
+    assert!(took.as_secs_f64() >= calls / CALLS_PER_SEC_MAX - 2.0, "too fast: {took:?}");
+    assert!(took.as_secs_f64() <= calls / CALLS_PER_SEC_MAX * 1.1, "more than one pass: {took:?}");
+    let lease = cluster.server.get(LEASES, SYSTEM, "cairn-leader").expect("the Lease");
+    let transitions = &lease["spec"]["leaseTransitions"];
+    assert!(transitions.as_i64().is_some_and(|times| times <= 1), "{transitions}");
+    assert!(leader.holdings.borrow().leads);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pool_with_others_addresses_is_looked_at_again_and_a_good_one_never() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.1.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    cluster.pod("theirs", "n1", "10.1.0.9", json!({}));
+    let mut node = node_in_virtual_time(&cluster, HOUR);
+    node.until("it leads", |h| h.leads).await;
+    let foreign = || cluster.is("default", "Ready", "False", "ForeignAddresses");
+    takes("the finding", Duration::from_secs(10), foreign).await;
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(foreign() && cluster.blocks().is_empty());
+    cluster.server.delete("pods", DEFAULT, "theirs").expect("deleted");
+    let ready = || cluster.is("default", "Ready", "True", "Ready");
+    let waited = takes("the next look", Duration::from_secs(40), ready).await;
+    assert!(waited <= Duration::from_secs(32), "{waited:?}");
+    node.until_open(1).await;
+    // Pods of this pool are not told from others later: good once is good.
+    cluster.pod("theirs-again", "n1", "10.1.200.9", json!({}));
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert!(ready());
+}
+
+/// The leader and other nodes with a block each.
+async fn leader_and<const N: usize>(
+    cluster: &Cluster,
+    others: [&str; N],
+    offline: Duration,
+) -> (Node, [(Node, IpNet); N]) {
+    cluster.without_graceful_restart();
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut leader = Node::start(cluster, "n1", "boot1", offline);
+    leader.until("it leads", |h| h.leads).await;
+    let mut started = Vec::new();
+    for name in others {
+        let boot = format!("boot-{name}");
+        cluster.node(name, &boot);
+        let mut node = Node::start(cluster, name, &boot, offline);
+        let block = node.until_open(1).await[0];
+        started.push((node, block));
+    }
+    let started = started.try_into().unwrap_or_else(|_| panic!("as many as asked for"));
+    (leader, started)
+}
+
+async fn a_machine_that_an_operator_says_is_off_loses_its_blocks_at_once(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let (mut leader, [(mut n2, of_n2), (mut n3, of_n3)]) =
+        leader_and(&cluster, ["n2", "n3"], HOUR).await;
+    n2.add("pod").expect("an address");
+    n2.tasks.shutdown().await;
+    n3.tasks.shutdown().await;
+    // Whether its Node exists makes no difference.
+    cluster.server.delete("nodes", None, "n3").expect("deleted");
+    // Of another boot: that machine is not the one that holds the Lease.
+    cluster.mark_off("n2", Some("another-boot"));
+    cluster.mark_off("n3", None);
+    until("the block of the marked machine returns", || cluster.owner(of_n3).is_none()).await;
+    assert_eq!(cluster.owner(of_n2).as_deref(), Some("n2"), "its mark names another boot");
+    leader.peers.announce(of_n2);
+    cluster.mark_off("n2", None);
+    leader
+        .until("a route speaks against it", |h| {
+            h.problems.iter().any(|p| p.contains("marked as off"))
+        })
+        .await;
+    assert_eq!(cluster.owner(of_n2).as_deref(), Some("n2"));
+    leader.peers.withdraw(of_n2);
+    until("without a route it returns", || cluster.owner(of_n2).is_none()).await;
+    until("an event on the Node", || !cluster.events("Node", "n2", "BlocksReturned").is_empty())
+        .await;
+}
+
+async fn the_out_of_service_taint_returns_blocks_of_a_silent_agent_only(api: Api) {
+    let cluster = Cluster::start(api).await;
+    // The fence would take longer than anybody waits here.
+    let offline = Duration::from_secs(30);
+    let (_leader, [(mut off, of_off), (_on, of_on), (mut silent, of_silent)]) =
+        leader_and(&cluster, ["off", "on", "silent"], offline).await;
+    off.tasks.shutdown().await;
+    silent.tasks.shutdown().await;
+    let stopped = std::time::Instant::now();
+    cluster.taint_out_of_service("off");
+    cluster.taint_out_of_service("on");
+    until("the block returns", || cluster.owner(of_off).is_none()).await;
+    assert!(stopped.elapsed() > Duration::from_secs(2), "it could have been late only");
+    assert_eq!(cluster.owner(of_on).as_deref(), Some("on"), "its agent writes its Lease");
+    assert_eq!(cluster.owner(of_silent).as_deref(), Some("silent"), "it is not tainted");
+}
+
+async fn blocks_of_a_live_node_without_an_agent_return_when_no_pod_is_in_them(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let (mut leader, [(mut n2, of_n2), (mut n3, of_n3)]) =
+        leader_and(&cluster, ["n2", "n3"], SHORT).await;
+    let inside = |cidr: IpNet| cidr.hosts().nth(5).expect("an address").to_string();
+    cluster.pod("lives", "n2", &inside(of_n2), json!({}));
+    // Neither has an address in the block any more, or ever had.
+    cluster.pod("ended", "n3", &inside(of_n3), json!({}));
+    cluster.pod_status("ended", "Succeeded", &inside(of_n3));
+    cluster.pod("of-the-host", "n3", &inside(of_n3), json!({"hostNetwork": true}));
+    n2.tasks.shutdown().await;
+    n3.tasks.shutdown().await;
+    let stopped = std::time::Instant::now();
+    until("the block without a pod returns", || cluster.owner(of_n3).is_none()).await;
+    assert!(stopped.elapsed() > SHORT, "the promise came first");
+    let told = |p: &String| p.contains(&of_n2.to_string()) && p.contains("pod default/lives");
+    leader.until("the pod keeps the other", |h| h.problems.iter().any(told)).await;
+    assert_eq!(cluster.owner(of_n2).as_deref(), Some("n2"));
+    cluster.server.delete("pods", DEFAULT, "lives").expect("deleted");
+    until("then it returns, too", || cluster.owner(of_n2).is_none()).await;
+    for node in ["n2", "n3"] {
+        cluster.server.get("nodes", None, node).expect("the Node is still there");
+    }
+}
+
+async fn one_return_that_fails_and_events_that_are_refused_keep_nothing_else_waiting(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.without_graceful_restart();
+    cluster.pool("default", "10.244.0.0/16", 26);
+    for (node, cidr) in [("a", "10.244.7.0/26"), ("b", "10.244.7.64/26"), ("c", "10.244.7.128/26")]
+    {
+        cluster.orphan(node, cidr);
+    }
+    cluster.node("n1", "boot1");
+    proxy.meet("DELETE", "/ipblocks/10.244.7.0-26", Fate::IsForbidden);
+    proxy.meet("POST", "/events", Fate::IsForbidden);
+    let mut leader = Node::behind(&proxy, "n1", "boot1", SHORT);
+    let told = |p: &String| p.contains("10.244.7.0/26");
+    leader.until("the failure is told", |h| h.problems.iter().any(told)).await;
+    let owners = || -> BTreeSet<String> {
+        let blocks = cluster.blocks();
+        blocks.iter().map(|b| b["spec"]["node"]["name"].as_str().expect("a name").into()).collect()
+    };
+    until("the others return", || owners() == ["a", "n1"].map(str::to_owned).into()).await;
+    assert!(cluster.events("Node", "b", "BlocksReturned").is_empty(), "refused");
+    proxy.let_pass();
+    until("and then the first", || owners() == ["n1".to_owned()].into()).await;
+}
+
+async fn a_pool_in_which_others_addresses_lie_is_not_claimed_from(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.node("n1", "boot1");
+    let addresses = json!({"status": {"addresses": [
+        {"type": "InternalIP", "address": "10.3.0.1"}, {"type": "Hostname", "address": "n1"},
+    ]}});
+    cluster.server.patch_status("nodes", None, "n1", &addresses).expect("addresses");
+    cluster.pod("theirs", "n1", "10.1.0.9", json!({}));
+    cluster.pod("of-the-host", "n1", "10.5.0.9", json!({"hostNetwork": true}));
+    let services = json!({
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "ServiceCIDR",
+        "metadata": {"name": "theirs"},
+        "spec": {"cidrs": ["10.2.0.0/24"]},
+    });
+    cluster.server.create("servicecidrs.networking.k8s.io", None, services).expect("a ServiceCIDR");
+    for (name, cidr) in
+        [("pods", "10.1.0.0/16"), ("services", "10.2.0.0/16"), ("nodes", "10.3.0.0/16")]
+    {
+        cluster.pool(name, cidr, 26);
+    }
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    let cases = [
+        ("pods", "10.1.0.9 of pod default/theirs on node n1"),
+        ("services", "10.2.0.0/24 of ServiceCIDR theirs"),
+        ("nodes", "10.3.0.1 of node n1"),
+    ];
+    for (pool, what) in cases {
+        let named = || {
+            let found = cluster.condition(pool, "Ready");
+            found.is_some_and(|(status, reason, message)| {
+                status == "False" && reason == "ForeignAddresses" && message.contains(what)
+            })
+        };
+        until(what, named).await;
+    }
+    until("an event", || !cluster.events("IPPool", "pods", "ForeignAddresses").is_empty()).await;
+    assert!(cluster.blocks().is_empty(), "nothing is claimed");
+    cluster.pool("good", "10.5.0.0/16", 26);
+    let block = node.until_open(1).await[0];
+    assert!(block.to_string().starts_with("10.5."), "{block}");
+    assert!(cluster.is("good", "Ready", "True", "Ready"));
+}
+
+async fn a_pool_says_how_full_it_is(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/27", 28);
+    cluster.node("n1", "boot1");
+    let mut n1 = Node::start(&cluster, "n1", "boot1", HOUR);
+    n1.until_open(1).await;
+    until("half is left", || cluster.is("default", "NearlyFull", "False", "BlocksLeft")).await;
+    assert!(cluster.events("IPPool", "default", "PoolExhausted").is_empty());
+    cluster.node("n2", "boot2");
+    let mut n2 = Node::start(&cluster, "n2", "boot2", HOUR);
+    n2.until_open(1).await;
+    // The next pass may be a minute away; a change of the pool brings it near.
+    let touch = json!({"spec": {"natOutgoing": true}});
+    cluster.server.patch(POOLS, None, "default", PatchType::Merge, &touch).expect("changed");
+    until("nothing is left", || cluster.is("default", "NearlyFull", "True", "Exhausted")).await;
+    let pool = cluster.server.get(POOLS, None, "default").expect("the pool");
+    let status = &pool["status"];
+    assert_eq!((&status["blocks"], &status["free"]), (&json!("2/2"), &json!("32")));
+    until("an event", || cluster.events("IPPool", "default", "PoolExhausted").len() == 1).await;
+}
+
+async fn a_pool_that_is_being_deleted_keeps_another_off_its_range_until_it_is_gone(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("old", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    node.until_open(1).await;
+    node.add("pod").expect("an address");
+    until("the pool is held", || {
+        let pool = cluster.server.get(POOLS, None, "old").expect("the pool");
+        pool["metadata"]["finalizers"][0] == "cairn.network/block"
+    })
+    .await;
+    assert!(!cluster.server.delete(POOLS, None, "old").expect("deleted"));
+    // The times have a grain of a second.
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    cluster.pool("new", "10.244.0.0/20", 27);
+    until("it overlaps", || {
+        let found = cluster.condition("new", "Ready");
+        found.is_some_and(|(_, reason, message)| {
+            reason == "Overlap" && message.contains("old, which is being deleted")
+        })
+    })
+    .await;
+    until("an event", || !cluster.events("IPPool", "new", "PoolOverlap").is_empty()).await;
+    node.del("pod");
+    until("the old pool is gone", || cluster.server.get(POOLS, None, "old").is_err()).await;
+    node.until("a block of the new one", |h| {
+        Node::open(h).iter().any(|block| block.prefix_len() == 27)
+    })
+    .await;
+}
+
+async fn a_claim_that_is_under_way_while_its_pool_ends_is_given_up(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.pool("default", "10.244.0.0/16", 26);
+    cluster.node("n1", "boot1");
+    let mut leader = Node::start(&cluster, "n1", "boot1", HOUR);
+    leader.until("it leads", |h| h.leads).await;
+    leader.until_open(1).await;
+    cluster.node("n2", "boot2");
+    proxy.meet("POST", "/ipblocks", Fate::Waits);
+    let n2 = Node::behind(&proxy, "n2", "boot2", HOUR);
+    until("the claim is under way", || proxy.met() > 0).await;
+    cluster.server.delete(POOLS, None, "default").expect("deleted");
+    until("the pool is gone", || cluster.server.get(POOLS, None, "default").is_err()).await;
+    assert!(cluster.blocks().is_empty(), "the finalizer went after the last block");
+    // The claim commits; its return is held so that it can be seen.
+    proxy.let_pass();
+    proxy.meet("DELETE", "/ipblocks", Fate::Waits);
+    until("the block is there", || cluster.blocks().len() == 1).await;
+    until("it is on its way back", || proxy.met() > 1).await;
+    assert!(Node::open(&n2.holdings.borrow()).is_empty(), "it gave no address");
+    proxy.let_pass();
+    until("it is given back", || cluster.blocks().is_empty()).await;
+}
+
+on_both_apis! {
+    a_machine_that_an_operator_says_is_off_loses_its_blocks_at_once,
+    the_out_of_service_taint_returns_blocks_of_a_silent_agent_only,
+    blocks_of_a_live_node_without_an_agent_return_when_no_pod_is_in_them,
+    one_return_that_fails_and_events_that_are_refused_keep_nothing_else_waiting,
+    a_pool_in_which_others_addresses_lie_is_not_claimed_from,
+    a_pool_says_how_full_it_is,
+    a_pool_that_is_being_deleted_keeps_another_off_its_range_until_it_is_gone,
+    a_claim_that_is_under_way_while_its_pool_ends_is_given_up,
+}
