@@ -1,0 +1,426 @@
+//! For each safety rule what leads to where its absence shows: a schedule of faults that is still a
+//! seed's, or an ordinary day on which some things happen more often.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::time::Duration;
+
+use cairn_ipam::Rule;
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use super::api::Fault;
+use super::faults::{Event, ORDINARY};
+use super::kernel::ForeignPod;
+use super::world::{STALE_MAX, Setup, World};
+
+/// What leads to a rule.
+pub struct Path {
+    /// What happens.
+    pub scenario: fn(&mut World) -> BoxFuture<'_, ()>,
+    /// What happens more often than on an ordinary day, by which factor.
+    pub more: &'static [(Event, usize)],
+    /// Blocks that hold nothing go back after this.
+    pub idle_release: Option<Duration>,
+}
+
+impl Path {
+    /// Makes `setup` lead there: a small cluster in which addresses are short.
+    pub fn lead(&self, setup: &mut Setup) {
+        setup.nodes = 3;
+        setup.offline = Duration::from_secs(30);
+        setup.pool = ("10.244.0.0/28", 30);
+        setup.cooldown = Duration::ZERO;
+        setup.idle_release = self.idle_release;
+        setup.mix = ORDINARY
+            .iter()
+            .filter(|(event, _)| self.is_ordinary(*event))
+            .map(|(event, weight)| {
+                let factor = self.more.iter().find(|(more, _)| more == event);
+                (*event, weight * factor.map_or(1, |(_, factor)| *factor))
+            })
+            .collect();
+    }
+
+    fn is_ordinary(&self, event: Event) -> bool {
+        matches!(event, Event::StartPods | Event::EndPod)
+            || self.more.iter().any(|(more, _)| *more == event)
+    }
+}
+
+/// The path to `rule`.
+pub fn path(rule: Rule) -> Path {
+    let directed = |scenario| Path { scenario, more: &[], idle_release: None };
+    let day = |more, idle_release| Path {
+        scenario: bad_day,
+        more,
+        idle_release: Some(Duration::from_secs(idle_release)),
+    };
+    match rule {
+        Rule::VerifyAfterClaim => directed(|world| overlapping_pools(world, false).boxed()),
+        Rule::ConsistentReads => directed(|world| overlapping_pools(world, true).boxed()),
+        Rule::PoolWaitsForBlocks => directed(|world| pool_comes_back(world).boxed()),
+        Rule::CloseBeforeDelete => day(&[(Event::BadWay, 5), (Event::AgentDiesAtStep, 1)], 1),
+        Rule::TakeUpBlocks => day(&[(Event::BadWay, 8), (Event::AgentDiesAtStep, 4)], 1),
+        Rule::DeletePreconditions => directed(|world| slow_leader(world).boxed()),
+        Rule::NoticeOldHistory => directed(|world| history_goes_back(world).boxed()),
+        Rule::SecondWitness => directed(|world| owner_cut_off_at_restore(world).boxed()),
+        Rule::ConflictCloses => directed(|world| conflict(world).boxed()),
+        Rule::FinalizerWaitsForPods => day(&[(Event::BlockDeleted, 10)], 20),
+        Rule::OwnFence => directed(|world| cut_off(world, Wait::Fence).boxed()),
+        Rule::LeaderWaits => directed(|world| cut_off(world, Wait::StaleRoutes).boxed()),
+        Rule::LeaderLooksForRoutes => directed(|world| only_the_api_is_away(world).boxed()),
+        Rule::DiskOfThisBoot => directed(|world| boot_with_an_old_disk(world).boxed()),
+        Rule::OneMachine => directed(|world| two_machines(world, Way::Whole).boxed()),
+        Rule::OtherMachineWaits => directed(|world| two_machines(world, Way::Cut).boxed()),
+        Rule::AliasFirst => day(&[(Event::AgentDiesAtStep, 10)], 20),
+        Rule::ExclusiveHostRoute | Rule::OwnKernel => {
+            day(&[(Event::ForeignStarts, 10), (Event::ForeignEnds, 2)], 20)
+        }
+        Rule::KernelIsRecord => day(&[(Event::AgentRestarts, 10)], 1),
+        Rule::OneAgent => day(&[(Event::SecondAgent, 20), (Event::AgentRestarts, 3)], 1),
+        Rule::FreeAfterInterface => day(&[(Event::EndPod, 2)], 0),
+        Rule::PodsKeepBlocks => directed(|world| agent_gone_for_good(world).boxed()),
+        Rule::ForeignAddresses => directed(|world| foreign_addresses(world).boxed()),
+    }
+}
+
+/// An ordinary day, without an end that is checked.
+fn bad_day(world: &mut World) -> BoxFuture<'_, ()> {
+    async move {
+        world.calm().await;
+        let mix = world.mix.clone();
+        for _ in 0..EVENTS {
+            world.pass(world.dice.millis(10, 2_500)).await;
+            world.heartbeats();
+            world.event(&mix).await;
+            if world.story.is_violated() {
+                return;
+            }
+        }
+    }
+    .boxed()
+}
+
+impl World {
+    /// A pool, and every machine on.
+    async fn calm(&mut self) {
+        let (cidr, block_size) = self.pool;
+        self.create_pool(cidr, block_size);
+        for machine in 0..self.machines.len() {
+            self.start(machine);
+        }
+        self.go_on(Duration::from_secs(6)).await;
+    }
+
+    /// Lets time pass, with what goes on anyway.
+    async fn go_on(&mut self, time: Duration) {
+        let end = Instant::now() + time;
+        while Instant::now() < end && !self.story.is_violated() {
+            self.pass(Duration::from_millis(500)).await;
+            self.heartbeats();
+        }
+    }
+
+    /// A machine whose agent does not lead.
+    fn follower(&self) -> usize {
+        let leads = |machine: &super::machine::Machine| {
+            machine.agents().iter().any(|agent| agent.holdings.borrow().leads)
+        };
+        let followers = self.machines.iter().filter(|machine| !leads(machine));
+        followers.map(|machine| machine.id).next().unwrap_or(0)
+    }
+
+    fn start_many(&self, machine: usize, pods: usize) {
+        (0..pods).for_each(|_| self.machines[machine].start_pod());
+    }
+
+    /// The others take whatever there is.
+    fn start_on_others(&self, but: usize, pods: usize) {
+        for machine in self.machines.iter().filter(|machine| machine.id != but) {
+            (0..pods).for_each(|_| machine.start_pod());
+        }
+    }
+
+    fn cut_off(&self, machine: usize) {
+        self.story.say(format_args!("m{machine}: cut off from everything"));
+        self.machines[machine].way.cut();
+        self.around.fabric.set_cut(machine, true);
+    }
+}
+
+/// Two overlapping pools in one second, of which each node sees one (sequence 1a).
+async fn overlapping_pools(world: &mut World, both_lag: bool) {
+    for machine in 0..world.machines.len() {
+        world.start(machine);
+    }
+    world.go_on(Duration::from_secs(6)).await;
+    let until = Instant::now() + Duration::from_secs(20);
+    world.create_pool("10.244.0.0/29", 30);
+    let seen = world.server.revision();
+    world.pass(Duration::from_millis(8)).await;
+    world.machines[0].way.condition().lag = Some((seen, until));
+    world.create_pool("10.244.0.0/29", 29);
+    let seen = world.server.revision();
+    if both_lag {
+        world.pass(Duration::from_millis(8)).await;
+        for machine in &world.machines[1..] {
+            machine.way.condition().lag = Some((seen, until));
+        }
+    }
+    for machine in 0..world.machines.len() {
+        world.start_many(machine, 8);
+    }
+    world.go_on(Duration::from_secs(30)).await;
+}
+
+/// A pool ends; a node whose watch lags claims from it; it comes back with another block size (1b).
+async fn pool_comes_back(world: &mut World) {
+    world.calm().await;
+    let lagging = world.follower();
+    let until = Instant::now() + Duration::from_secs(30);
+    world.start_many(lagging, 2);
+    world.go_on(Duration::from_secs(3)).await;
+    world.machines[lagging].way.condition().lag = Some((world.server.revision(), until));
+    world.delete_pool("p1");
+    for _ in 0..20 {
+        world.pass(world.dice.millis(10, 800)).await;
+        world.start_many(lagging, 1);
+        if world.server.get(super::world::POOLS, None, "p1").is_err() {
+            break;
+        }
+    }
+    world.put_pool("p1", "10.244.0.0/28", 29);
+    for machine in 0..world.machines.len() {
+        world.start_many(machine, 6);
+    }
+    world.go_on(Duration::from_secs(40)).await;
+}
+
+/// The leader's DELETE is on its way while the agent that seemed gone comes back (2).
+async fn slow_leader(world: &mut World) {
+    world.calm().await;
+    let victim = world.follower();
+    world.machines[victim].kill_agents();
+    for machine in &world.machines {
+        let mut condition = machine.way.condition();
+        (condition.fault_in, condition.only) =
+            (if machine.id == victim { 0 } else { 2 }, Some(Fault::Slow));
+    }
+    let back = world.around.offline * 5 / 4 + world.dice.millis(0, 40_000);
+    world.go_on(back).await;
+    world.machines[victim].start_agent();
+    for _ in 0..10 {
+        world.start_many(victim, 1);
+        world.start_on_others(victim, 2);
+        world.go_on(Duration::from_secs(2)).await;
+    }
+}
+
+/// etcd is restored to before a block was claimed, which its owner holds without a pod (3).
+async fn history_goes_back(world: &mut World) {
+    let (cidr, block_size) = world.pool;
+    world.create_pool(cidr, block_size);
+    for machine in 0..world.machines.len() {
+        world.register(&world.machines[machine]);
+    }
+    world.back_up();
+    for machine in 0..world.machines.len() {
+        world.start(machine);
+    }
+    world.go_on(Duration::from_secs(10)).await;
+    let victim = world.follower();
+    world.around.fabric.set_cut(victim, true);
+    world.go_on(STALE_MAX + Duration::from_secs(2)).await;
+    let backup = world.backup.clone().expect("a backup");
+    world.server.restore(&backup);
+    world.story.say("etcd is restored");
+    for machine in &world.machines {
+        world.register(machine);
+    }
+    world.start_on_others(victim, 8);
+    world.go_on(Duration::from_secs(8)).await;
+    world.start_many(victim, 4);
+    world.go_on(Duration::from_secs(25)).await;
+}
+
+/// etcd is restored, and an owner with pods does not reach the API to say what is its own (3).
+async fn owner_cut_off_at_restore(world: &mut World) {
+    let (cidr, block_size) = world.pool;
+    world.create_pool(cidr, block_size);
+    world.back_up();
+    for machine in 0..world.machines.len() {
+        world.start(machine);
+    }
+    world.go_on(Duration::from_secs(6)).await;
+    let victim = world.follower();
+    world.start_many(victim, 4);
+    world.go_on(Duration::from_secs(4)).await;
+    world.machines[victim].way.cut();
+    world.go_on(Duration::from_secs(2)).await;
+    let backup = world.backup.clone().expect("a backup");
+    world.server.restore(&backup);
+    world.story.say("etcd is restored");
+    for machine in world.machines.iter().filter(|machine| machine.id != victim) {
+        world.register(machine);
+    }
+    world.go_on(Duration::from_secs(4)).await;
+    world.start_on_others(victim, 8);
+    world.go_on(Duration::from_secs(30)).await;
+}
+
+/// Two nodes hold one block, each with pods in it, and hear of each other late (3).
+async fn conflict(world: &mut World) {
+    let (cidr, block_size) = world.pool;
+    world.create_pool(cidr, block_size);
+    world.back_up();
+    for machine in 0..world.machines.len() {
+        world.start(machine);
+    }
+    world.go_on(Duration::from_secs(6)).await;
+    let victim = world.follower();
+    // One pod, at the third address of its block.
+    world.start_many(victim, 3);
+    world.go_on(Duration::from_secs(4)).await;
+    for container in world.machines[victim].running().into_iter().take(2) {
+        world.machines[victim].end_pod(container, true);
+    }
+    world.cut_off(victim);
+    world.go_on(STALE_MAX + Duration::from_secs(3)).await;
+    let backup = world.backup.clone().expect("a backup");
+    world.server.restore(&backup);
+    world.story.say("etcd is restored");
+    for machine in world.machines.iter().filter(|machine| machine.id != victim) {
+        world.register(machine);
+    }
+    world.go_on(Duration::from_secs(5)).await;
+    // As many as take the others' own blocks and the first address of the victim's.
+    let others = world.dice.roll(6) + 4;
+    world.start_on_others(victim, others);
+    world.go_on(Duration::from_secs(5)).await;
+    world.machines[victim].way.mend();
+    world.around.fabric.set_cut(victim, false);
+    world.register(&world.machines[victim]);
+    world.go_on(Duration::from_secs(4)).await;
+    for _ in 0..4 {
+        world.start_many(victim, 1);
+        world.start_on_others(victim, 1);
+        world.go_on(Duration::from_secs(4)).await;
+    }
+}
+
+/// How long a machine is cut off before it starts a pod.
+enum Wait {
+    /// Until the fence and the leader's wait are over.
+    Fence,
+    /// Until others have dropped its routes.
+    StaleRoutes,
+}
+
+/// A machine is cut off and runs on; its Node is deleted, others claim, it starts a pod (5).
+async fn cut_off(world: &mut World, wait: Wait) {
+    world.calm().await;
+    let victim = world.follower();
+    world.cut_off(victim);
+    world.delete_node(&world.machines[victim].node.clone());
+    let time = match wait {
+        Wait::Fence => world.around.offline * 5 / 4 + STALE_MAX + Duration::from_secs(20),
+        Wait::StaleRoutes => STALE_MAX + Duration::from_secs(4),
+    };
+    world.go_on(time).await;
+    for _ in 0..3 {
+        world.start_on_others(victim, 4);
+        world.go_on(Duration::from_secs(3)).await;
+        world.start_many(victim, 2);
+        world.go_on(Duration::from_secs(2)).await;
+    }
+}
+
+/// A machine with pods does not reach the API; its Node is deleted, its routes stand (5).
+async fn only_the_api_is_away(world: &mut World) {
+    world.calm().await;
+    let victim = world.follower();
+    world.start_many(victim, 4);
+    world.go_on(Duration::from_secs(5)).await;
+    world.machines[victim].way.cut();
+    world.delete_node(&world.machines[victim].node.clone());
+    world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(30)).await;
+    world.start_on_others(victim, 8);
+    world.go_on(Duration::from_secs(30)).await;
+}
+
+/// A machine boots long after, with the API away and its disk as it was (5).
+async fn boot_with_an_old_disk(world: &mut World) {
+    world.calm().await;
+    let victim = world.follower();
+    world.cut_off(victim);
+    world.machines[victim].power_off();
+    world.delete_node(&world.machines[victim].node.clone());
+    world.go_on(world.around.offline * 5 / 4 + STALE_MAX + Duration::from_secs(25)).await;
+    world.start_on_others(victim, 8);
+    world.go_on(Duration::from_secs(10)).await;
+    world.start(victim);
+    world.go_on(Duration::from_secs(1)).await;
+    world.start_many(victim, 4);
+    world.go_on(Duration::from_secs(15)).await;
+}
+
+/// Whether the first of two machines reaches the API.
+enum Way {
+    Whole,
+    Cut,
+}
+
+/// A second machine registers under the name of one that lives (5).
+async fn two_machines(world: &mut World, way: Way) {
+    world.calm().await;
+    let first = world.follower();
+    world.start_many(first, 1);
+    world.go_on(Duration::from_secs(3)).await;
+    if matches!(way, Way::Cut) {
+        world.cut_off(first);
+    }
+    let second = world.add_machine(&world.machines[first].node.clone());
+    world.start(second);
+    world.go_on(Duration::from_secs(3)).await;
+    for _ in 0..3 {
+        world.start_many(first, 1);
+        world.start_many(second, 2);
+        world.go_on(Duration::from_secs(3)).await;
+    }
+}
+
+/// A node's agent leaves for good, its pods run on (7).
+async fn agent_gone_for_good(world: &mut World) {
+    world.calm().await;
+    let victim = world.follower();
+    world.start_many(victim, 4);
+    world.go_on(Duration::from_secs(5)).await;
+    world.machines[victim].kill_agents();
+    world.go_on(world.around.offline * 5 / 4 + STALE_MAX + Duration::from_secs(40)).await;
+    world.start_on_others(victim, 8);
+    world.go_on(Duration::from_secs(30)).await;
+}
+
+/// Another plugin's pods run in the range of a new pool, on a machine of its own (8).
+async fn foreign_addresses(world: &mut World) {
+    let other = world.add_machine("other");
+    for last in [1, 6, 9, 14] {
+        let address = IpAddr::V4(Ipv4Addr::new(10, 244, 0, last));
+        world.start_foreign(other, address, ForeignPod::Route);
+    }
+    for machine in 0..other {
+        world.start(machine);
+    }
+    world.go_on(Duration::from_secs(5)).await;
+    let (cidr, block_size) = world.pool;
+    world.create_pool(cidr, block_size);
+    world.go_on(Duration::from_secs(4)).await;
+    for machine in 0..other {
+        world.start_many(machine, 5);
+    }
+    world.go_on(Duration::from_secs(20)).await;
+}
+
+/// Events of a day that leads to a rule.
+const EVENTS: usize = 90;
