@@ -273,6 +273,12 @@ impl Node {
         answer
     }
 
+    /// As [`Node::add`], but nobody hears of it before [`Node::unmute`].
+    pub fn add_quietly(&self, pod: &str) -> Result<Vec<IpAddr>, AssignError> {
+        let request = AddressRequest { family: Family::V4, choice: Choice::Pools(self.pools()) };
+        self.book.lock().expect("the book").assign(&id(pod), &[request], since_boot())
+    }
+
     /// Every pool that is known, in order.
     fn pools(&self) -> Vec<String> {
         let holdings = self.holdings.borrow();

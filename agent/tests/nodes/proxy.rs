@@ -33,8 +33,59 @@ pub struct Proxy {
     task: JoinHandle<()>,
 }
 
+/// Random numbers of a seed (xorshift64*).
+#[derive(Clone, Debug)]
+pub struct Dice(u64);
+
+impl Dice {
+    pub fn new(seed: u64) -> Dice {
+        // Zero stays zero.
+        Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// A number below `end`.
+    pub fn draw(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % end
+    }
+}
+
+/// What happens to a request on a way where anything can.
+enum Chance {
+    Passes,
+    Delayed(Duration),
+    LosesAnswer,
+    /// The server acts on it, or not, and the client hears of an error.
+    Fails {
+        acts: bool,
+    },
+    ComesLate(Duration),
+}
+
+impl Chance {
+    /// Of twenty requests eleven pass as they are.
+    fn of(dice: &mut Dice, watch: bool) -> Chance {
+        let time = Duration::from_millis(dice.draw(60));
+        match dice.draw(20) {
+            0..=2 => Chance::Delayed(time),
+            _ if watch => Chance::Passes,
+            3 | 4 => Chance::LosesAnswer,
+            5 => Chance::Fails { acts: true },
+            6 => Chance::Fails { acts: false },
+            7 | 8 => Chance::ComesLate(4 * time),
+            _ => Chance::Passes,
+        }
+    }
+}
+
 #[derive(Default)]
 struct Faults {
+    /// Decides about every request, while there is one.
+    dice: Option<Dice>,
+    /// Requests so far.
+    asked: usize,
     /// What the first line of a request begins with, what it holds, and what happens to it.
     rules: Vec<(&'static str, String, Fate)>,
     /// Requests that [`Fate::ComesLate`] kept.
@@ -58,7 +109,7 @@ impl Proxy {
                 let shared = Arc::clone(&shared);
                 tokio::spawn(async move {
                     let Ok(upstream) = TcpStream::connect(server).await else { return };
-                    carry(client, upstream, &shared).await;
+                    carry(client, upstream, server, &shared).await;
                 });
             }
         });
@@ -70,9 +121,27 @@ impl Proxy {
         Client::try_from(Config::new(uri)).expect("a plain HTTP client")
     }
 
+    /// A client that brings a token.
+    pub fn client_of(&self, token: &str) -> Client {
+        let uri = format!("http://{}", self.address).parse().expect("a URI");
+        let mut config = Config::new(uri);
+        config.auth_info.token = Some(token.to_owned().into());
+        Client::try_from(config).expect("a plain HTTP client")
+    }
+
     /// Requests whose first line begins with `method` and holds `part` meet `fate`.
     pub fn meet(&self, method: &'static str, part: impl Into<String>, fate: Fate) {
         self.with(|faults| faults.rules.push((method, part.into(), fate)));
+    }
+
+    /// From now on anything happens to requests, by this seed; without one all is as before.
+    pub fn chaos(&self, seed: Option<u64>) {
+        self.with(|faults| faults.dice = seed.map(Dice::new));
+    }
+
+    /// How many requests there were.
+    pub fn asked(&self) -> usize {
+        self.with(|faults| faults.asked)
     }
 
     /// How many requests have met their fate.
@@ -133,13 +202,13 @@ struct Answer {
     refusal: Option<&'static str>,
 }
 
-async fn carry(client: TcpStream, upstream: TcpStream, faults: &Mutex<Faults>) {
+async fn carry(client: TcpStream, upstream: TcpStream, server: SocketAddr, faults: &Mutex<Faults>) {
     let (from_client, to_client) = client.into_split();
     let (from_server, to_server) = upstream.into_split();
     let answer = Mutex::new(Answer::default());
     // The end of either direction is the end of both.
     tokio::select! {
-        () = requests(from_client, to_server, faults, &answer) => {}
+        () = requests(from_client, to_server, server, faults, &answer) => {}
         () = answers(from_server, to_client, faults, &answer) => {}
     }
 }
@@ -147,6 +216,7 @@ async fn carry(client: TcpStream, upstream: TcpStream, faults: &Mutex<Faults>) {
 async fn requests(
     mut client: OwnedReadHalf,
     mut server: OwnedWriteHalf,
+    address: SocketAddr,
     faults: &Mutex<Faults>,
     answer: &Mutex<Answer>,
 ) {
@@ -158,10 +228,31 @@ async fn requests(
             }
             continue;
         };
-        let request: Vec<u8> = buffer.drain(..length).collect();
+        let mut request: Vec<u8> = buffer.drain(..length).collect();
         let text = String::from_utf8_lossy(&request).into_owned();
         let line = text.lines().next().unwrap_or_default();
         let mut next = Answer { watch: line.contains("watch=true"), ..Answer::default() };
+        let chance = {
+            let mut faults = faults.lock().expect("the faults");
+            faults.asked += 1;
+            faults.dice.as_mut().map(|dice| Chance::of(dice, next.watch))
+        };
+        match chance {
+            None | Some(Chance::Passes) => {}
+            Some(Chance::Delayed(time)) => tokio::time::sleep(time).await,
+            Some(Chance::LosesAnswer) => next.lost = true,
+            Some(Chance::Fails { acts }) => {
+                next.refusal = Some(FAILED);
+                if !acts {
+                    // Some answer there must be, for the error to come in its place.
+                    request = b"GET /version HTTP/1.1\r\nhost: api\r\n\r\n".to_vec();
+                }
+            }
+            Some(Chance::ComesLate(time)) => {
+                tokio::spawn(late(address, request, time));
+                return;
+            }
+        }
         let mut counted = false;
         loop {
             {
@@ -204,6 +295,16 @@ async fn requests(
         if server.write_all(request).await.is_err() {
             return;
         }
+    }
+}
+
+/// A request that the client has given up reaches the server.
+async fn late(server: SocketAddr, request: Vec<u8>, time: Duration) {
+    tokio::time::sleep(time).await;
+    let Ok(mut upstream) = TcpStream::connect(server).await else { return };
+    if upstream.write_all(&request).await.is_ok() {
+        // What it answers interests nobody, but a client that is gone would cancel it.
+        let _ = upstream.read(&mut [0; 4096]).await;
     }
 }
 
@@ -252,3 +353,6 @@ const FORBIDDEN: &str = "HTTP/1.1 403 Forbidden\r\ncontent-type: application/jso
 const INVALID: &str = "HTTP/1.1 422 Unprocessable Entity\r\ncontent-type: application/json\r\n\
     connection: close\r\n\r\n{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{},\
     \"status\":\"Failure\",\"message\":\"it is invalid\",\"reason\":\"Invalid\",\"code\":422}";
+const FAILED: &str = "HTTP/1.1 500 Internal Server Error\r\ncontent-type: application/json\r\n\
+    connection: close\r\n\r\n{\"kind\":\"Status\",\"apiVersion\":\"v1\",\"metadata\":{},\
+    \"status\":\"Failure\",\"message\":\"it failed\",\"reason\":\"InternalError\",\"code\":500}";

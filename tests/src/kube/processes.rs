@@ -186,7 +186,7 @@ pub fn apiserver(directory: &Path, port: u16, etcd: u16) -> Vec<String> {
 }
 
 const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\n\
-    omitStages: [RequestReceived, ResponseStarted]\nrules:\n\
+    omitStages: [RequestReceived]\nrules:\n\
     # The administrator's own requests prove nothing.\n\
     - {level: None, users: [admin, \"system:apiserver\"]}\n- {level: Metadata}\n";
 /// Who brings this token is an administrator.
