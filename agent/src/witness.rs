@@ -12,8 +12,11 @@ use tokio::sync::watch;
 
 use crate::ipam::{Heard, Witness};
 
-/// Asks whichever speaker runs at that time. While none does, and when it does not answer in
-/// [`ANSWER_WAIT`], nothing is heard: the API server is the first witness and decides alone then.
+/// Asks whichever speaker runs at that time. While none does nothing is heard: there are no peers.
+///
+/// A speaker that does not answer within [`ANSWER_WAIT`] may have heard anything. The block then
+/// counts as announced by nobody knows whom, perhaps by this node itself: no claim and no return
+/// goes on, and no owner takes it for a conflict.
 #[derive(Clone, Debug)]
 pub struct SpeakerWitness {
     speaker: watch::Receiver<Option<SpeakerHandle>>,
@@ -36,11 +39,8 @@ impl Witness for SpeakerWitness {
                 // Its sessions and what they brought have ended with it.
                 Ok(Err(_)) => Vec::new(),
                 Err(_) => {
-                    tracing::warn!(
-                        %cidr,
-                        "the speaker does not say what peers announce: the API server alone decides"
-                    );
-                    Vec::new()
+                    tracing::warn!(%cidr, "the speaker does not say what peers announce");
+                    vec![Heard { prefix: cidr, peer: NO_ANSWER.to_owned(), looped: true }]
                 }
             }
         }
@@ -55,3 +55,6 @@ fn heard(route: HeardRoute) -> Heard {
 /// How long an answer is waited for. The owner of the routes answers between two batches of updates,
 /// which take milliseconds; a pod that waits for a block has ten seconds.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// In the place of a peer's name.
+const NO_ANSWER: &str = "(unknown: this node's speaker does not answer)";

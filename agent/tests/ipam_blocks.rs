@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_agent::view::ClusterView;
+use cairn_ipam::Demand;
 use cairn_lab::apiserver::{ApiServer, PatchType};
 use cairn_tests::kube::{Api, Server};
 use cairn_tests::on_both_apis;
@@ -451,7 +452,93 @@ async fn a_machine_that_is_marked_as_off_hands_out_nothing_until_that_is_undone(
     again.until("open again", |h| Node::open(h) == [block]).await;
 }
 
+async fn a_fixed_address_brings_its_whole_block_or_says_who_has_it(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    cluster.node("n2", "boot2");
+    let mut n1 = Node::start(&cluster, "n1", "boot1", HOUR);
+    let mut n2 = Node::start(&cluster, "n2", "boot2", HOUR);
+    let (one, two) = (n1.until_open(1).await[0], n2.until_open(1).await[0]);
+    let ask = |node: &Node, address: std::net::IpAddr| {
+        let demand = Demand::Address(address);
+        node.usage.send_modify(|usage| {
+            usage.exhausted.insert(demand.clone());
+        });
+        demand
+    };
+    let all = (0..16u8).map(|n| format!("10.244.0.{}/28", n * 16).parse::<IpNet>());
+    let mut all = all.map(|cidr| cidr.expect("a network"));
+    let free = all.find(|cidr| *cidr != one && *cidr != two).expect("a free one");
+    let mut wanted = free.hosts();
+    ask(&n1, wanted.next().expect("an address"));
+    n1.until("the whole block", |h| Node::open(h).contains(&free)).await;
+    let theirs = ask(&n1, two.addr());
+    let told = n1.until("who has it", |h| h.refusals.contains_key(&theirs)).await;
+    assert!(told.refusals[&theirs].contains("owned by node n2"), "{:?}", told.refusals);
+    let nowhere = ask(&n1, "192.0.2.1".parse().expect("an address"));
+    let told = n1.until("no pool", |h| h.refusals.contains_key(&nowhere)).await;
+    assert!(told.refusals[&nowhere].contains("lies in no IPPool"), "{:?}", told.refusals);
+    let owners: BTreeSet<Option<String>> = [one, two, free].map(|c| cluster.owner(c)).into();
+    assert_eq!((owners.len(), cluster.blocks().len()), (2, 3), "nothing else was claimed");
+}
+
+async fn a_block_whose_every_address_is_reserved_is_not_claimed(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let reservation = json!({
+        "apiVersion": "cairn.network/v1alpha1",
+        "kind": "IPReservation",
+        "metadata": {"name": "gateways"},
+        "spec": {"cidrs": ["10.244.0.0/28", "10.244.0.16/29", "10.244.0.24/29", "10.244.0.32/29"]},
+    });
+    cluster
+        .server
+        .create("ipreservations.cairn.network", None, reservation)
+        .expect("an IPReservation");
+    cluster.pool("default", "10.244.0.0/26", 28);
+    for name in ["n1", "n2", "n3"] {
+        cluster.node(name, name);
+    }
+    let nodes = ["n1", "n2", "n3"].map(|name| Node::start(&cluster, name, name, HOUR));
+    until("two blocks are open", || {
+        nodes.iter().filter(|node| !Node::open(&node.holdings.borrow()).is_empty()).count() == 2
+    })
+    .await;
+    until("the third says why", || nodes.iter().any(|node| says(node, "has no free block"))).await;
+    let open: BTreeSet<String> = nodes
+        .iter()
+        .flat_map(|node| Node::open(&node.holdings.borrow()))
+        .map(|cidr| cidr.to_string())
+        .collect();
+    assert_eq!(open.into_iter().collect::<Vec<_>>(), ["10.244.0.32/28", "10.244.0.48/28"]);
+}
+
+async fn a_start_with_many_blocks_asks_about_four_at_a_time(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    for n in 0..80 {
+        until_pod(&node, &format!("pod{n}")).await;
+    }
+    let all = node.until_open(6).await;
+    node.tasks.shutdown().await;
+    proxy.meet("GET", "spec.range", Fate::Waits);
+    // What was on the disk is lost.
+    let again = Setup { client: proxy.client(), ..setup(&cluster, "n1", "boot1") };
+    let mut again = Node::set_up(again);
+    until("four are asked about", || proxy.met() == 4).await;
+    tokio::time::sleep(SETTLE).await;
+    assert_eq!(proxy.met(), 4);
+    proxy.let_pass();
+    assert_eq!(again.until_open(all.len()).await, all);
+}
+
 on_both_apis! {
+    a_fixed_address_brings_its_whole_block_or_says_who_has_it,
+    a_block_whose_every_address_is_reserved_is_not_claimed,
+    a_start_with_many_blocks_asks_about_four_at_a_time,
     of_32_nodes_that_race_for_16_blocks_16_own_one,
     a_disabled_pool_is_never_used,
     a_node_takes_its_pod_cidrs_and_claims_from_another_pool_beside_them,

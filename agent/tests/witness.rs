@@ -92,3 +92,32 @@ async fn the_speaker_that_runs_says_what_peers_announce() {
     assert_eq!(ask("10.1.0.64/26").await, [], "a speaker that has ended hears nothing");
     theirs.shutdown(Shutdown::KeepRoutes).await;
 }
+
+/// Its runtime stands still, so it never answers: the block may be announced by anybody.
+#[test]
+fn a_speaker_that_does_not_answer_lets_no_claim_and_no_return_go_on() {
+    let runtime = || {
+        let mut builder = tokio::runtime::Builder::new_current_thread();
+        builder.enable_all().start_paused(true).build().expect("a runtime")
+    };
+    let (standing, running) = (runtime(), runtime());
+    let config = SpeakerConfig {
+        origins: Default::default(),
+        asn: 65001,
+        router_id: OURS,
+        listen: Vec::new(),
+        peers: BTreeMap::new(),
+        originate: BTreeMap::new(),
+        selection_deferral_secs: 1,
+        multipath: Multipath { paths_max: 1, same_as_path: false },
+    };
+    let started = async { Speaker::start(config, SpeakerOptions::default()) };
+    let (speaker, _feed) = standing.block_on(started).expect("a valid configuration");
+    let speaker = watch::Sender::new(Some(speaker));
+    let witness = SpeakerWitness::new(speaker.subscribe());
+    let block = "10.1.0.64/26".parse().expect("a block");
+    let heard = running.block_on(witness.heard(block));
+    let [only] = &heard[..] else { panic!("{heard:?}") };
+    assert_eq!((only.prefix, only.looped), (block, true), "no owner takes it for a conflict");
+    assert!(only.peer.contains("does not answer"), "{only:?}");
+}

@@ -134,16 +134,18 @@ async fn verification(
         return Ok(Verification::Sole);
     }
     let answer = api.verify(question).await?;
-    // The second witness: history of the API may have gone back (IPAM rule 3). This node announces a
-    // block only once it is confirmed, so that even a looped announcement is not of this process.
-    if answer != Verification::Sole
-        || !question.newly_claimed
-        || !question.rules.hold(Rule::SecondWitness)
-    {
+    // The second witness: history of the API may have gone back (IPAM rule 3).
+    if answer != Verification::Sole || !question.rules.hold(Rule::SecondWitness) {
         return Ok(answer);
     }
+    // This node announces a block only once it is confirmed, so that of one just claimed even a
+    // looped announcement is not of this process. One that was found it may have announced before.
+    let counts = |heard: &&Heard| question.newly_claimed || !heard.looped;
     let heard = ears.witness.heard(cidr).await;
-    let heard = heard.first().map(announcement);
+    let heard = heard.iter().find(counts).map(announcement);
+    if !question.newly_claimed {
+        return Ok(heard.map_or(answer, Verification::Overlaps));
+    }
     let routes = ears.routes.borrow();
     let used = routes.range(cidr..).take_while(|route| cidr.contains(&route.addr())).next();
     let used = || used.map(|route| format!("{route}, which another node announces"));

@@ -7,8 +7,8 @@
 //! that drops, of which there is only a count ([`super::RouteCounts::dropped`]).
 //!
 //! The table is a hash of prefixes and not a tree. A block has few possible parts, of which only those
-//! lengths are looked up that occur in the table; when these are still too many, all questions of a
-//! call share one walk over the table.
+//! lengths are looked up that occur in the table; when these would be more than a quarter of the
+//! table's prefixes, what is asked for shares one walk over it.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
@@ -58,7 +58,7 @@ pub struct HeardRoutes {
 
 impl Rib {
     /// The routes in every Adj-RIB-In to `prefixes` and parts of them. Ask for at most
-    /// [`HEARD_PREFIXES_MAX`] at once: each costs up to [`LOOKUPS_MAX`] look-ups.
+    /// [`HEARD_PREFIXES_MAX`] at once. It takes at most twice as long as a walk over the table.
     pub fn heard(&self, prefixes: &[Prefix]) -> HeardRoutes {
         let mut found = Found::default();
         self.hear(&self.ipv4, prefixes, &mut found);
@@ -72,17 +72,18 @@ impl Rib {
         // A route inside of two that were asked about is one route.
         let mut keys = BTreeSet::new();
         let mut walk_for = BTreeSet::new();
+        let mut budget = (table.entries.ids_end() as u64 / WALK_STEPS_A_LOOKUP).max(LOOKUPS_MIN);
         for outer in asked.iter().filter(|outer| outer.family() == A::FAMILY) {
             let lengths = || (outer.len()..=A::FAMILY.bits()).filter(|len| table.entries.has(*len));
             let parts = |len| 1_u64.checked_shl(u32::from(len - outer.len()));
             let lookups = lengths().map(parts).try_fold(0, |sum: u64, n| sum.checked_add(n?));
-            match lookups.filter(|lookups| *lookups <= LOOKUPS_MAX) {
-                Some(_) => keys.extend(
-                    lengths()
-                        .flat_map(|len| parts_of(*outer, len))
-                        .filter_map(A::key)
-                        .filter(|key| table.entries.get(key).is_some()),
-                ),
+            match lookups.and_then(|lookups| budget.checked_sub(lookups)) {
+                Some(rest) => {
+                    budget = rest;
+                    let parts = lengths().flat_map(|len| parts_of(*outer, len));
+                    let known = |key: &A::Key| table.entries.get(key).is_some();
+                    keys.extend(parts.filter_map(A::key).filter(known));
+                }
                 None => drop(walk_for.insert(*outer)),
             }
         }
@@ -176,9 +177,10 @@ fn parts_of(outer: Prefix, len: u8) -> impl Iterator<Item = Prefix> {
 
 /// Prefixes that one question may name.
 pub const HEARD_PREFIXES_MAX: usize = 256;
-/// Routes of one answer that are not looped, and as many that are: a quarter of a millisecond of the
-/// owner's time.
+/// Routes of one answer that are not looped, and as many that are.
 pub const HEARD_ROUTES_MAX: usize = 1024;
-/// Look-ups for one prefix, about 50 ns each, above which a walk over the table, about 10 ms for a
-/// million prefixes, is taken instead: enough for the parts of a /26 and of a /20.
-const LOOKUPS_MAX: u64 = 8192;
+/// Steps of a walk that take as long as a look-up, which misses the cache. A walk over a million
+/// prefixes takes 20 ms.
+const WALK_STEPS_A_LOOKUP: u64 = 4;
+/// Look-ups that nobody needs to save: below a tenth of a millisecond.
+const LOOKUPS_MIN: u64 = 1024;

@@ -307,6 +307,7 @@ impl FieldError {
     fn body(&self) -> String {
         let (value, detail) = (&self.value, &self.detail);
         let head = match self.kind {
+            FieldErrorKind::Invalid if value.is_empty() => "Invalid value".to_owned(),
             FieldErrorKind::Invalid | FieldErrorKind::TypeInvalid => {
                 format!("Invalid value: {value}")
             }

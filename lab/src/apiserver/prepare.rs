@@ -26,6 +26,25 @@ pub(super) fn uid_conflict(resource: &Resource, name: &str, uid: &str, old: &Val
     ApiError::conflict(resource, name, why)
 }
 
+/// A DELETE's precondition that does not hold.
+pub(super) fn version_conflict(
+    resource: &Resource,
+    name: &str,
+    wanted: &str,
+    have: &str,
+) -> ApiError {
+    let why = format!(
+        "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in \
+         record ({have}). The object might have been modified"
+    );
+    let mut error = ApiError::conflict(resource, name, why);
+    if resource.custom {
+        // The real server names the kind of a custom object here, and the resource of a builtin one.
+        error.message = error.message.replacen(&resource.plural, &resource.kind, 1);
+    }
+    error
+}
+
 /// Checks apiVersion and kind of a body; builtin kinds may leave them out.
 pub(super) fn check_kind(resource: &Resource, object: &mut Value) -> Result<(), ApiError> {
     let wanted = [("apiVersion", resource.storage_api_version()), ("kind", resource.kind.clone())];
@@ -87,7 +106,7 @@ pub(super) fn check_revision(
             &Value::Null,
             "must be specified for an update",
         );
-        error.value = "0x0".to_owned();
+        error.value = "0".to_owned();
         return Err(ApiError::invalid(resource, name, &[error]));
     }
     let Ok(given) = given.parse::<u64>() else {
@@ -225,14 +244,17 @@ pub(super) fn fill_builtin(resource: &Resource, object: &mut Value) {
             if let Some(map) = object.as_object_mut() {
                 map.entry("type").or_insert_with(|| json!("Opaque"));
             }
-            fold_string_data(object);
+            fold_string_data(resource, object);
         }
         _ => {}
     }
 }
 
-/// Moves a Secret's `stringData` into `data`, as the real server does.
-fn fold_string_data(object: &mut Value) {
+/// Moves a Secret's `stringData` into `data`, as the real server does with every write.
+pub(super) fn fold_string_data(resource: &Resource, object: &mut Value) {
+    if resource.custom || resource.storage != "secrets" {
+        return;
+    }
     let Some(map) = object.as_object_mut() else { return };
     let Some(Value::Object(plain)) = map.remove("stringData") else { return };
     let data = map.entry("data").or_insert_with(|| json!({}));

@@ -230,8 +230,16 @@ pub(super) fn show_list(resource: &Resource, view: View, listing: &Listing) -> V
             return table(Some(resource), meta, rows);
         }
     };
-    let items: Vec<Value> =
-        listing.items.iter().map(|object| show_object(resource, view, object)).collect();
+    let show = |object: &Arc<Value>| {
+        let mut item = show_object(resource, view, object);
+        // The real server's lists of builtin kinds name these once, in the list.
+        if let (View::Full, false, Some(map)) = (view, resource.custom, item.as_object_mut()) {
+            map.remove("apiVersion");
+            map.remove("kind");
+        }
+        item
+    };
+    let items: Vec<Value> = listing.items.iter().map(show).collect();
     json!({"kind": kind, "apiVersion": api_version, "metadata": meta, "items": items})
 }
 

@@ -10,8 +10,6 @@ use super::jsonpath::JsonPath;
 pub(super) struct Rules {
     compiled: CompiledSchema,
     context: RootContext,
-    /// The schema as written, to name the type of the node that a rule stands at.
-    schema: Value,
     any: bool,
 }
 
@@ -44,7 +42,7 @@ impl Rules {
             kind: kind.to_owned(),
         };
         let any = has_rules(&compiled);
-        Ok(Rules { compiled, context, schema: schema.clone(), any })
+        Ok(Rules { compiled, context, any })
     }
 
     /// Whether there is any rule at all.
@@ -88,28 +86,16 @@ impl Rules {
                 Some("FieldValueDuplicate") => FieldErrorKind::Duplicate,
                 _ => FieldErrorKind::Invalid,
             };
-            let shown = Value::String(self.type_at(path).to_owned());
-            errors.push(FieldError::new(kind, path, &shown, failure.message.clone()));
+            let shown = at(object).unwrap_or(Value::Null);
+            let mut error = FieldError::new(kind, path, &shown, failure.message.clone());
+            // The value is that of the node at which the rule stands, also when the rule's fieldPath
+            // names one below; those that are no scalars are not shown.
+            if shown.is_object() || shown.is_array() || names_field(&self.compiled, &failure.rule) {
+                error.value.clear();
+            }
+            errors.push(error);
         }
         errors
-    }
-
-    fn type_at(&self, path: &str) -> &str {
-        let mut node = &self.schema;
-        for step in path.split(['.', '[']).filter(|step| !step.is_empty()) {
-            let next = if step.ends_with(']') {
-                node.get("items").or_else(|| node.get("additionalProperties"))
-            } else {
-                node.get("properties")
-                    .and_then(|p| p.get(step))
-                    .or_else(|| node.get("additionalProperties"))
-            };
-            match next {
-                Some(next) => node = next,
-                None => return "object",
-            }
-        }
-        node.get("type").and_then(Value::as_str).unwrap_or("object")
     }
 }
 
@@ -121,6 +107,14 @@ fn children(node: &CompiledSchema) -> impl Iterator<Item = &CompiledSchema> {
         .chain(&node.all_of)
         .chain(&node.one_of)
         .chain(&node.any_of)
+}
+
+/// Whether a rule of this text below a node has a fieldPath.
+fn names_field(node: &CompiledSchema, rule: &str) -> bool {
+    let here =
+        |one: &kube_cel::CompilationResult| one.rule.rule == rule && one.rule.field_path.is_some();
+    node.validations.iter().flatten().any(here)
+        || children(node).any(|child| names_field(child, rule))
 }
 
 fn has_rules(node: &CompiledSchema) -> bool {

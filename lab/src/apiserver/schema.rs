@@ -350,7 +350,7 @@ impl Schema {
         }
         if let Some(format) = self.format.as_deref().filter(|f| !format_admits(f, text)) {
             let detail = format!("{here} in body must be of type {format}: {value}");
-            errors.push(FieldError::invalid(path, &value, detail));
+            errors.push(FieldError::new(FieldErrorKind::TypeInvalid, path, &value, detail));
         }
     }
 

@@ -11,8 +11,9 @@ use super::fields::{Owners, Shape, Writer, compare};
 use super::metadata;
 use super::patch::{PatchType, patched};
 use super::prepare::{
-    check_kind, check_revision, copy_field, fill_builtin, is_deeper_than, is_owner_reset,
-    keep_all_but_status, keep_metadata, refuse_unknown, set_namespace, spec_differs, uid_conflict,
+    check_kind, check_revision, copy_field, fill_builtin, fold_string_data, is_deeper_than,
+    is_owner_reset, keep_all_but_status, keep_metadata, refuse_unknown, set_namespace,
+    spec_differs, uid_conflict, version_conflict,
 };
 use super::resource::{Catalog, Resource, read_crd};
 use super::source::{Clock, Randomness};
@@ -310,8 +311,9 @@ impl State {
         }
         let named = metadata::field(&config, "name");
         if named.is_empty() {
-            metadata::of(&mut config)?.insert("name".to_owned(), json!(target.name));
-        } else if named != target.name {
+            return Err(ApiError::bad_request("name is required"));
+        }
+        if named != target.name {
             let url = &target.name;
             return Err(ApiError::bad_request(format!(
                 "the name of the object ({named}) does not match the name on the URL ({url})"
@@ -321,11 +323,18 @@ impl State {
         if let Some(schema) = &resource.schema {
             unknown.extend(schema.prune(&mut config));
         }
-        let warnings = refuse_unknown(&resource, &unknown, options)?;
+        if let Some(path) = unknown.first() {
+            // Whatever fieldValidation says: an apply owns fields, and of this one nothing is known.
+            let (name, version, kind) = (&target.name, resource.api_version(), &resource.kind);
+            return Err(ApiError::internal(format!(
+                "failed to create typed patch object (/{name}; {version}, Kind={kind}): .{path}: \
+                 field not declared in schema"
+            )));
+        }
         let now = self.clock.now();
         let writer =
             Writer { manager: &options.manager, subresource: target.subresource(), now: &now };
-        let mut written = match self.existing(target) {
+        let written = match self.existing(target) {
             Ok(old) => {
                 let (object, owners) =
                     Owners::of(&old).applied(&resource, &writer, &old, &config, options.force)?;
@@ -344,7 +353,6 @@ impl State {
                 self.apply_new(target, &config, &writer, options)?
             }
         };
-        written.warnings.extend(warnings);
         Ok(written)
     }
 
@@ -392,6 +400,7 @@ impl State {
     ) -> Result<Written, ApiError> {
         let resource = target.resource.clone();
         let name = &target.name;
+        fold_string_data(&resource, &mut object);
         check_revision(&resource, name, &object, old)?;
         let reset_owners = is_owner_reset(&object);
         if target.status {
@@ -471,7 +480,7 @@ impl State {
             if errors.iter().any(|error| error.kind.blocks_rules()) {
                 let detail = "some validation rules were not checked because the object was \
                               invalid; correct the existing errors to complete validation";
-                errors.push(FieldError::new(FieldErrorKind::Invalid, "", &json!("null"), detail));
+                errors.push(FieldError::new(FieldErrorKind::Invalid, "", &Value::Null, detail));
             } else {
                 errors.extend(rules.check(&self.validator, object, old));
             }
@@ -520,11 +529,7 @@ impl State {
         if let Some(wanted) = &options.resource_version {
             let have = metadata::field(&old, "resourceVersion");
             if wanted != have {
-                let why = format!(
-                    "Precondition failed: ResourceVersion in precondition: {wanted}, \
-                     ResourceVersion in object meta: {have}"
-                );
-                return Err(ApiError::conflict(&resource, &target.name, why));
+                return Err(version_conflict(&resource, &target.name, wanted, have));
             }
         }
         let extra = match options.propagation.as_deref() {

@@ -1,7 +1,7 @@
 //! Server-side apply.
 
+use kube::ResourceExt;
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::{Api, ResourceExt};
 
 use super::*;
 
@@ -13,16 +13,15 @@ fn config(spec: Value) -> Value {
 }
 
 async fn apply(
-    pools: &Api<DynamicObject>,
+    pools: &kube::Api<DynamicObject>,
     manager: &str,
     spec: Value,
 ) -> Result<DynamicObject, kube::Error> {
     pools.patch("p", &PatchParams::apply(manager), &Patch::Apply(config(spec))).await
 }
 
-#[tokio::test]
-async fn an_apply_creates_owns_and_takes_back() {
-    let world = World::new();
+async fn an_apply_creates_owns_and_takes_back(api: Api) {
+    let world = World::start(api).await;
     let pools = world.pools();
     let spec = json!({
         "cidr": "10.0.0.0/16", "natOutgoing": true, "tags": {"a": "1", "b": "2"},
@@ -57,9 +56,8 @@ async fn an_apply_creates_owns_and_takes_back() {
     );
 }
 
-#[tokio::test]
-async fn managers_share_conflict_and_force() {
-    let world = World::new();
+async fn managers_share_conflict_and_force(api: Api) {
+    let world = World::start(api).await;
     let pools = world.pools();
     apply(&pools, "one", json!({"cidr": "10.0.0.0/16", "natOutgoing": true})).await.unwrap();
     let shared = json!({"cidr": "10.0.0.0/16", "tags": {"two": "2"}});
@@ -94,9 +92,8 @@ async fn managers_share_conflict_and_force() {
     assert_eq!(left.data["spec"].get("natOutgoing"), None);
 }
 
-#[tokio::test]
-async fn updates_own_fields_too() {
-    let world = World::new();
+async fn updates_own_fields_too(api: Api) {
+    let world = World::start(api).await;
     let pools = world.pools();
     pools.create(&PostParams::default(), &pool("p", "10.0.0.0/16")).await.unwrap();
     let patch = Patch::Merge(json!({"spec": {"natOutgoing": true}}));
@@ -118,9 +115,8 @@ async fn updates_own_fields_too() {
     apply(&pools, "one", json!({"natOutgoing": false})).await.expect("nobody owns it any more");
 }
 
-#[tokio::test]
-async fn status_is_applied_apart() {
-    let world = World::new();
+async fn status_is_applied_apart(api: Api) {
+    let world = World::start(api).await;
     let pools = world.pools();
     let status = |kind: &str, used: Option<u32>| {
         let mut body = json!({
@@ -148,9 +144,8 @@ async fn status_is_applied_apart() {
     assert_eq!(less.data["status"].get("used"), None);
 }
 
-#[tokio::test]
-async fn a_status_in_an_apply_of_the_spec_is_no_conflict() {
-    let world = World::new();
+async fn a_status_in_an_apply_of_the_spec_is_no_conflict(api: Api) {
+    let world = World::start(api).await;
     let pools = world.pools();
     apply(&pools, "one", json!({"cidr": "10.0.0.0/16"})).await.unwrap();
     let used = Patch::Merge(json!({"status": {"used": 3}}));
@@ -161,9 +156,8 @@ async fn a_status_in_an_apply_of_the_spec_is_no_conflict() {
     assert_eq!(after.data["status"]["used"], 3);
 }
 
-#[tokio::test]
-async fn an_apply_says_who_it_is_and_what_it_means() {
-    let world = World::new();
+async fn an_apply_says_who_it_is_and_what_it_means(api: Api) {
+    let world = World::start(api).await;
     let path = "/apis/test.cairn.network/v1alpha1/pools/p";
     let kind = [("content-type", "application/apply-patch+yaml")];
     let body = config(json!({"cidr": "10.0.0.0/16"})).to_string();
@@ -171,15 +165,31 @@ async fn an_apply_says_who_it_is_and_what_it_means() {
     let path = &format!("{path}?fieldManager=me");
     assert_eq!(world.raw("PATCH", path, &kind, "spec: {}").await.0, 400, "without a kind");
     let yaml = "apiVersion: test.cairn.network/v1alpha1\nkind: Pool\nspec:\n  cidr: 10.0.0.0/16\n";
+    assert_eq!(world.raw("PATCH", path, &kind, yaml).await.0, 400, "without a name");
+    let yaml = &format!("{yaml}metadata:\n  name: p\n");
     assert_eq!(world.raw("PATCH", path, &kind, yaml).await.0, 201);
     assert_eq!(world.raw("PATCH", path, &kind, yaml).await.0, 200);
     let typo = body.replace("\"cidr\"", "\"typo\":1,\"cidr\"");
     let strict = format!("{path}&fieldValidation=Strict");
-    assert_eq!(world.raw("PATCH", &strict, &kind, &typo).await.0, 400);
+    for path in [&strict, path] {
+        let (code, _, answer) = world.raw("PATCH", path, &kind, &typo).await;
+        assert_eq!(code, 500, "an apply owns fields, and there is none of this name");
+        let message = answer["message"].as_str().unwrap();
+        assert!(message.ends_with(".spec.typo: field not declared in schema"), "{message}");
+    }
     let uid = json!({
         "apiVersion": "test.cairn.network/v1alpha1", "kind": "Pool",
         "metadata": {"name": "q", "uid": "x"}, "spec": {"cidr": "10.0.0.0/16"},
     });
     let path = path.replace("pools/p", "pools/q");
     assert_eq!(world.raw("PATCH", &path, &kind, &uid.to_string()).await.0, 409);
+}
+
+on_both_apis! {
+    an_apply_creates_owns_and_takes_back,
+    managers_share_conflict_and_force,
+    updates_own_fields_too,
+    status_is_applied_apart,
+    a_status_in_an_apply_of_the_spec_is_no_conflict,
+    an_apply_says_who_it_is_and_what_it_means,
 }

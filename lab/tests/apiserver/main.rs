@@ -1,14 +1,18 @@
-//! The embedded API server as real clients see it: kube-rs and kubectl over HTTP.
+//! The embedded API server as real clients see it: kube-rs and kubectl over HTTP. What it has in
+//! common with the real one runs against that, too.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use cairn_lab::apiserver::{ApiServer, Options, Serving};
+use cairn_lab::apiserver::{ApiServer, Options};
+use cairn_tests::kube::{Api, Cluster, Server};
+use cairn_tests::on_both_apis;
 use kube::api::{ApiResource, DynamicObject, GroupVersionKind};
-use kube::{Api, Client, Config};
+use kube::{Client, Config};
 use serde_json::{Value, json};
 
 mod apply;
+mod cairn;
 mod garbage;
 mod kubectl;
 mod objects;
@@ -25,32 +29,54 @@ const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A served server with the test CRDs, and a client of it.
 struct World {
-    server: ApiServer,
-    serving: Serving,
+    cluster: Cluster,
     client: Client,
 }
 
+impl std::ops::Deref for World {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.cluster
+    }
+}
+
 impl World {
+    async fn start(api: Api) -> World {
+        match api {
+            Api::Embedded => World::new(),
+            Api::Real => World::of(Cluster::real(&definitions()).await),
+        }
+    }
+
     fn new() -> World {
         World::with(Options::default())
     }
 
     fn with(options: Options) -> World {
-        let server = ApiServer::new(options);
-        server.load_yaml(CRDS).expect("the test CRDs are valid");
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let serving = server.serve(listener).expect("a runtime is running");
-        let client = client_of(serving.address());
-        World { server, serving, client }
+        World::of(Cluster::embedded_with(options, &definitions()))
     }
 
-    fn pools(&self) -> Api<DynamicObject> {
-        Api::all_with(self.client.clone(), &pool_resource())
+    fn of(cluster: Cluster) -> World {
+        let client = client_of(cluster.serving.address());
+        World { cluster, client }
     }
 
-    fn things(&self) -> Api<DynamicObject> {
+    /// The embedded server itself.
+    fn embedded(&self) -> &ApiServer {
+        match &self.server {
+            Server::Embedded(server) => server,
+            Server::Real(..) => panic!("this test is about the embedded server"),
+        }
+    }
+
+    fn pools(&self) -> kube::Api<DynamicObject> {
+        kube::Api::all_with(self.client.clone(), &pool_resource())
+    }
+
+    fn things(&self) -> kube::Api<DynamicObject> {
         let kind = GroupVersionKind::gvk("test.cairn.network", "v1", "Thing");
-        Api::default_namespaced_with(
+        kube::Api::default_namespaced_with(
             self.client.clone(),
             &ApiResource::from_gvk_with_plural(&kind, "things"),
         )
@@ -81,12 +107,29 @@ impl World {
         let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
         let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+        let chunked = head.lines().any(|line| line == "transfer-encoding: chunked");
+        let body = if chunked { unchunked(body) } else { body.to_owned() };
         let warnings = head
             .lines()
             .filter_map(|line| line.strip_prefix("warning: ").map(str::to_owned))
             .collect();
-        (code, warnings, serde_json::from_str(body).unwrap_or_else(|_| json!(body)))
+        (code, warnings, serde_json::from_str(&body).unwrap_or_else(|_| json!(body)))
     }
+}
+
+/// The body of an answer in chunks.
+fn unchunked(mut chunks: &str) -> String {
+    let mut body = String::new();
+    while let Some((length, rest)) = chunks.split_once("\r\n") {
+        let length = usize::from_str_radix(length, 16).unwrap();
+        body.push_str(&rest[..length]);
+        chunks = &rest[(length + 2).min(rest.len())..];
+    }
+    body
+}
+
+fn definitions() -> Vec<Value> {
+    serde_saphyr::from_multiple(CRDS).expect("the test CRDs are YAML")
 }
 
 fn client_of(address: SocketAddr) -> Client {

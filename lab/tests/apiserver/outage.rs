@@ -27,10 +27,10 @@ async fn a_paused_server_is_away_and_keeps_its_state() {
 async fn several_listeners_share_one_state_and_stop_alone() {
     let world = World::new();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let second = world.server.serve(listener).unwrap();
+    let second = world.embedded().serve(listener).unwrap();
     let other = client_of(second.address());
     world.pools().create(&PostParams::default(), &pool("p", "10.0.0.0/16")).await.unwrap();
-    let pools: Api<DynamicObject> = Api::all_with(other, &pool_resource());
+    let pools: kube::Api<DynamicObject> = kube::Api::all_with(other, &pool_resource());
     assert!(pools.get("p").await.is_ok());
     second.stop().await;
     assert!(pools.get("p").await.is_err());
@@ -45,7 +45,7 @@ async fn asked_for_faults_happen() {
     for wanted in [500, 500, 200] {
         assert_eq!(world.raw("GET", path, &[], "").await.0, wanted);
     }
-    world.server.delay_requests(Duration::from_millis(80));
+    world.embedded().delay_requests(Duration::from_millis(80));
     let before = std::time::Instant::now();
     assert_eq!(world.raw("GET", path, &[], "").await.0, 200);
     assert!(before.elapsed() >= Duration::from_millis(80));

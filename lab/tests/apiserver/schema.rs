@@ -10,17 +10,16 @@ async fn refusal_of(world: &World, spec: Value) -> kube::core::Status {
     refused(world.pools().create(&PostParams::default(), &object).await)
 }
 
-#[tokio::test]
-async fn refusals_read_as_the_real_servers() {
-    let world = World::new();
-    let blocked = ", <nil>: Invalid value: \"null\": some validation rules were not checked because \
+async fn refusals_read_as_the_real_servers(api: Api) {
+    let world = World::start(api).await;
+    let blocked = ", <nil>: Invalid value: null: some validation rules were not checked because \
                    the object was invalid; correct the existing errors to complete validation]";
     let cases = [
-        (json!({"cidr": "10.0.0.1/16"}), "spec.cidr: Invalid value: \"string\": must be a canonical CIDR".to_owned()),
-        (json!({"cidr": "10.0.0.0/28"}), "spec.blockSize: Invalid value: \"integer\": a block of /26 does not fit into 10.0.0.0/28".to_owned()),
+        (json!({"cidr": "10.0.0.1/16"}), "spec.cidr: Invalid value: \"10.0.0.1/16\": must be a canonical CIDR".to_owned()),
+        (json!({"cidr": "10.0.0.0/28"}), "spec.blockSize: Invalid value: a block does not fit into 10.0.0.0/28".to_owned()),
         (json!({"cidr": "10.0.0.0/16", "blockSize": 33}), "spec.blockSize: Invalid value: 33: spec.blockSize in body should be less than or equal to 32".to_owned()),
         (json!({"cidr": "10.0.0.0/16", "note": "A"}), "spec.note: Invalid value: \"A\": spec.note in body should match '^[a-z]*$'".to_owned()),
-        (json!({"cidr": "10.0.0.0/16", "gateway": "x"}), "spec.gateway: Invalid value: \"x\": spec.gateway in body must be of type ipv4: \"x\"".to_owned()),
+        (json!({"cidr": "10.0.0.0/16", "gateway": "x"}), format!("[spec.gateway: Invalid value: \"x\": spec.gateway in body must be of type ipv4: \"x\"{blocked}")),
         (json!({"cidr": "10.0.0.0/16", "zones": ["a", "a"]}), "spec.zones[1]: Duplicate value: \"a\"".to_owned()),
         (json!({"cidr": "10.0.0.0/16", "rules": [{"name": "a"}, {"name": "a"}]}), "spec.rules[1]: Duplicate value: {\"name\":\"a\"}".to_owned()),
         (json!({"cidr": "10.0.0.0/16", "encapsulation": "GRE"}), format!("[spec.encapsulation: Unsupported value: \"GRE\": supported values: \"None\", \"IPIP\", \"VXLAN\"{blocked}")),
@@ -41,22 +40,20 @@ async fn refusals_read_as_the_real_servers() {
     }
 }
 
-#[tokio::test]
-async fn transition_rules_see_the_old_object() {
-    let world = World::new();
+async fn transition_rules_see_the_old_object(api: Api) {
+    let world = World::start(api).await;
     let pools = world.pools();
     pools.create(&PostParams::default(), &pool("p", "10.0.0.0/16")).await.unwrap();
     let patch = Patch::Merge(json!({"spec": {"cidr": "10.1.0.0/16"}}));
     let refusal = refused(pools.patch("p", &PatchParams::default(), &patch).await);
     assert_eq!(
         refusal.message,
-        "Pool.test.cairn.network \"p\" is invalid: spec: Invalid value: \"object\": cidr is immutable"
+        "Pool.test.cairn.network \"p\" is invalid: spec: Invalid value: cidr is immutable"
     );
 }
 
-#[tokio::test]
-async fn unknown_fields_are_pruned_named_or_refused() {
-    let world = World::new();
+async fn unknown_fields_are_pruned_named_or_refused(api: Api) {
+    let world = World::start(api).await;
     let body = json!({
         "apiVersion": "test.cairn.network/v1alpha1", "kind": "Pool", "metadata": {"name": "p"},
         "spec": {"cidr": "10.0.0.0/16", "typo": 1, "extra": {"any": "thing"},
@@ -90,9 +87,8 @@ async fn unknown_fields_are_pruned_named_or_refused() {
     );
 }
 
-#[tokio::test]
-async fn what_an_older_schema_let_in_can_still_be_written() {
-    let world = World::new();
+async fn what_an_older_schema_let_in_can_still_be_written(api: Api) {
+    let world = World::start(api).await;
     let mut object = pool("p", "10.0.0.0/16");
     object.data["spec"]["note"] = json!("abcdef");
     world.pools().create(&PostParams::default(), &object).await.unwrap();
@@ -104,9 +100,8 @@ async fn what_an_older_schema_let_in_can_still_be_written() {
     assert_eq!(refused(world.pools().patch("p", &PatchParams::default(), &patch).await).code, 422);
 }
 
-#[tokio::test]
-async fn broken_definitions_are_refused() {
-    let world = World::new();
+async fn broken_definitions_are_refused(api: Api) {
+    let world = World::start(api).await;
     for (from, to, wanted) in [
         ("self.cidr == oldSelf.cidr", "self.cidr ==", "compilation failed"),
         ("'^[a-z]*$'", "'[a-'", "must be a valid regular expression"),
@@ -116,27 +111,27 @@ async fn broken_definitions_are_refused() {
             "must be spec.names.plural",
         ),
         ("scope: Cluster", "scope: Galaxy", "spec.scope: Unsupported value"),
-        ("jsonPath: .spec.cidr", "jsonPath: .spec..cidr", "additionalPrinterColumns[0].jsonPath"),
+        ("jsonPath: .spec.cidr", "jsonPath: '.spec['", "additionalPrinterColumns[0].jsonPath"),
     ] {
+        if api == Api::Real && from.starts_with("jsonPath") {
+            // It takes this, and shows nothing in the column.
+            continue;
+        }
         let broken = CRDS.replacen(from, to, 1);
         assert_ne!(broken, CRDS);
-        let error = world.server.load_yaml(&broken).unwrap_err().to_string();
+        let Err(error) = world.server.load_yaml(&broken) else { panic!("{to} is taken") };
         assert!(error.contains(wanted), "{from}: {error}");
     }
 }
 
-#[tokio::test]
-async fn the_real_definitions_are_served() {
-    let server = ApiServer::new(Options::default());
+async fn the_real_definitions_are_served(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let server = &cluster.server;
     let crds = cairn_api::crds();
     assert!(crds.len() >= 8, "{}", crds.len());
     for crd in crds {
-        let value = serde_json::to_value(&crd).unwrap();
-        let stored = server
-            .create("customresourcedefinitions.apiextensions.k8s.io", None, value)
-            .unwrap_or_else(|error| panic!("{error}"));
-        let name = stored["metadata"]["name"].as_str().unwrap();
-        assert_eq!(server.list(name, None, "").unwrap(), Vec::<Value>::new());
+        let name = crd.metadata.name.unwrap();
+        assert_eq!(server.list(&name, None, "").unwrap(), Vec::<Value>::new());
     }
     let pool = |cidr: &str| {
         json!({
@@ -149,4 +144,13 @@ async fn the_real_definitions_are_served() {
     assert!(refusal.message.starts_with("IPPool.cairn.network \"p\" is invalid: "), "{refusal}");
     let stored = server.create("ippools.cairn.network", None, pool("10.244.0.0/16")).unwrap();
     assert_eq!(stored["spec"]["cidr"], "10.244.0.0/16");
+}
+
+on_both_apis! {
+    refusals_read_as_the_real_servers,
+    transition_rules_see_the_old_object,
+    unknown_fields_are_pruned_named_or_refused,
+    what_an_older_schema_let_in_can_still_be_written,
+    broken_definitions_are_refused,
+    the_real_definitions_are_served,
 }

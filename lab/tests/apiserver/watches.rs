@@ -4,10 +4,10 @@ use std::pin::pin;
 
 use futures::{StreamExt, TryStreamExt};
 use k8s_openapi::api::core::v1::Node;
+use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams, WatchEvent, WatchParams};
 use kube::core::PartialObjectMeta;
 use kube::runtime::{WatchStreamExt, watcher};
-use kube::{Api, ResourceExt};
 
 use super::*;
 
@@ -54,9 +54,8 @@ fn names(events: &Events) -> Vec<String> {
     events.iter().map(name).collect()
 }
 
-#[tokio::test]
-async fn a_watch_shows_every_change_after_its_version() {
-    let world = World::new();
+async fn a_watch_shows_every_change_after_its_version(api: Api) {
+    let world = World::start(api).await;
     let pools = world.pools();
     let first = pools.create(&PostParams::default(), &pool("a", "10.0.0.0/16")).await.unwrap();
     let since = first.resource_version().unwrap();
@@ -82,9 +81,8 @@ async fn a_watch_shows_every_change_after_its_version() {
     assert_eq!(seen, ["ADDED b", "MODIFIED b", "DELETED a"]);
 }
 
-#[tokio::test]
-async fn selectors_turn_changes_into_additions_and_deletions() {
-    let world = World::new();
+async fn selectors_turn_changes_into_additions_and_deletions(api: Api) {
+    let world = World::start(api).await;
     let pools = world.pools();
     pools.create(&PostParams::default(), &pool("a", "10.0.0.0/16")).await.unwrap();
     let since = world.server.revision();
@@ -116,9 +114,8 @@ async fn a_watch_from_forgotten_history_gets_410() {
     assert_eq!(kept.len(), 5, "what is kept can be watched from");
 }
 
-#[tokio::test]
-async fn a_watch_ahead_of_history_is_silent_until_history_has_caught_up() {
-    let world = World::new();
+async fn a_watch_ahead_of_history_is_silent_until_history_has_caught_up(api: Api) {
+    let world = World::start(api).await;
     let since = world.server.revision() + 2;
     let query = format!("resourceVersion={since}");
     let watching = events(&world, &query, 1);
@@ -133,9 +130,8 @@ async fn a_watch_ahead_of_history_is_silent_until_history_has_caught_up() {
     assert_eq!(names(&seen), ["ADDED p2"]);
 }
 
-#[tokio::test]
-async fn streaming_lists_end_with_a_marked_bookmark() {
-    let world = World::new();
+async fn streaming_lists_end_with_a_marked_bookmark(api: Api) {
+    let world = World::start(api).await;
     for name in ["a", "b"] {
         world.pools().create(&PostParams::default(), &pool(name, "10.0.0.0/16")).await.unwrap();
     }
@@ -216,7 +212,7 @@ async fn kube_runtime_keeps_up_through_an_outage_and_lost_history() {
         "metadata": {"name": "b"}, "spec": {"cidr": "10.1.0.0/16"},
     });
     world.server.create("pools.test.cairn.network", None, object).unwrap();
-    world.server.forget_history();
+    world.embedded().forget_history();
     world.server.resume();
     let mut seen = next(&mut stream).await;
     while seen != "b" {
@@ -224,9 +220,8 @@ async fn kube_runtime_keeps_up_through_an_outage_and_lost_history() {
     }
 }
 
-#[tokio::test]
-async fn metadata_only_watches_carry_no_spec() {
-    let world = World::new();
+async fn metadata_only_watches_carry_no_spec(api: Api) {
+    let world = World::start(api).await;
     world.pools().create(&PostParams::default(), &pool("a", "10.0.0.0/16")).await.unwrap();
     let seen = {
         let accept = "application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io";
@@ -236,17 +231,25 @@ async fn metadata_only_watches_carry_no_spec() {
     assert_eq!(seen[0].1.get("spec"), None);
     let listed = world.pools().list_metadata(&Default::default()).await.unwrap();
     assert_eq!(listed.items[0].name_any(), "a");
-    let nodes: Api<PartialObjectMeta<Node>> = Api::all(world.client.clone());
+    let nodes: kube::Api<PartialObjectMeta<Node>> = kube::Api::all(world.client.clone());
     world.server.create("nodes", None, json!({"metadata": {"name": "n"}})).unwrap();
     let mut stream = pin!(watcher(nodes, watcher::Config::default()).applied_objects());
     let first = tokio::time::timeout(PATIENCE, stream.try_next()).await.unwrap().unwrap().unwrap();
     assert_eq!(first.name_any(), "n");
 }
 
-#[tokio::test]
-async fn a_watch_ends_at_its_timeout() {
-    let world = World::new();
+async fn a_watch_ends_at_its_timeout(api: Api) {
+    let world = World::start(api).await;
     let path = "/apis/test.cairn.network/v1alpha1/pools?watch=true&timeoutSeconds=1";
     let answered = tokio::time::timeout(PATIENCE, world.raw("GET", path, &[], "")).await;
     assert_eq!(answered.expect("the watch ends by itself").0, 200);
+}
+
+on_both_apis! {
+    a_watch_shows_every_change_after_its_version,
+    selectors_turn_changes_into_additions_and_deletions,
+    a_watch_ahead_of_history_is_silent_until_history_has_caught_up,
+    streaming_lists_end_with_a_marked_bookmark,
+    metadata_only_watches_carry_no_spec,
+    a_watch_ends_at_its_timeout,
 }
