@@ -75,9 +75,11 @@ impl Election {
         }
     }
 
+    /// Not before the other nodes are known: among few every agent would stand, and of a cluster that
+    /// restarts one after the other would list everything.
     fn is_candidate(&self) -> bool {
         let view = self.shared.view.borrow();
-        stands(&self.shared.options.node, view.bgp_nodes.keys(), CANDIDATES_MAX)
+        view.synced && stands(&self.shared.options.node, view.bgp_nodes.keys(), CANDIDATES_MAX)
     }
 
     /// Takes or renews the Lease if this agent may.
