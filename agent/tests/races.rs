@@ -263,7 +263,7 @@ const PODS_MAX: usize = 8;
 const STEP: Duration = Duration::from_millis(4);
 const HANDED_OUT_A_STEP: usize = 200;
 /// In one race.
-const HANDED_OUT_MIN: u64 = 150_000;
-const KILLS_MIN: u64 = 48;
+const HANDED_OUT_MIN: u64 = 60_000;
+const KILLS_MIN: u64 = 32;
 /// How long all agents may take to settle on a machine that is busy.
-const CALM_MAX: Duration = Duration::from_secs(90);
+const CALM_MAX: Duration = Duration::from_secs(300);

@@ -282,8 +282,21 @@ impl Objects {
         let request = hyper::Request::builder().method(method).uri(path);
         let request = request.header("content-type", kind).body(body).expect("a request");
         let client = self.client.clone();
-        let answer = on(&self.runtime, async move { client.request::<Value>(request).await });
-        answer.map_err(Refusal::from)
+        on(&self.runtime, async move {
+            let began = Instant::now();
+            loop {
+                let answer = client.request::<Value>(request.clone()).await;
+                let refusal = match answer {
+                    Ok(object) => return Ok(object),
+                    Err(error) => Refusal::from(error),
+                };
+                // A server that is ready may still read what it holds of some kind.
+                if refusal.code != 429 || began.elapsed() > SERVED_MAX {
+                    return Err(refusal);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        })
     }
 }
 
