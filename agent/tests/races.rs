@@ -185,13 +185,13 @@ async fn a_restored_etcd_gives_no_address_twice() {
     cluster.pool("default", "10.244.0.0/27", 28);
     cluster.node("n1", "boot1");
     cluster.node("n2", "boot2");
-    let mut n1 = Node::start(&cluster, "n1", "boot1", HOUR);
+    let mut n1 = Node::start(&cluster, "n1", "boot1", RESTORED_OFFLINE);
     let first = n1.until_open(1).await[0];
     until("a pod", || n1.add("one").is_ok()).await;
     blocking(|plane| plane.stop_and_save("snapshot")).await;
     blocking(|plane| plane.start_again()).await;
     // Of this block the snapshot knows nothing.
-    let mut n2 = Node::start(&cluster, "n2", "boot2", HOUR);
+    let mut n2 = Node::start(&cluster, "n2", "boot2", RESTORED_OFFLINE);
     let second = n2.until_open(1).await[0];
     until("a pod", || n2.add("two").is_ok()).await;
     let two = n2.add("two").expect("the same");
@@ -201,8 +201,13 @@ async fn a_restored_etcd_gives_no_address_twice() {
     assert_eq!(cluster.object(second), None, "history went back");
     // Both need a second block, and only the one that n2's pod lives in seems free.
     cluster.node("n3", "boot3");
-    let n3 = Node::start(&cluster, "n3", "boot3", HOUR);
-    n3.peers.announce(second);
+    // It hears n2's route before it asks for anything: BGP is the second witness.
+    let surroundings = Surroundings::default();
+    surroundings.peers.announce(second);
+    let (name, boot_id, client) = ("n3", "boot3", cluster.client());
+    let (idle_release, adopted) = (None, vec![]);
+    let setup = Setup { name, boot_id, offline: RESTORED_OFFLINE, idle_release, adopted, client };
+    let n3 = Node::set_up_in(setup, surroundings);
     until("n2 has its block again", || cluster.owner(second).as_deref() == Some("n2")).await;
     assert!(n3.add("three").is_err(), "nothing is free");
     assert_eq!(n2.add("two"), Ok(two), "its pod keeps its address");
@@ -265,5 +270,8 @@ const HANDED_OUT_A_STEP: usize = 200;
 /// In one race.
 const HANDED_OUT_MIN: u64 = 60_000;
 const KILLS_MIN: u64 = 32;
+/// Longer than both restarts of the server take; the Lease, by which history that went back is
+/// noticed, is written far more often.
+const RESTORED_OFFLINE: Duration = Duration::from_secs(60);
 /// How long all agents may take to settle on a machine that is busy.
 const CALM_MAX: Duration = Duration::from_secs(300);
