@@ -50,6 +50,9 @@ async fn a_pod_gets_an_address_and_the_block_and_the_pool_show_it(api: Api) {
     let address = node.add("pod-a").expect("an address")[0];
     assert!(block.contains(&address));
     assert_eq!(node.holdings.borrow().announced, [block]);
+    let metadata = &cluster.blocks()[0]["metadata"];
+    assert_eq!(metadata["finalizers"], json!(["cairn.network/block"]));
+    assert!(metadata["ownerReferences"].is_null(), "the garbage collector knows no fence");
     until("the block's status", || {
         let status = &cluster.blocks()[0]["status"];
         status["used"] == "1"

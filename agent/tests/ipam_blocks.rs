@@ -110,6 +110,34 @@ async fn a_disabled_pool_is_never_used(api: Api) {
     assert!(open.iter().all(|block| block.to_string().starts_with("10.1.")), "{open:?}");
 }
 
+async fn a_node_that_a_pool_selects_no_more_keeps_its_pods_addresses_and_gives_no_new_ones(
+    api: Api,
+) {
+    let cluster = Cluster::start(api).await;
+    let selector = |zone: &str| json!({"matchLabels": {"zone": zone}});
+    let spec = json!({"cidr": "10.1.0.0/24", "blockSize": 28, "nodeSelector": selector("inner")});
+    cluster.pool_with("inner", spec);
+    cluster.node("n1", "boot1");
+    let label = |zone: &str| {
+        let patch = json!({"metadata": {"labels": {"zone": zone}}});
+        cluster.server.patch("nodes", None, "n1", PatchType::Merge, &patch).expect("labelled");
+    };
+    label("inner");
+    let mut node = Node::start(&cluster, "n1", "boot1", HOUR);
+    let block = node.until_open(1).await[0];
+    let held = until_pod(&node, "pod").await;
+    label("outer");
+    node.until("closed", |h| Node::open(h).is_empty()).await;
+    until("the book has heard", || node.add("late").is_err()).await;
+    assert_eq!(node.add("pod"), Ok(vec![held]), "what is there stays");
+    assert!(node.holdings.borrow().announced.contains(&block), "and is reached");
+    assert_eq!(cluster.blocks().len(), 1);
+    // The pool follows the node, which is the same from its other side.
+    cluster.change_pool("inner", json!({"nodeSelector": selector("outer")}));
+    node.until("open again", |h| Node::open(h) == [block]).await;
+    until("a pod", || node.add("late").is_ok()).await;
+}
+
 async fn a_node_takes_its_pod_cidrs_and_claims_from_another_pool_beside_them(api: Api) {
     let cluster = Cluster::start(api).await;
     let of_nodes = |cidr: &str, size: u8| json!({"cidr": cidr, "blockSize": size, "allocation": "NodePodCIDR"});
@@ -541,6 +569,7 @@ on_both_apis! {
     a_start_with_many_blocks_asks_about_four_at_a_time,
     of_32_nodes_that_race_for_16_blocks_16_own_one,
     a_disabled_pool_is_never_used,
+    a_node_that_a_pool_selects_no_more_keeps_its_pods_addresses_and_gives_no_new_ones,
     a_node_takes_its_pod_cidrs_and_claims_from_another_pool_beside_them,
     a_drained_node_gives_back_its_last_block_and_gets_one_when_it_is_open_again,
     an_agent_killed_between_claim_and_first_use_restarts_into_the_same_truth,

@@ -170,6 +170,23 @@ async fn an_idle_block_is_closed_before_its_delete_is_sent(api: Api) {
     node.until("it is ours again", |h| Node::open(h).contains(&goes)).await;
 }
 
+async fn no_read_behind_a_claim_takes_what_an_api_server_has_cached(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    // "Any version will do": the answer of a server that lags.
+    proxy.meet("GET", "resourceVersion=0", Fate::IsForbidden);
+    let mut node = Node::behind(&proxy, "n1", "boot1", HOUR);
+    node.until_open(1).await;
+    until("a pod", || node.add("pod").is_ok()).await;
+    for n in 1..14 {
+        node.add(&format!("pod{n}")).expect("an address");
+    }
+    node.until_open(2).await;
+    assert_eq!(proxy.met(), 0);
+}
+
 async fn what_is_said_of_a_block_before_it_opened_does_not_let_it_go(api: Api) {
     let cluster = Cluster::start(api).await;
     let proxy = Proxy::start(cluster.serving.address()).await;
@@ -424,6 +441,7 @@ on_both_apis! {
     a_node_that_stood_still_past_the_fence_hands_nothing_out_when_it_goes_on,
     a_claim_under_way_while_the_node_object_changes_is_not_used,
     an_idle_block_is_closed_before_its_delete_is_sent,
+    no_read_behind_a_claim_takes_what_an_api_server_has_cached,
     what_is_said_of_a_block_before_it_opened_does_not_let_it_go,
     a_leader_does_not_return_the_block_in_which_its_own_pods_live,
     a_block_of_an_earlier_node_object_stays_while_its_pods_live,

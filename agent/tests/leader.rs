@@ -412,6 +412,7 @@ async fn a_pool_says_how_full_it_is(api: Api) {
     let pool = cluster.server.get(POOLS, None, "default").expect("the pool");
     let status = &pool["status"];
     assert_eq!((&status["blocks"], &status["free"]), (&json!("2/2"), &json!("32")));
+    assert_eq!((&status["used"], &status["total"]), (&json!("0"), &json!("32")));
     until("an event", || cluster.events("IPPool", "default", "PoolExhausted").len() == 1).await;
 }
 

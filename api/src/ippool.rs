@@ -24,6 +24,7 @@ use crate::common::{Condition, LabelSelector};
     printcolumn(name = "Blocks", type_ = "string", json_path = ".status.blocks"),
     printcolumn(name = "Used", type_ = "string", json_path = ".status.used"),
     printcolumn(name = "Free", type_ = "string", json_path = ".status.free"),
+    printcolumn(name = "Total", type_ = "string", json_path = ".status.total"),
     printcolumn(
         name = "Ready",
         type_ = "string",
@@ -150,6 +151,9 @@ pub struct IPPoolStatus {
     /// Addresses not in use.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub free: Option<String>,
+    /// Addresses in all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub total: Option<String>,
     /// Ready, with the reasons Overlap, Disabled, Terminating, Invalid, ForeignAddresses; NearlyFull
     /// when less than a tenth of the blocks is left.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

@@ -1,7 +1,10 @@
-//! `docs/reference/conformance.md` names tests that exist, for each clause that it calls done.
+//! `docs/reference/conformance.md` names tests that exist, for each clause that it calls done, and
+//! `docs/reference/address-safety.md` for each sequence that it calls closed.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+
+use cairn_ipam::Rule;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -15,8 +18,12 @@ fn tests_in(directory: &Path, names: &mut BTreeSet<String>) {
             tests_in(&path, names);
         } else if path.extension().is_some_and(|extension| extension == "rs") {
             let text = std::fs::read_to_string(&path).expect("a source file is text");
-            let mut is_test = false;
+            let (mut is_test, mut is_list) = (false, false);
             for line in text.lines().map(str::trim) {
+                is_list = (is_list || line.starts_with("on_both_apis! {")) && line != "}";
+                if is_list {
+                    names.extend(line.split(',').map(|name| name.trim().to_owned()));
+                }
                 let declared = line.strip_prefix("async ").unwrap_or(line).strip_prefix("fn ");
                 match declared.and_then(|rest| rest.split('(').next()) {
                     Some(name) if is_test => {
@@ -59,5 +66,47 @@ fn every_clause_that_is_done_names_tests_that_exist() {
         let says_why = state.starts_with("no") && state.contains(':');
         let elsewhere = state == "see below";
         assert!(!named.is_empty() || says_why || elsewhere, "neither test nor reason: {row:?}");
+    }
+}
+
+/// What stands in backquotes.
+fn quoted(cell: &str) -> Vec<&str> {
+    cell.split('`').skip(1).step_by(2).collect()
+}
+
+#[test]
+fn every_sequence_that_gives_an_address_twice_names_tests_that_exist_and_every_rule_is_named() {
+    let mut tests = BTreeSet::new();
+    for directory in ["ipam", "agent", "api/tests", "kernel/tests"] {
+        tests_in(&root().join(directory), &mut tests);
+    }
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("a text");
+    let page = read("docs/reference/address-safety.md");
+    let (mut switches, mut found) = (BTreeSet::new(), BTreeSet::new());
+    let mut sequences = 0;
+    for line in page.lines().filter(|line| line.starts_with("| ") && !line.ends_with("Switch |")) {
+        let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
+        let [_, _, shown_by, switch] = cells[..] else { panic!("not four cells: {line}") };
+        sequences += 1;
+        assert!(!quoted(shown_by).is_empty(), "no test: {line}");
+        for name in quoted(shown_by) {
+            assert!(tests.contains(name), "no test is called {name}: {line}");
+        }
+        switches.extend(quoted(switch));
+        found.extend(quoted(switch).into_iter().filter(|_| switch.ends_with('✓')));
+    }
+    assert!(sequences > 25, "the tables could not be read: {sequences} rows");
+    let rules: Vec<String> = Rule::ALL.iter().map(|rule| format!("{rule:?}")).collect();
+    assert_eq!(switches, rules.iter().map(String::as_str).collect(), "the page against the rules");
+    let simulation = read("agent/tests/simulation/main.rs");
+    let seen = simulation.split_once("const SEEN").and_then(|(_, rest)| rest.split_once("];"));
+    let seen = seen.expect("the rules whose absence the simulator sees").0;
+    let seen: BTreeSet<&str> =
+        seen.split("Rule::").skip(1).filter_map(|rest| rest.split(',').next()).collect();
+    assert_eq!(found, seen, "the page against the simulator");
+    for name in quoted(page.split_once("## How it is proved").expect("the end of the page").1) {
+        let is_test =
+            name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');
+        assert!(!is_test || tests.contains(name), "no test is called {name}");
     }
 }

@@ -221,8 +221,23 @@ fn every_object_is_what_its_kind_allows() {
             kinds.insert(kind);
         }
     }
-    for kind in ["DaemonSet", "IPPool", "BGPConfiguration", "BGPPeer", "BGPPolicy"] {
+    for kind in ["DaemonSet", "IPPool", "IPReservation", "BGPConfiguration", "BGPPeer", "BGPPolicy"]
+    {
         assert!(kinds.contains(kind), "no {kind} was found: the search is broken");
+    }
+}
+
+#[test]
+fn whole_objects_in_the_guide_on_addresses_are_what_their_kinds_allow() {
+    let guide = text("docs/guide/ipam.md");
+    let blocks = guide.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
+    let objects: Vec<Value> = blocks
+        .filter(|block| block.starts_with("apiVersion"))
+        .map(|block| serde_saphyr::from_str(block).expect("YAML"))
+        .collect();
+    assert!(objects.len() >= 2, "the guide has examples");
+    for object in objects {
+        assert_eq!(faults(&object), Vec::<String>::new(), "{object}");
     }
 }
 

@@ -215,6 +215,7 @@ impl Pools {
                 new.blocks = Some(format!("{}/{}", sums.blocks, sums.blocks_total));
                 new.used = Some(sums.used.to_string());
                 new.free = Some(sums.free().to_string());
+                new.total = Some(sums.total.to_string());
             }
         }
         if new == old {
@@ -227,6 +228,7 @@ impl Pools {
                 "blocks": new.blocks,
                 "used": new.used,
                 "free": new.free,
+                "total": new.total,
                 "conditions": new.conditions,
             },
         });
