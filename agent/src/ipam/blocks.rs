@@ -175,6 +175,12 @@ impl Blocks {
         self.published.renew(fence, &self.shared.options, now);
         self.pending.retain(|_, (until, _)| *until > now);
         self.refused.retain(|_, refused| refused.until > now);
+        // What is said of a claim that was given up stands while its candidate is left alone.
+        let refused = &self.refused;
+        self.errors.retain(|key, _| {
+            let given_up = key.strip_prefix(GIVEN_UP).and_then(|cidr| cidr.parse().ok());
+            given_up.is_none_or(|cidr: IpNet| refused.contains_key(&cidr))
+        });
         let changed = self.site.read(&view);
         self.ledger.others_rest = promise.other_machine;
         let own = self.ledger.own(&usages, now);
@@ -503,6 +509,8 @@ impl Blocks {
     }
 }
 
+/// What the keys of problems with claims that were given up begin with; the block follows.
+pub(super) const GIVEN_UP: &str = "given up ";
 /// The calls that are under way at most: enough that a start with many blocks is not one after the
 /// other, few enough that a thousand agents that start do not fill the API server's queues.
 const CALLS_MAX: usize = 4;

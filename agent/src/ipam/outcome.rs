@@ -5,7 +5,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use super::api::Verification;
-use super::blocks::{Blocks, Refused};
+use super::blocks::{Blocks, GIVEN_UP, Refused};
 use super::calls::{Assertion, Claimed, Done};
 use super::disk::KeptBlock;
 use super::error::IpamError;
@@ -144,7 +144,7 @@ impl Blocks {
             Ok(Verification::Overlaps(with)) => {
                 if held.newly_claimed {
                     self.errors.insert(
-                        "overlap".to_owned(),
+                        format!("{GIVEN_UP}{cidr}"),
                         format!("the claim of {cidr} was given up: it overlaps {with}"),
                     );
                 }

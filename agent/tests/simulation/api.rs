@@ -27,6 +27,8 @@ use super::story::Story;
 pub struct Way {
     condition: Arc<Mutex<Condition>>,
     cuts: Arc<Notify>,
+    /// When a write of the machine's own Lease was carried out last, heard of or not.
+    lease_written: Arc<Mutex<Option<Instant>>>,
 }
 
 /// What is wrong with a way.
@@ -67,6 +69,11 @@ impl Way {
         self.condition.lock().expect("the way")
     }
 
+    /// When the server carried out the machine's last write of its own Lease.
+    pub fn lease_written(&self) -> Option<Instant> {
+        *self.lease_written.lock().expect("the way")
+    }
+
     /// Cuts the way, and every stream on it.
     pub fn cut(&self) {
         {
@@ -93,6 +100,8 @@ pub struct Link {
     pub dice: Dice,
     pub story: Story,
     pub name: String,
+    /// The Node of its machine.
+    pub node: String,
 }
 
 /// A connection that broke.
@@ -136,6 +145,9 @@ impl Link {
         tokio::time::sleep(self.dice.millis(1, 12)).await;
         let faulty = condition.fault_in > 0 && self.dice.one_in(condition.fault_in);
         let fault = faulty.then(|| condition.only.unwrap_or_else(|| self.dice.pick(&FAULTS)));
+        if let Some(fault) = fault {
+            self.story.count(format!("{fault:?}"));
+        }
         if writes && let Some(fault) = fault {
             self.story.say(format_args!("{}: {fault:?}: {what}", self.name));
         }
@@ -143,18 +155,17 @@ impl Link {
             Some(Fault::Refused) => return Ok(internal_error()),
             Some(Fault::Broken) => return Err(Broken("the connection broke")),
             Some(Fault::AnswerLost) if !watches => {
-                self.server.call(request).await;
+                self.carry_out(request).await;
                 return Err(Broken("the connection broke"));
             }
             Some(Fault::Late) if !watches => {
                 let after = self.dice.millis(200, LATE_MAX_MS);
-                let (server, story, name) =
-                    (self.server.clone(), self.story.clone(), self.name.clone());
+                let link = self.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(after).await;
-                    let code = server.call(request).await.status();
+                    let code = link.carry_out(request).await.status();
                     if writes {
-                        story.say(format_args!("{name}: only now: {what}: {code}"));
+                        link.story.say(format_args!("{}: only now: {what}: {code}", link.name));
                     }
                 });
                 return std::future::pending().await;
@@ -166,7 +177,7 @@ impl Link {
             Some((revision, _)) if !writes => older(request, revision),
             _ => (request, false),
         };
-        let mut response = self.server.call(request).await;
+        let mut response = self.carry_out(request).await;
         if writes {
             self.story.say(format_args!("{}: {}: {what}", self.name, response.status().as_u16()));
         }
@@ -180,6 +191,26 @@ impl Link {
         tokio::time::sleep(self.dice.millis(1, 8)).await;
         self.life.step("answer").await;
         Ok(response)
+    }
+
+    /// The server does what it is asked for.
+    async fn carry_out(&self, request: Request<Bytes>) -> Response<ResponseBody> {
+        let lease = format!("cairn-node-{}", self.node);
+        let path = request.uri().path();
+        let names = |body: &Bytes| {
+            let object: Value = serde_json::from_slice(body).unwrap_or_default();
+            object.pointer("/metadata/name").and_then(Value::as_str) == Some(&lease)
+        };
+        let of_lease = match *request.method() {
+            Method::PUT => path.ends_with(&lease),
+            Method::POST => path.ends_with("/leases") && names(request.body()),
+            _ => false,
+        };
+        let response = self.server.call(request).await;
+        if of_lease && response.status().is_success() {
+            *self.way.lease_written.lock().expect("the way") = Some(Instant::now());
+        }
+        response
     }
 
     /// A watch as it passes this way.

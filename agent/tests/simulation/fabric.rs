@@ -25,6 +25,8 @@ struct Network {
     heard: BTreeMap<(MachineId, MachineId), AdjRibIn>,
     /// Machines that no other reaches.
     cut: BTreeSet<MachineId>,
+    /// When a machine could speak to others last.
+    connected: BTreeMap<MachineId, Instant>,
 }
 
 #[derive(Debug)]
@@ -85,6 +87,11 @@ impl Fabric {
         self.network().cut.contains(&machine)
     }
 
+    /// When the machine could speak to others last; `None` when it never could.
+    pub fn connected(&self, machine: MachineId) -> Option<Instant> {
+        self.network().connected.get(&machine).copied()
+    }
+
     /// Carries routes for as long as it is polled.
     pub async fn run(self, stale_max: Duration) {
         loop {
@@ -111,6 +118,9 @@ impl Fabric {
 impl Network {
     fn tick(&mut self, stale_max: Duration) {
         let now = Instant::now();
+        let up =
+            self.speakers.iter().filter(|(machine, s)| s.up <= now && !self.cut.contains(machine));
+        self.connected.extend(up.map(|(machine, _)| (*machine, now)));
         let pairs: BTreeSet<(MachineId, MachineId)> = self
             .speakers
             .keys()

@@ -14,6 +14,7 @@ use super::world::World;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     StartPods,
+    ShortPods,
     EndPod,
     UnknownDel,
     AgentRestarts,
@@ -52,8 +53,9 @@ impl Event {
 }
 
 /// How often what happens on an ordinary bad day.
-pub const ORDINARY: [(Event, usize); 25] = [
+pub const ORDINARY: [(Event, usize); 26] = [
     (Event::StartPods, 40),
+    (Event::ShortPods, 14),
     (Event::EndPod, 18),
     (Event::UnknownDel, 3),
     (Event::AgentRestarts, 4),
@@ -98,8 +100,12 @@ impl World {
         if Instant::now() < self.steady_until && event.silences() {
             return;
         }
+        self.story.count(format!("{event:?}"));
         match event {
             Event::StartPods => self.start_pods(),
+            Event::ShortPods => {
+                (0..4).for_each(|_| subject.start_short_pods(8 + self.dice.roll(24)))
+            }
             Event::EndPod => self.end_some_pod(),
             Event::UnknownDel => subject.del_unknown(),
             Event::AgentRestarts => {

@@ -25,6 +25,7 @@ use super::fabric::{Ear, Fabric};
 use super::kernel::{AgentKernel, Kernels, MachineId};
 use super::life::Life;
 use super::story::Story;
+use super::world::STALE_MAX;
 use cairn_lab::apiserver::ApiServer;
 
 /// What all machines share.
@@ -280,6 +281,7 @@ impl Machine {
             dice: self.dice.split(),
             story: around.story.clone(),
             name: format!("m{}", self.id),
+            node: self.node.clone(),
         };
         let client = Client::new(link, "default");
         let relist = watch::Sender::new(0);
@@ -539,6 +541,34 @@ impl Machine {
         cut || self.agents().is_empty()
     }
 
+    /// Whether everybody may hold that this machine is gone, if its Node is: for a quarter more than
+    /// the promise its Lease was not written, and no speaker holds a route of it any more.
+    pub fn is_beyond_knowledge(&self) -> bool {
+        let wait = (self.around.offline * 5 / 4).max(STALE_MAX);
+        let unwritten = self.way.lease_written().is_none_or(|at| at.elapsed() + GRAIN >= wait);
+        let unheard = self.around.fabric.connected(self.id);
+        self.is_silent() && unwritten && unheard.is_none_or(|at| at.elapsed() + GRAIN >= STALE_MAX)
+    }
+
+    /// Starts pods one after another of which each ends as soon as it runs, until one is refused.
+    pub fn start_short_pods(&self, pods: usize) {
+        let machine = self.clone();
+        let boot = self.state().boots;
+        tokio::spawn(async move {
+            for _ in 0..pods {
+                if !machine.is_booted(boot) {
+                    return;
+                }
+                let container = machine.new_container();
+                let runs = machine.add(&container, boot).await;
+                machine.del(&container, boot).await;
+                if !runs {
+                    return;
+                }
+            }
+        });
+    }
+
     /// Kubelet ends pods that the cluster has long forgotten.
     pub fn end_given_up(&self) {
         for container in self.around.kernels.given_up(self.id) {
@@ -567,6 +597,8 @@ impl Machine {
     }
 }
 
+/// How often it is looked who is silent.
+pub const GRAIN: Duration = Duration::from_millis(500);
 pub const NAMESPACE: &str = "cairn-system";
 /// What a clock that counts since boot shows when the machine is up.
 const UPTIME: Duration = Duration::from_secs(20);

@@ -28,7 +28,9 @@ mod rules;
 mod story;
 mod world;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cairn_ipam::{Rule, Rules};
@@ -99,6 +101,32 @@ fn number(name: &str) -> Option<u64> {
     Some(text.parse().unwrap_or_else(|_| panic!("{name} is no number: {text}")))
 }
 
+/// What many runs came to.
+#[derive(Default)]
+struct Totals {
+    seeds: u64,
+    allocations: u64,
+    faults: BTreeMap<String, u64>,
+    /// The seeds that found something, with what.
+    violations: BTreeMap<u64, String>,
+    /// The end of the first story that went wrong.
+    story: Option<String>,
+}
+
+impl Totals {
+    fn add(&mut self, seed: u64, outcome: &Outcome) {
+        self.seeds += 1;
+        self.allocations += outcome.allocations;
+        for (kind, count) in &outcome.faults {
+            *self.faults.entry(kind.clone()).or_default() += count;
+        }
+        if let Some(violation) = &outcome.violation {
+            self.violations.insert(seed, violation.clone());
+            self.story.get_or_insert_with(|| format!("seed {seed}:\n{}", outcome.ending()));
+        }
+    }
+}
+
 /// Runs a scenario for many seeds on every core, or for the one that the environment names.
 fn for_seeds(test: &str, count: u64, scenario: Scenario) {
     let seeds = match number("CAIRN_SIM_SEED") {
@@ -108,36 +136,38 @@ fn for_seeds(test: &str, count: u64, scenario: Scenario) {
             first..first + number("CAIRN_SIM_SEEDS").unwrap_or(count)
         }
     };
-    let (next, allocations) = (AtomicU64::new(seeds.start), AtomicU64::new(0));
-    let stop = AtomicBool::new(false);
+    let (next, totals) = (AtomicU64::new(seeds.start), Mutex::new(Totals::default()));
     let began = Instant::now();
     let work = || {
-        while !stop.load(Ordering::Relaxed) {
+        loop {
             let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds.end {
+            let failed = totals.lock().expect("the totals").violations.len();
+            if seed >= seeds.end || failed >= VIOLATIONS_MAX {
                 return;
             }
             let outcome = play(&setup(seed, Rules::ALL), scenario);
-            allocations.fetch_add(outcome.allocations, Ordering::Relaxed);
-            if let Some(violation) = &outcome.violation {
-                stop.store(true, Ordering::Relaxed);
-                panic!(
-                    "{}\nseed {seed}: {violation}\nrepeat: CAIRN_SIM_SEED={seed} cargo test \
-                     -p cairn-agent --test simulation {test}",
-                    outcome.ending()
-                );
-            }
+            totals.lock().expect("the totals").add(seed, &outcome);
         }
     };
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     std::thread::scope(|scope| {
         (0..cores).for_each(|_| drop(scope.spawn(work)));
     });
+    let totals = totals.into_inner().expect("the totals");
     println!(
         "{test}: {} seeds, {} allocations, {:.1} s",
-        seeds.end - seeds.start,
-        allocations.load(Ordering::Relaxed),
+        totals.seeds,
+        totals.allocations,
         began.elapsed().as_secs_f64()
+    );
+    for (kind, count) in totals.faults {
+        println!("{count:>9} {kind}");
+    }
+    let Some(story) = totals.story else { return };
+    let violations = totals.violations.iter().map(|(seed, what)| format!("seed {seed}: {what}"));
+    panic!(
+        "{story}\n{}\nrepeat: CAIRN_SIM_SEED=N cargo test -p cairn-agent --test simulation {test}",
+        violations.collect::<Vec<_>>().join("\n")
     );
 }
 
@@ -175,7 +205,7 @@ fn without_a_rule_an_address_is_held_twice() {
         Ok(name) => Rule::ALL.into_iter().filter(|rule| format!("{rule:?}") == name).collect(),
         Err(_) => SEEN.to_vec(),
     };
-    let (next, missed) = (AtomicU64::new(0), std::sync::Mutex::new(Vec::new()));
+    let (next, missed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
     let work = || {
         while let Some(rule) = rules.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
             match without(*rule) {
@@ -231,5 +261,7 @@ const SEEN: [Rule; 7] = [
 const TRIES: u64 = 40;
 /// Seeds that each path is tried with while every rule holds.
 const PATH_SEEDS: u64 = 1;
-/// Seeds of one run of the tests.
-const SEEDS: u64 = 30;
+/// Seeds of one run of the tests without compiled code; `make test` plays thousands.
+const SEEDS: u64 = 10;
+/// After so many seeds that found something no more are played.
+const VIOLATIONS_MAX: usize = 8;

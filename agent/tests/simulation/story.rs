@@ -1,5 +1,6 @@
 //! What happened in a run, in order and with virtual times, and what was wrong with it.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -15,6 +16,7 @@ struct Told {
     lines: Vec<String>,
     violation: Option<String>,
     allocations: u64,
+    faults: BTreeMap<String, u64>,
     trace: bool,
 }
 
@@ -27,6 +29,8 @@ pub struct Outcome {
     pub violation: Option<String>,
     /// Addresses that interfaces got.
     pub allocations: u64,
+    /// What went wrong on purpose, and how often.
+    pub faults: BTreeMap<String, u64>,
 }
 
 impl Story {
@@ -37,6 +41,7 @@ impl Story {
             lines: Vec::new(),
             violation: None,
             allocations: 0,
+            faults: BTreeMap::new(),
             trace: std::env::var_os("CAIRN_SIM_TRACE").is_some(),
         })))
     }
@@ -75,6 +80,11 @@ impl Story {
         self.told().allocations += addresses as u64;
     }
 
+    /// Counts a fault of a kind.
+    pub fn count(&self, kind: String) {
+        *self.told().faults.entry(kind).or_default() += 1;
+    }
+
     /// The whole of it.
     pub fn end(&self) -> Outcome {
         let told = self.told();
@@ -82,6 +92,7 @@ impl Story {
             lines: told.lines.clone(),
             violation: told.violation.clone(),
             allocations: told.allocations,
+            faults: told.faults.clone(),
         }
     }
 }

@@ -15,7 +15,7 @@ use super::dice::Dice;
 use super::fabric::Fabric;
 use super::faults::Event;
 use super::kernel::{ForeignPod, Kernels};
-use super::machine::{Machine, NAMESPACE, Surroundings};
+use super::machine::{GRAIN, Machine, NAMESPACE, Surroundings};
 use super::story::Story;
 
 pub const BLOCKS: &str = "ipblocks.cairn.network";
@@ -51,8 +51,6 @@ pub struct World {
     pub pool: (&'static str, u8),
     /// Until then nobody falls silent: what only its owner knows is being asserted again.
     pub steady_until: Instant,
-    /// Since when machines are silent.
-    silent: BTreeMap<usize, Instant>,
     pools: u32,
 }
 
@@ -107,7 +105,6 @@ impl World {
             mix: setup.mix.clone(),
             pool: setup.pool,
             steady_until: began,
-            silent: BTreeMap::new(),
             pools: 0,
         };
         world.create("namespaces", json!({"metadata": {"name": NAMESPACE}}));
@@ -124,7 +121,11 @@ impl World {
 
     /// Lets time pass.
     pub async fn pass(&self, time: Duration) {
-        tokio::time::sleep(time).await;
+        let end = Instant::now() + time;
+        while Instant::now() < end {
+            tokio::time::sleep_until(end.min(Instant::now() + GRAIN)).await;
+            self.give_up_the_silent();
+        }
         self.server.collect_garbage();
     }
 
@@ -171,7 +172,12 @@ impl World {
 
     /// Kubelets whose API answers say which machine they are on.
     pub fn heartbeats(&mut self) {
-        self.forget_the_silent();
+        self.give_up_the_silent();
+        for machine in self.machines.iter().filter(|machine| machine.is_on()) {
+            if !machine.is_silent() {
+                machine.end_given_up();
+            }
+        }
         for machine in self.machines.iter().filter(|machine| machine.is_on()) {
             let boot_id = self.boot_id_of(&machine.node);
             let others = self
@@ -185,20 +191,12 @@ impl World {
         }
     }
 
-    /// A machine that is silent and whose Node was deleted is, for everybody else, gone.
-    fn forget_the_silent(&mut self) {
-        let now = Instant::now();
+    /// The pods of a machine that is silent for so long that the leader may return its blocks, and
+    /// whose Node was deleted, are beyond what anybody can know.
+    fn give_up_the_silent(&self) {
         for machine in self.machines.iter().filter(|machine| machine.is_on()) {
-            let named = self.boot_id_of(&machine.node).is_some_and(|id| id == machine.boot_id());
-            if !machine.is_silent() || named {
-                self.silent.remove(&machine.id);
-                if !machine.is_silent() {
-                    machine.end_given_up();
-                }
-                continue;
-            }
-            let since = *self.silent.entry(machine.id).or_insert(now);
-            if now - since + GRAIN >= STALE_MAX {
+            let is_beyond = machine.is_beyond_knowledge();
+            if is_beyond && self.boot_id_of(&machine.node) != Some(machine.boot_id()) {
                 self.around.kernels.give_up(machine.id);
             }
         }
@@ -363,7 +361,5 @@ impl World {
 
 /// How long owners have to assert blocks that the API has forgotten.
 const STEADY: Duration = Duration::from_secs(60);
-/// How often it is looked who is silent, at worst.
-const GRAIN: Duration = Duration::from_secs(8);
 /// How long routes of a speaker that is gone are kept (graceful restart).
 pub const STALE_MAX: Duration = Duration::from_secs(12);
