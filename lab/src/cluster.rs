@@ -21,6 +21,7 @@ use crate::datacenter::routers::{GRACEFUL_RESTART, TIMERS, families};
 use crate::datacenter::{Layout, Node, Rack};
 use crate::error::Error;
 use crate::options::AsnPlan;
+use crate::pod::{POD_NAMESPACE, Pod};
 
 /// A running API server with its objects. Dropping it stops it.
 pub struct Cluster {
@@ -168,6 +169,26 @@ impl Cluster {
         self.list()
     }
 
+    /// Shows a pod that runs, as its kubelet would.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when the pod is refused.
+    pub fn show(&self, pod: &Pod) -> Result<(), Error> {
+        let refused = |error: ApiError| refused(PODS, &pod.name, &error);
+        let namespace = Some(POD_NAMESPACE);
+        self.server.create(PODS, namespace, pod_object(pod)).map_err(refused)?;
+        self.server
+            .patch_status(PODS, namespace, &pod.name, &pod_status(pod))
+            .map(drop)
+            .map_err(refused)
+    }
+
+    /// Deletes a pod's object, as Kubernetes does when its node is gone.
+    pub fn hide(&self, pod: &Pod) {
+        // One that is not there is fine.
+        let _ = self.server.delete(PODS, Some(POD_NAMESPACE), &pod.name);
+    }
+
     /// Deletes an object; one that is not there is fine.
     ///
     /// # Errors
@@ -298,8 +319,30 @@ fn node_status(layout: &Layout, node: &Node, boot_id: &str) -> Value {
     }})
 }
 
+fn pod_object(pod: &Pod) -> Value {
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": pod.name},
+        "spec": {
+            "nodeName": pod.node,
+            "containers": [{"name": "none", "image": "none"}],
+            // No kubelet would end it.
+            "terminationGracePeriodSeconds": 0,
+        },
+    })
+}
+
+fn pod_status(pod: &Pod) -> Value {
+    let addresses: Vec<Value> =
+        pod.addresses.iter().map(|address| json!({"ip": address.to_string()})).collect();
+    let first = pod.addresses.first().map(ToString::to_string);
+    json!({"status": {"phase": "Running", "podIP": first, "podIPs": addresses}})
+}
+
 /// The port at which agents find the API server on their own loopback.
 pub const API_PORT: u16 = 6443;
 const SYSTEM_NAMESPACE: &str = "cairn-system";
+const PODS: &str = "pods";
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

@@ -105,6 +105,7 @@ impl Lab {
         self.centre.lose(node)?;
         let name = node.name();
         self.kill(&name);
+        self.pods.iter().filter(|pod| pod.node == name).for_each(|pod| self.cluster.hide(pod));
         self.pods.retain(|pod| pod.node != name);
         self.cluster.leave(&name);
         Ok(())
@@ -173,13 +174,15 @@ impl Lab {
         at_once(wanted, |(plugin, node, name)| plugin.add(&layout.namespace(&name), node, &name))
     }
 
-    /// Takes a pod that was made.
+    /// Takes a pod that was made, and shows it in the API.
     ///
     /// # Errors
-    /// That which the plugin refused it with.
+    /// That which the plugin, or the API server, refused it with.
     pub fn keep(&mut self, pod: Result<Pod, Error>) -> Result<(), Error> {
-        self.pods.push(pod?);
-        Ok(())
+        let pod = pod?;
+        let shown = self.cluster.show(&pod);
+        self.pods.push(pod);
+        shown
     }
 
     /// The last pod made on a node.

@@ -161,7 +161,7 @@ fn addresses(pod: &Pod, output: &[u8]) -> Result<Vec<IpAddr>, Error> {
 
 fn arguments(pod: &Pod) -> String {
     format!(
-        "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME={};\
+        "IgnoreUnknown=1;K8S_POD_NAMESPACE={POD_NAMESPACE};K8S_POD_NAME={};\
          K8S_POD_INFRA_CONTAINER_ID={};K8S_POD_UID={}",
         pod.name, pod.namespace, pod.namespace
     )
@@ -171,6 +171,8 @@ fn refused(command: &'static str, pod: &Pod, message: String) -> Error {
     Error::Cni { command, pod: pod.name.clone(), message }
 }
 
+/// The Kubernetes namespace of all pods.
+pub const POD_NAMESPACE: &str = "default";
 const CNI_VERSION: &str = "1.0.0";
 /// "Try again later" (CNI specification, section 5).
 const CODE_TRY_AGAIN: u32 = 11;

@@ -123,6 +123,7 @@ fn say_what_to_try(lab: &Lab, workspace: &Workspace) {
     eprintln!("\nThe lab runs until Ctrl-C. Try in another terminal:");
     eprintln!("  kubectl --kubeconfig {kubeconfig} get ipblocks,bgpnodestatuses");
     eprintln!("  kubectl --kubeconfig {kubeconfig} get ipb -o wide -w");
+    eprintln!("  cairn ipam check --kubeconfig {kubeconfig}");
     if let [Some((from, _)), Some((_, Some(to)))] = ends {
         eprintln!("  ip netns exec {} ping {to}", layout.namespace(from));
     }
