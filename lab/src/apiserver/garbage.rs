@@ -1,7 +1,6 @@
 //! What the real cluster's controllers take away: objects without owners, the content of ended
 //! namespaces and CRDs.
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -9,6 +8,7 @@ use serde_json::{Value, json};
 use super::metadata;
 use super::resource::Resource;
 use super::store::Key;
+use super::ties::{Place, owners};
 use super::write::{CRD_FINALIZER, DeleteOptions, FOREGROUND, ORPHAN, State, Target};
 
 impl State {
@@ -40,47 +40,41 @@ impl State {
 
     /// An object goes when it names owners and none of them exists any more.
     fn delete_ownerless(&mut self) {
-        let alive: BTreeSet<&str> =
-            self.store.everything().map(|(_, _, object)| metadata::field(object, "uid")).collect();
+        let ties = self.store.ties();
         let is_gone = |owner: &Value| {
             let text = |key: &str| owner.get(key).and_then(Value::as_str).unwrap_or_default();
             // An owner of a kind that nobody serves cannot be judged, so it counts as there.
             let served = self.catalog.of_kind(text("apiVersion"), text("kind")).is_some();
-            served && !alive.contains(text("uid"))
+            served && !ties.exists(text("uid"))
         };
-        let lost: Vec<(Arc<str>, Key)> = self
-            .store
-            .everything()
-            .filter(|(_, _, object)| {
-                let owners = object.pointer("/metadata/ownerReferences").and_then(Value::as_array);
-                !metadata::is_terminating(object)
-                    && owners.is_some_and(|list| !list.is_empty() && list.iter().all(is_gone))
+        let is_lost = |(storage, key): &&Place| {
+            self.store.object(storage, key).is_some_and(|object| {
+                !metadata::is_terminating(object) && owners(object).all(is_gone)
             })
-            .map(|(storage, key, _)| (storage.clone(), key.clone()))
-            .collect();
+        };
+        let lost: Vec<Place> = ties.bereft().into_iter().filter(is_lost).cloned().collect();
         for (storage, key) in lost {
             self.delete_quietly(&storage, &key);
         }
     }
 
     fn settle_foreground_and_orphans(&mut self) {
-        let waiting: Vec<(Arc<str>, Key, Arc<Value>)> = self
-            .store
-            .everything()
-            .filter(|(_, _, object)| {
-                metadata::is_terminating(object)
-                    && metadata::finalizers(object).iter().any(|f| f == FOREGROUND || f == ORPHAN)
-            })
-            .map(|(storage, key, object)| (storage.clone(), key.clone(), object.clone()))
-            .collect();
+        let object = |(storage, key): &Place| {
+            let object = self.store.object(storage, key)?;
+            Some((storage.clone(), key.clone(), object.clone()))
+        };
+        let waits = |(_, _, object): &(Arc<str>, Key, Arc<Value>)| {
+            metadata::finalizers(object).iter().any(|f| f == FOREGROUND || f == ORPHAN)
+        };
+        let ties = self.store.ties();
+        let waiting: Vec<_> = ties.terminating().filter_map(object).filter(waits).collect();
         for (storage, key, owner) in waiting {
             let uid = metadata::field(&owner, "uid");
-            let owned: Vec<(Arc<str>, Key, Arc<Value>)> = self
-                .store
-                .everything()
-                .filter(|(_, _, object)| owners(object).any(|o| o.get("uid") == Some(&json!(uid))))
-                .map(|(storage, key, object)| (storage.clone(), key.clone(), object.clone()))
-                .collect();
+            let object = |(storage, key): &Place| {
+                let object = self.store.object(storage, key)?;
+                Some((storage.clone(), key.clone(), object.clone()))
+            };
+            let owned: Vec<_> = self.store.ties().dependents(uid).filter_map(object).collect();
             let orphan = metadata::finalizers(&owner).iter().any(|f| f == ORPHAN);
             if orphan {
                 for (storage, key, object) in &owned {
@@ -163,8 +157,4 @@ impl State {
             }
         }
     }
-}
-
-fn owners(object: &Value) -> impl Iterator<Item = &Value> {
-    object.pointer("/metadata/ownerReferences").and_then(Value::as_array).into_iter().flatten()
 }

@@ -55,6 +55,7 @@ mod simulate;
 mod source;
 mod store;
 mod table;
+mod ties;
 mod write;
 
 pub use error::{ApiError, FieldError, FieldErrorKind};

@@ -131,7 +131,8 @@ impl State {
             (revision, Some(key))
         };
         let current = self.store.revision();
-        let Some(objects) = self.store.objects_at(&resource.storage, revision) else {
+        let Some(objects) = self.store.objects_at(&resource.storage, revision, after.as_ref())
+        else {
             if revision > current {
                 return Err(ApiError::too_large_resource_version(revision, current));
             }
@@ -141,10 +142,8 @@ impl State {
             ));
         };
         let concerned = |(ns, _): &Key| namespace.is_none_or(|wanted| wanted == ns);
-        let mut found = objects
-            .iter()
-            .filter(|(key, object)| concerned(key) && query.selector.matches(object))
-            .skip_while(|(key, _)| after.as_ref().is_some_and(|after| *key <= after));
+        let mut found =
+            objects.filter(|(key, object)| concerned(key) && query.selector.matches(object));
         let limit = if query.limit == 0 { usize::MAX } else { query.limit };
         let mut items = Vec::new();
         let mut last = None;
@@ -152,7 +151,11 @@ impl State {
             items.push(object.clone());
             last = Some(key);
         }
-        let left = found.count();
+        // How many are left is told, and counted, only where no selector has to be asked.
+        let left = match query.selector.is_empty() {
+            true => found.count(),
+            false => usize::from(found.next().is_some()),
+        };
         let token = match last {
             Some(key) if left > 0 => write_token(revision, key),
             _ => String::new(),

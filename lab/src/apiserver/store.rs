@@ -5,11 +5,14 @@
 //! place.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
+
+use super::ties::Ties;
 
 /// Namespace (empty for cluster-scoped objects) and name.
 pub(super) type Key = (String, String);
@@ -57,6 +60,7 @@ struct Watcher {
 pub(super) struct Past {
     revision: u64,
     objects: BTreeMap<Arc<str>, Objects>,
+    ties: Ties,
     history: VecDeque<Arc<Change>>,
     forgotten: u64,
 }
@@ -65,6 +69,7 @@ pub(super) struct Past {
 pub(super) struct Store {
     revision: u64,
     objects: BTreeMap<Arc<str>, Objects>,
+    ties: Ties,
     history: VecDeque<Arc<Change>>,
     history_max: usize,
     /// Writes up to this one are forgotten.
@@ -78,6 +83,7 @@ impl Store {
         Store {
             revision: 1,
             objects: BTreeMap::new(),
+            ties: Ties::default(),
             history: VecDeque::new(),
             history_max,
             forgotten: 1,
@@ -101,6 +107,7 @@ impl Store {
         Past {
             revision: self.revision,
             objects: self.objects.clone(),
+            ties: self.ties.clone(),
             history: self.history.clone(),
             forgotten: self.forgotten,
         }
@@ -108,8 +115,8 @@ impl Store {
 
     /// Goes back, and ends every watch.
     pub(super) fn restore(&mut self, past: &Past) {
-        let Past { revision, objects, history, forgotten } = past.clone();
-        (self.revision, self.objects) = (revision, objects);
+        let Past { revision, objects, ties, history, forgotten } = past.clone();
+        (self.revision, self.objects, self.ties) = (revision, objects, ties);
         (self.history, self.forgotten) = (history, forgotten);
         self.watchers.clear();
     }
@@ -136,21 +143,51 @@ impl Store {
             .flat_map(|(storage, objects)| objects.iter().map(move |(k, v)| (storage, k, v)))
     }
 
-    /// The objects of one resource as they were after write `revision`; `None` when that is
-    /// forgotten or has not happened yet.
-    pub(super) fn objects_at(&self, storage: &str, revision: u64) -> Option<Objects> {
+    /// Who owns whom and who is on its way out.
+    pub(super) fn ties(&self) -> &Ties {
+        &self.ties
+    }
+
+    /// The objects of one resource behind `after` as they were after write `revision`; `None` when
+    /// that is forgotten or has not happened yet. Costs what is taken and what was written since,
+    /// not what is stored: a page of a long list is as cheap as one of a short list.
+    pub(super) fn objects_at<'a>(
+        &'a self,
+        storage: &str,
+        revision: u64,
+        after: Option<&Key>,
+    ) -> Option<impl Iterator<Item = (&'a Key, &'a Arc<Value>)>> {
         if revision < self.forgotten || revision > self.revision {
             return None;
         }
-        let mut objects = self.objects.get(storage).cloned().unwrap_or_default();
+        // What a later write has changed, as it was then.
+        let mut then: BTreeMap<&Key, Option<&Arc<Value>>> = BTreeMap::new();
         let later = self.history.iter().rev().take_while(|change| change.revision > revision);
         for change in later.filter(|change| &*change.storage == storage) {
-            match &change.before {
-                Some(before) => objects.insert(change.key.clone(), before.clone()),
-                None => objects.remove(&change.key),
-            };
+            if after.is_none_or(|after| change.key > *after) {
+                then.insert(&change.key, change.before.as_ref());
+            }
         }
-        Some(objects)
+        let behind = (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let objects = self.objects.get(storage).into_iter();
+        let mut now = objects.flat_map(move |objects| objects.range::<Key, _>(behind)).peekable();
+        let mut then = then.into_iter().peekable();
+        Some(std::iter::from_fn(move || {
+            loop {
+                let changed = match (now.peek(), then.peek()) {
+                    (Some((key, _)), Some((changed, _))) => *changed <= *key,
+                    (_, changed) => changed.is_some(),
+                };
+                if !changed {
+                    return now.next();
+                }
+                let (key, was) = then.next()?;
+                now.next_if(|(other, _)| *other == key);
+                if let Some(object) = was {
+                    return Some((key, object));
+                }
+            }
+        }))
     }
 
     /// Stores an object under the next revision and returns it with that resourceVersion.
@@ -161,6 +198,7 @@ impl Store {
         let storage = self.storage_name(storage);
         let objects = self.objects.entry(storage.clone()).or_default();
         let before = objects.insert(key.clone(), object.clone());
+        self.ties.note(&storage, &key, before.as_deref(), Some(&object));
         self.publish(Change {
             revision: self.revision,
             storage,
@@ -175,6 +213,7 @@ impl Store {
     pub(super) fn remove(&mut self, storage: &str, key: &Key) -> Option<Arc<Value>> {
         let storage = self.storage_name(storage);
         let before = self.objects.get_mut(&storage)?.remove(key)?;
+        self.ties.note(&storage, key, Some(&before), None);
         self.revision += 1;
         self.publish(Change {
             revision: self.revision,
@@ -228,8 +267,8 @@ impl Store {
         let concerned = |change: &&Arc<Change>| {
             &*change.storage == storage && namespace.is_none_or(|ns| ns == change.key.0)
         };
-        let after = self.history.iter().skip_while(|change| change.revision <= since);
-        let backlog = after.filter(concerned).cloned().collect();
+        let after = self.history.partition_point(|change| change.revision <= since);
+        let backlog = self.history.range(after..).filter(concerned).cloned().collect();
         let (queue, live) = mpsc::channel(self.watch_queue_max);
         let overrun = Arc::new(AtomicBool::new(false));
         self.watchers.retain(|watcher| !watcher.queue.is_closed());

@@ -8,7 +8,6 @@ use cairn_api::{IPBlock, IPBlockSpec, ObjectReference, block_name, block_range};
 use cairn_ipam::returns::{BlockSeen, Fate, Ground, LastLook, NodeReturn, fate, pod_in};
 use cairn_ipam::rules::Rule;
 use futures::{StreamExt, stream};
-use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use tokio::sync::watch;
@@ -30,7 +29,8 @@ pub(super) async fn run(
 ) {
     let api = BlockApi::new(&shared);
     let pace = Pace::default();
-    let returns = Returns { shared, lists, api, leadership, pace };
+    let gone = BTreeSet::new();
+    let mut returns = Returns { shared, lists, api, leadership, pace, gone };
     while plans.changed().await.is_ok() {
         let plan = Arc::clone(&plans.borrow_and_update());
         if returns.carry_out(&plan).await > 0 {
@@ -45,6 +45,9 @@ struct Returns {
     api: BlockApi,
     leadership: watch::Receiver<Leadership>,
     pace: Pace,
+    /// The UIDs of blocks that the last plan has returned. The next one may have been made while
+    /// that went on, and then names many of them.
+    gone: BTreeSet<String>,
 }
 
 /// What became of one block.
@@ -56,33 +59,39 @@ enum Outcome {
 
 impl Returns {
     /// Returns how many blocks have gone. What fails keeps nothing else from being tried.
-    async fn carry_out(&self, plan: &[NodeReturn]) -> usize {
+    async fn carry_out(&mut self, plan: &[NodeReturn]) -> usize {
         let mut problems = Problems::default();
-        let mut gone = 0usize;
+        let mut gone = BTreeSet::new();
         for planned in plan {
             if !self.leads() {
                 break;
             }
-            match self.node(planned, &mut problems).await {
+            let blocks = planned.blocks.iter().filter(|block| !self.gone.contains(&block.uid));
+            let blocks: Vec<BlockSeen> = blocks.cloned().collect();
+            if blocks.is_empty() {
+                continue;
+            }
+            match self.node(planned, blocks, &mut problems).await {
                 Ok(returned) => {
-                    gone = gone.saturating_add(returned.len());
                     self.tell(planned, &returned);
+                    gone.extend(returned.into_iter().map(|block| block.uid));
                 }
                 Err(error) => problems.add(error.to_string()),
             }
         }
         self.shared.reports.report("returns", problems.told());
-        gone
+        self.gone = gone;
+        self.gone.len()
     }
 
-    /// Returns the blocks of one Node as far as the last look lets it.
+    /// Returns these blocks of one Node as far as the last look lets it.
     async fn node(
         &self,
         planned: &NodeReturn,
+        mut blocks: Vec<BlockSeen>,
         problems: &mut Problems,
-    ) -> Result<Vec<IpNet>, IpamError> {
+    ) -> Result<Vec<BlockSeen>, IpamError> {
         let mut look = LastLook::default();
-        let mut blocks = planned.blocks.clone();
         if planned.ground == Ground::AgentLeft {
             self.pace.turn(&self.shared).await;
             self.lists.pods(Some(&planned.owner.name), |pod| look.pods.push(pod)).await?;
@@ -104,14 +113,14 @@ impl Returns {
             }
         }
         let calls = returning.into_iter().map(|block| async {
-            let cidr = block.cidr;
-            (cidr, self.block(planned, block).await)
+            let outcome = self.block(planned, &block).await;
+            (block, outcome)
         });
         let mut calls = stream::iter(calls).buffer_unordered(CALLS_AT_ONCE_MAX);
         let mut returned = Vec::new();
-        while let Some((cidr, outcome)) = calls.next().await {
+        while let Some((block, outcome)) = calls.next().await {
             match outcome {
-                Ok(Outcome::Returned) => returned.push(cidr),
+                Ok(Outcome::Returned) => returned.push(block),
                 Ok(Outcome::Waits) => {}
                 Ok(Outcome::Stays(why)) => problems.add(why),
                 // Changed or gone meanwhile: the next look shows it.
@@ -138,7 +147,7 @@ impl Returns {
         Ok(())
     }
 
-    async fn block(&self, planned: &NodeReturn, block: BlockSeen) -> Result<Outcome, IpamError> {
+    async fn block(&self, planned: &NodeReturn, block: &BlockSeen) -> Result<Outcome, IpamError> {
         if !self.leads() {
             return Ok(Outcome::Waits);
         }
@@ -161,7 +170,7 @@ impl Returns {
         // One for the DELETE, one for the finalizer.
         self.pace.turn(&self.shared).await;
         self.pace.turn(&self.shared).await;
-        let gone = self.api.give_back(object(&block)).await?;
+        let gone = self.api.give_back(object(block)).await?;
         Ok(if gone { Outcome::Returned } else { Outcome::Waits })
     }
 
@@ -169,8 +178,8 @@ impl Returns {
         self.leadership.borrow().leads(self.shared.now())
     }
 
-    fn tell(&self, planned: &NodeReturn, returned: &[IpNet]) {
-        let Some(first) = returned.iter().min() else { return };
+    fn tell(&self, planned: &NodeReturn, returned: &[BlockSeen]) {
+        let Some(first) = returned.iter().map(|block| block.cidr).min() else { return };
         let (of, blocks) = (subject(planned), returned.len());
         tracing::info!(%first, blocks, "blocks of {of} returned");
         let owner = &planned.owner;
