@@ -33,7 +33,7 @@ pub fn read(storage: &dyn Storage, owner: &Owner) -> Option<ClusterView> {
     }
 }
 
-/// Writes each view that differs in what is kept, at most one in [`INTERVAL`], until the watches end.
+/// Writes each view that differs in what is kept, at most one in `INTERVAL`, until the watches end.
 pub async fn keep(
     mut views: watch::Receiver<Arc<ClusterView>>,
     storage: Arc<dyn Storage>,

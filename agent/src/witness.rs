@@ -14,7 +14,7 @@ use crate::ipam::{Heard, Witness};
 
 /// Asks whichever speaker runs at that time. While none does nothing is heard: there are no peers.
 ///
-/// A speaker that does not answer within [`ANSWER_WAIT`] may have heard anything. The block then
+/// A speaker that does not answer within `ANSWER_WAIT` may have heard anything. The block then
 /// counts as announced by nobody knows whom, perhaps by this node itself: no claim and no return
 /// goes on, and no owner takes it for a conflict.
 #[derive(Clone, Debug)]
