@@ -559,7 +559,21 @@ async fn a_claim_that_is_under_way_while_its_pool_ends_is_given_up(api: Api) {
     until("it is given back", || cluster.blocks().is_empty()).await;
 }
 
+async fn the_lease_of_a_node_that_is_gone_goes_after_its_blocks(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let (_leader, [(mut n2, of_n2)]) = leader_and(&cluster, ["n2"], SHORT).await;
+    let lease = |node: &str| cluster.server.get(LEASES, SYSTEM, &format!("cairn-node-{node}")).ok();
+    n2.tasks.shutdown().await;
+    cluster.server.delete("nodes", None, "n2").expect("deleted");
+    let stopped = std::time::Instant::now();
+    until("its Lease goes", || lease("n2").is_none()).await;
+    assert!(stopped.elapsed() > SHORT, "its agent could have lived");
+    assert!(cluster.owner(of_n2).is_none(), "its blocks go first");
+    assert!(lease("n1").is_some());
+}
+
 on_both_apis! {
+    the_lease_of_a_node_that_is_gone_goes_after_its_blocks,
     a_machine_that_an_operator_says_is_off_loses_its_blocks_at_once,
     the_out_of_service_taint_returns_blocks_of_a_silent_agent_only,
     blocks_of_a_live_node_without_an_agent_return_when_no_pod_is_in_them,

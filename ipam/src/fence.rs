@@ -15,7 +15,7 @@
 //!
 //! All times are of one clock that counts on while the machine sleeps (CLOCK_BOOTTIME).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::mark::Holder;
@@ -172,7 +172,8 @@ impl LeaseWatch {
         }
         self.looked = Some(now);
         let mut waits = BTreeMap::new();
-        for node in owners {
+        // Named twice it would begin to wait anew.
+        for node in owners.into_iter().collect::<BTreeSet<Owner>>() {
             // A successor of the same name takes the Lease over once and for all: an agent never
             // writes a Lease that a live other one holds. So another holder means no more writes,
             // but there may have been one just before.
@@ -241,9 +242,9 @@ pub fn is_unchanged(node: &Owner, version: Option<&str>, lease: Option<&LeaseSee
 }
 
 /// An agent renews its Lease every thirtieth of its promise, but not oftener than once a second and not
-/// more rarely than every ten seconds: a tenth within these is three renewals.
+/// more rarely than every minute: a tenth within these is three renewals.
 const QUIET_MIN: Duration = Duration::from_secs(3);
-const QUIET_MAX: Duration = Duration::from_secs(30);
+const QUIET_MAX: Duration = Duration::from_secs(180);
 
 /// Whether `node` is among the `candidates_max` nodes of the cluster that stand for leader: those
 /// first in the rendezvous order of their names. A Lease that every agent polled would be a load
@@ -319,6 +320,15 @@ mod tests {
             late.wrote(secs(109), secs(110));
             assert_eq!(late.term(), 2);
         }
+    }
+
+    #[test]
+    fn a_node_that_is_named_twice_in_a_look_waits_once() {
+        let mut watch = LeaseWatch::new(secs(1));
+        for at in [0, 5, 10] {
+            watch.observe([gone(), gone()], &lease("7", "u1", 8), secs(at));
+        }
+        assert_eq!(watch.verdict(&gone(), secs(10)), Return::Allowed);
     }
 
     #[test]
@@ -405,7 +415,7 @@ mod tests {
 
     #[test]
     fn an_agent_that_lives_is_not_silent() {
-        for (promise, quiet) in [(2, 3), (30, 3), (100, 10), (8 * 3600, 30)] {
+        for (promise, quiet) in [(2, 3), (30, 3), (100, 10), (8 * 3600, 180)] {
             let mut watch = LeaseWatch::new(secs(1));
             assert!(!watch.is_silent(&gone(), secs(1000)), "never observed");
             watch.observe([gone()], &lease("7", "u1", promise), secs(10));

@@ -111,6 +111,26 @@ pub fn suspects(look: &Look, watch: &LeaseWatch, now: Duration) -> Vec<Owner> {
     look.owners().into_iter().filter(silent).collect()
 }
 
+/// The agents that held Leases of Nodes that do not exist: their Leases are worth a watch, too.
+pub fn holders_of_gone(look: &Look) -> impl Iterator<Item = Owner> {
+    let gone = look.leases.iter().filter(|(name, _)| !look.nodes.contains_key(*name));
+    gone.map(|(name, lease)| Owner { name: name.clone(), uid: lease.holder.node_uid.clone() })
+}
+
+/// Leases that may go, by their node's name, each with its version: there is no Node of that name, no
+/// block names it, and whoever held the Lease hands out nothing any more.
+pub fn abandoned(look: &Look, watch: &LeaseWatch, now: Duration) -> Vec<(String, String)> {
+    let named: BTreeSet<&String> = look.blocks.iter().map(|block| &block.owner.name).collect();
+    let over = holders_of_gone(look).filter(|holder| {
+        !named.contains(&holder.name) && watch.verdict(holder, now) == Return::Allowed
+    });
+    over.filter_map(|holder| {
+        let version = look.leases.get(&holder.name)?.version.clone();
+        Some((holder.name, version))
+    })
+    .collect()
+}
+
 /// What may be returned, Node by Node.
 pub fn plan(mut look: Look, watch: &LeaseWatch, rules: Rules, now: Duration) -> Vec<NodeReturn> {
     let blocks = std::mem::take(&mut look.blocks);
@@ -329,6 +349,26 @@ mod tests {
         assert_eq!(ground_after(&deleted, 0, Rules::ALL), None);
         let careless = Rules::ALL.without(Rule::FinalizerWaitsForPods);
         assert_eq!(ground_after(&deleted, 0, careless), Some(Ground::Deleted));
+    }
+
+    #[test]
+    fn a_lease_goes_when_nothing_is_left_of_its_node_and_its_promise_is_over() {
+        let after = |waited: u64, look: &Look, last: &str| {
+            let mut watch = LeaseWatch::new(secs(100));
+            watch.observe(holders_of_gone(look), &look.leases, secs(0));
+            let mut look = look.clone();
+            look.leases.insert("n1".to_owned(), lease(last, "u1", false));
+            watch.observe(holders_of_gone(&look), &look.leases, secs(waited));
+            abandoned(&look, &watch, secs(waited))
+        };
+        let bare = |node| Look { blocks: Vec::new(), ..look(node, lease("7", "u1", false)) };
+        assert_eq!(after(125, &bare(None), "7"), [("n1".to_owned(), "7".to_owned())]);
+        assert!(after(124, &bare(None), "7").is_empty(), "its agent may live");
+        assert!(after(125, &bare(None), "8").is_empty(), "its agent lives");
+        assert!(after(125, &bare(Some("u1")), "7").is_empty(), "its Node is there");
+        assert!(after(125, &bare(Some("u2")), "7").is_empty(), "a successor takes it over");
+        let of_blocks = look(None, lease("7", "u1", false));
+        assert!(after(125, &of_blocks, "7").is_empty(), "its blocks wait for it");
     }
 
     #[test]

@@ -200,8 +200,8 @@ mod tests {
         // Age, words, whether it is written.
         #[rustfmt::skip]
         let rows: [(Option<i64>, &[&str], bool); 7] = [
-            (Some(59), &[], false), (Some(60), &[], true), (Some(59), &["yes"], true),
-            (Some(59), &["dry-run"], true), (None, &[], false), (None, &["yes"], true),
+            (Some(179), &[], false), (Some(180), &[], true), (Some(179), &["yes"], true),
+            (Some(179), &["dry-run"], true), (None, &[], false), (None, &["yes"], true),
             // A clock that runs ahead of this one.
             (Some(-30), &[], false),
         ];

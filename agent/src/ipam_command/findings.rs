@@ -473,8 +473,8 @@ pub(super) fn is_whole(block: &BlockSeen) -> bool {
     block.used.is_some_and(|used| used <= block.allocations.len() as u128)
 }
 
-/// How old a Lease may be. Agents write theirs every ten seconds.
-pub(super) const SILENT_SECS: i64 = 60;
+/// How old a Lease may be. Agents write theirs once a minute.
+pub(super) const SILENT_SECS: i64 = 180;
 /// How long a block may be ending without pods: an agent needs seconds.
 const STUCK_SECS: i64 = 600;
 

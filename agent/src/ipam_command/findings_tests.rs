@@ -172,7 +172,7 @@ fn each_kind_is_found_and_has_a_remedy() {
         ("a Node that is gone and marked", |s| { s.nodes.remove("n2"); let l = s.leases.get_mut("n2").expect("a lease"); l.off = l.holder.clone(); }, &[NodeGone], "an operator says", "cairn ipam release"),
         ("a Node that is gone, and its Lease", |s| { s.nodes.remove("n2"); s.leases.remove("n2"); }, &[NodeGone], "no Lease tells", "cairn ipam release 10.1.0.64-26"),
         ("a Node that was made anew", |s| s.nodes.get_mut("n2").expect("n2").uid = "new".into(), &[NodeGone], "another one has its name", "fence n2"),
-        ("an agent that is silent", |s| { s.leases.insert("n2".into(), lease("n2", 61)); }, &[AgentSilent], "1 min 1 s ago", "cairn ipam fence n2"),
+        ("an agent that is silent", |s| { s.leases.insert("n2".into(), lease("n2", 181)); }, &[AgentSilent], "3 min 1 s ago", "cairn ipam fence n2"),
         ("an agent that never was", |s| { s.leases.remove("n2"); }, &[AgentSilent], "no Lease of an agent", "no agent runs on n2"),
         ("another machine", |s| s.nodes.get_mut("n2").expect("n2").boot_id = "b9".into(), &[OtherMachine], "the Node n2 is of boot b9", "another name"),
         ("a Lease that nobody needs", |s| { s.leases.insert("n7".into(), lease("n7", 5)); }, &[LeaseUnknown], "neither a Node n7", "kubectl delete lease cairn-node-n7"),

@@ -16,7 +16,9 @@ use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::{Api, ApiResource, ListParams, Object, ObjectList, VersionMatch};
+use kube::api::{
+    Api, ApiResource, DeleteParams, ListParams, Object, ObjectList, Preconditions, VersionMatch,
+};
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -202,6 +204,22 @@ impl Lists {
         let what = || format!("cannot read the Lease of node {node}");
         let name = crate::ipam::lease::lease_name(node);
         Ok(call(what, self.leases.get_opt(&name)).await?.as_ref().and_then(lease_seen))
+    }
+
+    /// Deletes the Lease of the node of this name if it is still in this version.
+    pub(super) async fn delete_lease(&self, node: &str, version: String) -> Result<(), IpamError> {
+        let what = || format!("cannot delete the Lease of node {node}, which is gone");
+        let name = crate::ipam::lease::lease_name(node);
+        let preconditions = Preconditions { uid: None, resource_version: Some(version) };
+        let preconditions = Some(preconditions);
+        let params = DeleteParams { preconditions, ..DeleteParams::default() };
+        match call(what, self.leases.delete(&name, &params)).await {
+            Ok(_) => tracing::info!(node, "the Lease of a node that is gone was deleted"),
+            // Its agent has written it, or somebody else has deleted it.
+            Err(error) if error.is_conflict() || error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Tells `take` of every pod that has not ended and has an address of its own, of one node or of

@@ -18,7 +18,9 @@ use std::time::Duration;
 
 use cairn_api::{GracefulRestart, IPPool};
 use cairn_ipam::fence::LeaseWatch;
-use cairn_ipam::returns::{BlockSeen, Look, NodeReturn, plan, suspects};
+use cairn_ipam::returns::{
+    BlockSeen, Look, NodeReturn, abandoned, holders_of_gone, plan, suspects,
+};
 use kube::ResourceExt;
 use kube::api::{Api, ListParams};
 use tokio::sync::watch;
@@ -152,7 +154,10 @@ impl Duties {
         };
         let mut problems = self.pools_pass(&blocks).await;
         let returns = match self.returns(blocks).await {
-            Ok(returns) => returns,
+            Ok((returns, problem)) => {
+                problems.extend(problem);
+                returns
+            }
             Err(error) => {
                 self.leases.interrupt();
                 problems.push(error.to_string());
@@ -170,22 +175,38 @@ impl Duties {
         }
     }
 
-    /// Looks at Nodes and Leases, after the blocks, and plans.
-    async fn returns(&mut self, blocks: Vec<BlockSeen>) -> Result<Vec<NodeReturn>, IpamError> {
+    /// Looks at Nodes and Leases, after the blocks, and plans; deletes Leases of which nothing else is
+    /// left, and says what kept it from that.
+    async fn returns(
+        &mut self,
+        blocks: Vec<BlockSeen>,
+    ) -> Result<(Vec<NodeReturn>, Option<String>), IpamError> {
         self.leases.set_wait_min(stale_time_max(&self.shared.view.borrow()));
         let mut look = Look { blocks, ..Look::default() };
         look.nodes = self.lists.nodes().await?;
         look.leases = self.lists.leases().await?;
-        self.leases.observe(look.owners(), &look.leases, self.shared.now());
+        let owners = look.owners().into_iter().chain(holders_of_gone(&look));
+        self.leases.observe(owners, &look.leases, self.shared.now());
+        let abandoned = abandoned(&look, &self.leases, self.shared.now());
         let suspects = suspects(&look, &self.leases, self.shared.now());
         look.out_of_service = self.lists.out_of_service(&suspects).await?;
-        Ok(plan(look, &self.leases, self.shared.options.rules, self.shared.now()))
+        let returns = plan(look, &self.leases, self.shared.options.rules, self.shared.now());
+        for (node, version) in abandoned.into_iter().take(LEASES_MAX) {
+            // A right that is missing keeps no block from being returned.
+            if let Err(error) = self.lists.delete_lease(&node, version).await {
+                return Ok((returns, Some(error.to_string())));
+            }
+        }
+        Ok((returns, None))
     }
 }
 
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Well under the gap after which the waits of the fence start anew.
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+/// Leases that go in one pass, so that a large scale-down holds nothing else up.
+const LEASES_MAX: usize = 50;
 
 /// The longest time for which any peer keeps the routes of a node that is gone (RFC 4724).
 fn stale_time_max(view: &ClusterView) -> Duration {
