@@ -9,7 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use cairn_api::{
-    BGPConfigurationSpec, BGPNode, BGPNodeSpec, BGPPeerSpec, LABEL_ASN, ObjectReference, Topology,
+    BGPConfigurationSpec, BGPNode, BGPNodeSpec, BGPPeerSpec, IPPool, LABEL_ASN, ObjectReference,
+    Topology,
 };
 use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
@@ -500,12 +501,16 @@ fn origins(name: &str, me: &Identity, local: &Local<'_>) -> OriginTable {
     OriginTable { blocks: own.collect() }
 }
 
-/// A block is announced unless its pool says otherwise; a pool that is gone says nothing.
+/// A block is announced unless its pool says otherwise; a pool that is gone says nothing. For a block
+/// without an object the pool speaks that holds it now.
 fn advertised(view: &ClusterView, block: &IpNet) -> bool {
-    view.own_blocks
-        .get(&cairn_api::block_name(*block))
-        .and_then(|object| view.pools.get(&object.spec.pool.name))
-        .is_none_or(|pool| pool.spec.advertise)
+    let holds =
+        |pool: &&IPPool| pool.spec.cidr.parse::<IpNet>().is_ok_and(|cidr| cidr.contains(block));
+    let pool = match view.own_blocks.get(&cairn_api::block_name(*block)) {
+        Some(object) => view.pools.get(&object.spec.pool.name),
+        None => view.pools.values().find(holds),
+    };
+    pool.is_none_or(|pool| pool.spec.advertise)
 }
 
 const ANNOTATION_ROUTER_ID: &str = "cairn.network/router-id";

@@ -294,6 +294,15 @@ async fn when_the_crd_of_blocks_is_deleted_and_comes_back_the_blocks_of_pods_do_
     }
 }
 
+/// All that happens in a cluster between a backup and its use: what comes after a restore does not
+/// reach the numbers from before in a moment.
+fn live_on(cluster: &Cluster) {
+    for n in 0..1000 {
+        let label = json!({"metadata": {"labels": {"count": n.to_string()}}});
+        cluster.server.patch("nodes", None, "n1", PatchType::Merge, &label).expect("a label");
+    }
+}
+
 #[tokio::test]
 async fn after_a_restore_the_blocks_in_which_pods_live_are_asserted_and_confirmed_again() {
     let cluster = Cluster::new();
@@ -303,6 +312,7 @@ async fn after_a_restore_the_blocks_in_which_pods_live_are_asserted_and_confirme
     let first = node.until_open(1).await[0];
     until_pod(&node, "pod0").await;
     let backup = embedded(&cluster).snapshot();
+    live_on(&cluster);
     for n in 1..20 {
         until_pod(&node, &format!("pod{n}")).await;
     }
@@ -320,6 +330,26 @@ async fn after_a_restore_the_blocks_in_which_pods_live_are_asserted_and_confirme
         assert!(taken_up.is_string(), "{block} was asked for anew");
     }
     assert_eq!(node.add("pod19"), held);
+}
+
+#[tokio::test]
+async fn after_a_restore_of_an_old_state_the_status_of_blocks_is_written_at_once() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::start(&cluster, "n1", "boot1", SOON);
+    let block = node.until_open(1).await[0];
+    let used = |count: &str| cluster.object(block).expect("it")["status"]["used"] == count;
+    until_pod(&node, "pod0").await;
+    until("its status", || used("1")).await;
+    let backup = embedded(&cluster).snapshot();
+    live_on(&cluster);
+    until_pod(&node, "pod1").await;
+    until("its status", || used("2")).await;
+    embedded(&cluster).restore(&backup);
+    until("its status", || used("2")).await;
+    node.del("pod1");
+    until("its status", || used("1")).await;
 }
 
 #[tokio::test]
@@ -351,7 +381,10 @@ async fn a_block_that_another_claimed_after_a_restore_is_reported_with_each_pod(
         n1.until("reported", |h| h.problems.iter().any(|p| p.contains("owned by node n2"))).await;
     let report = told.problems.iter().find(|p| p.contains("owned by node n2")).expect("it");
     assert!(report.contains(&address.to_string()) && report.contains("pod"), "{report}");
-    assert!(Node::open(&told).is_empty() && told.announced == [block], "its pod runs on");
+    assert!(
+        Node::open(&told).is_empty() && told.announced == [IpNet::from(address)],
+        "its pod runs on"
+    );
     assert_eq!(n1.add("pod"), Ok(vec![address]));
     assert_eq!(cluster.owner(block).as_deref(), Some("n2"));
 }
@@ -563,7 +596,73 @@ async fn a_start_with_many_blocks_asks_about_four_at_a_time(api: Api) {
     assert_eq!(again.until_open(all.len()).await, all);
 }
 
+/// Pods that the kernel has and of whose block nothing else is left.
+fn found(addresses: &[&str]) -> Vec<(cairn_ipam::AttachmentId, Vec<std::net::IpAddr>)> {
+    let pods = addresses.iter().enumerate();
+    pods.map(|(n, address)| (id(&format!("pod{n}")), vec![address.parse().expect("one")])).collect()
+}
+
+async fn pods_in_blocks_that_nobody_knows_any_more_get_their_blocks_back(api: Api) {
+    let cluster = Cluster::start(api).await;
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.pool_with("old", json!({"cidr": "10.9.0.0/24", "blockSize": 28, "disabled": true}));
+    cluster.node("n1", "boot1");
+    let adopted = found(&["10.244.0.37", "10.244.0.38", "10.9.0.17", "192.0.2.7"]);
+    let mut node = Node::set_up(Setup { adopted, ..setup(&cluster, "n1", "boot1") });
+    let open: IpNet = "10.244.0.32/28".parse().expect("a block");
+    let closed: IpNet = "10.9.0.16/28".parse().expect("a block");
+    for block in [open, closed] {
+        until("its owner asserts it", || cluster.owner(block).as_deref() == Some("n1")).await;
+        node.until("announced", |h| h.announced.contains(&block)).await;
+    }
+    let holdings = node.until("confirmed", |h| Node::open(h).contains(&open)).await;
+    assert!(!Node::open(&holdings).contains(&closed), "its pool is disabled");
+    node.until("a problem", |h| {
+        h.problems.iter().any(|problem| problem.contains("192.0.2.7 of a pod"))
+    })
+    .await;
+    assert!(
+        node.holdings.borrow().announced.iter().all(|net| !net.to_string().contains("192.0.2"))
+    );
+}
+
+async fn of_a_block_that_is_anothers_only_the_pods_addresses_are_announced(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.pool("default", "10.244.0.0/28", 28);
+    cluster.node("n1", "boot1");
+    cluster.node("n2", "boot2");
+    let mut n2 = Node::start(&cluster, "n2", "boot2", HOUR);
+    let block = n2.until_open(1).await[0];
+    until_pod(&n2, "other").await;
+    // Before the API server says anything: the view of an earlier process names the pool.
+    let view = (**n2.views.borrow()).clone();
+    let (own_blocks, node) = (Default::default(), None);
+    let restored = ClusterView { synced: false, restored: true, own_blocks, node, ..view };
+    proxy.cut();
+    let adopted = found(&["10.244.0.5", "10.244.0.9"]);
+    let behind = Setup { adopted, client: proxy.client(), ..setup(&cluster, "n1", "boot1") };
+    let surroundings = Surroundings { restored: Some(restored), ..Surroundings::default() };
+    let mut n1 = Node::set_up_in(behind, surroundings);
+    let single: Vec<IpNet> =
+        ["10.244.0.5/32", "10.244.0.9/32"].map(|net| net.parse().expect("a net")).into();
+    n1.until("the pods are announced", |h| h.announced == single).await;
+    // That is what makes the other close the block.
+    n2.peers.announce(single[0]);
+    n2.until("closed", |h| Node::open(h).is_empty() && h.conflicts.contains_key(&block)).await;
+    proxy.hang_watches(false);
+    proxy.heal_requests();
+    let told = n1.until("reported", |h| h.conflicts.contains_key(&block)).await;
+    assert!(told.conflicts[&block].contains("owned by node n2"), "{:?}", told.conflicts);
+    assert_eq!(told.announced, single, "the pods run on, and n2's are not hurt");
+    assert_eq!(cluster.owner(block).as_deref(), Some("n2"));
+    n1.del("pod0");
+    n1.until("one less", |h| h.announced == single[1..]).await;
+}
+
 on_both_apis! {
+    pods_in_blocks_that_nobody_knows_any_more_get_their_blocks_back,
+    of_a_block_that_is_anothers_only_the_pods_addresses_are_announced,
     a_fixed_address_brings_its_whole_block_or_says_who_has_it,
     a_block_whose_every_address_is_reserved_is_not_claimed,
     a_start_with_many_blocks_asks_about_four_at_a_time,

@@ -31,6 +31,7 @@ use super::Shared;
 use super::api::BlockApi;
 use super::calls::{self, Attempt, Done, Ears, Question, Term};
 use super::held::{Backoff, Held, Ledger, Phase};
+use super::history::Kind;
 use super::lease::Promise;
 use super::site::Site;
 use super::tell::Published;
@@ -152,6 +153,13 @@ impl Blocks {
         let usage = self.shared.usage.borrow().clone();
         let usages: BTreeMap<IpNet, BlockUsage> =
             usage.blocks.into_iter().map(|block| (block.cidr, block)).collect();
+        if is_synced {
+            let versions = view.own_blocks.values().map(|block| &block.metadata.resource_version);
+            let newest =
+                versions.filter_map(|version| version.as_deref()?.parse::<u64>().ok()).max();
+            let newest = newest.map(|version| version.to_string());
+            self.shared.history.saw(Kind::Block, view.epoch, newest.as_deref());
+        }
         self.begin_term(Term { fence: fence.term(), history });
         let membership = self.shared.membership();
         if let Ok(uid) = &membership
@@ -182,6 +190,7 @@ impl Blocks {
             given_up.is_none_or(|cidr: IpNet| refused.contains_key(&cidr))
         });
         let changed = self.site.read(&view);
+        let unplaced = self.ledger.find(&usage.outside, &self.site.pools);
         self.ledger.others_rest = promise.other_machine;
         let own = self.ledger.own(&usages, now);
         let short: Vec<Demand> = usage.exhausted.iter().cloned().collect();
@@ -190,9 +199,10 @@ impl Blocks {
         self.forget_closed(now);
         let refusals = std::mem::take(&mut decision.refusals);
         self.published.remember(refusals, &short, changed, now);
-        self.publish(&decision, &own, &usages, now);
+        self.publish(&decision, &own, &usages, &usage.outside, now);
         let mut problems = self.site.problems.clone();
         if is_known {
+            problems.extend(unplaced);
             problems.extend(decision.problems.iter().cloned());
         } else {
             problems.push("the API server has not shown the cluster yet: no new addresses".into());

@@ -1,10 +1,12 @@
 //! What this node knows of each of its blocks, and how the watch changes that.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cairn_api::{IPBlock, ObjectReference};
-use cairn_ipam::{BlockState, BlockUsage, OwnBlock};
+use cairn_ipam::claims::{block_of, overlap};
+use cairn_ipam::{AttachmentId, BlockState, BlockUsage, OwnBlock, Pool};
 use ipnet::IpNet;
 
 use super::disk::KeptBlock;
@@ -51,10 +53,20 @@ pub(super) enum Phase {
     Gone,
 }
 
+/// How it is known that a block without object is this node's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Evidence {
+    /// Its object named this node.
+    Object,
+    /// Pods of this node hold addresses in it, and nothing else is known.
+    Pods,
+}
+
 /// A block without a valid object of ours in which pods live.
 #[derive(Clone, Debug)]
 pub(super) struct Lost {
     pub(super) pool: ObjectReference,
+    pub(super) evidence: Evidence,
     /// Its object is there and names an earlier Node of this name.
     pub(super) of_earlier_node: bool,
     /// Who else has it now.
@@ -63,8 +75,17 @@ pub(super) struct Lost {
 }
 
 impl Lost {
-    fn new(pool: ObjectReference) -> Lost {
-        Lost { pool, of_earlier_node: false, conflict: None, backoff: Backoff::default() }
+    fn new(pool: ObjectReference, evidence: Evidence) -> Lost {
+        let backoff = Backoff::default();
+        Lost { pool, evidence, of_earlier_node: false, conflict: None, backoff }
+    }
+
+    /// Whether this node may announce the whole block. One that may be another's it must not: that
+    /// would draw the packets of the other's pods here, where they are dropped, and keep this node's
+    /// pods from reaching them. The single addresses of its pods draw nobody else's packets, keep the
+    /// pods reachable, and are as good a witness: a part of a block that is heard closes it.
+    pub(super) fn is_announced_whole(&self) -> bool {
+        self.evidence == Evidence::Object && self.conflict.is_none()
     }
 }
 
@@ -204,7 +225,7 @@ impl Ledger {
     /// The object of a block is gone, or not ours.
     pub(super) fn lose(&mut self, cidr: IpNet) {
         if let Some(held) = self.held.remove(&cidr) {
-            self.lost.insert(cidr, Lost::new(held.pool));
+            self.lost.insert(cidr, Lost::new(held.pool, Evidence::Object));
         }
     }
 
@@ -227,7 +248,8 @@ impl Ledger {
             let Ok(cidr) = block.spec.cidr.parse::<IpNet>() else { continue };
             if block.spec.node.uid != node_uid {
                 earlier.insert(cidr);
-                self.lost.entry(cidr).or_insert_with(|| Lost::new(block.spec.pool.clone()));
+                let new = || Lost::new(block.spec.pool.clone(), Evidence::Object);
+                self.lost.entry(cidr).or_insert_with(new).evidence = Evidence::Object;
                 continue;
             }
             shown.insert(cidr);
@@ -269,6 +291,53 @@ impl Ledger {
         shown
     }
 
+    /// Takes in addresses of pods that lie in no block that the owner of the addresses knows, as after
+    /// a restart without a disk while the API server lost the block: blocks of the pools in which they
+    /// lie are lost ones. Returns what cannot be taken for a block, one sentence each.
+    pub(super) fn find(
+        &mut self,
+        outside: &[(IpAddr, AttachmentId)],
+        pools: &[Pool],
+    ) -> Vec<String> {
+        let mut problems = Vec::new();
+        for (address, id) in outside {
+            // The owner of the addresses has yet to hear of it.
+            if self.blocks().any(|cidr| cidr.contains(address)) {
+                continue;
+            }
+            let holder = &id.container_id;
+            let holding = pools.iter().filter(|pool| pool.cidr.contains(address));
+            let pool = holding.min_by_key(|pool| (pool.created, &pool.uid));
+            let Some((pool, cidr)) = pool.and_then(|pool| Some((pool, block_of(pool, *address)?)))
+            else {
+                problems.push(format!(
+                    "{address} of a pod of this node (container {holder}) is in no IPPool, so nothing \
+                     keeps it from being given again: create an IPPool that holds it, or end the pod"
+                ));
+                continue;
+            };
+            if let Some(own) = self.blocks().find(|own| overlap(*own, cidr)) {
+                problems.push(format!(
+                    "{address} of a pod of this node (container {holder}) is in no block, and block \
+                     {cidr} of IPPool {} that would hold it overlaps this node's {own}: end the pod",
+                    pool.name
+                ));
+                continue;
+            }
+            tracing::warn!(block = %cidr, pool = pool.name, "pods live in a block that nobody knew");
+            let pool = ObjectReference { name: pool.name.clone(), uid: pool.uid.clone() };
+            self.lost.insert(cidr, Lost::new(pool, Evidence::Pods));
+        }
+        let more = problems.len().saturating_sub(OUTSIDE_PROBLEMS_MAX);
+        problems.truncate(OUTSIDE_PROBLEMS_MAX);
+        problems.extend((more > 0).then(|| format!("{more} more addresses of pods are like that")));
+        problems
+    }
+
+    fn blocks(&self) -> impl Iterator<Item = IpNet> {
+        self.held.keys().chain(self.lost.keys()).copied()
+    }
+
     /// The blocks as the decision needs them.
     pub(super) fn own(&self, usages: &BTreeMap<IpNet, BlockUsage>, now: Duration) -> Vec<OwnBlock> {
         let held = self.held.iter().map(|(cidr, held)| OwnBlock {
@@ -297,5 +366,7 @@ impl Ledger {
 /// How long another node's announcement must last to be a conflict: longer than a block that changes
 /// hands, or a session that comes back, needs.
 const SETTLE: Duration = Duration::from_secs(5);
+/// Addresses outside of every block of which each gets a sentence.
+const OUTSIDE_PROBLEMS_MAX: usize = 10;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);

@@ -15,8 +15,9 @@
 //!
 //! All kinds share one sequence of numbers, unless an API server keeps some in an etcd of their own.
 //! Then numbers of one kind look old beside those of another: after a few alarms of that sort only
-//! numbers of one kind are compared. What does not count: the version of an object that was read, which may be old, and of a write that may
-//! change nothing, which returns the old one.
+//! numbers of one kind are compared. What gives no alarm: the version of an object that was read or
+//! that a watch showed, which may be old, and of a write that may change nothing, which returns the
+//! old one. They only raise what later answers are compared with.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -108,6 +109,18 @@ impl History {
         self.begin_anew(version);
     }
 
+    /// Takes in the version of an object that was shown or written in `epoch`. It proves nothing by
+    /// itself, as it may be old, but no later answer may lie below it.
+    pub(super) fn saw(&self, kind: Kind, epoch: u64, version: Option<&str>) {
+        let Some(version) = version.and_then(|version| version.parse::<u64>().ok()) else { return };
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if epoch == self.epoch() {
+            let newest = seen.newest.entry(kind).or_default();
+            *newest = version.max(*newest);
+            self.disk.saw_version(version);
+        }
+    }
+
     /// An object that only this node writes is older than it was written, or gone. So history went
     /// backwards, even if its numbers are past those that were seen.
     pub(super) fn lost_a_write(&self) {
@@ -188,6 +201,13 @@ mod tests {
         assert_eq!(answer(&history, Kind::Lease, 40), 2, "a number of another kind tells it, too");
         history.lost_a_write();
         assert_eq!((history.epoch(), history.disk.version()), (3, 0));
+        // What a watch shows may be old, but a later answer is not older.
+        history.saw(Kind::Block, 3, Some("70"));
+        history.saw(Kind::Block, 3, Some("50"));
+        history.saw(Kind::Block, 2, Some("900"));
+        assert_eq!((history.epoch(), history.disk.version()), (3, 70));
+        assert_eq!(answer(&history, Kind::Block, 70), 3);
+        assert_eq!(answer(&history, Kind::Lease, 69), 4);
     }
 
     #[test]

@@ -85,7 +85,8 @@ pub struct IpamChannels {
 /// What this node holds.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Holdings {
-    /// The blocks to announce and to blackhole, in order: confirmed ones, and those with pods.
+    /// The blocks to announce and to blackhole, in order: confirmed ones, and those with pods. Of one
+    /// that may be another node's only the pods' addresses.
     pub announced: Vec<IpNet>,
     /// All blocks of the node, with whether each may hand out.
     pub blocks: Vec<OwnedBlock>,

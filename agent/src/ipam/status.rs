@@ -19,6 +19,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use super::error::{IpamError, call};
+use super::history::Kind;
 use super::{Holdings, Shared, tell};
 use crate::pods::Usage;
 
@@ -32,10 +33,16 @@ pub(super) async fn run(shared: Shared) {
     let mut usage = shared.usage.clone();
     let mut holdings = shared.reports.holdings.subscribe();
     let mut writes: BTreeMap<String, Write> = BTreeMap::new();
+    let mut epoch = 0;
     loop {
         view.mark_unchanged();
         usage.mark_unchanged();
         holdings.mark_unchanged();
+        // Versions of an older history are higher than those that come, and would be waited for.
+        let shown = view.borrow().epoch;
+        if std::mem::replace(&mut epoch, shown) != shown {
+            writes.clear();
+        }
         let next = pass(&shared, &api, &mut writes).await;
         let wait = next.map_or(Duration::MAX, |at| at.saturating_sub(shared.now()));
         tokio::select! {
@@ -104,7 +111,12 @@ async fn pass(
             next = Some(next.map_or(due, |next| next.min(due)));
             continue;
         }
+        let epoch = shared.history.epoch();
         let answer = write(api, &name, block, &wanted).await;
+        if let Ok(written) = &answer {
+            let version = written.metadata.resource_version.as_deref();
+            shared.history.saw(Kind::Block, epoch, version);
+        }
         let (version, problem) = match answer {
             Ok(written) => (written.metadata.resource_version, None),
             Err(error) => {

@@ -1,6 +1,7 @@
 //! What is told of the node's blocks: to the owner of the addresses, to the speaker, to people.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cairn_ipam::claims::pod_pools;
@@ -101,6 +102,7 @@ impl Blocks {
         decision: &Decision,
         own: &[OwnBlock],
         usages: &BTreeMap<IpNet, BlockUsage>,
+        outside: &[(IpAddr, AttachmentId)],
         now: Duration,
     ) {
         let used = |cidr: &IpNet| usages.get(cidr).is_some_and(|usage| usage.used > 0);
@@ -127,7 +129,12 @@ impl Blocks {
             });
         }
         for (cidr, lost) in &self.ledger.lost {
-            if used(cidr) {
+            if !lost.is_announced_whole() {
+                let held = usages.get(cidr).into_iter().flat_map(|usage| &usage.allocations);
+                // The owner of the addresses may have yet to hear of the block.
+                let held = held.chain(outside.iter().filter(|(a, _)| cidr.contains(a)));
+                announced.extend(held.map(|(address, _)| IpNet::from(*address)));
+            } else if used(cidr) {
                 announced.push(*cidr);
             }
             blocks.push(closed(cidr, &lost.pool.name));
@@ -135,6 +142,7 @@ impl Blocks {
         blocks.iter_mut().for_each(|block| self.published.tell(block));
         self.published.told.retain(|cidr, _| blocks.iter().any(|block| block.cidr == *cidr));
         announced.sort_unstable();
+        announced.dedup();
         blocks.sort_unstable_by_key(|block| block.cidr);
         let conflicts = self.conflicts(now);
         let site = self.site();

@@ -82,6 +82,8 @@ pub struct PodConfig {
 pub struct Usage {
     /// What each block holds, in the blocks' order.
     pub blocks: Vec<BlockUsage>,
+    /// The addresses that interfaces hold outside of every block that was told, in order.
+    pub outside: Vec<(IpAddr, AttachmentId)>,
     /// The pods of the interfaces that hold addresses, as far as their names are known.
     pub pods: BTreeMap<AttachmentId, PodIdentity>,
     /// What ADDs found no address for since the blocks last changed: a block is needed now.

@@ -253,7 +253,8 @@ impl Node {
                 pods.lock().expect("the book").set_blocks(blocks);
                 if !mute.load(Ordering::Relaxed) {
                     publish.send_modify(|usage| {
-                        usage.blocks = pods.lock().expect("the book").usage();
+                        let pods = pods.lock().expect("the book");
+                        (usage.blocks, usage.outside) = (pods.usage(), pods.outside());
                         usage.exhausted.clear();
                     });
                 }
@@ -305,7 +306,9 @@ impl Node {
             return;
         }
         self.usage.send_modify(|usage| {
-            usage.blocks = self.book.lock().expect("the book").usage();
+            let pods = self.book.lock().expect("the book");
+            (usage.blocks, usage.outside) = (pods.usage(), pods.outside());
+            drop(pods);
             if exhausted {
                 usage.exhausted.insert(Demand::Pools(Family::V4, self.pools()));
             }

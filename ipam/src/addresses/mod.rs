@@ -431,6 +431,16 @@ impl AddressBook {
         usage
     }
 
+    /// The addresses that attachments hold outside of every block, in order, each with its holder: no
+    /// block that this node is known to own keeps another node from giving them to its pods.
+    pub fn outside(&self) -> Vec<(IpAddr, AttachmentId)> {
+        let held = self.holders.iter().filter(|(address, _)| self.block_of(**address).is_none());
+        let mut outside: Vec<(IpAddr, AttachmentId)> =
+            held.map(|(address, id)| (*address, id.clone())).collect();
+        outside.sort_unstable_by_key(|(address, _)| *address);
+        outside
+    }
+
     /// How often since the start no address of `family` could be assigned. A rise asks for a block.
     pub fn refusals(&self, family: Family) -> u64 {
         self.refusals.get(family as usize).copied().unwrap_or_default()

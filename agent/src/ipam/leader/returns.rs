@@ -155,7 +155,8 @@ impl Returns {
         if self.shared.options.rules.hold(Rule::LeaderLooksForRoutes) {
             // A block of an earlier Node of this machine in which pods live: nobody tells a speaker
             // of its own routes.
-            if self.shared.reports.holdings.borrow().announced.contains(&cidr) {
+            let holdings = Arc::clone(&self.shared.reports.holdings.borrow());
+            if holdings.announced.iter().any(|own| cidr.contains(own)) {
                 return Ok(Outcome::Waits);
             }
             if let Some(heard) = self.shared.witness.heard(cidr).await.first() {

@@ -479,6 +479,7 @@ impl<K: PodKernel> PodNetwork<K> {
     fn publish(&self) {
         let usage = Usage {
             blocks: self.book.usage(),
+            outside: self.book.outside(),
             pods: self
                 .attachments
                 .iter()
