@@ -3,7 +3,7 @@
 //! A watch says nothing of it: one that asks for a version of the future is answered with 200 and
 //! silence. But each answer to a write, and each consistent list, carries a version that is at least
 //! as high as every one that was seen before the request left. A lower one can only be of an older
-//! history. The node's Lease is written every few seconds, so this is noticed within seconds.
+//! history. The node's Lease is written once a minute at least, so this is noticed within a minute.
 //!
 //! ```text
 //!  mark() ─► request ─► answer ─► heard(): below the mark? ─► relist + 1: watches begin anew

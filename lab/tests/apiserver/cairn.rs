@@ -173,8 +173,8 @@ async fn columns_and_selectable_fields_are_those_of_the_kinds(api: Api) {
         ),
         (
             "ippools",
-            "Name CIDR Block Encap Blocks Used Free Ready Age",
-            json!(["p", "10.244.0.0/16", null, "None", null, null, null, null]),
+            "Name CIDR Block Encap Blocks Used Free Total Ready Age",
+            json!(["p", "10.244.0.0/16", null, "None", null, null, null, null, null]),
         ),
     ] {
         let path = format!("/apis/cairn.network/v1alpha1/{plural}");
