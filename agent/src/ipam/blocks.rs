@@ -190,7 +190,10 @@ impl Blocks {
             given_up.is_none_or(|cidr: IpNet| refused.contains_key(&cidr))
         });
         let changed = self.site.read(&view);
-        let unplaced = self.ledger.find(&usage.outside, &self.site.pools);
+        // Who lets a block go under its pods does not look after them either.
+        let keeps = self.shared.options.rules.hold(Rule::FinalizerWaitsForPods);
+        let outside = if keeps { usage.outside.as_slice() } else { &[] };
+        let unplaced = self.ledger.find(outside, &self.site.pools);
         self.ledger.others_rest = promise.other_machine;
         let own = self.ledger.own(&usages, now);
         let short: Vec<Demand> = usage.exhausted.iter().cloned().collect();
@@ -199,7 +202,7 @@ impl Blocks {
         self.forget_closed(now);
         let refusals = std::mem::take(&mut decision.refusals);
         self.published.remember(refusals, &short, changed, now);
-        self.publish(&decision, &own, &usages, &usage.outside, now);
+        self.publish(&decision, &own, &usages, outside, now);
         let mut problems = self.site.problems.clone();
         if is_known {
             problems.extend(unplaced);
