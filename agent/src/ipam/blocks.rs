@@ -183,18 +183,13 @@ impl Blocks {
         self.published.renew(fence, &self.shared.options, now);
         self.pending.retain(|_, (until, _)| *until > now);
         self.refused.retain(|_, refused| refused.until > now);
-        // What is said of a claim that was given up stands while its candidate is left alone.
-        let refused = &self.refused;
-        self.errors.retain(|key, _| {
-            let given_up = key.strip_prefix(GIVEN_UP).and_then(|cidr| cidr.parse().ok());
-            given_up.is_none_or(|cidr: IpNet| refused.contains_key(&cidr))
-        });
+        self.forget_errors();
         let changed = self.site.read(&view);
         // Who lets a block go under its pods does not look after them either.
         let keeps = self.shared.options.rules.hold(Rule::FinalizerWaitsForPods);
         let outside = if keeps { usage.outside.as_slice() } else { &[] };
         let unplaced = self.ledger.find(outside, &self.site.pools);
-        self.ledger.others_rest = promise.other_machine;
+        self.ledger.set_others_rest(promise.other_machine);
         let own = self.ledger.own(&usages, now);
         let short: Vec<Demand> = usage.exhausted.iter().cloned().collect();
         let mut decision = self.decide(&own, &short, is_known.then_some(standing), now);
@@ -327,6 +322,19 @@ impl Blocks {
             self.ledger.lost.remove(&cidr);
             self.errors.remove(&format!("assert {cidr}"));
         }
+    }
+
+    /// What is said of a block stands while the block does: of a claim that was given up, while its
+    /// candidate is left alone.
+    fn forget_errors(&mut self) {
+        let (refused, ledger) = (&self.refused, &self.ledger);
+        self.errors.retain(|key, _| {
+            let about = key.rsplit(' ').next().and_then(|word| word.parse::<IpNet>().ok());
+            about.is_none_or(|cidr| match key.starts_with(GIVEN_UP) {
+                true => refused.contains_key(&cidr),
+                false => ledger.held.contains_key(&cidr) || ledger.lost.contains_key(&cidr),
+            })
+        });
     }
 
     /// Claims that may still bring a block: no further one is sent meanwhile.

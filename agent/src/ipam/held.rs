@@ -20,6 +20,9 @@ pub(super) struct Held {
     pub(super) phase: Phase,
     /// This process claimed it.
     pub(super) newly_claimed: bool,
+    /// It was found while another machine of this Node might still hand out from it, and is not
+    /// confirmed since.
+    pub(super) inherited: bool,
     pub(super) terminating: bool,
     /// The watch has shown it.
     pub(super) seen: bool,
@@ -115,6 +118,7 @@ impl Held {
             pool: block.spec.pool.clone(),
             phase: Phase::Unverified,
             newly_claimed: false,
+            inherited: false,
             terminating: false,
             seen: false,
             since: now,
@@ -131,6 +135,7 @@ impl Held {
             pool: block.pool,
             phase: Phase::Confirmed,
             newly_claimed: false,
+            inherited: false,
             terminating: false,
             seen: true,
             since: now,
@@ -181,6 +186,14 @@ impl Held {
         }
     }
 
+    /// Whether another machine of this Node announces the block: its pods live on when its promise is
+    /// over. The object is theirs as much as ours, so that no emptiness of this side is a reason to
+    /// delete it.
+    fn is_used_elsewhere(&self, now: Duration) -> bool {
+        let conflict = matches!(self.phase, Phase::Conflict(_));
+        self.inherited && (conflict || self.contested(now).is_some())
+    }
+
     fn state(&self, now: Duration) -> BlockState {
         match &self.phase {
             Phase::Releasing { .. } | Phase::Gone => BlockState::Releasing,
@@ -217,9 +230,21 @@ impl Ledger {
         }
     }
 
-    /// Whether a block may be another machine's still: neither taken up nor used (IPAM rule 5).
+    /// Whether a block may be another machine's still: neither taken up, nor used, nor given back
+    /// (IPAM rule 5).
     pub(super) fn rests(&self, held: &Held) -> bool {
-        self.others_rest && held.phase == Phase::Unverified && !held.newly_claimed
+        self.others_rest
+            && !held.newly_claimed
+            && matches!(held.phase, Phase::Unverified | Phase::Unfit(_) | Phase::Conflict(_))
+    }
+
+    /// Takes in whether another machine may still hand out from blocks that this one has found.
+    pub(super) fn set_others_rest(&mut self, others_rest: bool) {
+        self.others_rest = others_rest;
+        for held in self.held.values_mut() {
+            held.inherited |= others_rest && !held.newly_claimed;
+            held.inherited &= held.phase != Phase::Confirmed;
+        }
     }
 
     /// The object of a block is gone, or not ours.
@@ -345,7 +370,11 @@ impl Ledger {
             pool: held.pool.name.clone(),
             pool_uid: held.pool.uid.clone(),
             state: match held.state(now) {
-                BlockState::Unverified if self.rests(held) => BlockState::OtherMachine,
+                BlockState::Unverified | BlockState::Conflict | BlockState::Terminating
+                    if self.rests(held) || held.is_used_elsewhere(now) =>
+                {
+                    BlockState::OtherMachine
+                }
                 state => state,
             },
             usage: usages.get(cidr).cloned(),

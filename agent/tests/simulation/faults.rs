@@ -287,7 +287,10 @@ impl World {
                 && node == Some(&self.machines[machine].node)
         });
         if own && !taken(address) {
-            let how = self.dice.pick(&[ForeignPod::Route, ForeignPod::Neighbour]);
+            // A neighbour is seen when the kernel is listed, not at a hand-out: of one that appears
+            // between two listings the agent does not know. A route refuses the host route at once.
+            let unserved = self.machines[machine].agents().is_empty();
+            let how = if unserved { ForeignPod::Neighbour } else { ForeignPod::Route };
             self.start_foreign(machine, address, how);
         }
     }

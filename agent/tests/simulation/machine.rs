@@ -322,7 +322,7 @@ impl Machine {
             agent.calls = Some(calls);
         }
         let glue = async {
-            let mut knows_cluster = false;
+            let (mut knows_cluster, mut told) = (false, None);
             loop {
                 let held = holdings.borrow_and_update().clone();
                 let seen = views.borrow_and_update().clone();
@@ -336,6 +336,10 @@ impl Machine {
                         refusals: held.refusals.clone(),
                         namespaces: Arc::clone(&seen.namespaces),
                     });
+                    if told.as_ref() != Some(&held.announced) {
+                        self.say(format_args!("announces {:?}", held.announced));
+                        told = Some(held.announced.clone());
+                    }
                     around.fabric.announce(self.id, held.announced.clone());
                 }
                 tokio::select! {

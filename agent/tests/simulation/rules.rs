@@ -1,16 +1,18 @@
 //! For each safety rule what leads to where its absence shows: a schedule of faults that is still a
 //! seed's, or an ordinary day on which some things happen more often.
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use cairn_ipam::Rule;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use serde_json::Value;
 use tokio::time::Instant;
 
 use super::api::Fault;
-use super::faults::{Event, ORDINARY};
+use super::faults::{Event, ORDINARY, name_of};
 use super::kernel::ForeignPod;
 use super::world::{STALE_MAX, Setup, World};
 
@@ -285,6 +287,10 @@ async fn conflict(world: &mut World) {
     for container in world.machines[victim].running().into_iter().take(2) {
         world.machines[victim].end_pod(container, true);
     }
+    let node = world.machines[victim].node.clone();
+    let is_of_victim = |block: &Value| block["spec"]["node"]["name"] == *node;
+    let theirs: BTreeSet<String> =
+        world.blocks().iter().filter(|b| is_of_victim(b)).map(|b| name_of(b).to_owned()).collect();
     world.cut_off(victim);
     world.go_on(STALE_MAX + Duration::from_secs(3)).await;
     let backup = world.backup.clone().expect("a backup");
@@ -294,10 +300,20 @@ async fn conflict(world: &mut World) {
         world.register(machine);
     }
     world.go_on(Duration::from_secs(5)).await;
-    // As many as take the others' own blocks and the first address of the victim's.
-    let others = world.dice.roll(6) + 4;
-    world.start_on_others(victim, others);
-    world.go_on(Duration::from_secs(5)).await;
+    // Only until the block is another's: what pods of the victim hold nobody can know while it is cut
+    // off from everything and history has forgotten it, so that who goes on can reach their addresses
+    // whatever the rules. What is tried is what both give after they hear of each other.
+    let is_taken = |world: &World| {
+        let others = world.blocks().into_iter().filter(|block| !is_of_victim(block));
+        others.into_iter().any(|block| theirs.contains(name_of(&block)))
+    };
+    for _ in 0..SINGLE_PODS_MAX {
+        if is_taken(world) {
+            break;
+        }
+        world.start_on_others(victim, 1);
+        world.go_on(Duration::from_secs(1)).await;
+    }
     world.machines[victim].way.mend();
     world.around.fabric.set_cut(victim, false);
     world.register(&world.machines[victim]);
@@ -422,5 +438,7 @@ async fn foreign_addresses(world: &mut World) {
     world.go_on(Duration::from_secs(20)).await;
 }
 
+/// Pods that are started one by one until a block is taken.
+const SINGLE_PODS_MAX: usize = 20;
 /// Events of a day that leads to a rule.
 const EVENTS: usize = 90;
