@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::HeardRoute;
+use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::SpeakerHandle;
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -46,6 +47,24 @@ impl Witness for SpeakerWitness {
         }
         .boxed()
     }
+
+    /// With a session of each peer, and a moment for what follows it. A node without a speaker has
+    /// one soon.
+    fn settled(&self) -> BoxFuture<'static, bool> {
+        let speaker = self.speaker.borrow().clone();
+        async move {
+            let Some(speaker) = speaker else { return false };
+            let snapshot = tokio::time::timeout(ANSWER_WAIT, speaker.snapshot()).await;
+            let Ok(Ok(snapshot)) = snapshot else { return false };
+            let mut peers = snapshot.peers.values().filter(|peer| !peer.disabled);
+            if !peers.all(|peer| peer.state == SessionState::Established) {
+                return false;
+            }
+            tokio::time::sleep(TABLE_WAIT).await;
+            true
+        }
+        .boxed()
+    }
 }
 
 fn heard(route: HeardRoute) -> Heard {
@@ -55,6 +74,9 @@ fn heard(route: HeardRoute) -> Heard {
 /// How long an answer is waited for. The owner of the routes answers between two batches of updates,
 /// which take milliseconds; a pod that waits for a block has ten seconds.
 const ANSWER_WAIT: Duration = Duration::from_secs(2);
+
+/// What a peer's table takes to follow its session. Blocks of a cluster are few to a peer.
+const TABLE_WAIT: Duration = Duration::from_millis(200);
 
 /// In the place of a peer's name.
 const NO_ANSWER: &str = "(unknown: this node's speaker does not answer)";

@@ -160,7 +160,9 @@ impl InProcess {
         let mut record = self.record();
         record.calls += 1;
         let is_of_returns = ["/ipblocks/10.", "/nodes/gone-", "/leases/cairn-node-gone-"];
-        if is_of_returns.iter().any(|part| path.contains(part)) {
+        // Leases of which nothing else is left go by a bound of their own.
+        let lease_goes = method == Method::DELETE && path.contains("/leases/");
+        if !lease_goes && is_of_returns.iter().any(|part| path.contains(part)) {
             let second = self.start.elapsed().as_secs();
             *record.of_returns.entry(second).or_default() += 1;
         }

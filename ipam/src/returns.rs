@@ -66,6 +66,9 @@ pub struct NodeReturn {
     pub ground: Ground,
     /// The version of the Lease that its agent holds; `None` when it holds none.
     pub lease: Option<String>,
+    /// The version of the Lease that a later Node of its name holds and that is unchanged for as long
+    /// as it promises; `None` when there is no such Lease.
+    pub successor: Option<String>,
     /// The blocks.
     pub blocks: Vec<BlockSeen>,
 }
@@ -151,7 +154,12 @@ pub fn plan(mut look: Look, watch: &LeaseWatch, rules: Rules, now: Duration) -> 
     }
     let returns = returns.into_iter().map(|((owner, ground), blocks)| {
         let lease = watch.version(&owner).map(str::to_owned);
-        NodeReturn { owner, ground, lease, blocks }
+        let successor = look.leases.get(&owner.name).filter(|lease| {
+            let holder = Owner { name: owner.name.clone(), uid: lease.holder.node_uid.clone() };
+            holder != owner && watch.verdict(&holder, now) == Return::Allowed
+        });
+        let successor = successor.map(|lease| lease.version.clone());
+        NodeReturn { owner, ground, lease, successor, blocks }
     });
     returns.collect()
 }
@@ -231,7 +239,17 @@ pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rul
         // The machine of a successor may be the same, and a route may be missing for a moment only.
         // Its agent says what is left in the blocks of earlier Nodes of its name.
         Ground::NodeGone => returns(match &look.node_uid {
-            None => true,
+            // That successor's Node may be gone, too, and its agent live on within its own promise, on
+            // the machine whose pods are in this block.
+            None => {
+                let is_over = |lease: &LeaseSeen| {
+                    lease.holder.node_uid == owner.uid
+                        || lease.machine_off
+                        || planned.successor.as_ref() == Some(&lease.version)
+                };
+                let lives = look.lease.as_ref().is_some_and(|lease| !is_over(lease));
+                !lives || block.used == Some(0) || !rules.hold(Rule::LeaderWaits)
+            }
             Some(uid) if *uid == owner.uid => false,
             Some(uid) => {
                 let off = |lease: &LeaseSeen| lease.machine_off && lease.holder.node_uid == *uid;
@@ -400,6 +418,9 @@ mod tests {
             // A successor whose agent says that addresses are in use.
             (NodeGone, seen(Some("u2"), lease("9", "u2", false)), false),
             (NodeGone, seen(Some("u2"), lease("9", "u2", true)), true),
+            // A successor that is gone, too, and may live on.
+            (NodeGone, seen(None, lease("9", "u2", false)), false),
+            (NodeGone, seen(None, lease("9", "u2", true)), true),
             (MachineOff, seen(Some("u1"), off()), true),
             (MachineOff, seen(None, off()), true),
             (MachineOff, seen(Some("u1"), same()), false),
@@ -414,7 +435,7 @@ mod tests {
         for (ground, look, returns) in cases {
             let blocks = vec![block("u1")];
             let lease = Some("7".to_owned());
-            let planned = NodeReturn { owner: owner("u1"), ground, lease, blocks };
+            let planned = NodeReturn { owner: owner("u1"), ground, lease, successor: None, blocks };
             let fate = fate(&planned, &planned.blocks[0], &look, Rules::ALL);
             assert_eq!(fate == Fate::Returns, returns, "{ground:?} {look:?}");
         }
@@ -424,10 +445,15 @@ mod tests {
             owner: owner("u1"),
             ground: NodeGone,
             lease: lease_of_u1,
+            successor: None,
             blocks: vec![idle.clone()],
         };
         let successor = seen(Some("u2"), lease("9", "u2", false));
         assert_eq!(fate(&planned, &idle, &successor, Rules::ALL), Fate::Returns);
+        let planned = NodeReturn { successor: Some("9".to_owned()), ..planned };
+        let gone = |version| seen(None, lease(version, "u2", false));
+        assert_eq!(fate(&planned, &block("u1"), &gone("9"), Rules::ALL), Fate::Returns);
+        assert_eq!(fate(&planned, &block("u1"), &gone("10"), Rules::ALL), Fate::Waits, "it writes");
     }
 
     #[test]
@@ -450,6 +476,7 @@ mod tests {
                 owner: owner("u1"),
                 ground: Ground::AgentLeft,
                 lease: Some("7".into()),
+                successor: None,
                 blocks: vec![block("u1")],
             };
             let look = LastLook {

@@ -96,6 +96,8 @@ pub(super) struct Blocks {
     pub(super) term: Term,
     /// When peers' announcements were last looked at.
     pub(super) listened: Duration,
+    /// Until when peers that say nothing are waited for.
+    deaf_until: Duration,
     pub(super) published: Published,
 }
 
@@ -138,6 +140,7 @@ impl Blocks {
             errors: BTreeMap::new(),
             term,
             listened: Duration::ZERO,
+            deaf_until: now.saturating_add(DEAF_MAX),
             published: Published::default(),
         }
     }
@@ -485,8 +488,12 @@ impl Blocks {
             take_up: (found && held.phase == Phase::Unverified).then(by),
             rules,
         };
-        let ears =
-            Ears { routes: self.shared.routes.clone(), witness: Arc::clone(&self.shared.witness) };
+        let ears = Ears {
+            routes: self.shared.routes.clone(),
+            witness: Arc::clone(&self.shared.witness),
+            clock: self.shared.options.clock.clone(),
+            deaf_until: self.deaf_until,
+        };
         calls::verify(self.api.clone(), ears, question).boxed()
     }
 
@@ -537,6 +544,9 @@ pub(super) const GIVEN_UP: &str = "given up ";
 const CALLS_MAX: usize = 4;
 /// How often peers' announcements of this node's blocks are looked at.
 const LISTEN_INTERVAL: Duration = Duration::from_secs(3);
+/// Sessions have this long to come up after the start of the process before a first claim is used. Below
+/// the patience of an ADD that waits for it.
+const DEAF_MAX: Duration = Duration::from_secs(5);
 /// The watch has this long to show a block that was claimed.
 const UNSEEN_MAX: Duration = Duration::from_secs(10);
 const WAKE_MIN: Duration = Duration::from_millis(10);

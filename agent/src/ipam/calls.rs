@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cairn_api::{IPBlock, ObjectReference};
 use cairn_ipam::claims::{CANDIDATES_MAX, candidate, free_index};
@@ -11,7 +12,7 @@ use tokio::sync::watch;
 
 use super::api::{BlockApi, Verification};
 use super::error::IpamError;
-use super::seams::{Heard, Witness};
+use super::seams::{Clock, Heard, Witness};
 
 /// What a call has brought.
 pub(super) enum Done {
@@ -71,6 +72,19 @@ pub(super) struct Question {
 pub(super) struct Ears {
     pub(super) routes: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     pub(super) witness: Arc<dyn Witness>,
+    pub(super) clock: Clock,
+    /// Peers that say nothing until then, in time since boot, are not waited for any more.
+    pub(super) deaf_until: Duration,
+}
+
+impl Ears {
+    /// Waits until peers have said what they announce, but no longer than a while after the start:
+    /// one that is down must not keep pods of a node waiting.
+    async fn open(&self) {
+        while self.clock.now() < self.deaf_until && !self.witness.settled().await {
+            tokio::time::sleep(DEAF_LOOK).await;
+        }
+    }
 }
 
 /// A claim to be tried.
@@ -141,6 +155,9 @@ async fn verification(
     // This node announces a block only once it is confirmed, so that of one just claimed even a
     // looped announcement is not of this process. One that was found it may have announced before.
     let counts = |heard: &&Heard| question.newly_claimed || !heard.looped;
+    if question.newly_claimed {
+        ears.open().await;
+    }
     let heard = ears.witness.heard(cidr).await;
     let heard = heard.iter().find(counts).map(announcement);
     if !question.newly_claimed {
@@ -262,6 +279,9 @@ pub(super) async fn reassert(
     };
     Done::Asserted { cidr, answer: answer.await }
 }
+
+/// How often a start looks whether the sessions are up.
+const DEAF_LOOK: Duration = Duration::from_millis(100);
 
 /// Asks what other nodes announce of blocks of this node. What may be this node's own announcement on
 /// its way back does not count.

@@ -111,6 +111,12 @@ pub struct Heard {
 pub trait Witness: Send + Sync {
     /// The routes in every Adj-RIB-In, rejected and stale ones included, to `cidr` or a part of it.
     fn heard(&self, cidr: IpNet) -> BoxFuture<'static, Vec<Heard>>;
+
+    /// Whether every peer has had the time to say what it announces. While sessions come up after a
+    /// start, hearing nothing says nothing.
+    fn settled(&self) -> BoxFuture<'static, bool> {
+        Box::pin(std::future::ready(true))
+    }
 }
 
 /// A witness that has heard nothing: while no speaker runs.

@@ -92,6 +92,13 @@ impl Fabric {
         self.network().connected.get(&machine).copied()
     }
 
+    /// Whether the machine's sessions are up and have brought what others announce.
+    fn is_settled(&self, machine: MachineId) -> bool {
+        let network = self.network();
+        let up = network.speakers.get(&machine).map(|speaker| speaker.up + TICK);
+        up.is_some_and(|up| up <= Instant::now()) && !network.cut.contains(&machine)
+    }
+
     /// Carries routes for as long as it is polled.
     pub async fn run(self, stale_max: Duration) {
         loop {
@@ -174,6 +181,11 @@ impl Witness for Ear {
             this.fabric.heard(this.machine, cidr)
         }
         .boxed()
+    }
+
+    fn settled(&self) -> BoxFuture<'static, bool> {
+        let settled = self.fabric.is_settled(self.machine);
+        std::future::ready(settled).boxed()
     }
 }
 

@@ -248,15 +248,15 @@ fn with_every_rule_the_same_paths_lead_nowhere() {
 
 /// The rules whose absence is known to show on their paths. The others' paths are walked with every
 /// rule, and with `CAIRN_SIM_RULE=NAME` without it. Up to six seeds of each of those have shown
-/// nothing; whether another rule covers them or their paths do not lead there is open.
-const SEEN: [Rule; 11] = [
+/// nothing; whether another rule covers them or their paths do not lead there is open. OneMachine showed
+/// until a first claim began to wait for sessions; its path has to be timed anew.
+const SEEN: [Rule; 10] = [
     Rule::NoticeOldHistory,
     Rule::SecondWitness,
     Rule::ConflictCloses,
     Rule::FinalizerWaitsForPods,
     Rule::OwnFence,
     Rule::LeaderWaits,
-    Rule::OneMachine,
     Rule::OtherMachineWaits,
     Rule::KernelIsRecord,
     Rule::PodsKeepBlocks,
@@ -266,7 +266,7 @@ const SEEN: [Rule; 11] = [
 const TRIES: u64 = 40;
 /// Seeds that each path is tried with while every rule holds.
 const PATH_SEEDS: u64 = 1;
-/// Seeds of one run of the tests without compiled code; `make test` plays thousands.
+/// Seeds of one run of the tests; `make sim` plays more, in a faster profile.
 const SEEDS: u64 = 10;
 /// After so many seeds that found something no more are played.
 const VIOLATIONS_MAX: usize = 8;

@@ -398,8 +398,9 @@ async fn two_machines(world: &mut World, way: Way) {
     }
     let second = world.add_machine(&world.machines[first].node.clone());
     world.start(second);
-    world.go_on(Duration::from_secs(3)).await;
-    for _ in 0..3 {
+    // Its sessions come up before it uses what it claims.
+    world.go_on(Duration::from_secs(4)).await;
+    for _ in 0..8 {
         world.start_many(first, 1);
         world.start_many(second, 2);
         world.go_on(Duration::from_secs(3)).await;
