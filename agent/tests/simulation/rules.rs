@@ -107,8 +107,23 @@ fn bad_day(world: &mut World) -> BoxFuture<'_, ()> {
 impl World {
     /// A pool, and every machine on.
     async fn calm(&mut self) {
+        self.open_pool();
+        self.start_all().await;
+    }
+
+    /// The same, with a backup of etcd from before the first claim.
+    async fn calm_after_backup(&mut self) {
+        self.open_pool();
+        self.back_up();
+        self.start_all().await;
+    }
+
+    fn open_pool(&mut self) {
         let (cidr, block_size) = self.pool;
         self.create_pool(cidr, block_size);
+    }
+
+    async fn start_all(&mut self) {
         for machine in 0..self.machines.len() {
             self.start(machine);
         }
@@ -248,13 +263,7 @@ async fn history_goes_back(world: &mut World) {
 
 /// etcd is restored, and an owner with pods does not reach the API to say what is its own (3).
 async fn owner_cut_off_at_restore(world: &mut World) {
-    let (cidr, block_size) = world.pool;
-    world.create_pool(cidr, block_size);
-    world.back_up();
-    for machine in 0..world.machines.len() {
-        world.start(machine);
-    }
-    world.go_on(Duration::from_secs(6)).await;
+    world.calm_after_backup().await;
     let victim = world.follower();
     world.start_many(victim, 4);
     world.go_on(Duration::from_secs(4)).await;
@@ -273,13 +282,7 @@ async fn owner_cut_off_at_restore(world: &mut World) {
 
 /// Two nodes hold one block, each with pods in it, and hear of each other late (3).
 async fn conflict(world: &mut World) {
-    let (cidr, block_size) = world.pool;
-    world.create_pool(cidr, block_size);
-    world.back_up();
-    for machine in 0..world.machines.len() {
-        world.start(machine);
-    }
-    world.go_on(Duration::from_secs(6)).await;
+    world.calm_after_backup().await;
     let victim = world.follower();
     // One pod, at the third address of its block.
     world.start_many(victim, 3);
