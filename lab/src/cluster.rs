@@ -9,6 +9,8 @@ use cairn_api::{
 };
 use cairn_kernel::NetNs;
 use ipnet::IpNet;
+use k8s_openapi::api::coordination::v1::Lease;
+use k8s_openapi::jiff::Timestamp;
 use kube::Resource;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
@@ -189,6 +191,21 @@ impl Cluster {
         let _ = self.server.delete(PODS, Some(POD_NAMESPACE), &pod.name);
     }
 
+    /// When a node last wrote its Lease: the fence counts from there, not from the node's end.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when there is no Lease that was written.
+    pub fn renewed(&self, node: &str) -> Result<Timestamp, Error> {
+        let name = format!("{LEASE_PREFIX}{node}");
+        let (resource, namespace) = (resource::<Lease>(), Some(SYSTEM_NAMESPACE));
+        let lease = self.server.get(&resource, namespace, &name);
+        let lease = lease.map_err(|error| refused(&resource, &name, &error))?;
+        let lease: Lease = serde_json::from_value(lease)
+            .map_err(|error| Error::Api(format!("{resource}: {error}")))?;
+        let renewed = lease.spec.and_then(|spec| spec.renew_time);
+        renewed.map(|time| time.0).ok_or_else(|| Error::Api(format!("{name} was never renewed")))
+    }
+
     /// Deletes an object; one that is not there is fine.
     ///
     /// # Errors
@@ -343,6 +360,8 @@ fn pod_status(pod: &Pod) -> Value {
 /// The port at which agents find the API server on their own loopback.
 pub const API_PORT: u16 = 6443;
 const SYSTEM_NAMESPACE: &str = "cairn-system";
+/// What the names of the Leases begin with that agents write for their nodes.
+const LEASE_PREFIX: &str = "cairn-node-";
 const PODS: &str = "pods";
 const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";

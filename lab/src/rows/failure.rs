@@ -5,6 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
+use k8s_openapi::jiff::Timestamp;
 
 use super::{model, node_routes, some_of, spread};
 use crate::cluster::{Block, Cluster};
@@ -319,6 +320,9 @@ fn node_lost(
     let at = flows.mark();
     let started = Instant::now();
     lab.lose(victim)?;
+    // The fence counts from the last word of the node, which lies before its end.
+    let silent = Timestamp::now().duration_since(lab.cluster.renewed(&name)?);
+    let silent = Duration::try_from(silent).unwrap_or_default().saturating_sub(started.elapsed());
     lab.cluster.delete("nodes", &name)?;
     let mut gone = Gone::default();
     let last = interrupt.poll(BLOCKS_WITHIN + AT_ONCE, || {
@@ -337,6 +341,7 @@ fn node_lost(
             time.map_or_else(|| format!("not yet: {left}"), |t| format!("after {}", millis(t)));
         Row::new(format!("{name} gone: {what}"), expected, seen, in_time)
     };
+    let silence = gone.blocks.map(|time| silent + time);
     let within = |time: Option<Duration>, most: Duration| time.is_some_and(|time| time <= most);
     Ok(vec![
         row(
@@ -353,9 +358,9 @@ fn node_lost(
         ),
         row(
             &format!("its {} blocks return", cidrs.len()),
-            format!("fenced ({} to {})", millis(fence), millis(BLOCKS_WITHIN)),
-            gone.blocks,
-            within(gone.blocks, BLOCKS_WITHIN) && gone.blocks.is_some_and(|time| time >= fence),
+            format!("silent for {} to {}", millis(fence), millis(BLOCKS_WITHIN)),
+            silence,
+            within(silence, BLOCKS_WITHIN) && silence.is_some_and(|time| time >= fence),
         ),
         Row::new(
             format!("{name} gone: flow between others"),
