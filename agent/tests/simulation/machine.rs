@@ -191,6 +191,11 @@ impl Machine {
         state.agents.clone()
     }
 
+    /// Whether an agent of this machine leads.
+    pub fn leads(&self) -> bool {
+        self.agents().iter().any(|agent| agent.holdings.borrow().leads)
+    }
+
     /// The agent dies at one of its next steps.
     pub fn light_fuse(&self, steps: usize) {
         if let Some(agent) = self.agents().first() {
@@ -584,6 +589,14 @@ impl Machine {
     pub fn del_unknown(&self) {
         let (machine, boot) = (self.clone(), self.state().boots);
         tokio::spawn(async move { machine.del("unknown", boot).await });
+    }
+
+    /// Something flushes the host routes to pods.
+    pub fn flush_routes(&self) {
+        self.around.kernels.change(self.id, |kernel| {
+            kernel.interfaces.values_mut().for_each(|interface| interface.routes.clear());
+        });
+        self.say(format_args!("the host routes are flushed"));
     }
 
     /// Somebody clears the alias of a pod's interface.

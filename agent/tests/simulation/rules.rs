@@ -1,6 +1,8 @@
 //! For each safety rule what leads to where its absence shows: a schedule of faults that is still a
 //! seed's, or an ordinary day on which some things happen more often.
 
+mod node;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
@@ -71,17 +73,26 @@ pub fn path(rule: Rule) -> Path {
         Rule::FinalizerWaitsForPods => day(&[(Event::BlockDeleted, 10)], 20),
         Rule::OwnFence => directed(|world| cut_off(world, Wait::Fence).boxed()),
         Rule::LeaderWaits => directed(|world| cut_off(world, Wait::StaleRoutes).boxed()),
-        Rule::LeaderLooksForRoutes => directed(|world| only_the_api_is_away(world).boxed()),
-        Rule::DiskOfThisBoot => directed(|world| boot_with_an_old_disk(world).boxed()),
+        Rule::LeaderLooksForRoutes => {
+            directed(|world| node::only_the_leader_hears_it(world).boxed())
+        }
+        Rule::DiskOfThisBoot => directed(|world| node::boot_with_an_old_disk(world).boxed()),
         Rule::OneMachine => directed(|world| two_machines(world, Way::Whole).boxed()),
         Rule::OtherMachineWaits => directed(|world| two_machines(world, Way::Cut).boxed()),
-        Rule::AliasFirst => day(&[(Event::AgentDiesAtStep, 10)], 20),
-        Rule::ExclusiveHostRoute | Rule::OwnKernel => {
-            day(&[(Event::ForeignStarts, 10), (Event::ForeignEnds, 2)], 20)
+        Rule::AliasFirst => directed(|world| node::agent_dies_in_an_add(world).boxed()),
+        Rule::ExclusiveHostRoute => {
+            directed(|world| node::another_owner(world, ForeignPod::Route).boxed())
+        }
+        Rule::OwnKernel => {
+            directed(|world| node::another_owner(world, ForeignPod::Neighbour).boxed())
         }
         Rule::KernelIsRecord => day(&[(Event::AgentRestarts, 10)], 1),
-        Rule::OneAgent => day(&[(Event::SecondAgent, 20), (Event::AgentRestarts, 3)], 1),
-        Rule::FreeAfterInterface => day(&[(Event::EndPod, 2)], 0),
+        Rule::OneAgent => directed(|world| node::two_agents(world).boxed()),
+        Rule::FreeAfterInterface => Path {
+            scenario: |world| node::block_goes_with_its_pods(world).boxed(),
+            more: &[],
+            idle_release: Some(Duration::ZERO),
+        },
         Rule::PodsKeepBlocks => directed(|world| agent_gone_for_good(world).boxed()),
         Rule::ForeignAddresses => directed(|world| foreign_addresses(world).boxed()),
     }
@@ -141,11 +152,13 @@ impl World {
 
     /// A machine whose agent does not lead.
     fn follower(&self) -> usize {
-        let leads = |machine: &super::machine::Machine| {
-            machine.agents().iter().any(|agent| agent.holdings.borrow().leads)
-        };
-        let followers = self.machines.iter().filter(|machine| !leads(machine));
+        let followers = self.machines.iter().filter(|machine| !machine.leads());
         followers.map(|machine| machine.id).next().unwrap_or(0)
+    }
+
+    /// The machine whose agent leads.
+    fn leader(&self) -> Option<usize> {
+        self.machines.iter().find(|machine| machine.leads()).map(|machine| machine.id)
     }
 
     fn start_many(&self, machine: usize, pods: usize) {
@@ -353,35 +366,6 @@ async fn cut_off(world: &mut World, wait: Wait) {
         world.start_many(victim, 2);
         world.go_on(Duration::from_secs(2)).await;
     }
-}
-
-/// A machine with pods does not reach the API; its Node is deleted, its routes stand (5).
-async fn only_the_api_is_away(world: &mut World) {
-    world.calm().await;
-    let victim = world.follower();
-    world.start_many(victim, 4);
-    world.go_on(Duration::from_secs(5)).await;
-    world.machines[victim].way.cut();
-    world.delete_node(&world.machines[victim].node.clone());
-    world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(30)).await;
-    world.start_on_others(victim, 8);
-    world.go_on(Duration::from_secs(30)).await;
-}
-
-/// A machine boots long after, with the API away and its disk as it was (5).
-async fn boot_with_an_old_disk(world: &mut World) {
-    world.calm().await;
-    let victim = world.follower();
-    world.cut_off(victim);
-    world.machines[victim].power_off();
-    world.delete_node(&world.machines[victim].node.clone());
-    world.go_on(world.around.offline * 5 / 4 + STALE_MAX + Duration::from_secs(25)).await;
-    world.start_on_others(victim, 8);
-    world.go_on(Duration::from_secs(10)).await;
-    world.start(victim);
-    world.go_on(Duration::from_secs(1)).await;
-    world.start_many(victim, 4);
-    world.go_on(Duration::from_secs(15)).await;
 }
 
 /// Whether the first of two machines reaches the API.
