@@ -267,6 +267,30 @@ async fn a_node_that_another_machine_took_over_closes_when_its_lease_says_so(api
     node.until("closed", |h| Node::open(h).is_empty()).await;
 }
 
+async fn a_status_that_is_refused_waits_for_the_watch(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.pool("default", "10.244.0.0/28", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::behind(&proxy, "n1", "boot1", HOUR);
+    let block = node.until_open(1).await[0];
+    let used = |count: &str| cluster.object(block).expect("it")["status"]["used"] == count;
+    until("its status", || used("0")).await;
+    tokio::time::sleep(SETTLE).await;
+    proxy.hang_watches(true);
+    let name = cairn_api::block_name(block);
+    let label = json!({"metadata": {"labels": {"by": "hand"}}});
+    cluster.server.patch(BLOCKS, None, &name, PatchType::Merge, &label).expect("a label");
+    proxy.meet("PATCH", format!("{name}/status"), Fate::Passes);
+    until("a pod", || node.add("pod").is_ok()).await;
+    until("refused", || proxy.met() > 0).await;
+    // Time for three writes.
+    tokio::time::sleep(Duration::from_millis(3500)).await;
+    assert_eq!((proxy.met(), used("0")), (1, true));
+    proxy.hang_watches(false);
+    until("its status", || used("1")).await;
+}
+
 async fn a_node_object_that_names_no_machine_is_nobodys(api: Api) {
     let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/16", 26);
@@ -451,6 +475,7 @@ on_both_apis! {
     a_leader_does_not_return_the_block_in_which_its_own_pods_live,
     a_block_of_an_earlier_node_object_stays_while_its_pods_live,
     a_node_that_another_machine_took_over_closes_when_its_lease_says_so,
+    a_status_that_is_refused_waits_for_the_watch,
     a_node_object_that_names_no_machine_is_nobodys,
     a_claim_that_commits_after_the_client_gave_up_is_taken_up,
     a_claim_that_commits_after_another_of_it_changes_nothing,

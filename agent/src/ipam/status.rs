@@ -61,6 +61,9 @@ struct Write {
     status: IPBlockStatus,
     /// The version that the write made, empty if it failed.
     version: Option<String>,
+    /// The version that the server has no more: until the watch shows another, a further write would be
+    /// refused like this one.
+    outdated: Option<String>,
     /// Why it failed, told until the next attempt.
     problem: Option<String>,
     at: Duration,
@@ -100,7 +103,10 @@ async fn pass(
             last.version.as_deref().map(number)
                 > block.metadata.resource_version.as_deref().map(number)
         });
-        if shown == wanted || (is_written && behind) {
+        let outdated = last.and_then(|last| last.outdated.as_ref());
+        let is_outdated =
+            outdated.is_some() && outdated == block.metadata.resource_version.as_ref();
+        if shown == wanted || is_outdated || (is_written && behind) {
             continue;
         }
         let now = shared.now();
@@ -117,18 +123,23 @@ async fn pass(
             let version = written.metadata.resource_version.as_deref();
             shared.history.saw(Kind::Block, epoch, version);
         }
-        let (version, problem) = match answer {
-            Ok(written) => (written.metadata.resource_version, None),
-            Err(error) => {
-                let retry = shared.now().saturating_add(WRITE_INTERVAL);
-                next = Some(next.map_or(retry, |next| next.min(retry)));
-                let passing = error.is_conflict() || error.is_not_found();
-                (None, (!passing).then(|| error.to_string()))
-            }
-        };
-        problems.extend(problem.clone());
         let uid = block.metadata.uid.clone();
-        writes.insert(name, Write { uid, status: wanted, version, problem, at: shared.now() });
+        let at = shared.now();
+        let mut last =
+            Write { uid, status: wanted, version: None, outdated: None, problem: None, at };
+        match answer {
+            Ok(written) => last.version = written.metadata.resource_version,
+            Err(error) if error.is_conflict() || error.is_not_found() => {
+                last.outdated = block.metadata.resource_version.clone();
+            }
+            Err(error) => {
+                let retry = last.at.saturating_add(WRITE_INTERVAL);
+                next = Some(next.map_or(retry, |next| next.min(retry)));
+                last.problem = Some(error.to_string());
+            }
+        }
+        problems.extend(last.problem.clone());
+        writes.insert(name, last);
     }
     shared.reports.report("status", problems);
     next

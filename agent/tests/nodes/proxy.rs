@@ -13,6 +13,8 @@ use tokio::task::JoinHandle;
 /// What happens to a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
+    /// Nothing happens to it but that it is counted.
+    Passes,
     /// It waits, as do later ones like it, until [`Proxy::let_pass`].
     Waits,
     /// The client's connection breaks; the server gets the request at [`Proxy::deliver`]. Once.
@@ -283,7 +285,7 @@ async fn requests(
                         next.refusal = Some(INVALID);
                         break;
                     }
-                    (None, _) if !faults.cut => break,
+                    (None | Some(Fate::Passes), _) if !faults.cut => break,
                     _ => {}
                 }
             }
