@@ -353,6 +353,60 @@ async fn after_a_restore_of_an_old_state_the_status_of_blocks_is_written_at_once
 }
 
 #[tokio::test]
+async fn an_agent_whose_node_is_of_a_history_that_is_no_more_finds_the_one_that_is() {
+    for comes_back in [false, true] {
+        let cluster = Cluster::new();
+        cluster.pool("default", "10.244.0.0/24", 28);
+        cluster.node("n1", "boot1");
+        let mut node = Node::start(&cluster, "n1", "boot1", SOON);
+        node.until_open(1).await;
+        let backup = embedded(&cluster).snapshot();
+        live_on(&cluster);
+        let before = cluster.lease_version("n1");
+        until("its Lease", || cluster.lease_version("n1") != before).await;
+        cluster.server.delete("nodes", None, "n1").expect("deleted");
+        node.until("it says so", |h| h.problems.iter().any(|p| p.contains("Node object"))).await;
+        if comes_back {
+            let before = cluster.lease_version("n1");
+            cluster.node("n1", "boot1");
+            until("its Lease", || cluster.lease_version("n1") != before).await;
+        }
+        // Neither the watch nor a write of the Lease tells it.
+        embedded(&cluster).restore(&backup);
+        until("listed anew", || node.views.borrow().epoch == 1).await;
+        node.until_open(1).await;
+        assert_eq!(node.views.borrow().epoch, 1, "once");
+    }
+}
+
+#[tokio::test]
+async fn a_block_that_was_given_back_before_a_restore_is_given_back_again() {
+    let cluster = Cluster::new();
+    let proxy = Proxy::start(cluster.serving.address()).await;
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let mut node = Node::behind(&proxy, "n1", "boot1", SOON);
+    let block = node.until_open(1).await[0];
+    cluster.cordon("n1", true);
+    let is_cordoned = |node: &Node| {
+        let view = node.views.borrow();
+        let spec = view.node.as_ref().and_then(|node| node.spec.as_ref());
+        spec.is_some_and(|spec| spec.unschedulable == Some(true))
+    };
+    until("it knows", || is_cordoned(&node)).await;
+    let backup = embedded(&cluster).snapshot();
+    live_on(&cluster);
+    // It never sees that the block has gone.
+    proxy.hang_watches(true);
+    until("given back", || cluster.object(block).is_none()).await;
+    embedded(&cluster).restore(&backup);
+    assert!(cluster.object(block).is_some());
+    until("listed anew", || node.views.borrow().epoch == 1).await;
+    proxy.hang_watches(false);
+    until("given back again", || cluster.object(block).is_none()).await;
+}
+
+#[tokio::test]
 async fn a_block_that_another_claimed_after_a_restore_is_reported_with_each_pod() {
     let cluster = Cluster::new();
     let proxy = Proxy::start(cluster.serving.address()).await;

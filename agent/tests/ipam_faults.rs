@@ -13,7 +13,7 @@ use cairn_lab::apiserver::PatchType;
 use cairn_tests::kube::Api;
 use cairn_tests::on_both_apis;
 use ipnet::IpNet;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use nodes::proxy::{Fate, Proxy};
 use nodes::{BLOCKS, Cluster, HOUR, Node, POOLS, Setup, id, until};
@@ -26,12 +26,6 @@ impl Cluster {
     fn recreate(&self, name: &str, boot_id: &str) {
         self.server.delete("nodes", None, name).expect("deleted");
         self.node(name, boot_id);
-    }
-
-    fn lease_version(&self, node: &str) -> Option<Value> {
-        let name = format!("cairn-node-{node}");
-        let lease = self.server.get("leases.coordination.k8s.io", Some("cairn-system"), &name);
-        Some(lease.ok()?["metadata"]["resourceVersion"].clone())
     }
 }
 

@@ -256,7 +256,7 @@ impl Blocks {
         }
         if self.term.history != term.history {
             // The list that begins the new history shows every block that is in it.
-            self.ledger.held.values_mut().for_each(|held| held.seen = true);
+            self.ledger.held.values_mut().for_each(Held::begin_history);
             self.pending.clear();
             self.refused.clear();
         }
@@ -424,7 +424,7 @@ impl Blocks {
                 return None;
             }
             held.phase = Phase::Releasing { sent: true };
-            let call = calls::give_back(self.api.clone(), cidr, held.uid.clone());
+            let call = calls::give_back(self.api.clone(), cidr, held.uid.clone(), self.term);
             return Some((Way::Block(cidr), call.boxed()));
         }
         let unverified = self.ledger.held.iter().find(|(cidr, held)| {

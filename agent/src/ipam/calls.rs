@@ -26,6 +26,7 @@ pub(super) enum Done {
     Returned {
         cidr: IpNet,
         uid: String,
+        term: Term,
         answer: Result<bool, IpamError>,
     },
     /// The UID of the object that is there now.
@@ -300,12 +301,12 @@ fn announcement(heard: &Heard) -> String {
 }
 
 /// Returns the block whose object has `uid`.
-pub(super) async fn give_back(api: BlockApi, cidr: IpNet, uid: String) -> Done {
+pub(super) async fn give_back(api: BlockApi, cidr: IpNet, uid: String, term: Term) -> Done {
     let answer = match api.read(cidr).await {
         Ok(Some(block)) if block.metadata.uid.as_ref() == Some(&uid) => api.give_back(block).await,
         found => found.map(|_| true),
     };
-    Done::Returned { cidr, uid, answer }
+    Done::Returned { cidr, uid, term, answer }
 }
 
 /// Looks at a block that the watch does not show.

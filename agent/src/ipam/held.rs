@@ -145,6 +145,16 @@ impl Held {
         }
     }
 
+    /// The list that begins a new history shows the block if it is in it: also one that was gone in the
+    /// old one, and goes once more.
+    pub(super) fn begin_history(&mut self) {
+        self.seen = true;
+        if self.phase == Phase::Gone {
+            self.phase = Phase::Releasing { sent: true };
+            self.backoff = Backoff::default();
+        }
+    }
+
     /// Whether this node announces it, so that an announcement of another is a conflict.
     pub(super) fn is_established(&self) -> bool {
         !matches!(self.phase, Phase::Releasing { .. } | Phase::Gone) && !self.newly_unverified()

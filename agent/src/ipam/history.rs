@@ -3,7 +3,8 @@
 //! A watch says nothing of it: one that asks for a version of the future is answered with 200 and
 //! silence. But each answer to a write, and each consistent list, carries a version that is at least
 //! as high as every one that was seen before the request left. A lower one can only be of an older
-//! history. The node's Lease is written once a minute at least, so this is noticed within a minute.
+//! history. The node's Lease is written once a minute at least, and looked at as often by an agent that
+//! may not write it, as while its Node is gone; so this is noticed within a minute.
 //!
 //! ```text
 //!  mark() ─► request ─► answer ─► heard(): below the mark? ─► relist + 1: watches begin anew
@@ -11,7 +12,7 @@
 //! ```
 //!
 //! A node that was cut off meanwhile may come back when the new history's numbers are past those that
-//! it saw. Its own Lease tells it: nobody else writes it, and it is older than it was written.
+//! it saw. Its own Lease tells it: whoever writes it makes it newer, and it is older than it was written.
 //!
 //! All kinds share one sequence of numbers, unless an API server keeps some in an etcd of their own.
 //! Then numbers of one kind look old beside those of another: after a few alarms of that sort only

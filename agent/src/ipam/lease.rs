@@ -22,7 +22,7 @@ use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
 use kube::ResourceExt;
-use kube::api::{Api, PostParams};
+use kube::api::{Api, ListParams, PostParams};
 
 use super::Shared;
 use super::disk::LeaseWrite;
@@ -75,6 +75,7 @@ pub(super) async fn run(shared: Shared) {
                         let marked_off = matches!(error, IpamError::MarkedOff { .. });
                         if marked_off || matches!(error, IpamError::NotOurs { .. }) {
                             problems.extend(keeper.lower(marked_off));
+                            problems.extend(keeper.look().await.err().map(|e| e.to_string()));
                         }
                         // Said as what keeps blocks closed.
                         if !marked_off {
@@ -84,7 +85,10 @@ pub(super) async fn run(shared: Shared) {
                     }
                 }
             }
-            Err(_) => INTERVAL_MAX,
+            Err(_) => {
+                problems.extend(keeper.look().await.err().map(|error| error.to_string()));
+                interval
+            }
         };
         shared.reports.report("lease", problems);
         let acted = shared.member();
@@ -110,8 +114,8 @@ struct Keeper {
     waits: Option<(String, Duration)>,
     /// What was written last still names that machine.
     others_rest: bool,
-    /// The version that this process' last write gave the Lease.
-    wrote: Option<u64>,
+    /// The version that this process' last write gave the Lease, and the epoch of history in which.
+    wrote: Option<(u64, u64)>,
 }
 
 impl Keeper {
@@ -157,7 +161,7 @@ impl Keeper {
         let what = || format!("cannot write this node's Lease {name}");
         let mark = self.shared.history.mark(Kind::Lease);
         let old = call(what, self.leases.get_opt(&name)).await?;
-        self.compare(old.as_ref(), &holder);
+        self.compare(old.as_ref());
         let annotation = |key| old.as_ref().and_then(|lease| lease.annotations().get(key).cloned());
         let off = annotation(ANNOTATION_MACHINE_OFF);
         if is_off(off.as_deref(), &holder) {
@@ -221,14 +225,39 @@ impl Keeper {
         });
         let version = written.metadata.resource_version;
         self.shared.history.heard(mark, version.as_deref());
-        self.wrote = version.and_then(|version| version.parse().ok());
+        let version = version.and_then(|version| version.parse().ok());
+        self.wrote = version.map(|version| (version, self.shared.history.epoch()));
         Ok(())
     }
 
-    /// Compares the Lease with what this process wrote last. A write that it did not hear of and an
-    /// operator's mark made it newer; only a history that went backwards makes it older or gone.
-    fn compare(&mut self, found: Option<&Lease>, holder: &Holder) {
-        let Some(wrote) = self.wrote.take() else { return };
+    /// Looks at history for an agent that may not write its Lease: what it takes for its Node may be of
+    /// a history that is no more, and then no watch shows it the Node that there is.
+    async fn look(&mut self) -> Result<(), IpamError> {
+        if !self.shared.view.borrow().synced {
+            return Ok(());
+        }
+        let name = lease_name(&self.shared.options.node);
+        let what = || format!("cannot read this node's Lease {name}");
+        let mark = self.shared.history.mark(Kind::Lease);
+        // A list carries the server's version besides the Lease's.
+        let params = ListParams::default().fields(&format!("metadata.name={name}"));
+        let found = call(what, self.leases.list(&params)).await?;
+        // The leader deletes the Lease of a Node that is gone.
+        if let Some(lease) = found.items.first() {
+            self.compare(Some(lease));
+        }
+        self.shared.history.heard(mark, found.metadata.resource_version.as_deref());
+        Ok(())
+    }
+
+    /// Compares the Lease with what this process wrote last. A write that it did not hear of, an
+    /// operator's mark and another machine made it newer; only a history that went backwards makes it
+    /// older or gone.
+    fn compare(&self, found: Option<&Lease>) {
+        let history = &self.shared.history;
+        let Some((wrote, _)) = self.wrote.filter(|(_, epoch)| *epoch == history.epoch()) else {
+            return;
+        };
         let version = found.and_then(|lease| lease.metadata.resource_version.as_ref());
         let version = version.map(|version| version.parse::<u64>());
         let is_older = match version {
@@ -236,11 +265,8 @@ impl Keeper {
             Some(Ok(version)) => version < wrote,
             Some(Err(_)) => false,
         };
-        let spec = found.and_then(|lease| lease.spec.as_ref());
-        let held_by = spec.and_then(|spec| spec.holder_identity.as_deref());
-        let others = held_by.is_some_and(|held_by| held_by != holder.to_string());
-        if is_older && !others {
-            self.shared.history.lost_a_write();
+        if is_older {
+            history.lost_a_write();
         }
     }
 

@@ -20,7 +20,9 @@ impl Blocks {
             Done::Verified { term, .. } if term != self.term => {}
             Done::Verified { cidr, uid, answer, .. } => self.verified(cidr, &uid, answer, now),
             Done::Claimed(claim) => self.claimed(*claim, now),
-            Done::Returned { cidr, uid, answer } => {
+            // Of an earlier history: what went in it may be there again.
+            Done::Returned { term, .. } if term.history != self.term.history => {}
+            Done::Returned { cidr, uid, answer, .. } => {
                 let Some(held) = self.ledger.held.get_mut(&cidr).filter(|held| held.uid == uid)
                 else {
                     return;

@@ -127,6 +127,12 @@ impl Cluster {
         self.object(cidr).expect("the block")["metadata"]["uid"].to_string()
     }
 
+    pub fn lease_version(&self, node: &str) -> Option<Value> {
+        let name = format!("cairn-node-{node}");
+        let lease = self.server.get("leases.coordination.k8s.io", Some("cairn-system"), &name);
+        Some(lease.ok()?["metadata"]["resourceVersion"].clone())
+    }
+
     /// Peers drop the routes of a node that is gone at once: nothing to wait for but the fence.
     pub fn without_graceful_restart(&self) {
         let configuration = json!({
