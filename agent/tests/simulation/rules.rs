@@ -80,12 +80,8 @@ pub fn path(rule: Rule) -> Path {
         Rule::OneMachine => directed(|world| two_machines(world, Way::Whole).boxed()),
         Rule::OtherMachineWaits => directed(|world| two_machines(world, Way::Cut).boxed()),
         Rule::AliasFirst => directed(|world| node::agent_dies_in_an_add(world).boxed()),
-        Rule::ExclusiveHostRoute => {
-            directed(|world| node::another_owner(world, ForeignPod::Route).boxed())
-        }
-        Rule::OwnKernel => {
-            directed(|world| node::another_owner(world, ForeignPod::Neighbour).boxed())
-        }
+        Rule::ExclusiveHostRoute => directed(|world| node::another_owner_in_an_add(world).boxed()),
+        Rule::OwnKernel => directed(|world| node::another_owner_before_the_start(world).boxed()),
         Rule::KernelIsRecord => day(&[(Event::AgentRestarts, 10)], 1),
         Rule::OneAgent => directed(|world| node::two_agents(world).boxed()),
         Rule::FreeAfterInterface => Path {

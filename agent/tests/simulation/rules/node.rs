@@ -36,12 +36,20 @@ impl World {
     }
 
     /// The addresses of the blocks of a machine's Node.
-    fn own_addresses(&self, machine: usize) -> Vec<IpAddr> {
-        let node = &self.machines[machine].node;
-        let blocks = self.blocks();
-        let own = blocks.iter().filter(|block| block["spec"]["node"]["name"] == **node);
+    fn own_addresses(&self, machine: usize) -> impl Iterator<Item = IpAddr> + use<> {
+        let node = self.machines[machine].node.clone();
+        let own =
+            self.blocks().into_iter().filter(move |block| block["spec"]["node"]["name"] == *node);
         let cidrs = own.filter_map(|block| block["spec"]["cidr"].as_str()?.parse::<IpNet>().ok());
-        cidrs.flat_map(|cidr| cidr.hosts()).collect()
+        cidrs.flat_map(|cidr| cidr.hosts())
+    }
+
+    /// Whether another plugin on a machine finds nothing that speaks against an address.
+    fn is_free(&self, machine: usize, address: IpAddr) -> bool {
+        self.around.kernels.look(machine, |kernel| {
+            !kernel.foreign.contains_key(&address)
+                && !kernel.interfaces.values().any(|interface| interface.routes.contains(&address))
+        })
     }
 }
 
@@ -138,24 +146,37 @@ pub async fn block_goes_with_its_pods(world: &mut World) {
     }
 }
 
-/// Something else holds an address of the node's block: it came while the agent served and is known
-/// by its route, or while none did and is known by its neighbour (6, 8).
-pub async fn another_owner(world: &mut World, how: ForeignPod) {
+/// Another plugin takes an address that no route leads to, while an ADD that was told the same address
+/// is under way (6). Of routes that stand before that the agent hears (`OwnKernel`).
+pub async fn another_owner_in_an_add(world: &mut World) {
     world.calm().await;
     let victim = world.follower();
-    let own = world.own_addresses(victim);
+    for _ in 0..ROUNDS {
+        let Some(next) = world.own_addresses(victim).find(|a| world.is_free(victim, *a)) else {
+            return;
+        };
+        world.start_many(victim, 1);
+        world.pass(world.dice.millis(0, 4)).await;
+        if world.is_free(victim, next) {
+            world.start_foreign(victim, next, ForeignPod::Route);
+        }
+        world.go_on(Duration::from_secs(1)).await;
+    }
+}
+
+/// Something else holds an address of the node's block by a permanent neighbour, which it set while no
+/// agent served (8).
+pub async fn another_owner_before_the_start(world: &mut World) {
+    world.calm().await;
+    let victim = world.follower();
+    let own: Vec<IpAddr> = world.own_addresses(victim).collect();
     if own.is_empty() {
         return;
     }
-    let address = world.dice.pick(&own);
-    if how == ForeignPod::Neighbour {
-        world.machines[victim].kill_agents();
-    }
-    world.start_foreign(victim, address, how);
-    if how == ForeignPod::Neighbour {
-        world.machines[victim].start_agent();
-        world.go_on(Duration::from_secs(1)).await;
-    }
+    world.machines[victim].kill_agents();
+    world.start_foreign(victim, world.dice.pick(&own), ForeignPod::Neighbour);
+    world.machines[victim].start_agent();
+    world.go_on(Duration::from_secs(1)).await;
     world.start_many(victim, 4);
     world.go_on(Duration::from_secs(10)).await;
 }
