@@ -551,12 +551,13 @@ impl Machine {
     }
 
     /// Whether everybody may hold that this machine is gone, if its Node is: for a quarter more than
-    /// the promise its Lease was not written, and no speaker holds a route of it any more.
+    /// the promise its Lease was not written, and no speaker holds a route of it any more. One that
+    /// reaches the API says nothing there either when the Node is not its own.
     pub fn is_beyond_knowledge(&self) -> bool {
         let wait = (self.around.offline * 5 / 4).max(STALE_MAX);
         let unwritten = self.way.lease_written().is_none_or(|at| at.elapsed() + GRAIN >= wait);
         let unheard = self.around.fabric.connected(self.id);
-        self.is_silent() && unwritten && unheard.is_none_or(|at| at.elapsed() + GRAIN >= STALE_MAX)
+        unwritten && unheard.is_none_or(|at| at.elapsed() + GRAIN >= STALE_MAX)
     }
 
     /// Starts pods one after another of which each ends as soon as it runs, until one is refused.
