@@ -60,7 +60,8 @@ pub struct Fib {
 
 impl Fib {
     /// Starts the thread in the network namespace of the caller and waits until it has read the
-    /// kernel. `pods` is told when an interface or a host route of a pod goes.
+    /// kernel. `pods` is told when an interface or a host route of a pod goes, and what others have in
+    /// own blocks.
     ///
     /// # Errors
     /// The kernel gives no sockets, or forwarding cannot be turned on.
@@ -383,7 +384,15 @@ impl Worker {
         for block in &wanted {
             self.reconciler.set(blackhole_key(*block), Some(blackhole(*block)));
         }
+        self.tell_elsewhere();
         self.state_dirty = true;
+    }
+
+    /// Tells the pod network which parts of own blocks somebody else has routed.
+    fn tell_elsewhere(&self) {
+        if let (Some(pods), Some(blocks)) = (&self.tell.pods, &self.blocks) {
+            pods.set_elsewhere(self.resolver.inside(blocks));
+        }
     }
 
     fn observe(&mut self, events: Vec<KernelEvent>) {
@@ -451,7 +460,7 @@ impl Worker {
                         self.complain(format!("this node does not forward: {error}"));
                     }
                 }
-                KernelEvent::Neighbour { .. } => {}
+                KernelEvent::Neighbour { permanent, .. } => pods_changed |= permanent,
             }
         }
         pods_changed |= !gone.is_empty();
@@ -486,6 +495,7 @@ impl Worker {
             Ok(underlay) if underlay.resolver == self.resolver => {}
             Ok(underlay) => {
                 self.resolver = underlay.resolver.clone();
+                self.tell_elsewhere();
                 self.tell.underlay.send_replace(Arc::new(underlay));
                 let prefixes: Vec<Prefix> = self.learned.keys().copied().collect();
                 prefixes.into_iter().for_each(|prefix| self.want(prefix));

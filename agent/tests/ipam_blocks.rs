@@ -332,6 +332,28 @@ async fn after_a_restore_the_blocks_in_which_pods_live_are_asserted_and_confirme
     assert_eq!(node.add("pod19"), held);
 }
 
+/// The watch is silent, so that the view shows the Node of before; the Lease that would tell is the
+/// other machine's again.
+#[tokio::test]
+async fn after_a_restore_to_another_machine_the_node_that_registers_anew_goes_on() {
+    let cluster = Cluster::new();
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node("n1", "boot1");
+    let mut first = Node::start(&cluster, "n1", "boot1", SOON);
+    first.until_open(1).await;
+    drop(first);
+    let backup = embedded(&cluster).snapshot();
+    live_on(&cluster);
+    embedded(&cluster).delete("nodes", None, "n1").expect("the Node");
+    cluster.node("n1", "boot2");
+    let mut second = Node::start(&cluster, "n1", "boot2", SOON);
+    second.until_open(1).await;
+    embedded(&cluster).restore(&backup);
+    cluster.boot("n1", "boot2", "n1");
+    second.until("closed", |h| Node::open(h).is_empty()).await;
+    second.until_open(1).await;
+}
+
 #[tokio::test]
 async fn after_a_restore_of_an_old_state_the_status_of_blocks_is_written_at_once() {
     let cluster = Cluster::new();

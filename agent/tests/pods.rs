@@ -583,6 +583,47 @@ fn what_the_node_routes_elsewhere_or_holds_itself_is_passed_over() {
     });
 }
 
+/// A block in which something else has an address must not go back, so the agent knows of it without
+/// an ADD that finds it out.
+#[test]
+fn what_others_route_or_name_in_a_block_is_known_before_a_pod_asks_for_it() {
+    let node = Node::create();
+    let pod = node.pod();
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        let fib = Fib::start(Some(agent.handle.clone())).await.unwrap();
+        let block: IpNet = "10.244.0.0/29".parse().unwrap();
+        fib.blocks.send_replace(Some(BTreeSet::from([block])));
+        let foreign = |last: &[u8]| -> Vec<IpAddr> {
+            last.iter().map(|last| IpAddr::from([10, 244, 0, *last])).collect()
+        };
+        let known = |usage: &Usage| -> Vec<IpAddr> {
+            usage.blocks.iter().flat_map(|block| block.foreign.clone()).collect()
+        };
+        let mut netlink = node.netlink();
+        let uplink = link::find(&mut netlink, "uplink").unwrap().unwrap().index;
+        let route = Route {
+            prefix: "10.244.0.2/31".parse().unwrap(),
+            table: route::TABLE_MAIN,
+            metric: 0,
+            protocol: route::PROTOCOL_STATIC,
+            target: Target::Unicast(vec![NextHop::link(uplink)]),
+            prefsrc: None,
+        };
+        link::add_route(&mut netlink, &route).unwrap();
+        agent.wait("a route", |usage| known(usage) == foreign(&[2, 3])).await;
+        let mac = link::Mac([2, 0, 0, 0, 0, 1]);
+        link::set_neighbour(&mut netlink, uplink, foreign(&[5])[0], mac).unwrap();
+        agent.wait("a neighbour", |usage| known(usage) == foreign(&[2, 3, 5])).await;
+        // One that appears right before the pod's interface is made.
+        link::set_neighbour(&mut netlink, uplink, foreign(&[0])[0], mac).unwrap();
+        assert_eq!(node.add("one", &pod).await, foreign(&[1]));
+        link::delete_route(&mut netlink, &route).unwrap();
+        agent.wait("no route", |usage| known(usage) == foreign(&[0, 5])).await;
+        agent.stop().await;
+    });
+}
+
 #[test]
 fn what_happens_to_interfaces_behind_the_agents_back_is_noticed() {
     let node = Node::create();

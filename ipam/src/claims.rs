@@ -51,13 +51,18 @@ pub struct OwnBlock {
     pub state: BlockState,
     /// What it holds; `None` until the owner of the addresses has heard of it.
     pub usage: Option<BlockUsage>,
-    /// How long it has held no address.
+    /// For how long no address of it has been in use ([`BlockUsage::is_vacant`]).
     pub idle_secs: u64,
 }
 
 impl OwnBlock {
     pub(crate) fn used(&self) -> Option<u64> {
         self.usage.as_ref().map(|usage| usage.used)
+    }
+
+    /// Whether nothing on this node uses an address of it.
+    pub(crate) fn is_vacant(&self) -> bool {
+        self.usage.as_ref().is_some_and(BlockUsage::is_vacant)
     }
 
     /// Free addresses that are not cooling; all of a block that nobody has looked at.
@@ -344,7 +349,7 @@ pub(crate) fn is_open(cidr: IpNet, decision: &Decision) -> bool {
 /// says, by the name.
 fn reassert(known: &Knowledge<'_>, decision: &mut Decision) {
     for block in known.own.iter().filter(|block| block.state == BlockState::Lost) {
-        if block.used().unwrap_or_default() == 0 {
+        if block.usage.as_ref().is_none_or(BlockUsage::is_vacant) {
             continue;
         }
         let fits = |pool: &&Pool| {
@@ -377,17 +382,20 @@ fn release(family: Family, known: &Knowledge<'_>, decision: &mut Decision) {
             BlockState::Terminating | BlockState::Conflict | BlockState::Releasing => true,
             BlockState::Lost | BlockState::OfEarlierNode | BlockState::OtherMachine => false,
             BlockState::Confirmed | BlockState::Unverified => pool.is_none_or(|pool| {
-                pool.terminating
-                    || !pool.selected
-                    || overlapped_by(pool, known.pools).is_some()
-                    || is_no_pod_cidr(block, pool, known)
+                is_abandoned(pool, known) || !pool.selected || is_no_pod_cidr(block, pool, known)
             }),
+        };
+        // Nobody but this node knows of something else that uses an address of the block: its next
+        // owner would give that address to a pod.
+        let empty = match pool {
+            Some(pool) if !is_abandoned(pool, known) => block.is_vacant(),
+            _ => block.used() == Some(0),
         };
         // The address book must have closed the block too: until then an address may be on its way.
         let closed = block.usage.as_ref().is_some_and(|usage| !usage.hand_out);
         let careless = block.state == BlockState::Terminating
             && !known.rules.hold(Rule::FinalizerWaitsForPods);
-        if ends && (careless || (closed && block.used() == Some(0))) {
+        if ends && (careless || (closed && empty)) {
             decision.releases.push(block.cidr);
         }
     }
@@ -410,11 +418,17 @@ fn release(family: Family, known: &Knowledge<'_>, decision: &mut Decision) {
         let others =
             open.iter().filter(|(other, of)| other.cidr != block.cidr && of.namespaces.is_none());
         let left = others.fold(0u128, |sum, (other, _)| sum.saturating_add(other.cold()));
-        block.used() == Some(0)
+        block.is_vacant()
             && block.idle_secs >= idle_secs
             && (drained || pool.namespaces.is_some() || left >= size_of(block.cidr))
     });
     decision.releases.extend(idle.map(|(block, _)| block.cidr).max());
+}
+
+/// Whether nobody claims from the pool any more. Before that changes, or another pool takes its place,
+/// the leader looks for others' addresses anew.
+fn is_abandoned(pool: &Pool, known: &Knowledge<'_>) -> bool {
+    pool.terminating || overlapped_by(pool, known.pools).is_some()
 }
 
 fn is_claiming(family: Family, decision: &Decision) -> bool {

@@ -234,6 +234,36 @@ fn a_node_that_may_not_act_closes_everything_and_writes_nothing() {
     }
 }
 
+/// Its next owner would give to a pod what only this node's kernel knows to be in use.
+#[test]
+fn a_block_in_which_something_else_uses_an_address_stays_while_anybody_claims_from_its_pool() {
+    let pools = [pool("p", "10.244.0.0/16", 26)];
+    let foreign = |mut block: OwnBlock| {
+        block.usage.iter_mut().for_each(|usage| usage.foreign = vec![usage.cidr.addr()]);
+        block
+    };
+    let idle = |cidr| OwnBlock { idle_secs: 900, ..own(&pools[0], cidr, 0) };
+    let blocks = [idle("10.244.0.0/26"), foreign(idle("10.244.1.0/26"))];
+    let aged = Knowledge { idle_release_secs: Some(600), ..known(&pools, &blocks) };
+    assert_eq!(decide(&aged).releases, [net("10.244.0.0/26")], "the other one");
+    let closed = |state, pool: &Pool| {
+        let mut block = foreign(OwnBlock { state, ..own(pool, "10.244.1.0/26", 0) });
+        block.usage.iter_mut().for_each(|usage| usage.hand_out = false);
+        block
+    };
+    for state in [BlockState::Terminating, BlockState::Conflict] {
+        let blocks = [closed(state, &pools[0])];
+        assert!(decide(&known(&pools, &blocks)).releases.is_empty(), "{state:?}");
+    }
+    let unselected = [Pool { selected: false, ..pools[0].clone() }];
+    let blocks = [closed(BlockState::Confirmed, &unselected[0])];
+    assert!(decide(&known(&unselected, &blocks)).releases.is_empty(), "another node claims it");
+    let ending = [Pool { terminating: true, ..pools[0].clone() }];
+    assert_eq!(decide(&known(&ending, &blocks)).releases, [net("10.244.1.0/26")]);
+    let lost = [closed(BlockState::Lost, &pools[0])];
+    assert_eq!(decide(&known(&pools, &lost)).reasserts.len(), 1);
+}
+
 #[test]
 fn an_idle_block_goes_back_except_the_last() {
     let pools = [pool("a", "10.244.0.0/16", 26)];

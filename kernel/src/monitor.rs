@@ -48,6 +48,8 @@ pub enum KernelEvent {
         address: IpAddr,
         /// Whether the neighbour's link address is known now.
         present: bool,
+        /// Whether somebody has set it for good.
+        permanent: bool,
     },
     /// Somebody turned forwarding off for all links at once.
     ForwardingOff {
@@ -343,7 +345,8 @@ impl Sink<'_> {
             let state =
                 header.get(8..10).map_or(0, |state| u16::from_ne_bytes([state[0], state[1]]));
             let present = message.kind == libc::RTM_NEWNEIGH && state & NUD_USABLE != 0;
-            self.push(KernelEvent::Neighbour { ifindex, address, present });
+            let permanent = present && state & libc::NUD_PERMANENT != 0;
+            self.push(KernelEvent::Neighbour { ifindex, address, present, permanent });
         }
         Ok(())
     }

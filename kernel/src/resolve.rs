@@ -84,6 +84,16 @@ impl Resolver {
         self.local.contains(&ip)
     }
 
+    /// The destinations of routes that lie inside one of `blocks` and are more specific than it.
+    /// `blocks` do not overlap. Looks at every route.
+    pub fn inside(&self, blocks: &BTreeSet<IpNet>) -> BTreeSet<IpNet> {
+        let is_inside = |prefix: &&IpNet| {
+            let block = blocks.range(..=**prefix).next_back();
+            block.is_some_and(|block| block != *prefix && block.contains(*prefix))
+        };
+        self.routes.keys().filter(is_inside).copied().collect()
+    }
+
     fn longest_match(&self, ip: IpAddr) -> Option<NextHop> {
         let lens = if ip.is_ipv4() { &self.lens_v4 } else { &self.lens_v6 };
         lens.iter()
@@ -171,6 +181,25 @@ mod tests {
             elsewhere,
         ]);
         assert_eq!(resolver.resolve(ip("10.0.0.1")), None);
+    }
+
+    #[test]
+    fn routes_to_parts_of_blocks_are_found() {
+        let resolver = resolver(&[
+            route("0.0.0.0/0", Some("192.0.2.254"), 2, 0, 3),
+            route("10.244.0.0/16", None, 3, 0, 2),
+            route("10.244.0.0/26", None, 3, 0, 2),
+            route("10.244.0.0/27", None, 3, 0, 2),
+            route("10.244.0.63/32", None, 3, 0, 2),
+            route("10.244.0.64/32", None, 3, 0, 2),
+            route("10.244.0.9/32", None, 9, 0, POD_ROUTE_PROTOCOL),
+            route("fd00::/64", None, 3, 0, 2),
+        ]);
+        let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+        let blocks: BTreeSet<IpNet> = nets(&["10.244.0.0/26", "10.244.1.0/26", "fd00::/60"]);
+        let parts: BTreeSet<IpNet> = nets(&["10.244.0.0/27", "10.244.0.63/32", "fd00::/64"]);
+        assert_eq!(resolver.inside(&blocks), parts);
+        assert_eq!(resolver.inside(&BTreeSet::new()), BTreeSet::new());
     }
 
     #[test]

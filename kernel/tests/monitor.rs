@@ -248,11 +248,11 @@ async fn next_hop_objects_and_neighbours_are_watched() {
     let (ifindex, address) = (bed.up.index, "192.0.2.50".parse().unwrap());
     ip(&bed.netns, "neigh add 192.0.2.50 lladdr 02:00:00:00:00:01 dev up nud permanent");
     let events = bed.events().await;
-    let set = KernelEvent::Neighbour { ifindex, address, present: true };
+    let set = KernelEvent::Neighbour { ifindex, address, present: true, permanent: true };
     assert!(events.contains(&set), "{events:?}");
     ip(&bed.netns, "neigh del 192.0.2.50 dev up");
     let events = bed.events().await;
-    let gone = KernelEvent::Neighbour { ifindex, address, present: false };
+    let gone = KernelEvent::Neighbour { ifindex, address, present: false, permanent: false };
     assert!(events.contains(&gone), "{events:?}");
 }
 

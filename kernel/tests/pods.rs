@@ -367,6 +367,19 @@ fn an_address_in_use_is_refused_and_nothing_is_left() {
         assert_eq!(node.list().len(), 1, "{addresses:?}");
         assert!(link::find(&mut pod.netlink(), "eth0").unwrap().is_none());
     }
+    // Whom a static entry on a bridge names has no route of its own.
+    let mac = Mac([2, 0, 0, 0, 0, 1]);
+    for address in ["10.244.0.8", "fd00::8"].map(|text| text.parse::<IpAddr>().unwrap()) {
+        link::set_neighbour(&mut netlink, uplink, address, mac).unwrap();
+        match node.attach(&pod, &spec("first", &[&address.to_string()])) {
+            Err(AttachError::AddressInUse(culprit)) => assert_eq!(culprit, address),
+            other => panic!("{address}: {other:?}"),
+        }
+        link::delete_neighbour(&mut netlink, uplink, address).unwrap();
+        node.attach(&pod, &spec("first", &[&address.to_string()])).unwrap();
+        pod::detach_container(&mut netlink, "first", "eth0").unwrap();
+    }
+    assert_eq!(node.list().len(), 1);
     // A route to a whole block is none to its addresses, and our own blackhole under a block of one
     // address does not take it.
     link::add_route(&mut netlink, &foreign("10.244.0.0/24", through())).unwrap();

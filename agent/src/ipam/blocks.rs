@@ -316,11 +316,14 @@ impl Blocks {
         self.published.is_shut(cidr, usages)
     }
 
-    /// A block without object is forgotten when the address book has closed it and no pod is in it.
+    /// A block without object is forgotten when the address book has closed it and nothing on this
+    /// node uses an address of it.
     fn forget_lost(&mut self, usages: &BTreeMap<IpNet, BlockUsage>) {
         let lost = self.ledger.lost.iter().filter(|(_, lost)| !lost.of_earlier_node);
-        let over: Vec<IpNet> =
-            lost.map(|(cidr, _)| *cidr).filter(|cidr| self.is_shut(cidr, usages)).collect();
+        let is_over = |cidr: &IpNet| {
+            usages.get(cidr).is_some_and(BlockUsage::is_vacant) && self.is_shut(cidr, usages)
+        };
+        let over: Vec<IpNet> = lost.map(|(cidr, _)| *cidr).filter(is_over).collect();
         for cidr in over {
             self.ledger.lost.remove(&cidr);
             self.errors.remove(&format!("assert {cidr}"));

@@ -316,7 +316,7 @@ impl Ledger {
         }
         for (cidr, held) in &mut self.held {
             self.lost.remove(cidr);
-            let idle = usages.get(cidr).is_some_and(|usage| usage.used == 0);
+            let idle = usages.get(cidr).is_some_and(BlockUsage::is_vacant);
             held.idle_since = idle.then(|| held.idle_since.unwrap_or(now));
         }
         for (cidr, lost) in &mut self.lost {

@@ -134,7 +134,7 @@ impl Blocks {
                 // The owner of the addresses may have yet to hear of the block.
                 let held = held.chain(outside.iter().filter(|(a, _)| cidr.contains(a)));
                 announced.extend(held.map(|(address, _)| IpNet::from(*address)));
-            } else if used(cidr) {
+            } else if usages.get(cidr).is_some_and(|usage| !usage.is_vacant()) {
                 announced.push(*cidr);
             }
             blocks.push(closed(cidr, &lost.pool.name));

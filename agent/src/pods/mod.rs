@@ -114,6 +114,7 @@ pub struct Supply {
 pub struct PodsHandle {
     config: Arc<watch::Sender<Option<PodConfig>>>,
     supply: Arc<watch::Sender<Supply>>,
+    elsewhere: Arc<watch::Sender<BTreeSet<IpNet>>>,
     resync: Arc<Notify>,
     usage: watch::Receiver<Usage>,
 }
@@ -138,9 +139,19 @@ impl PodsHandle {
         });
     }
 
+    /// Sets which parts of own blocks the kernel routes elsewhere: their addresses are not handed out,
+    /// and the blocks are not given back, while these routes stand.
+    pub fn set_elsewhere(&self, elsewhere: BTreeSet<IpNet>) {
+        self.elsewhere.send_if_modified(|held| {
+            let changed = *held != elsewhere;
+            *held = elsewhere;
+            changed
+        });
+    }
+
     /// Compares the book with the kernel soon: interfaces that are gone free their addresses, host
-    /// routes that are gone come back. To be called when links or host routes changed; calls in
-    /// quick succession are one.
+    /// routes that are gone come back. To be called when links, host routes or permanent neighbours
+    /// changed; calls in quick succession are one.
     pub fn resync(&self) {
         self.resync.notify_one();
     }

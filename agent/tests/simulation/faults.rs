@@ -269,28 +269,22 @@ impl World {
         if !self.machines[machine].is_on() {
             return;
         }
-        // One that no interface has now: the other plugin looks, too.
-        let taken = |address: IpAddr| {
-            (0..self.machines.len()).any(|id| {
-                self.around.kernels.look(id, |kernel| {
-                    kernel.foreign.contains_key(&address)
-                        || kernel.interfaces.values().any(|i| i.live.contains(&address))
-                })
-            })
-        };
+        // One that nothing has now: the other plugin looks, too.
         let address = IpAddr::V4(Ipv4Addr::new(10, 244, 0, self.dice.roll(64) as u8));
-        // Only where Cairn's own node can know of it: elsewhere nothing but rule 8's look helps.
+        let kernels = &self.around.kernels;
+        let taken =
+            (0..self.machines.len()).any(|id| kernels.look(id, |kernel| kernel.names(address)));
+        // Only where Cairn's own agent can know of it: in a block in which a pod of this machine lives,
+        // which is nobody else's then. Elsewhere nothing but the leader's look at a new pool helps.
+        let node = &self.machines[machine].node;
         let own = self.blocks().iter().any(|block| {
             let cidr = block["spec"]["cidr"].as_str().and_then(|c| c.parse::<ipnet::IpNet>().ok());
-            let node = block["spec"]["node"]["name"].as_str();
-            cidr.is_some_and(|cidr| cidr.contains(&address))
-                && node == Some(&self.machines[machine].node)
+            let cidr = cidr.filter(|cidr| cidr.contains(&address));
+            block["spec"]["node"]["name"].as_str() == Some(node)
+                && cidr.is_some_and(|cidr| kernels.look(machine, |kernel| kernel.lives_in(cidr)))
         });
-        if own && !taken(address) {
-            // A neighbour is seen when the kernel is listed, not at a hand-out: of one that appears
-            // between two listings the agent does not know. A route refuses the host route at once.
-            let unserved = self.machines[machine].agents().is_empty();
-            let how = if unserved { ForeignPod::Neighbour } else { ForeignPod::Route };
+        if own && !taken {
+            let how = self.dice.pick(&[ForeignPod::Route, ForeignPod::Neighbour]);
             self.start_foreign(machine, address, how);
         }
     }
@@ -371,6 +365,9 @@ impl World {
                 ));
             }
         }
+        // What speaks of a pod goes with it.
+        self.end_pods();
+        self.wait(self.around.offline * 4 + PATIENCE, |world| world.problems().is_empty()).await;
         if !self.problems().is_empty() {
             let problems = self.problems();
             self.story.violate(format_args!("all is well, but: {problems:#?}"));

@@ -14,6 +14,7 @@ use cairn_kernel::link::Mac;
 use cairn_kernel::pod::{self, Alias, AttachError, Attached, PodAttachment, PodSpec};
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use ipnet::IpNet;
 
 use super::dice::Dice;
 use super::life::Life;
@@ -36,6 +37,8 @@ pub struct Kernel {
     pub interfaces: BTreeMap<String, Interface>,
     /// Addresses of other plugins' pods, and how the kernel knows of them.
     pub foreign: BTreeMap<IpAddr, ForeignPod>,
+    /// Those of which nobody could know any more ([`Kernels::give_up`]).
+    foreign_given_up: BTreeSet<IpAddr>,
     /// Network namespaces that exist, by container.
     pub namespaces: BTreeSet<String>,
     next_index: u32,
@@ -100,14 +103,19 @@ impl Kernels {
     /// is gone. They are judged no more; what it starts from now on is.
     pub fn give_up(&self, machine: MachineId) {
         let mut kernels = self.lock();
-        let interfaces = kernels.entry(machine).or_default().interfaces.values_mut();
-        interfaces.for_each(|interface| interface.given_up = true);
+        let kernel = kernels.entry(machine).or_default();
+        kernel.interfaces.values_mut().for_each(|interface| interface.given_up = true);
+        kernel.foreign_given_up.extend(kernel.foreign.keys());
     }
 
-    /// The containers that were given up: kubelet ends them when it hears of the cluster again.
-    pub fn given_up(&self, machine: MachineId) -> Vec<String> {
+    /// The containers that were given up: kubelet ends them when it hears of the cluster again. Other
+    /// plugins' pods that were given up end at once.
+    pub fn end_given_up(&self, machine: MachineId) -> Vec<String> {
         let mut kernels = self.lock();
-        let interfaces = kernels.entry(machine).or_default().interfaces.values();
+        let kernel = kernels.entry(machine).or_default();
+        let gone = std::mem::take(&mut kernel.foreign_given_up);
+        kernel.foreign.retain(|address, _| !gone.contains(address));
+        let interfaces = kernel.interfaces.values();
         interfaces.filter(|i| i.given_up).map(|i| i.container.clone()).collect()
     }
 
@@ -117,7 +125,9 @@ impl Kernels {
         for (machine, kernel) in kernels {
             let pods = kernel.interfaces.values().filter(|interface| !interface.given_up);
             let pods = pods.flat_map(|i| i.live.iter().map(|address| (*address, &*i.container)));
-            let others = kernel.foreign.keys().map(|address| (*address, "another plugin's pod"));
+            let others = kernel.foreign.keys();
+            let others = others.filter(|address| !kernel.foreign_given_up.contains(address));
+            let others = others.map(|address| (*address, "another plugin's pod"));
             for (address, container) in pods.chain(others) {
                 if let Some((other, first)) = holders.insert(address, (*machine, container)) {
                     self.story.violate(format_args!(
@@ -134,6 +144,28 @@ impl Kernel {
     fn routed(&self, address: IpAddr, but: &str) -> bool {
         self.foreign.get(&address) == Some(&ForeignPod::Route)
             || self.interfaces.iter().any(|(n, i)| n != but && i.routes.contains(&address))
+    }
+
+    /// Whether anything here has `address`, or is about to.
+    pub fn names(&self, address: IpAddr) -> bool {
+        self.foreign.contains_key(&address)
+            || self.interfaces.values().any(|interface| {
+                let recorded = interface.alias.iter().flat_map(|alias| &alias.addresses);
+                recorded.chain(&interface.live).any(|held| *held == address)
+                    || interface.routes.contains(&address)
+            })
+    }
+
+    /// Whether a pod that lives here has an address in `network`.
+    pub fn lives_in(&self, network: IpNet) -> bool {
+        let pods = self.interfaces.values().filter(|interface| !interface.given_up);
+        pods.flat_map(|interface| &interface.live).any(|address| network.contains(address))
+    }
+
+    /// Host routes of other plugins.
+    pub fn elsewhere(&self) -> BTreeSet<IpNet> {
+        let routes = self.foreign.iter().filter(|(_, how)| **how == ForeignPod::Route);
+        routes.map(|(address, _)| IpNet::from(*address)).collect()
     }
 
     fn attachments(&self) -> Vec<PodAttachment> {
@@ -218,7 +250,13 @@ impl AgentKernel {
             }
         }
         let alias_first = self.rules.hold(Rule::AliasFirst);
-        self.step(|kernel| {
+        let made = self.step(|kernel| {
+            // Without a block only a route for exactly an address is noticed.
+            let neighbours =
+                if spec.blocks.is_empty() { BTreeSet::new() } else { kernel.neighbours() };
+            if let Some(address) = spec.addresses.iter().find(|a| neighbours.contains(a)) {
+                return Err(AttachError::AddressInUse(*address));
+            }
             kernel.next_index += 1;
             let interface = Interface {
                 index: kernel.next_index,
@@ -230,8 +268,9 @@ impl AgentKernel {
                 given_up: false,
             };
             kernel.interfaces.insert(name.clone(), interface);
-        })
-        .await;
+            Ok(())
+        });
+        made.await?;
         // Host routes before the pod's side: what somebody else's route refuses is never live.
         if alias_first {
             self.route(&name, spec, exclusive).await?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cairn_agent::ipam::disk::Owner;
 use cairn_agent::ipam::{self, Clock, Holdings, IpamChannels, IpamOptions, Storage};
 use cairn_agent::last_view;
-use cairn_agent::pods::{NetworkOptions, PodCalls, PodConfig, PodNetwork, Supply};
+use cairn_agent::pods::{NetworkOptions, PodCalls, PodConfig, PodNetwork, PodsHandle, Supply};
 use cairn_agent::watch::{self as watches, WatchOptions};
 use cairn_cni::protocol::{AddRequest, DelRequest, Response};
 use cairn_cni::{ContainerId, InterfaceName, PodIdentity};
@@ -85,6 +85,8 @@ pub struct Agent {
     pub life: Life,
     /// Once it serves.
     pub calls: Option<PodCalls<String>>,
+    /// As long.
+    pods: Option<PodsHandle>,
     pub holdings: watch::Receiver<Arc<Holdings>>,
 }
 
@@ -233,7 +235,7 @@ impl Machine {
         let name = format!("m{}", self.id);
         let life = Life::new(name, self.around.story.clone());
         let (told, holdings) = watch::channel(Arc::new(Holdings::default()));
-        let agent = Agent { life: life.clone(), calls: None, holdings };
+        let agent = Agent { life: life.clone(), calls: None, pods: None, holdings };
         self.state().agents.push(agent);
         let machine = self.clone();
         tokio::spawn(async move {
@@ -324,8 +326,9 @@ impl Machine {
         };
         pods.set_config(PodConfig { node_addresses: vec![self.address()], mtu: 1500 });
         if let Some(agent) = self.state().agents.iter_mut().find(|a| a.life.is(&life)) {
-            agent.calls = Some(calls);
+            (agent.calls, agent.pods) = (Some(calls), Some(pods.clone()));
         }
+        self.hear_of_foreign();
         let glue = async {
             let (mut knows_cluster, mut told) = (false, None);
             loop {
@@ -581,8 +584,25 @@ impl Machine {
 
     /// Kubelet ends pods that the cluster has long forgotten.
     pub fn end_given_up(&self) {
-        for container in self.around.kernels.given_up(self.id) {
+        for container in self.around.kernels.end_given_up(self.id) {
             self.end_pod(container, false);
+        }
+    }
+
+    /// The kernel tells the agents in a moment that others' routes and permanent neighbours changed.
+    pub fn foreign_changed(&self) {
+        let machine = self.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(MONITORED).await;
+            machine.hear_of_foreign();
+        });
+    }
+
+    fn hear_of_foreign(&self) {
+        let elsewhere = self.around.kernels.look(self.id, super::kernel::Kernel::elsewhere);
+        for pods in self.agents().into_iter().filter_map(|agent| agent.pods) {
+            pods.set_elsewhere(elsewhere.clone());
+            pods.resync();
         }
     }
 
@@ -629,3 +649,5 @@ const FIXED_IN: usize = 12;
 const DEL_ATTEMPTS: usize = 200;
 const DEL_PAUSE: Duration = Duration::from_secs(2);
 const RESYNC: Duration = Duration::from_secs(5);
+/// How long changes in the kernel are gathered.
+const MONITORED: Duration = Duration::from_millis(100);

@@ -289,7 +289,13 @@ impl World {
     pub fn start_foreign(&mut self, machine: usize, address: IpAddr, how: ForeignPod) {
         self.story.say(format_args!("m{machine}: another plugin's pod has {address} ({how:?})"));
         self.around.kernels.change(machine, |kernel| kernel.foreign.insert(address, how));
+        self.machines[machine].foreign_changed();
         self.foreign.push((machine, address));
+        self.show_foreign(machine, address);
+    }
+
+    /// Kubelet shows another plugin's pod to the API.
+    fn show_foreign(&self, machine: usize, address: IpAddr) {
         let name = format!("foreign-{}", address.to_string().replace(['.', ':'], "-"));
         let pod = json!({
             "apiVersion": "v1", "kind": "Pod",
@@ -311,6 +317,7 @@ impl World {
     pub fn end_foreign(&mut self) {
         for (machine, address) in std::mem::take(&mut self.foreign) {
             self.around.kernels.change(machine, |kernel| kernel.foreign.remove(&address));
+            self.machines[machine].foreign_changed();
             let name = format!("foreign-{}", address.to_string().replace(['.', ':'], "-"));
             let _ = self.server.delete("pods", Some("default"), &name);
         }
@@ -328,7 +335,11 @@ impl World {
         self.stay_steady();
         self.server.restore(&backup);
         self.story.say(format_args!("etcd is restored to {}", self.server.revision()));
-        // What no controller would have forgotten: kubelets write their Nodes anew.
+        // What no controller would have forgotten: kubelets write their Nodes and other plugins' pods
+        // anew.
+        for (machine, address) in &self.foreign {
+            self.show_foreign(*machine, *address);
+        }
         for machine in self.machines.iter().filter(|machine| machine.is_on()) {
             if !machine.way.condition().cut
                 && self.server.get("nodes", None, &machine.node).is_err()

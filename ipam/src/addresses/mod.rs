@@ -143,6 +143,13 @@ pub struct BlockUsage {
     pub allocations: Vec<(IpAddr, AttachmentId)>,
 }
 
+impl BlockUsage {
+    /// Whether no address of the block is in use on this node, by a pod or by anything else.
+    pub fn is_vacant(&self) -> bool {
+        self.used == 0 && self.foreign.is_empty()
+    }
+}
+
 /// The addresses of one node and who holds them.
 ///
 /// `now` is any clock that never goes back; it orders what is freed and ends the cooldown.

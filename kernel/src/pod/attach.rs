@@ -30,8 +30,9 @@ pub struct PodSpec {
     pub pod_uid: Option<String>,
     /// The pod's addresses, at least one.
     pub addresses: Vec<IpAddr>,
-    /// The node's own blocks in which they lie: a route that is more specific than the block means
-    /// that an address is somebody else's. Without a block only a route for exactly an address does.
+    /// The node's own blocks in which they lie: a route that is more specific than the block, and a
+    /// permanent neighbour, mean that an address is somebody else's. Without a block only a route for
+    /// exactly an address does.
     pub blocks: Vec<IpNet>,
     /// The MTU in bytes.
     pub mtu: u32,
@@ -56,8 +57,9 @@ pub struct Attached {
 /// Why a pod has no interface. Nothing is left of what was begun.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The host already has a route for exactly this address, or has the address itself.
-    #[error("the address {0} is in use: this node already has a route for it")]
+    /// The host already has a route for exactly this address, or a permanent neighbour, or has the
+    /// address itself.
+    #[error("the address {0} is in use: this node already has a route or a neighbour entry for it")]
     AddressInUse(IpAddr),
     /// The host has a route to a part of the address's block: a bridge of another tool, say.
     #[error("the address {address} is in use: this node routes {prefix} elsewhere")]
@@ -134,6 +136,9 @@ pub fn attach(
             }
             Some(prefix) => return Err(AttachError::RoutedElsewhere { address, prefix }),
             None => {}
+        }
+        if !spec.blocks.is_empty() && link::is_permanent_neighbour(host, address)? {
+            return Err(AttachError::AddressInUse(address));
         }
     }
     let hash = identity_hash(&spec.container_id, &spec.ifname);

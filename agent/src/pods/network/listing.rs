@@ -12,7 +12,7 @@ use futures::FutureExt;
 use ipnet::IpNet;
 
 use super::super::kernel::{Listed, PodKernel, Question};
-use super::{Done, Interface, PodNetwork, id_of, unrecorded};
+use super::{Done, Interface, PodNetwork, id_of, marked, unrecorded};
 
 /// Whether a dump of the kernel's pods is wanted or under way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +31,23 @@ impl<K: PodKernel> PodNetwork<K> {
         }
     }
 
-    /// Keeps addresses of own blocks that the kernel holds for others from being handed out.
+    /// Takes in which parts of own blocks the kernel routes elsewhere.
+    pub(super) fn take_elsewhere(&mut self, elsewhere: BTreeSet<IpNet>) {
+        if self.options.rules.hold(Rule::OwnKernel) {
+            self.elsewhere = elsewhere;
+            self.mark_foreign();
+            // It frees those to which no route leads any more.
+            self.request_listing();
+            self.publish();
+        }
+    }
+
+    /// Keeps addresses of own blocks that the kernel holds for others, or routes elsewhere, from being
+    /// handed out.
     pub(super) fn mark_foreign(&mut self) {
+        for prefix in self.elsewhere.clone() {
+            self.mark_network(marked(prefix, prefix.network()));
+        }
         for cidr in self.cidrs() {
             for address in self.foreign.range(cidr.network()..=cidr.broadcast()) {
                 self.book.mark_foreign(*address);

@@ -36,6 +36,7 @@ struct Inputs<N> {
     calls: mpsc::Receiver<Call<N>>,
     config: watch::Receiver<Option<PodConfig>>,
     supply: watch::Receiver<Supply>,
+    elsewhere: watch::Receiver<BTreeSet<IpNet>>,
     resync: Arc<Notify>,
 }
 
@@ -55,6 +56,8 @@ pub struct PodNetwork<K: PodKernel> {
     annotations: Arc<dyn AnnotationSource>,
     /// Addresses that the kernel holds for somebody else.
     foreign: BTreeSet<IpAddr>,
+    /// Parts of own blocks that the kernel routes elsewhere.
+    elsewhere: BTreeSet<IpNet>,
     exhausted: BTreeSet<Demand>,
     names: PodNames,
     /// Counts changes to the kernel's pods, so that an older dump is not taken for the truth.
@@ -121,17 +124,24 @@ impl<K: PodKernel> PodNetwork<K> {
         let (calls, received) = PodCalls::channel();
         let (config, config_changes) = watch::channel(None);
         let (supply, supply_changes) = watch::channel(Supply::default());
+        let (elsewhere, elsewhere_changes) = watch::channel(BTreeSet::new());
         let (usage_changes, usage) = watch::channel(Usage::default());
         let resync = Arc::new(Notify::new());
         let inputs = Inputs {
             calls: received,
             config: config_changes,
             supply: supply_changes,
+            elsewhere: elsewhere_changes,
             resync: Arc::clone(&resync),
         };
         let network = PodNetwork::new(kernel, options, names, found, inputs, usage_changes);
-        let handle =
-            PodsHandle { config: Arc::new(config), supply: Arc::new(supply), resync, usage };
+        let handle = PodsHandle {
+            config: Arc::new(config),
+            supply: Arc::new(supply),
+            elsewhere: Arc::new(elsewhere),
+            resync,
+            usage,
+        };
         Ok((handle, calls, network))
     }
 
@@ -154,6 +164,7 @@ impl<K: PodKernel> PodNetwork<K> {
             supply: Supply::default(),
             annotations: Arc::new(NoSource),
             foreign: BTreeSet::new(),
+            elsewhere: BTreeSet::new(),
             exhausted: BTreeSet::new(),
             names,
             generation: 0,
@@ -203,6 +214,13 @@ impl<K: PodKernel> PodNetwork<K> {
                     }
                     let supply = inputs.supply.borrow_and_update().clone();
                     self.set_supply(supply);
+                }
+                changed = inputs.elsewhere.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let elsewhere = inputs.elsewhere.borrow_and_update().clone();
+                    self.take_elsewhere(elsewhere);
                 }
                 () = inputs.resync.notified() => self.request_listing(),
                 () = sleep(wake), if wake.is_some() => self.expire(),
@@ -357,11 +375,7 @@ impl<K: PodKernel> PodNetwork<K> {
         let Attachment { outcome, remains } = attachment;
         let foreign = match outcome {
             Err(AttachError::AddressInUse(address)) => Some(IpNet::from(address)),
-            Err(AttachError::RoutedElsewhere { address, prefix }) => {
-                // Of a large network only the address: others are found one by one.
-                let hosts = prefix.max_prefix_len() - prefix.prefix_len();
-                Some(if hosts <= FOREIGN_BITS_MAX { prefix } else { address.into() })
-            }
+            Err(AttachError::RoutedElsewhere { address, prefix }) => Some(marked(prefix, address)),
             _ => None,
         };
         if let Some(foreign) = foreign {
@@ -493,6 +507,13 @@ impl<K: PodKernel> PodNetwork<K> {
             changed
         });
     }
+}
+
+/// What of a network that the kernel routes elsewhere is marked: of a large one only `address`, and
+/// others are found one by one.
+fn marked(prefix: IpNet, address: IpAddr) -> IpNet {
+    let hosts = prefix.max_prefix_len() - prefix.prefix_len();
+    if hosts <= FOREIGN_BITS_MAX { prefix } else { address.into() }
 }
 
 async fn sleep(wait: Option<Duration>) {
