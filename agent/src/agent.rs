@@ -291,7 +291,7 @@ impl Agent {
             });
         }
         // Others know this node by that object alone, so it comes back when somebody deletes it.
-        let shown = view.bgp_nodes.get(&self.name).map(|object| &object.spec);
+        let shown = view.own_bgp_node.as_ref();
         let drifted = plan.bgp_node.as_ref().is_some_and(|(_, wanted)| Some(wanted) != shown);
         // Nothing is told to others that is known from before only.
         if view.synced {

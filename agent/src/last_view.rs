@@ -68,6 +68,7 @@ const VIEW: &str = "view.json";
 mod tests {
     use std::collections::BTreeMap;
     use std::io;
+    use std::net::{Ipv4Addr, Ipv6Addr};
     use std::sync::Mutex;
 
     use cairn_bgp::config::Password;
@@ -75,7 +76,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::view::{Namespace, WatchFailure};
+    use crate::view::{Namespace, PeerNode, WatchFailure};
 
     /// The documents that were written, in order.
     #[derive(Debug, Default)]
@@ -109,11 +110,8 @@ mod tests {
             "apiVersion": "cairn.network/v1alpha1", "kind": "IPPool",
             "metadata": {"name": "p", "uid": "u"}, "spec": {"cidr": "10.0.0.0/16"},
         });
-        let bgp_node: cairn_api::BGPNode = serde_json::from_value(json!({
-            "apiVersion": "cairn.network/v1alpha1", "kind": "BGPNode", "metadata": {"name": "n2"},
-            "spec": {"addresses": ["192.0.2.2"], "asn": 64512, "routerID": "192.0.2.2"},
-        }))
-        .expect("a BGPNode");
+        let ipv4 = Some(Ipv4Addr::new(192, 0, 2, 2));
+        let peer = PeerNode { asn: 64512, ipv4, ipv6: Some(Ipv6Addr::LOCALHOST) };
         let namespace = Namespace { labels: BTreeMap::new(), pools: Some("p".into()) };
         ClusterView {
             synced: true,
@@ -123,7 +121,13 @@ mod tests {
                 "p".to_owned(),
                 serde_json::from_value(pool).expect("an IPPool"),
             )]),
-            bgp_nodes: Arc::new(BTreeMap::from([("n2".to_owned(), Arc::new(bgp_node))])),
+            own_bgp_node: serde_json::from_value(json!({
+                "addresses": ["192.0.2.1"], "asn": 64512, "routerID": "192.0.2.1",
+                "topology": {"topology.kubernetes.io/zone": "a"},
+            }))
+            .expect("a spec"),
+            peer_nodes: Arc::new(BTreeMap::from([("n2".into(), peer)])),
+            stands: true,
             namespaces: Arc::new(BTreeMap::from([("default".to_owned(), Arc::new(namespace))])),
             passwords: BTreeMap::from([(
                 "tor".to_owned(),
@@ -147,6 +151,7 @@ mod tests {
         let whole = ClusterView {
             synced: false,
             epoch: 0,
+            stands: false,
             passwords: BTreeMap::new(),
             unwatched: BTreeMap::new(),
             ..known()

@@ -9,8 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use cairn_api::{
-    BGPConfigurationSpec, BGPNode, BGPNodeSpec, BGPPeerSpec, IPPool, LABEL_ASN, ObjectReference,
-    Topology,
+    BGPConfigurationSpec, BGPNodeSpec, BGPPeerSpec, IPPool, LABEL_ASN, ObjectReference, Topology,
 };
 use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
@@ -20,7 +19,7 @@ use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 
 use crate::objects::{self, DefaultPolicies, Policies};
-use crate::view::ClusterView;
+use crate::view::{ClusterView, PeerNode};
 
 /// Everything that one node should do.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,6 +67,13 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
         blackholes: local.blocks.iter().copied().collect(),
         problems,
     }
+}
+
+/// The AS of the node `name`, as [`plan`] finds it.
+pub fn own_asn(view: &ClusterView, name: &str) -> Option<u32> {
+    let problems = &mut Vec::new();
+    let configuration = configuration(view, problems);
+    Identity::of(view, name, &configuration, problems).map(|me| me.asn)
 }
 
 fn configuration(view: &ClusterView, problems: &mut Vec<String>) -> BGPConfigurationSpec {
@@ -122,9 +128,9 @@ impl Identity {
         configuration: &BGPConfigurationSpec,
         problems: &mut Vec<String>,
     ) -> Option<Identity> {
-        match (&view.node, view.bgp_nodes.get(name)) {
+        match (&view.node, &view.own_bgp_node) {
             (Some(node), _) => Identity::from_node(node, name, configuration, problems),
-            (None, Some(object)) => Identity::from_bgp_node(object),
+            (None, Some(spec)) => Identity::from_bgp_node(spec),
             (None, None) => {
                 problems.push(format!(
                     "there is no Node {name}: start the agent with --node-name of an existing Node"
@@ -177,13 +183,13 @@ impl Identity {
         Some(Identity { owner, addresses, asn, router_id, topology })
     }
 
-    fn from_bgp_node(object: &BGPNode) -> Option<Identity> {
+    fn from_bgp_node(spec: &BGPNodeSpec) -> Option<Identity> {
         Some(Identity {
             owner: None,
-            addresses: object.spec.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
-            asn: object.spec.asn,
-            router_id: object.spec.router_id.parse().ok()?,
-            topology: object.spec.topology.clone(),
+            addresses: spec.addresses.iter().filter_map(|a| a.parse().ok()).collect(),
+            asn: spec.asn,
+            router_id: spec.router_id.parse().ok()?,
+            topology: spec.topology.clone(),
         })
     }
 
@@ -253,9 +259,9 @@ fn speaker(
     let mut peers = Peers::default();
     let built_in = BuiltIn::of(view, local.blocks);
     if configuration.topology != Topology::Disabled {
-        for (other, object) in view.bgp_nodes.iter().filter(|(other, _)| other.as_str() != name) {
-            if object.spec.asn == me.asn
-                && let Some(peer) = mesh_peer(me, object, configuration, &built_in.mesh)
+        for (other, node) in view.peer_nodes.iter() {
+            if node.asn == me.asn
+                && let Some(peer) = mesh_peer(me, node, configuration, &built_in.mesh)
             {
                 let what = format!("Node {other}");
                 match me.addresses.contains(&peer.address) {
@@ -357,16 +363,14 @@ impl Peers {
 /// The session with another node of the same AS, over IPv4 where both have it.
 fn mesh_peer(
     me: &Identity,
-    other: &BGPNode,
+    other: &PeerNode,
     configuration: &BGPConfigurationSpec,
     import: &Arc<Policy>,
 ) -> Option<PeerConfig> {
-    let theirs: Vec<IpAddr> =
-        other.spec.addresses.iter().filter_map(|text| text.parse().ok()).collect();
     let shared = |v4: bool| {
         let mine = me.addresses.iter().copied().find(|a| a.is_ipv4() == v4)?;
-        let theirs = theirs.iter().copied().find(|a| a.is_ipv4() == v4)?;
-        Some((mine, theirs))
+        let theirs = if v4 { other.ipv4.map(IpAddr::V4) } else { other.ipv6.map(IpAddr::V6) };
+        Some((mine, theirs?))
     };
     let (source, address) = shared(true).or_else(|| shared(false))?;
     let families: Families = [(true, Family::Ipv4Unicast), (false, Family::Ipv6Unicast)]

@@ -15,7 +15,7 @@ use kube::Api;
 use tokio::task::AbortHandle;
 
 use crate::view::{ClusterView, WatchFailure};
-use crate::watch::{Change, Subject, Watches};
+use crate::watch::{Known, Subject, Watches};
 
 /// The keys of each Secret that the BGPPeers of this node name.
 pub fn wanted(view: &ClusterView) -> BTreeMap<String, BTreeSet<String>> {
@@ -99,17 +99,19 @@ impl Secrets {
         let subject = Subject {
             api: Api::namespaced(self.watches.client.clone(), &self.namespace),
             fields: Some(format!("metadata.name={name}")),
+            keep: Box::new(move |found| chosen(found, &keys)),
             name: subject(name),
             remedy: ": apply the Role cairn-agent of Cairn's namespace and its binding",
             secret: Some(watch),
         };
         let secret = name.to_owned();
-        self.watches.follow(subject, move |view: &mut ClusterView, change: Change<Secret>| {
-            let new = change.into_one().map(|found| chosen(found, &keys));
-            let differs = view.passwords.get(&secret) != new.as_ref();
+        self.watches.follow(subject, move |known: &mut Known, change| {
+            let passwords = &mut known.view.passwords;
+            let new = change.into_one();
+            let differs = passwords.get(&secret) != new.as_ref();
             match new {
-                Some(values) => drop(view.passwords.insert(secret.clone(), values)),
-                None => drop(view.passwords.remove(&secret)),
+                Some(values) => drop(passwords.insert(secret.clone(), values)),
+                None => drop(passwords.remove(&secret)),
             }
             differs
         })

@@ -1,10 +1,12 @@
 //! What an agent knows of the cluster: one value, replaced as a whole when a watch changes it.
 
 use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use cairn_api::{
-    BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, IPBlock, IPPool, IPReservation,
+    BGPAdvertisement, BGPConfiguration, BGPNodeSpec, BGPPeer, BGPPolicy, IPBlock, IPPool,
+    IPReservation,
 };
 use k8s_openapi::api::core::v1::Node;
 use serde::{Deserialize, Serialize};
@@ -13,8 +15,9 @@ use crate::objects::Passwords;
 
 /// The objects that an agent watches, as its caches hold them.
 ///
-/// Foreign IPBlocks are not in it: an agent watches its own only (docs/adr/0006). Kinds of which a
-/// large cluster has thousands are shared between views, as each change makes a new one.
+/// Foreign IPBlocks are not in it: an agent watches its own only (docs/adr/0006). Of BGPNodes it holds
+/// those that this node may peer with. Kinds of which a large cluster has thousands are shared between
+/// views, as each change makes a new one.
 /// Serialised it is what outlives the process: without passwords, which no file holds, and without
 /// what is true of one process only.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,9 +47,14 @@ pub struct ClusterView {
     pub namespaces: Arc<BTreeMap<String, Arc<Namespace>>>,
     /// The one BGPConfiguration.
     pub bgp_configuration: Option<BGPConfiguration>,
-    /// Nodes to peer with, by name; this node's own is among them.
-    #[serde(with = "shared")]
-    pub bgp_nodes: Arc<BTreeMap<String, Arc<BGPNode>>>,
+    /// This node's own BGPNode, as the API server shows it.
+    pub own_bgp_node: Option<BGPNodeSpec>,
+    /// The other nodes of this node's AS, by name.
+    #[serde(with = "shared_peers")]
+    pub peer_nodes: Arc<BTreeMap<Arc<str>, PeerNode>>,
+    /// This node is among the few that stand for leader.
+    #[serde(skip)]
+    pub stands: bool,
     /// Peers by name.
     pub bgp_peers: BTreeMap<String, BGPPeer>,
     /// Policies by name.
@@ -59,6 +67,31 @@ pub struct ClusterView {
     /// Kinds that cannot be watched now: what the view says of them may be old.
     #[serde(skip)]
     pub unwatched: BTreeMap<String, WatchFailure>,
+}
+
+/// Another node, as its BGPNode tells how to peer with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerNode {
+    /// Its AS number.
+    pub asn: u32,
+    /// Its IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+}
+
+impl From<&BGPNodeSpec> for PeerNode {
+    /// Of each family the first address counts.
+    fn from(spec: &BGPNodeSpec) -> PeerNode {
+        let mut node = PeerNode { asn: spec.asn, ipv4: None, ipv6: None };
+        for address in spec.addresses.iter().filter_map(|text| text.parse().ok()) {
+            match address {
+                IpAddr::V4(address) => drop(node.ipv4.get_or_insert(address)),
+                IpAddr::V6(address) => drop(node.ipv6.get_or_insert(address)),
+            }
+        }
+        node
+    }
 }
 
 /// A Namespace, as the choice of its pods' addresses needs it.
@@ -101,5 +134,26 @@ mod shared {
         let objects = BTreeMap::<String, T>::deserialize(from)?;
         let objects = objects.into_iter().map(|(name, object)| (name, Arc::new(object)));
         Ok(Arc::new(objects.collect()))
+    }
+}
+
+/// Peers that views share, as plain ones.
+mod shared_peers {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::PeerNode;
+
+    type Shared = Arc<BTreeMap<Arc<str>, PeerNode>>;
+
+    pub(super) fn serialize<S: Serializer>(peers: &Shared, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(peers.iter().map(|(name, peer)| (name.as_ref(), peer)))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Shared, D::Error> {
+        let peers = BTreeMap::<String, PeerNode>::deserialize(from)?;
+        Ok(Arc::new(peers.into_iter().map(|(name, peer)| (name.into(), peer)).collect()))
     }
 }

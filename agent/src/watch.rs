@@ -25,16 +25,18 @@ use tokio::time::Instant;
 
 use crate::secrets::Secrets;
 use crate::until;
-use crate::view::ClusterView;
+use crate::view::{ClusterView, Namespace};
 
 mod feed;
+mod nodes;
 mod outage;
 mod trim;
 
-pub(crate) use feed::Change;
+pub(crate) use feed::{Change, Keep};
 use feed::{Feed, Follower};
+use nodes::{Nodes, Seen};
 use outage::Outage;
-use trim::NamespaceMeta;
+use trim::{NamespaceMeta, Trim, trimmed};
 
 /// Updates that wait for this task at most; a watch that is faster waits.
 const UPDATES_MAX: usize = 256;
@@ -43,8 +45,15 @@ const UPDATES_MAX: usize = 256;
 /// claimed is waiting for it.
 const GATHER: Duration = Duration::from_millis(5);
 
-/// A change to the view; says whether it changed anything.
-type Update = Box<dyn FnOnce(&mut ClusterView) -> bool + Send>;
+/// What is known of the cluster.
+pub(crate) struct Known {
+    pub(crate) view: ClusterView,
+    /// Those of which the view holds a part.
+    nodes: Nodes,
+}
+
+/// A change to what is known; says whether the view differs with it.
+type Update = Box<dyn FnOnce(&mut Known) -> bool + Send>;
 
 /// What a watching task tells.
 pub(crate) struct Told {
@@ -76,19 +85,24 @@ pub fn start(client: &Client, options: WatchOptions) -> watch::Receiver<Arc<Clus
     let own_node = format!("metadata.name={name}");
     let own_blocks = format!("spec.node.name={name}");
     let default = "metadata.name=default".to_owned();
+    let nodes = Nodes::new(&name);
 
     let kinds = [
         watches.one::<Node>(own_node, |view| &mut view.node),
         watches.all(None, |view| &mut view.pools),
         watches.all(Some(own_blocks), |view| &mut view.own_blocks),
         watches.all(None, |view| &mut view.reservations),
-        watches.kind(None, |view, change: Change<NamespaceMeta>| {
-            change.map(|object| Arc::new(object.into())).apply_shared(&mut view.namespaces)
-        }),
+        watches.kind(
+            None,
+            Box::new(|object: NamespaceMeta| Arc::new(Namespace::from(object))),
+            |known, change| change.apply_shared(&mut known.view.namespaces),
+        ),
         watches.one::<BGPConfiguration>(default, |view| &mut view.bgp_configuration),
-        watches.kind(None, |view, change: Change<BGPNode>| {
-            change.map(Arc::new).apply_shared(&mut view.bgp_nodes)
-        }),
+        watches.kind(
+            None,
+            Box::new(move |object: BGPNode| Seen::of(object, &name)),
+            |known, change| known.nodes.take(change, &mut known.view),
+        ),
         watches.all(None, |view| &mut view.bgp_peers),
         watches.all(None, |view| &mut view.bgp_policies),
         watches.all(None, |view| &mut view.bgp_advertisements),
@@ -100,14 +114,16 @@ pub fn start(client: &Client, options: WatchOptions) -> watch::Receiver<Arc<Clus
     let (publish, views) = watch::channel(Arc::new(view.clone()));
     let relist = watches.relist.clone();
     let secrets = Secrets::new(watches, namespace);
-    let gatherer = Gatherer { view, kinds: kinds.len(), listed: BTreeSet::new(), secrets, publish };
+    let known = Known { view, nodes };
+    let gatherer =
+        Gatherer { known, kinds: kinds.len(), listed: BTreeSet::new(), secrets, publish };
     tokio::spawn(gatherer.run(updates, relist));
     views
 }
 
-/// The one owner of the view.
+/// The one owner of what is known.
 struct Gatherer {
-    view: ClusterView,
+    known: Known,
     /// How many kinds are followed.
     kinds: usize,
     /// Those that were listed in the view's epoch.
@@ -119,7 +135,7 @@ struct Gatherer {
 impl Gatherer {
     async fn run(mut self, mut updates: mpsc::Receiver<Told>, mut relist: watch::Receiver<u64>) {
         let mut due: Option<Instant> = None;
-        self.secrets.follow(&mut self.view);
+        self.secrets.follow(&mut self.known.view);
         loop {
             let told = tokio::select! {
                 biased;
@@ -147,7 +163,7 @@ impl Gatherer {
 
     fn begin(&mut self, epoch: u64) {
         tracing::warn!("the API server's history went backwards: everything is listed anew");
-        (self.view.epoch, self.view.synced) = (epoch, false);
+        (self.known.view.epoch, self.known.view.synced) = (epoch, false);
         self.listed.clear();
     }
 
@@ -156,23 +172,26 @@ impl Gatherer {
         if told.secret.is_some_and(|watch| !self.secrets.follows(watch)) {
             return false;
         }
-        let differs = (told.update)(&mut self.view);
+        let differs = (told.update)(&mut self.known);
+        let view = &mut self.known.view;
         // Secrets are not waited for: a peer without its password comes later.
-        let listed = told.listed.filter(|(_, epoch)| {
-            told.secret.is_none() && *epoch == self.view.epoch && !self.view.synced
-        });
+        let listed = told
+            .listed
+            .filter(|(_, epoch)| told.secret.is_none() && *epoch == view.epoch && !view.synced);
         let Some((kind, _)) = listed else { return differs };
         self.listed.insert(kind);
         if self.listed.len() < self.kinds {
             return differs;
         }
-        (self.view.synced, self.view.restored) = (true, false);
+        (view.synced, view.restored) = (true, false);
         true
     }
 
     fn publish(&mut self) {
-        self.secrets.follow(&mut self.view);
-        self.publish.send_replace(Arc::new(self.view.clone()));
+        let Known { view, nodes } = &mut self.known;
+        nodes.follow(view);
+        self.secrets.follow(view);
+        self.publish.send_replace(Arc::new(view.clone()));
     }
 }
 
@@ -180,8 +199,11 @@ impl Gatherer {
 pub(crate) trait Watched:
     Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
 {
-    /// Drops what no decision reads.
-    fn trim(&mut self) {}
+}
+
+impl<K> Watched for K where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + Sync + 'static
+{
 }
 
 /// Starts watches.
@@ -194,10 +216,11 @@ pub(crate) struct Watches {
 }
 
 /// What one watch follows.
-pub(crate) struct Subject<K> {
+pub(crate) struct Subject<K, V> {
     pub(crate) api: Api<K>,
     /// A field selector.
     pub(crate) fields: Option<String>,
+    pub(crate) keep: Keep<K, V>,
     /// What cannot be watched when the server refuses.
     pub(crate) name: String,
     /// What to do about a missing right.
@@ -208,58 +231,61 @@ pub(crate) struct Subject<K> {
 
 impl Watches {
     /// Follows objects of a kind into a map by name.
-    fn all<K: Watched + PartialEq>(
+    fn all<K: Trim + PartialEq>(
         &self,
         fields: Option<String>,
         place: fn(&mut ClusterView) -> &mut BTreeMap<String, K>,
     ) -> AbortHandle {
-        self.kind(fields, move |view, change| change.apply(place(view)))
+        self.kind(fields, Box::new(trimmed::<K>), move |known, change| {
+            change.apply(place(&mut known.view))
+        })
     }
 
     /// Follows the one object that `fields` selects.
-    fn one<K: Watched + PartialEq>(
+    fn one<K: Trim + PartialEq>(
         &self,
         fields: String,
         place: fn(&mut ClusterView) -> &mut Option<K>,
     ) -> AbortHandle {
-        self.kind(Some(fields), move |view, change: Change<K>| {
-            let (held, new) = (place(view), change.into_one());
+        self.kind(Some(fields), Box::new(trimmed::<K>), move |known, change| {
+            let (held, new) = (place(&mut known.view), change.into_one());
             let differs = *held != new;
             *held = new;
             differs
         })
     }
 
-    /// Follows a kind of which `store` takes the changes.
-    fn kind<K: Watched>(
+    /// Follows a kind of which `keep` says what is kept, and `store` takes the changes.
+    fn kind<K: Watched, V: Send + 'static>(
         &self,
         fields: Option<String>,
-        store: impl Fn(&mut ClusterView, Change<K>) -> bool + Clone + Send + 'static,
+        keep: Keep<K, V>,
+        store: impl Fn(&mut Known, Change<V>) -> bool + Clone + Send + 'static,
     ) -> AbortHandle {
         let api = Api::all(self.client.clone());
         let remedy = ": apply Cairn's ClusterRole and its binding";
         let name = K::kind(&()).into_owned();
-        self.follow(Subject { api, fields, name, remedy, secret: None }, store)
+        self.follow(Subject { api, fields, keep, name, remedy, secret: None }, store)
     }
 
-    /// Follows `subject` until nobody is told any more. `store` takes a change into the view and says
-    /// whether it made a difference.
-    pub(crate) fn follow<K: Watched>(
+    /// Follows `subject` until nobody is told any more. `store` takes a change in and says whether the
+    /// view differs with it.
+    pub(crate) fn follow<K: Watched, V: Send + 'static>(
         &self,
-        subject: Subject<K>,
-        store: impl Fn(&mut ClusterView, Change<K>) -> bool + Clone + Send + 'static,
+        subject: Subject<K, V>,
+        store: impl Fn(&mut Known, Change<V>) -> bool + Clone + Send + 'static,
     ) -> AbortHandle {
         tokio::spawn(self.clone().run(subject, store)).abort_handle()
     }
 
-    async fn run<K: Watched>(
+    async fn run<K: Watched, V: Send + 'static>(
         mut self,
-        subject: Subject<K>,
-        store: impl Fn(&mut ClusterView, Change<K>) -> bool + Clone + Send + 'static,
+        subject: Subject<K, V>,
+        store: impl Fn(&mut Known, Change<V>) -> bool + Clone + Send + 'static,
     ) {
-        let Subject { api, fields, name, remedy, secret } = subject;
+        let Subject { api, fields, keep, name, remedy, secret } = subject;
         let follower = Follower { node: self.node, subject: name.clone() };
-        let mut feed = Feed::new(api, fields, follower);
+        let mut feed = Feed::new(api, fields, keep, follower);
         let mut outage = Outage::new(remedy);
         let mut epoch = *self.relist.borrow_and_update();
         loop {
@@ -284,12 +310,12 @@ impl Watches {
             let runs = failure.is_none() && outage.over();
             let listed = matches!(change, Some(Change::All(_))).then(|| (name.clone(), epoch));
             let (subject, store) = (name.clone(), store.clone());
-            let update: Update = Box::new(move |view| {
+            let update: Update = Box::new(move |known| {
                 let noted = match failure {
-                    Some(failure) => outage::begins(view, subject, failure),
-                    None => runs && outage::ends(view, &subject),
+                    Some(failure) => outage::begins(&mut known.view, subject, failure),
+                    None => runs && outage::ends(&mut known.view, &subject),
                 };
-                change.is_some_and(|change| store(view, change)) || noted
+                change.is_some_and(|change| store(known, change)) || noted
             });
             if self.told.send(Told { update, listed, secret }).await.is_err() {
                 return;

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use cairn_agent::plan::{Local, NodePlan, plan};
-use cairn_agent::view::ClusterView;
+use cairn_agent::view::{ClusterView, PeerNode};
+use cairn_api::BGPNode;
 use ipnet::IpNet;
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -26,15 +27,18 @@ fn objects<K: Resource<DynamicType = ()> + DeserializeOwned>(yaml: &str) -> BTre
 }
 
 fn view(yaml: &str, node: &str) -> ClusterView {
+    let mut bgp_nodes: BTreeMap<String, BGPNode> = objects(yaml);
+    let own_bgp_node = bgp_nodes.remove(node).map(|own| own.spec);
+    let others = bgp_nodes.into_iter();
+    let peer_nodes = others.map(|(name, other)| (name.into(), PeerNode::from(&other.spec)));
     ClusterView {
         synced: true,
         node: objects(yaml).remove(node),
         pools: objects(yaml),
         own_blocks: objects(yaml),
         bgp_configuration: objects(yaml).remove("default"),
-        bgp_nodes: Arc::new(
-            objects(yaml).into_iter().map(|(name, node)| (name, Arc::new(node))).collect(),
-        ),
+        own_bgp_node,
+        peer_nodes: Arc::new(peer_nodes.collect()),
         bgp_peers: objects(yaml),
         bgp_policies: objects(yaml),
         bgp_advertisements: objects(yaml),

@@ -246,20 +246,6 @@ pub fn is_unchanged(node: &Owner, version: Option<&str>, lease: Option<&LeaseSee
 const QUIET_MIN: Duration = Duration::from_secs(3);
 const QUIET_MAX: Duration = Duration::from_secs(180);
 
-/// Whether `node` is among the `candidates_max` nodes of the cluster that stand for leader: those
-/// first in the rendezvous order of their names. A Lease that every agent polled would be a load
-/// that grows with the cluster for nothing.
-pub fn stands<'a>(
-    node: &str,
-    others: impl IntoIterator<Item = &'a String>,
-    candidates_max: usize,
-) -> bool {
-    let weight = |name: &str| crate::candidates::spread(&[b"leader", name.as_bytes()]);
-    let mine = weight(node);
-    let before = others.into_iter().filter(|other| *other != node && weight(other) > mine);
-    before.take(candidates_max).count() < candidates_max
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -435,21 +421,5 @@ mod tests {
         watch.observe([gone()], &BTreeMap::new(), secs(49));
         assert_eq!(watch.verdict(&gone(), secs(49)), Return::Wait(secs(1)));
         assert_eq!(watch.verdict(&gone(), secs(50)), Return::Allowed);
-    }
-
-    #[test]
-    fn five_of_many_stand_and_all_of_few() {
-        let names: Vec<String> = (0..200).map(|n| format!("node-{n}")).collect();
-        let standing = |names: &[String]| names.iter().filter(|n| stands(n, names, 5)).count();
-        assert_eq!(standing(&names), 5);
-        assert_eq!(standing(&names[..5]), 5);
-        assert_eq!(standing(&names[..3]), 3);
-        assert!(stands("alone", &[], 5));
-        let fewer: Vec<String> = names[1..].to_vec();
-        let kept = |names: &[String]| -> Vec<String> {
-            names.iter().filter(|n| stands(n, names, 5)).cloned().collect()
-        };
-        let (before, after) = (kept(&names), kept(&fewer));
-        assert!(before.iter().filter(|n| **n != names[0]).all(|n| after.contains(n)));
     }
 }

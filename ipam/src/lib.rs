@@ -19,6 +19,7 @@ mod candidates;
 pub mod choice;
 pub mod claims;
 pub mod demand;
+pub mod election;
 pub mod fence;
 pub mod foreign;
 pub mod free_index;

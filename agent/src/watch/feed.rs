@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use super::Watched;
 
-/// What a feed has seen.
+/// What a feed has seen, as far as it is kept.
 pub(crate) enum Change<K> {
     /// These are all, by name.
     All(BTreeMap<String, K>),
@@ -36,17 +36,6 @@ pub(crate) enum Change<K> {
 }
 
 impl<K> Change<K> {
-    /// The change of what is made of the objects.
-    pub(crate) fn map<V>(self, make: impl Fn(K) -> V) -> Change<V> {
-        match self {
-            Change::All(objects) => {
-                Change::All(objects.into_iter().map(|(name, k)| (name, make(k))).collect())
-            }
-            Change::Set(name, object) => Change::Set(name, Box::new(make(*object))),
-            Change::Remove(name) => Change::Remove(name),
-        }
-    }
-
     /// The object, where there is at most one.
     pub(crate) fn into_one(self) -> Option<K> {
         match self {
@@ -143,12 +132,13 @@ impl Follower {
     }
 }
 
-/// The objects of one kind that a field selector chooses.
-pub(crate) struct Feed<K> {
+/// The objects of one kind `K` that a field selector chooses, each reduced to a `V` when it comes.
+pub(crate) struct Feed<K, V> {
     api: Api<K>,
     fields: Option<String>,
+    keep: Keep<K, V>,
     follower: Follower,
-    state: State<K>,
+    state: State<K, V>,
     lists: Lists,
     /// Failures in a row, and the last one.
     failures: u32,
@@ -159,12 +149,16 @@ pub(crate) struct Feed<K> {
     watches: u64,
 }
 
-enum State<K> {
+/// What is kept of an object. A list is reduced object by object, so that the memory that it takes
+/// follows what is kept and not what is sent.
+pub(crate) type Keep<K, V> = Box<dyn Fn(K) -> V + Send + Sync>;
+
+enum State<K, V> {
     Unlisted,
     /// Objects come until a bookmark says that these were all.
     Listing {
         events: Events<K>,
-        objects: BTreeMap<String, K>,
+        objects: BTreeMap<String, V>,
         end: Instant,
     },
     /// Everything is known up to this version.
@@ -187,12 +181,18 @@ enum Lists {
     Whole,
 }
 
-impl<K: Watched> Feed<K> {
+impl<K: Watched, V> Feed<K, V> {
     /// Follows what `fields`, a field selector, chooses of `api`.
-    pub(crate) fn new(api: Api<K>, fields: Option<String>, follower: Follower) -> Feed<K> {
+    pub(crate) fn new(
+        api: Api<K>,
+        fields: Option<String>,
+        keep: Keep<K, V>,
+        follower: Follower,
+    ) -> Feed<K, V> {
         Feed {
             api,
             fields,
+            keep,
             follower,
             state: State::Unlisted,
             lists: Lists::Streamed,
@@ -214,7 +214,7 @@ impl<K: Watched> Feed<K> {
     ///
     /// # Errors
     /// The feed goes on with the next call, after a pause that grows with the failures in a row.
-    pub(crate) async fn next(&mut self) -> Result<Change<K>, FeedError> {
+    pub(crate) async fn next(&mut self) -> Result<Change<V>, FeedError> {
         loop {
             if let Some(due) = self.due {
                 tokio::time::sleep_until(due).await;
@@ -231,7 +231,7 @@ impl<K: Watched> Feed<K> {
         }
     }
 
-    async fn step(&mut self) -> Result<Option<Change<K>>, FeedError> {
+    async fn step(&mut self) -> Result<Option<Change<V>>, FeedError> {
         match &mut self.state {
             State::Unlisted => match self.lists {
                 Lists::Streamed => self.begin_list().await.map(|()| None),
@@ -282,11 +282,11 @@ impl<K: Watched> Feed<K> {
     fn take_listed(
         &mut self,
         next: Result<Option<kube::Result<WatchEvent<K>>>, tokio::time::error::Elapsed>,
-    ) -> Result<Option<Change<K>>, FeedError> {
+    ) -> Result<Option<Change<V>>, FeedError> {
         let State::Listing { events: _, objects, .. } = &mut self.state else { return Ok(None) };
         match next {
             Ok(Some(Ok(WatchEvent::Added(object) | WatchEvent::Modified(object)))) => {
-                objects.insert(object.name_any(), trimmed(object));
+                objects.insert(object.name_any(), (self.keep)(object));
                 return Ok(None);
             }
             Ok(Some(Ok(WatchEvent::Deleted(object)))) => {
@@ -322,12 +322,12 @@ impl<K: Watched> Feed<K> {
         }
     }
 
-    async fn list(&mut self) -> Result<Change<K>, FeedError> {
+    async fn list(&mut self) -> Result<Change<V>, FeedError> {
         let params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() };
         let list = in_time(self.api.list(&params)).await?;
         let version = list.metadata.resource_version.filter(|version| !version.is_empty());
         self.state = State::Listed(version.ok_or(FeedError::NoVersion)?);
-        let named = |object: K| (object.name_any(), trimmed(object));
+        let named = |object: K| (object.name_any(), (self.keep)(object));
         Ok(Change::All(list.items.into_iter().map(named).collect()))
     }
 
@@ -346,7 +346,7 @@ impl<K: Watched> Feed<K> {
     fn take_watched(
         &mut self,
         next: Result<Option<kube::Result<WatchEvent<K>>>, tokio::time::error::Elapsed>,
-    ) -> Result<Option<Change<K>>, FeedError> {
+    ) -> Result<Option<Change<V>>, FeedError> {
         let State::Watching { version, since, .. } = &mut self.state else { return Ok(None) };
         let mut advance = |object: &K| {
             let new = object.meta().resource_version.clone().filter(|new| !new.is_empty());
@@ -358,7 +358,7 @@ impl<K: Watched> Feed<K> {
                 match advance(&object) {
                     Ok(()) => {
                         let name = object.name_any();
-                        return Ok(Some(Change::Set(name, Box::new(trimmed(object)))));
+                        return Ok(Some(Change::Set(name, Box::new((self.keep)(object)))));
                     }
                     Err(error) => error,
                 }
@@ -419,16 +419,6 @@ async fn in_time<T>(request: impl Future<Output = kube::Result<T>>) -> Result<T,
     }
 }
 
-/// What no decision reads only costs memory, and makes views that differ in nothing.
-fn trimmed<K: Watched>(mut object: K) -> K {
-    object.meta_mut().managed_fields = None;
-    if let Some(annotations) = &mut object.meta_mut().annotations {
-        annotations.remove(LAST_APPLIED);
-    }
-    object.trim();
-    object
-}
-
 /// Failures further apart than this are not in a row: the watch ran in between. Above [`RETRY_MAX`].
 pub(super) const QUIET: Duration = Duration::from_secs(10);
 
@@ -452,7 +442,6 @@ const QUIET_WATCH_MAX: Duration = Duration::from_secs(300);
 const WATCH_SHORT: Duration = Duration::from_secs(1);
 
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
-const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 #[cfg(test)]
 mod tests {

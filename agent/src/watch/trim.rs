@@ -3,10 +3,10 @@
 //! pools whenever pods come and go.
 
 use cairn_api::{
-    BGPAdvertisement, BGPConfiguration, BGPNode, BGPPeer, BGPPolicy, GROUP, IPBlock, IPPool,
-    IPPoolStatus, IPReservation,
+    BGPAdvertisement, BGPConfiguration, BGPPeer, BGPPolicy, GROUP, IPBlock, IPPool, IPPoolStatus,
+    IPReservation,
 };
-use k8s_openapi::api::core::v1::{self, Node, NodeSpec, NodeStatus, NodeSystemInfo, Secret};
+use k8s_openapi::api::core::v1::{self, Node, NodeSpec, NodeStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 
@@ -16,7 +16,25 @@ use crate::view::Namespace;
 /// The metadata of Namespaces; nothing else of them is read.
 pub(super) type NamespaceMeta = PartialObjectMeta<v1::Namespace>;
 
-impl Watched for Node {
+/// A kind that the view holds as objects.
+pub(super) trait Trim: Watched {
+    /// Drops what no decision reads.
+    fn trim(&mut self);
+}
+
+/// An object without what no decision reads.
+pub(super) fn trimmed<K: Trim>(mut object: K) -> K {
+    object.meta_mut().managed_fields = None;
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+    object.trim();
+    object
+}
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+impl Trim for Node {
     fn trim(&mut self) {
         let metadata = std::mem::take(&mut self.metadata);
         let own = |key: &str| key.split('/').next().is_some_and(|prefix| prefix == GROUP);
@@ -51,7 +69,7 @@ impl Watched for Node {
     }
 }
 
-impl Watched for IPPool {
+impl Trim for IPPool {
     /// The leader's sums change with the pods; its verdict does not.
     fn trim(&mut self) {
         self.metadata.resource_version = None;
@@ -64,50 +82,39 @@ impl Watched for IPPool {
 }
 
 /// Whole: what this node writes is compared with it, and preconditions are taken from it.
-impl Watched for IPBlock {}
+impl Trim for IPBlock {
+    fn trim(&mut self) {}
+}
 
-impl Watched for IPReservation {
+impl Trim for IPReservation {
     fn trim(&mut self) {
         self.metadata.resource_version = None;
     }
 }
 
-impl Watched for BGPNode {
-    fn trim(&mut self) {
-        let name = self.metadata.name.take();
-        self.metadata = ObjectMeta { name, ..ObjectMeta::default() };
-    }
-}
-
-impl Watched for BGPConfiguration {
+impl Trim for BGPConfiguration {
     fn trim(&mut self) {
         self.metadata.resource_version = None;
     }
 }
 
-impl Watched for BGPPeer {
+impl Trim for BGPPeer {
     fn trim(&mut self) {
         self.metadata.resource_version = None;
     }
 }
 
-impl Watched for BGPPolicy {
+impl Trim for BGPPolicy {
     fn trim(&mut self) {
         self.metadata.resource_version = None;
     }
 }
 
-impl Watched for BGPAdvertisement {
+impl Trim for BGPAdvertisement {
     fn trim(&mut self) {
         self.metadata.resource_version = None;
     }
 }
-
-/// Its watch keeps the chosen keys only.
-impl Watched for Secret {}
-
-/// [`Namespace`] is made of it at once.
-impl Watched for NamespaceMeta {}
 
 impl From<NamespaceMeta> for Namespace {
     fn from(object: NamespaceMeta) -> Namespace {

@@ -5,12 +5,12 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use cairn_agent::plan::{Local, plan};
-use cairn_agent::view::{ClusterView, Namespace};
+use cairn_agent::view::{ClusterView, Namespace, PeerNode};
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::objects::{self, OWN, Racks};
+use super::objects::{self, Racks};
 use super::{Line, percentile};
 use crate::cpu_time::{cpu_time, nanos_each};
 use crate::{Extent, Result, ipam};
@@ -46,19 +46,19 @@ pub fn measure(extent: Extent) -> Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// What the measured node knows of such a cluster.
+/// What the measured node knows of such a cluster: of the nodes those of its own AS.
 fn view(nodes: usize, racks: Racks) -> Result<ClusterView> {
-    let bgp_nodes: BTreeMap<String, Arc<cairn_api::BGPNode>> = (0..nodes)
-        .map(|number| {
-            let node = object(objects::bgp_node(number, racks))?;
-            Ok((objects::name(number), Arc::new(node)))
-        })
-        .collect::<Result<_>>()?;
+    let own_asn = objects::asn(OWN, racks);
+    let peers = (0..nodes).filter(|n| *n != OWN && objects::asn(*n, racks) == own_asn);
+    let peers = peers.map(|number| {
+        let ipv4 = Some(objects::address(number));
+        (Arc::from(objects::name(number)), PeerNode { asn: own_asn, ipv4, ipv6: None })
+    });
     let namespaces = (0..1000).map(|number| {
         let labels = BTreeMap::from([("team".to_owned(), number.to_string())]);
         (format!("team-{number}"), Arc::new(Namespace { labels, pools: None }))
     });
-    let (mut node, status) = objects::node(OWN, "boot", 0);
+    let (mut node, status) = objects::node(OWN, objects::address(OWN), "boot", 0);
     if racks == Racks::OneAs {
         node["metadata"]["labels"] = serde_json::json!({});
     }
@@ -71,11 +71,14 @@ fn view(nodes: usize, racks: Racks) -> Result<ClusterView> {
             "default".to_owned(),
             object(objects::pool("default", "10.128.0.0/9"))?,
         )]),
-        bgp_nodes: Arc::new(bgp_nodes),
+        peer_nodes: Arc::new(peers.collect()),
         namespaces: Arc::new(namespaces.collect()),
         ..ClusterView::default()
     })
 }
+
+/// The node that plans.
+const OWN: usize = 7;
 
 fn object<K: DeserializeOwned>(value: Value) -> Result<K> {
     Ok(serde_json::from_value(value)?)

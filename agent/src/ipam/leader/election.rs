@@ -6,7 +6,6 @@
 
 use std::time::Duration;
 
-use cairn_ipam::fence::stands;
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
@@ -79,7 +78,7 @@ impl Election {
     /// restarts one after the other would list everything.
     fn is_candidate(&self) -> bool {
         let view = self.shared.view.borrow();
-        view.synced && stands(&self.shared.options.node, view.bgp_nodes.keys(), CANDIDATES_MAX)
+        view.synced && view.stands
     }
 
     /// Takes or renews the Lease if this agent may.
@@ -145,8 +144,6 @@ impl Election {
 }
 
 const LEADER: &str = "cairn-leader";
-/// The agents that stand for leader at most.
-const CANDIDATES_MAX: usize = 5;
 /// The leader's term: half of what a node may go on alone, since a new leader begins to count only
 /// when it leads, within what Kubernetes' own components use.
 const TERM_MIN: Duration = Duration::from_secs(2);
