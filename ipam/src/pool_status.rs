@@ -44,7 +44,7 @@ pub struct Sums {
 impl Sums {
     /// Counts the blocks of `pool` among all.
     pub fn of(pool: &Pool, blocks: &[BlockSeen]) -> Sums {
-        let of_pool = || blocks.iter().filter(|block| block.pool_uid == pool.uid);
+        let of_pool = || blocks.iter().filter(|block| *block.pool_uid == *pool.uid);
         let inside = of_pool().filter(|block| overlap(block.cidr, pool.cidr));
         let host_bits = pool.cidr.max_prefix_len() - pool.cidr.prefix_len();
         Sums {
@@ -184,10 +184,10 @@ mod tests {
             uid: "b".into(),
             version: "1".into(),
             pool_uid: "uid-a".into(),
-            owner: Owner { name: "n".into(), uid: "u".into() },
+            owner: Owner { name: "n".into(), uid: "u".into() }.into(),
             used,
             terminating: false,
-            finalizers: Vec::new(),
+            finalizers: Default::default(),
             pods: Vec::new(),
         }
     }

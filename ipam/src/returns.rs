@@ -11,6 +11,7 @@
 //! comes too late.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -18,7 +19,8 @@ use ipnet::IpNet;
 use crate::fence::{LeaseSeen, LeaseWatch, Owner, Return};
 use crate::rules::{Rule, Rules};
 
-/// A block as the leader needs it.
+/// A block as the leader needs it. It holds tens of thousands at a time, so that what many of them
+/// repeat is shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BlockSeen {
     /// The block.
@@ -28,15 +30,15 @@ pub struct BlockSeen {
     /// The object's version.
     pub version: String,
     /// The UID of the pool from which it was claimed.
-    pub pool_uid: String,
+    pub pool_uid: Arc<str>,
     /// The Node for which it was claimed.
-    pub owner: Owner,
+    pub owner: Arc<Owner>,
     /// The addresses in use, as its owner last said.
     pub used: Option<u128>,
     /// The object is being deleted.
     pub terminating: bool,
     /// What holds the object.
-    pub finalizers: Vec<String>,
+    pub finalizers: Arc<[String]>,
     /// The pods that have an address in it, as namespace/name, as far as its owner listed them. Read
     /// for [`Ground::AgentLeft`] only.
     pub pods: Vec<String>,
@@ -91,8 +93,8 @@ impl Look {
     pub fn owners(&self) -> BTreeSet<Owner> {
         let mut owners: BTreeSet<Owner> = BTreeSet::new();
         for block in &self.blocks {
-            if !owners.contains(&block.owner) {
-                owners.insert(block.owner.clone());
+            if !owners.contains(&*block.owner) {
+                owners.insert(Owner::clone(&block.owner));
             }
         }
         owners
@@ -137,8 +139,8 @@ pub fn abandoned(look: &Look, watch: &LeaseWatch, now: Duration) -> Vec<(String,
 /// What may be returned, Node by Node.
 pub fn plan(mut look: Look, watch: &LeaseWatch, rules: Rules, now: Duration) -> Vec<NodeReturn> {
     let blocks = std::mem::take(&mut look.blocks);
-    let mut returns: BTreeMap<(Owner, Ground), Vec<BlockSeen>> = BTreeMap::new();
-    let mut grounds: BTreeMap<Owner, Option<Ground>> = BTreeMap::new();
+    let mut returns: BTreeMap<(Arc<Owner>, Ground), Vec<BlockSeen>> = BTreeMap::new();
+    let mut grounds: BTreeMap<Arc<Owner>, Option<Ground>> = BTreeMap::new();
     for block in blocks {
         let known = grounds.get(&block.owner).copied();
         let ground = known.unwrap_or_else(|| {
@@ -153,6 +155,7 @@ pub fn plan(mut look: Look, watch: &LeaseWatch, rules: Rules, now: Duration) -> 
         }
     }
     let returns = returns.into_iter().map(|((owner, ground), blocks)| {
+        let owner = Owner::clone(&owner);
         let lease = watch.version(&owner).map(str::to_owned);
         let successor = look.leases.get(&owner.name).filter(|lease| {
             let holder = Owner { name: owner.name.clone(), uid: lease.holder.node_uid.clone() };
@@ -296,10 +299,10 @@ mod tests {
             uid: "b".into(),
             version: "5".into(),
             pool_uid: "p".into(),
-            owner: owner(uid),
+            owner: owner(uid).into(),
             used: Some(3),
             terminating: false,
-            finalizers: Vec::new(),
+            finalizers: Arc::default(),
             pods: vec!["shop/cart".into()],
         }
     }

@@ -2,9 +2,11 @@
 //! leader's memory follows the number of objects, not their size. The first page's state is the
 //! whole list's, and is never older than the call.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_api::IPBlock;
@@ -112,8 +114,8 @@ impl Lists {
 
     /// Every block.
     pub(super) async fn blocks(&self) -> Result<Vec<BlockSeen>, IpamError> {
-        let mut seen = Vec::new();
-        let take = |block: IPBlock| seen.extend(block_seen(&block));
+        let (mut seen, mut repeated) = (Vec::new(), Repeated::default());
+        let take = |block: IPBlock| seen.extend(block_seen(&block, &mut repeated));
         pages("blocks", self.consistent(), |params| self.list(&self.blocks, params), take).await?;
         Ok(seen)
     }
@@ -307,18 +309,40 @@ where
     }
 }
 
+/// What many blocks repeat, each once.
+#[derive(Debug, Default)]
+pub(super) struct Repeated {
+    owners: BTreeSet<Arc<Owner>>,
+    pools: BTreeSet<Arc<str>>,
+    finalizers: BTreeSet<Arc<[String]>>,
+}
+
+/// The one of `known` that is as `value`.
+fn shared<T: Ord + ?Sized, U: Borrow<T>>(known: &mut BTreeSet<Arc<T>>, value: U) -> Arc<T>
+where
+    Arc<T>: From<U>,
+{
+    if let Some(known) = known.get::<T>(value.borrow()) {
+        return Arc::clone(known);
+    }
+    let new = Arc::from(value);
+    known.insert(Arc::clone(&new));
+    new
+}
+
 /// A block as decisions need it, without its allocations.
-pub(super) fn block_seen(block: &IPBlock) -> Option<BlockSeen> {
+pub(super) fn block_seen(block: &IPBlock, repeated: &mut Repeated) -> Option<BlockSeen> {
     let node = &block.spec.node;
+    let owner = Owner { name: node.name.clone(), uid: node.uid.clone() };
     Some(BlockSeen {
         cidr: block.spec.cidr.parse().ok()?,
         uid: block.metadata.uid.clone()?,
         version: block.metadata.resource_version.clone()?,
-        pool_uid: block.spec.pool.uid.clone(),
-        owner: Owner { name: node.name.clone(), uid: node.uid.clone() },
+        pool_uid: shared(&mut repeated.pools, block.spec.pool.uid.as_str()),
+        owner: shared(&mut repeated.owners, owner),
         used: block.status.as_ref().and_then(|status| status.used.as_ref()?.parse().ok()),
         terminating: block.metadata.deletion_timestamp.is_some(),
-        finalizers: block.finalizers().to_vec(),
+        finalizers: shared(&mut repeated.finalizers, block.finalizers()),
         pods: Vec::new(),
     })
 }

@@ -84,7 +84,7 @@ impl Pools {
                 "block {} of node {a} overlaps block {} of node {b}: neither gives new addresses",
                 outer.cidr, inner.cidr
             );
-            let own = |pool: &&IPPool| pool.metadata.uid.as_ref() == Some(&inner.pool_uid);
+            let own = |pool: &&IPPool| pool.metadata.uid.as_deref() == Some(&*inner.pool_uid);
             if let Some(pool) = pools.iter().find(own) {
                 self.shared.events.tell(about(pool), Reason::BlockConflict, sentence.clone());
             }
@@ -161,7 +161,7 @@ impl Pools {
             (true, true) => {
                 let uid = pool.uid().unwrap_or_default();
                 let waits = self.shared.options.rules.hold(Rule::PoolWaitsForBlocks);
-                let has_blocks = blocks.iter().any(|block| block.pool_uid == uid);
+                let has_blocks = blocks.iter().any(|block| *block.pool_uid == *uid);
                 if waits && (has_blocks || self.lists.has_blocks(&uid).await?) {
                     return Ok(None);
                 }

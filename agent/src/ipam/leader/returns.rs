@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::election::Leadership;
-use super::lists::{Lists, block_seen};
+use super::lists::{Lists, Repeated, block_seen};
 use crate::ipam::Shared;
 use crate::ipam::api::BlockApi;
 use crate::ipam::error::IpamError;
@@ -136,9 +136,8 @@ impl Returns {
         for block in blocks.iter_mut().filter(|block| pod_in(block, &look.pods).is_none()) {
             self.pace.turn(&self.shared).await;
             let Some(object) = self.api.read(block.cidr).await? else { continue };
-            let Some(mut seen) = block_seen(&object).filter(|seen| seen.uid == block.uid) else {
-                continue;
-            };
+            let seen = block_seen(&object, &mut Repeated::default());
+            let Some(mut seen) = seen.filter(|seen| seen.uid == block.uid) else { continue };
             let allocations = object.status.iter().flat_map(|status| &status.allocations);
             let pods: BTreeSet<&String> = allocations.filter_map(|a| a.pod.as_ref()).collect();
             seen.pods = pods.into_iter().cloned().collect();
@@ -207,7 +206,7 @@ fn subject(planned: &NodeReturn) -> String {
 
 /// The object as far as its return needs it: what it was read as is the precondition.
 fn object(block: &BlockSeen) -> IPBlock {
-    let (pool, owner) = (block.pool_uid.clone(), &block.owner);
+    let (pool, owner) = (block.pool_uid.to_string(), &block.owner);
     let spec = IPBlockSpec {
         cidr: block.cidr.to_string(),
         range: block_range(block.cidr),
@@ -217,7 +216,7 @@ fn object(block: &BlockSeen) -> IPBlock {
     let mut object = IPBlock::new(&block_name(block.cidr), spec);
     object.metadata.uid = Some(block.uid.clone());
     object.metadata.resource_version = Some(block.version.clone());
-    object.metadata.finalizers = Some(block.finalizers.clone());
+    object.metadata.finalizers = Some(block.finalizers.to_vec());
     // Whether it is being deleted is what counts, not since when.
     object.metadata.deletion_timestamp = block.terminating.then_some(Time(Timestamp::UNIX_EPOCH));
     object
