@@ -35,7 +35,7 @@ use crate::publish::{self, Wanted};
 use crate::report::{self, BlockReport, Report};
 use crate::view::{ClusterView, WatchFailure};
 use crate::witness::SpeakerWitness;
-use crate::{control, ipam, last_view, pods, until, watch as watches};
+use crate::{control, ipam, last_view, memory, pods, until, watch as watches};
 
 /// Options of `cairn agent`.
 #[derive(Args)]
@@ -141,6 +141,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         disabled: Arc::clone(&disabled),
     };
     tokio::spawn(control::serve(listener, Arc::new(service)));
+    tokio::spawn(memory::give_back());
     tracing::info!(node = name, run_dir = %options.run_dir.display(), "started");
 
     let mut agent = Agent {

@@ -23,6 +23,7 @@ pub mod ipam;
 pub mod ipam_command;
 pub mod last_view;
 pub mod logging;
+pub mod memory;
 pub mod objects;
 pub mod plan;
 pub mod pods;
