@@ -165,6 +165,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         log: ProblemLog::default(),
         first_plan: None,
         start_by: None,
+        uplink: None,
     };
     agent.follow(&mut fib, served).await?;
     if let Some(speaker) = agent.speaker {
@@ -199,6 +200,7 @@ struct Agent {
     first_plan: Option<tokio::time::Instant>,
     /// When the speaker starts at the latest.
     start_by: Option<tokio::time::Instant>,
+    uplink: Option<Uplink>,
 }
 
 struct Running {
@@ -286,10 +288,8 @@ impl Agent {
         fib.may_sweep
             .send_if_modified(|may| std::mem::replace(may, !view.restored) == view.restored);
         if !plan.addresses.is_empty() {
-            self.pods.set_config(pods::PodConfig {
-                node_addresses: plan.addresses.clone(),
-                mtu: underlay_mtu(&plan.addresses),
-            });
+            let mtu = self.uplink_mtu(&plan.addresses);
+            self.pods.set_config(pods::PodConfig { node_addresses: plan.addresses.clone(), mtu });
         }
         // Others know this node by that object alone, so it comes back when somebody deletes it.
         let shown = view.own_bgp_node.as_ref();
@@ -308,6 +308,21 @@ impl Agent {
         {
             self.apply(config, fib);
         }
+    }
+
+    /// The MTU for pods. Links are listed for it, of which each pod has one, and most plans are made
+    /// for other reasons.
+    fn uplink_mtu(&mut self, addresses: &[IpAddr]) -> u32 {
+        let now = tokio::time::Instant::now();
+        let fresh = |known: &&Uplink| {
+            known.addresses == addresses && now.duration_since(known.read) < UPLINK_INTERVAL
+        };
+        if let Some(known) = self.uplink.as_ref().filter(fresh) {
+            return known.mtu;
+        }
+        let mtu = underlay_mtu(addresses);
+        self.uplink = Some(Uplink { addresses: addresses.to_vec(), mtu, read: now });
+        mtu
     }
 
     /// What is wrong with the way to the API server. The reason of an outage is the first one: the
@@ -426,6 +441,13 @@ impl Agent {
     }
 }
 
+/// The links that hold the node's addresses, as they were last read.
+struct Uplink {
+    addresses: Vec<IpAddr>,
+    mtu: u32,
+    read: tokio::time::Instant,
+}
+
 /// How long after the first plan the speaker starts at the latest.
 ///
 /// Peers that kept our routes over a restart drop those that are missing at our End-of-RIB, so the
@@ -517,6 +539,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// How long the first session waits for a block that does not get into the kernel.
 const START_WAIT: Duration = Duration::from_secs(5);
+
+/// A plan that comes later than this after the links were read reads them again.
+const UPLINK_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Changes that come together are one report.
 const REPORT_DELAY: Duration = Duration::from_millis(100);
