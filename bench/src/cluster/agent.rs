@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use cairn_ipam::election::Candidacy;
 use cairn_lab::apiserver::{ApiServer, Options, PatchType};
 use serde_json::{Value, json};
 
 use super::Line;
-use super::objects::{self, BLOCKS_EACH, OWN, Racks};
+use super::objects::{self, BLOCKS_EACH, RACK};
 use super::way::{Counted, Way};
 use crate::bgp::namespace;
 use crate::{Extent, Result};
@@ -18,60 +19,126 @@ const NODES: &str = "nodes";
 const BGP_NODES: &str = "bgpnodes.cairn.network";
 const BLOCKS: &str = "ipblocks.cairn.network";
 const POOLS: &str = "ippools.cairn.network";
+const LEASES: &str = "leases.coordination.k8s.io";
+const SYSTEM: Option<&str> = Some("cairn-system");
 
 pub fn measure(extent: Extent) -> Result<Vec<Line>> {
     namespace::enter()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(measure_agent(extent))
+    runtime.block_on(async {
+        let mut lines = measure_agent(extent, Role::Follows).await?;
+        lines.extend(measure_agent(extent, Role::Leads).await?);
+        Ok(lines)
+    })
 }
 
-async fn measure_agent(extent: Extent) -> Result<Vec<Line>> {
+/// What the measured agent is to the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Role {
+    Follows,
+    Leads,
+}
+
+impl Role {
+    /// The first node whose agent has this role.
+    fn node(self, nodes: usize) -> Result<usize> {
+        let names: Vec<String> = (0..nodes).map(objects::name).collect();
+        let mut of_role = (0..nodes).filter(|number| {
+            let mut candidacy = Candidacy::new(&names[*number]);
+            names.iter().filter(|name| **name != names[*number]).for_each(|n| candidacy.came(n));
+            candidacy.stands() == (self == Role::Leads)
+        });
+        of_role.next().ok_or_else(|| format!("no node of {nodes}: {self:?}").into())
+    }
+}
+
+async fn measure_agent(extent: Extent, role: Role) -> Result<Vec<Line>> {
     let nodes = extent.pick(5_000, 100);
-    let server = fill(nodes)?;
+    let own = role.node(nodes)?;
+    let server = fill(nodes, own)?;
     let serving = server.serve(std::net::TcpListener::bind("127.0.0.1:0")?)?;
     let way = Way::open(serving.address()).await?;
     let directory = Directory::new()?;
-    let agent = Agent::start(&directory, &way)?;
-    let name = objects::name(OWN);
+    let agent = Agent::start(&directory, &way, &objects::name(own))?;
+    let name = objects::name(own);
     let listed = Instant::now();
     // Written after the first whole view, and when the Lease has been taken.
     until(|| server.get("bgpnodestatuses.cairn.network", None, &name).is_ok()).await?;
     until(|| view_written(&directory.0)).await?;
-    let listed = listed.elapsed();
-    tokio::time::sleep(extent.pick(Duration::from_secs(10), Duration::from_secs(1))).await;
+    let (listed, start) = (listed.elapsed(), agent.cpu()?);
+    let leader = || server.get(LEASES, SYSTEM, "cairn-leader").is_ok();
+    let settle = match role {
+        Role::Follows => extent.pick(Duration::from_secs(10), Duration::from_secs(1)),
+        // Its looks at the cluster grow apart, to one a minute.
+        Role::Leads => {
+            until(leader).await?;
+            extent.pick(Duration::from_secs(75), Duration::from_secs(2))
+        }
+    };
+    tokio::time::sleep(settle).await;
+    if leader() != (role == Role::Leads) {
+        return Err(format!("the agent of {name} leads or does not: it should be {role:?}").into());
+    }
     let first = way.take();
     let rest = extent.pick(Duration::from_secs(120), Duration::from_secs(2));
     let before = agent.cpu()?;
     tokio::time::sleep(rest).await;
     let cpu = agent.cpu()?.saturating_sub(before);
     let idle = way.take();
+    let what = match role {
+        Role::Follows => "agent, 5,000 nodes, 20,000 blocks: resident memory",
+        Role::Leads => "the agent that leads them: resident memory",
+    };
     let mut lines = vec![
-        Line::new("agent, 5,000 nodes, 20,000 blocks: resident memory", agent.memory()?, "40 MB"),
+        Line::new(what, agent.memory()?, "40 MB"),
         Line::new(
             "  CPU at rest",
             format!("{:.3} % of a core", 100.0 * cpu.as_secs_f64() / rest.as_secs_f64()),
             "< 0.5 %",
         ),
-        Line::new("  from its start to the whole view on disk", seconds(listed), ""),
+        Line::new(
+            "  from its start to the whole view on disk",
+            format!("{}, of CPU {}", seconds(listed), seconds(start)),
+            "",
+        ),
         Line::new("  octets of the first lists, with the rest of the start", octets(&first), ""),
         Line::new("  connections", first.connections.to_string(), ""),
     ];
     lines.extend(requests("  at rest, an hour", &idle, 3600.0 / rest.as_secs_f64()));
+    if role == Role::Follows {
+        lines.extend(measure_changes(extent, &server, &way, &agent, own, nodes).await?);
+    }
+    Ok(lines)
+}
 
-    // What others do, and what of it reaches this agent.
+/// What others do, and what of it reaches the agent of `own`.
+async fn measure_changes(
+    extent: Extent,
+    server: &ApiServer,
+    way: &Way,
+    agent: &Agent,
+    own: usize,
+    nodes: usize,
+) -> Result<Vec<Line>> {
+    let name = objects::name(own);
+    let elsewhere = objects::name((own + RACK) % nodes);
+    let beside = objects::name(own ^ 1);
     let changes = extent.pick(100, 5);
     let one = json!({"metadata": {"labels": {"changed": "now"}}});
-    let bgp_node = |n: usize| json!({"spec": {"topology": {"changed": n.to_string()}}});
+    let bgp_node = |n: usize| json!({"spec": {"addresses": [format!("10.99.0.{}", n + 1)]}});
     let status = |n: usize| json!({"status": {"used": n.to_string()}});
-    let heartbeat = |n: usize| objects::node(OWN, &boot_id(), n).1;
+    let heartbeat = |n: usize| objects::node(own, namespace::ADDRESS, &boot_id(), n).1;
     type Change<'a> = (&'a str, &'a dyn Fn(usize) -> Result<()>);
     let write = |answer: std::result::Result<_, _>| {
         answer.map(drop).map_err(|error: cairn_lab::apiserver::ApiError| error.message.into())
     };
-    let foreign = first_block(&server, &objects::name(0))?;
-    let kinds: [Change<'_>; 5] = [
-        ("another node's BGPNode changes", &|n| {
-            write(server.patch(BGP_NODES, None, "node-1", PatchType::Merge, &bgp_node(n)))
+    let foreign = first_block(server, &elsewhere)?;
+    let kinds: [Change<'_>; 6] = [
+        ("a BGPNode of another AS changes", &|n| {
+            write(server.patch(BGP_NODES, None, &elsewhere, PatchType::Merge, &bgp_node(n)))
+        }),
+        ("a BGPNode of the own AS changes its address", &|n| {
+            write(server.patch(BGP_NODES, None, &beside, PatchType::Merge, &bgp_node(n)))
         }),
         ("another node's block: a pod starts", &|n| {
             write(server.patch_status(BLOCKS, None, &foreign, &status(n)))
@@ -83,9 +150,10 @@ async fn measure_agent(extent: Extent) -> Result<Vec<Line>> {
             write(server.patch_status(NODES, None, &name, &heartbeat(n)))
         }),
         ("another Node changes", &|_| {
-            write(server.patch(NODES, None, "node-1", PatchType::Merge, &one))
+            write(server.patch(NODES, None, &elsewhere, PatchType::Merge, &one))
         }),
     ];
+    let mut lines = Vec::new();
     for (what, change) in kinds {
         way.take();
         let before = agent.cpu()?;
@@ -102,7 +170,7 @@ async fn measure_agent(extent: Extent) -> Result<Vec<Line>> {
         lines.push(Line::new(
             format!("  {what}"),
             format!("{delivered} octets, {micros:.0} us CPU"),
-            if what.starts_with("another node's BGPNode") { "< 1 ms" } else { "" },
+            "< 1 ms",
         ));
     }
     lines.push(Line::new("  resident memory after that", agent.memory()?, "40 MB"));
@@ -113,13 +181,14 @@ async fn measure_agent(extent: Extent) -> Result<Vec<Line>> {
 const SETTLE: Duration = Duration::from_secs(4);
 
 /// A server with all objects.
-fn fill(nodes: usize) -> Result<ApiServer> {
+fn fill(nodes: usize, own: usize) -> Result<ApiServer> {
     let server = ApiServer::new(Options::default());
-    let create = |resource: &str, object: Value| -> Result<String> {
-        let created = server.create(resource, None, object).map_err(|error| error.message)?;
+    let create_in = |namespace, resource: &str, object: Value| -> Result<String> {
+        let created = server.create(resource, namespace, object).map_err(|error| error.message)?;
         let uid = created.pointer("/metadata/uid").and_then(Value::as_str);
         Ok(uid.unwrap_or_default().to_owned())
     };
+    let create = |resource: &str, object: Value| create_in(None, resource, object);
     for crd in cairn_api::crds() {
         create("customresourcedefinitions.apiextensions.k8s.io", serde_json::to_value(crd)?)?;
     }
@@ -130,12 +199,17 @@ fn fill(nodes: usize) -> Result<ApiServer> {
     let pool = create(POOLS, objects::pool("default", "10.128.0.0/9"))?;
     let boot_id = boot_id();
     for number in 0..nodes {
-        let (object, status) = objects::node(number, &boot_id, 0);
+        // The measured node's address is one that the namespace has; its agent writes its Lease.
+        let address = if number == own { namespace::ADDRESS } else { objects::address(number) };
+        let (object, status) = objects::node(number, address, &boot_id, 0);
         let uid = create(NODES, object)?;
+        if number != own {
+            create_in(SYSTEM, LEASES, objects::lease(number, &uid, &boot_id))?;
+        }
         server
             .patch_status(NODES, None, &objects::name(number), &status)
             .map_err(|error| error.message)?;
-        create(BGP_NODES, objects::bgp_node(number, Racks::AnAsEach))?;
+        create(BGP_NODES, objects::bgp_node(number, address))?;
         for block in 0..BLOCKS_EACH {
             create(BLOCKS, objects::block(block * nodes + number, &pool, number, &uid))?;
         }
@@ -214,7 +288,7 @@ struct Agent(Child);
 
 impl Agent {
     /// The `cairn` beside this program, in the caller's network namespace.
-    fn start(directory: &Directory, way: &Way) -> Result<Agent> {
+    fn start(directory: &Directory, way: &Way, node: &str) -> Result<Agent> {
         use std::os::unix::process::CommandExt;
         let kubeconfig = directory.0.join("kubeconfig");
         let address = way.address;
@@ -230,7 +304,7 @@ impl Agent {
         let program = std::env::current_exe()?.with_file_name("cairn");
         let log = std::fs::File::create(directory.0.join("log"))?;
         let mut command = Command::new(&program);
-        command.args(["agent", "--node-name", &objects::name(OWN)]);
+        command.args(["agent", "--node-name", node]);
         command.arg("--kubeconfig").arg(&kubeconfig);
         command.arg("--run-dir").arg(directory.0.join("run"));
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
@@ -247,7 +321,7 @@ impl Agent {
         Ok(Agent(child))
     }
 
-    /// Resident memory, and what of it is the process's own.
+    /// Resident memory, what of it is the process's own, and the most that it ever was.
     fn memory(&self) -> Result<String> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
         let field = |name: &str| {
@@ -255,7 +329,8 @@ impl Agent {
             let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
             kib.unwrap_or(f64::NAN) * 1024.0 / 1e6
         };
-        Ok(format!("{:.1} MB ({:.1} MB own)", field("VmRSS:"), field("RssAnon:")))
+        let (now, own, most) = (field("VmRSS:"), field("RssAnon:"), field("VmHWM:"));
+        Ok(format!("{now:.1} MB ({own:.1} MB own, {most:.1} MB at most)"))
     }
 
     /// CPU time so far, in user and kernel mode.

@@ -30,7 +30,7 @@ async fn measure_claims(extent: Extent, api: Api) -> Result<Vec<Line>> {
     let create = move || -> Result<()> {
         server.create("ippools.cairn.network", None, objects::pool("default", "10.128.0.0/9"))?;
         for number in 0..3 * nodes {
-            let (object, status) = objects::node(number, BOOT_ID, 0);
+            let (object, status) = objects::node(number, objects::address(number), BOOT_ID, 0);
             server.create("nodes", None, object)?;
             server.patch_status("nodes", None, &objects::name(number), &status)?;
         }

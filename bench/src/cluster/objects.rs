@@ -9,19 +9,12 @@ pub const RACK: usize = 40;
 
 pub const BLOCKS_EACH: usize = 4;
 
-/// The node that is measured.
-pub const OWN: usize = 7;
-
 pub fn name(number: usize) -> String {
     format!("node-{number}")
 }
 
 pub fn address(number: usize) -> Ipv4Addr {
-    // The measured node's address is one that the namespace has.
-    match number {
-        OWN => crate::bgp::namespace::ADDRESS,
-        _ => Ipv4Addr::from_bits(u32::from_be_bytes([10, 98, 0, 0]) + number as u32),
-    }
+    Ipv4Addr::from_bits(u32::from_be_bytes([10, 98, 0, 0]) + number as u32)
 }
 
 pub fn asn(number: usize, racks: Racks) -> u32 {
@@ -46,7 +39,7 @@ fn topology(number: usize) -> Value {
 }
 
 /// As large as Nodes are: labels, conditions and the images that a kubelet lists.
-pub fn node(number: usize, boot_id: &str, heartbeat: usize) -> (Value, Value) {
+pub fn node(number: usize, address: Ipv4Addr, boot_id: &str, heartbeat: usize) -> (Value, Value) {
     let mut labels = topology(number);
     labels["cairn.network/asn"] = json!(asn(number, Racks::AnAsEach).to_string());
     labels["kubernetes.io/hostname"] = json!(name(number));
@@ -69,7 +62,7 @@ pub fn node(number: usize, boot_id: &str, heartbeat: usize) -> (Value, Value) {
         "metadata": {"name": name(number), "labels": labels},
     });
     let status = json!({"status": {
-        "addresses": [{"type": "InternalIP", "address": address(number)}],
+        "addresses": [{"type": "InternalIP", "address": address}],
         "conditions": conditions,
         "images": images,
         "nodeInfo": {
@@ -82,13 +75,14 @@ pub fn node(number: usize, boot_id: &str, heartbeat: usize) -> (Value, Value) {
     (object, status)
 }
 
-pub fn bgp_node(number: usize, racks: Racks) -> Value {
+/// What the node's agent tells the others.
+pub fn bgp_node(number: usize, address: Ipv4Addr) -> Value {
     json!({
         "apiVersion": "cairn.network/v1alpha1", "kind": "BGPNode",
         "metadata": {"name": name(number)},
         "spec": {
-            "addresses": [address(number)], "asn": asn(number, racks),
-            "routerID": address(number), "topology": topology(number),
+            "addresses": [address], "asn": asn(number, Racks::AnAsEach),
+            "routerID": address, "topology": topology(number),
         },
     })
 }
@@ -115,6 +109,15 @@ pub fn block(number: usize, pool_uid: &str, node: usize, node_uid: &str) -> Valu
             "pool": {"name": "default", "uid": pool_uid},
             "node": {"name": name(node), "uid": node_uid},
         },
+    })
+}
+
+/// The Lease of a node's agent.
+pub fn lease(number: usize, node_uid: &str, boot_id: &str) -> Value {
+    json!({
+        "apiVersion": "coordination.k8s.io/v1", "kind": "Lease",
+        "metadata": {"name": format!("cairn-node-{}", name(number))},
+        "spec": {"holderIdentity": format!("{node_uid}/{boot_id}"), "leaseDurationSeconds": 28_800},
     })
 }
 
