@@ -96,6 +96,8 @@ bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--on
 bench-ipam: ## The IPAM at the size of a cluster, against a real API server (root; BENCH_ARGS="--api embedded")
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(TARGET_DIR)/release/cairn-bench ipam $(BENCH_ARGS)
+	CAIRN_ORPHAN_NODES=5000 $(CARGO) test --locked --profile sim -p cairn-agent --test leader \
+		orphans_go_in_one_pass -- --nocapture
 
 # With compiled code: hours of a cluster pass in a part of a second.
 sim: ## Plays many nodes' IPAM in virtual time (SEEDS=20000 FIRST=0)
