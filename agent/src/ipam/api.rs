@@ -9,16 +9,14 @@ use cairn_ipam::{Pool, Rule, Rules};
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
 use kube::ResourceExt;
-use kube::api::{
-    Api, DeleteParams, GetParams, ListParams, Patch, PatchParams, PostParams, Preconditions,
-    VersionMatch,
-};
+use kube::api::{Api, DeleteParams, Patch, PatchParams, PostParams, Preconditions};
 use serde_json::json;
 
 use super::Shared;
 use super::calls::Question;
 use super::error::{IpamError, call};
 use super::history::{History, Kind, Mark};
+use super::reads;
 
 /// The annotation that the owner writes when it takes up a block that it finds: only a write that
 /// changes the object voids a DELETE still on its way.
@@ -54,14 +52,6 @@ impl BlockApi {
             rules: shared.options.rules,
             history: shared.history.clone(),
         }
-    }
-
-    /// Lists that are not older than the call (IPAM rule 2).
-    fn consistent(&self) -> ListParams {
-        if self.rules.hold(Rule::ConsistentReads) {
-            return ListParams::default();
-        }
-        ListParams::default().at("0").matching(VersionMatch::NotOlderThan)
     }
 
     /// Creates the block. A refusal with 409 says that somebody has it.
@@ -110,7 +100,7 @@ impl BlockApi {
         let cidr = *cidr;
         let what = || format!("cannot verify block {cidr}");
         let mark = self.history.mark(Kind::Pool);
-        let all = call(what, self.pools.list(&self.consistent())).await?;
+        let all = call(what, self.pools.list(&reads::consistent(self.rules))).await?;
         self.heard(mark, &all.metadata);
         let labels = Default::default();
         // A pool whose cidr cannot be read gives no blocks and hides none.
@@ -133,7 +123,8 @@ impl BlockApi {
         if let Some(reason) = unfit {
             return Ok(Verification::PoolUnfit(reason));
         }
-        let range = self.consistent().fields(&format!("spec.range={}", block_range(cidr)));
+        let range =
+            reads::consistent(self.rules).fields(&format!("spec.range={}", block_range(cidr)));
         let mark = self.history.mark(Kind::Block);
         let listed = call(what, self.blocks.list(&range)).await?;
         self.heard(mark, &listed.metadata);
@@ -155,14 +146,7 @@ impl BlockApi {
     /// The block's object now.
     pub(super) async fn read(&self, cidr: IpNet) -> Result<Option<IPBlock>, IpamError> {
         let what = || format!("cannot read block {cidr}");
-        let name = block_name(cidr);
-        if self.rules.hold(Rule::ConsistentReads) {
-            return call(what, self.blocks.get_opt(&name)).await;
-        }
-        match call(what, self.blocks.get_with(&name, &GetParams::any())).await {
-            Err(error) if error.is_not_found() => Ok(None),
-            found => found.map(Some),
-        }
+        call(what, reads::get(&self.blocks, &block_name(cidr), self.rules)).await
     }
 
     /// Takes in the version of a list.

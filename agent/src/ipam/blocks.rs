@@ -356,13 +356,17 @@ impl Blocks {
     /// Closes blocks that go back. The DELETE is sent when the address book says that it has closed
     /// the block with no pod in it; a pod that came first keeps the block.
     fn mark_releases(&mut self, decision: &Decision, usages: &BTreeMap<IpNet, BlockUsage>) {
-        let careless = !self.shared.options.rules.hold(Rule::FinalizerWaitsForPods);
+        let rules = self.shared.options.rules;
+        let careless = !rules.hold(Rule::FinalizerWaitsForPods);
+        // Without that rule a block stays open until its DELETE was answered.
+        let closes = rules.hold(Rule::CloseBeforeDelete);
         for (cidr, held) in &mut self.ledger.held {
             let used = usages.get(cidr).is_some_and(|usage| usage.used > 0);
             let used = used && !(careless && held.terminating);
             match held.phase {
                 Phase::Releasing { sent: false } if used => held.phase = Phase::Unverified,
                 Phase::Releasing { .. } | Phase::Gone => {}
+                Phase::Confirmed if !closes => {}
                 _ if decision.releases.contains(cidr) => {
                     held.phase = Phase::Releasing { sent: false };
                     held.backoff = Backoff::default();
@@ -404,21 +408,21 @@ impl Blocks {
         let under_way = self.under_way.clone();
         let idle = |cidr: &IpNet| !under_way.contains(&Way::Block(*cidr));
         let rules = self.shared.options.rules;
-        let careless = |held: &Held| {
-            !rules.hold(Rule::CloseBeforeDelete)
-                || (held.terminating && !rules.hold(Rule::FinalizerWaitsForPods))
-        };
+        let closes = rules.hold(Rule::CloseBeforeDelete);
+        let careless =
+            |held: &Held| !closes || (held.terminating && !rules.hold(Rule::FinalizerWaitsForPods));
         let releasing = self.ledger.held.iter().find(|(cidr, held)| {
-            matches!(held.phase, Phase::Releasing { .. })
-                && held.backoff.is_due(now)
-                && idle(cidr)
-                && (careless(held) || self.is_shut(cidr, usages))
+            let open = !closes && held.phase == Phase::Confirmed;
+            let goes = match held.phase {
+                Phase::Releasing { .. } => careless(held) || self.is_shut(cidr, usages),
+                _ => open && decision.releases.contains(cidr),
+            };
+            goes && held.backoff.is_due(now) && idle(cidr)
         });
         let releasing = releasing.map(|(cidr, _)| *cidr);
         // Off the disk before the DELETE leaves: a process that starts with the API server away must
         // not hand out from it.
-        let forgotten =
-            releasing.is_some_and(|cidr| !rules.hold(Rule::CloseBeforeDelete) || self.forget(cidr));
+        let forgotten = releasing.is_some_and(|cidr| !closes || self.forget(cidr));
         if let Some(cidr) = releasing
             && let Some(held) = self.ledger.held.get_mut(&cidr)
         {
@@ -426,7 +430,9 @@ impl Blocks {
                 held.backoff.fail(now);
                 return None;
             }
-            held.phase = Phase::Releasing { sent: true };
+            if closes {
+                held.phase = Phase::Releasing { sent: true };
+            }
             let call = calls::give_back(self.api.clone(), cidr, held.uid.clone(), self.term);
             return Some((Way::Block(cidr), call.boxed()));
         }

@@ -28,6 +28,7 @@ use super::Shared;
 use super::disk::LeaseWrite;
 use super::error::{IpamError, call};
 use super::history::Kind;
+use super::reads;
 
 /// The name of the Lease of a node.
 pub(super) fn lease_name(node: &str) -> String {
@@ -275,7 +276,7 @@ impl Keeper {
     async fn machine(&self, holder: &Holder, lease: &str) -> Result<Machine, IpamError> {
         let options = &self.shared.options;
         let what = || format!("cannot read Node {}", options.node);
-        let node = call(what, self.nodes.get_opt(&options.node)).await?;
+        let node = call(what, reads::get(&self.nodes, &options.node, options.rules)).await?;
         let member = node.as_ref().ok_or(Standing::NodeMissing);
         if member.and_then(|node| self.shared.member_uid(node)).as_ref() != Ok(&holder.node_uid) {
             return Err(IpamError::NotOurs { lease: lease.to_owned() });

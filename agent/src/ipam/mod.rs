@@ -37,6 +37,7 @@ mod history;
 mod leader;
 mod lease;
 mod outcome;
+mod reads;
 mod seams;
 mod site;
 mod status;

@@ -15,7 +15,7 @@ use hyper::body::Frame;
 use hyper::{Method, Request, Response};
 use kube::client::Body;
 use serde_json::{Value, json};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use super::dice::Dice;
@@ -27,6 +27,9 @@ use super::story::Story;
 pub struct Way {
     condition: Arc<Mutex<Condition>>,
     cuts: Arc<Notify>,
+    /// Requests that wait on the way, and that some were let go.
+    waiting: Arc<Mutex<Vec<Held>>>,
+    let_go: Arc<Notify>,
     /// When a write of the machine's own Lease was carried out last, heard of or not.
     lease_written: Arc<Mutex<Option<Instant>>>,
 }
@@ -44,6 +47,18 @@ pub struct Condition {
     pub fault_in: usize,
     /// Only these faults.
     pub only: Option<Fault>,
+    /// Requests like these wait on the way until they are let go.
+    held: Vec<Held>,
+}
+
+/// Requests by method and by what their path contains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Held(pub Method, pub &'static str);
+
+impl Held {
+    fn is(&self, request: &Request<Bytes>) -> bool {
+        *request.method() == self.0 && request.uri().path().contains(self.1)
+    }
 }
 
 /// What may happen to a request.
@@ -84,10 +99,45 @@ impl Way {
         self.cuts.notify_waiters();
     }
 
+    /// Holds such requests on the way, whether their clients wait for the answer or give up.
+    pub fn hold(&self, held: Held) {
+        self.condition().held.push(held);
+    }
+
+    /// Lets held requests go on.
+    pub fn let_go(&self, held: &Held) {
+        self.condition().held.retain(|other| other != held);
+        self.let_go.notify_waiters();
+    }
+
+    /// Whether such a request waits.
+    pub fn is_held(&self, held: &Held) -> bool {
+        self.waiting.lock().expect("the way").contains(held)
+    }
+
+    /// Waits for as long as such requests are held.
+    async fn pass(&self, held: &Held) {
+        self.waiting.lock().expect("the way").push(held.clone());
+        loop {
+            let let_go = self.let_go.notified();
+            tokio::pin!(let_go);
+            let_go.as_mut().enable();
+            if !self.condition().held.contains(held) {
+                break;
+            }
+            let_go.await;
+        }
+        let mut waiting = self.waiting.lock().expect("the way");
+        if let Some(first) = waiting.iter().position(|other| other == held) {
+            waiting.remove(first);
+        }
+    }
+
     /// Makes it whole.
     pub fn mend(&self) {
         let mut condition = self.condition();
         *condition = Condition { cuts: condition.cuts, ..Condition::default() };
+        self.let_go.notify_waiters();
     }
 }
 
@@ -177,7 +227,11 @@ impl Link {
             Some((revision, _)) if !writes => older(request, revision),
             _ => (request, false),
         };
-        let mut response = self.carry_out(request).await;
+        let held = condition.held.iter().find(|held| held.is(&request)).cloned();
+        let mut response = match held {
+            Some(held) => self.carry_out_later(request, held).await?,
+            None => self.carry_out(request).await,
+        };
         if writes {
             self.story.say(format_args!("{}: {}: {what}", self.name, response.status().as_u16()));
         }
@@ -191,6 +245,28 @@ impl Link {
         tokio::time::sleep(self.dice.millis(1, 8)).await;
         self.life.step("answer").await;
         Ok(response)
+    }
+
+    /// The server does what it is asked for once such requests are let go, even if the client has
+    /// given up by then.
+    async fn carry_out_later(
+        &self,
+        request: Request<Bytes>,
+        held: Held,
+    ) -> Result<Response<ResponseBody>, Broken> {
+        let (answer, answered) = oneshot::channel();
+        let link = self.clone();
+        let what = format!("{} {}", request.method(), request.uri());
+        self.story.say(format_args!("{}: held on the way: {what}", self.name));
+        tokio::spawn(async move {
+            link.way.pass(&held).await;
+            let response = link.carry_out(request).await;
+            let code = response.status().as_u16();
+            link.story.say(format_args!("{}: let go: {code}: {what}", link.name));
+            // Nobody may wait any more.
+            drop(answer.send(response));
+        });
+        answered.await.map_err(|_| Broken("the connection broke"))
     }
 
     /// The server does what it is asked for.
@@ -267,7 +343,7 @@ fn older(request: Request<Bytes>, revision: u64) -> (Request<Bytes>, bool) {
     let segments = path.split('/').filter(|part| !part.is_empty()).count();
     let namespaced = path.contains("/namespaces/");
     let core = path.starts_with("/api/");
-    let named = segments > 3 - usize::from(core) + 2 * usize::from(namespaced);
+    let named = segments > 4 - usize::from(core) + 2 * usize::from(namespaced);
     if named && let Some((collection, name)) = path.clone().rsplit_once('/') {
         pairs.push(format!("fieldSelector=metadata.name%3D{name}"));
         path = collection.to_owned();

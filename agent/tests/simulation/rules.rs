@@ -1,6 +1,7 @@
 //! For each safety rule what leads to where its absence shows: a schedule of faults that is still a
 //! seed's, or an ordinary day on which some things happen more often.
 
+mod api;
 mod node;
 
 use std::collections::BTreeSet;
@@ -13,7 +14,6 @@ use futures::future::BoxFuture;
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::api::Fault;
 use super::faults::{Event, ORDINARY, name_of};
 use super::kernel::ForeignPod;
 use super::world::{STALE_MAX, Setup, World};
@@ -61,12 +61,17 @@ pub fn path(rule: Rule) -> Path {
         idle_release: Some(Duration::from_secs(idle_release)),
     };
     match rule {
-        Rule::VerifyAfterClaim => directed(|world| overlapping_pools(world, false).boxed()),
-        Rule::ConsistentReads => directed(|world| overlapping_pools(world, true).boxed()),
-        Rule::PoolWaitsForBlocks => directed(|world| pool_comes_back(world).boxed()),
-        Rule::CloseBeforeDelete => day(&[(Event::BadWay, 5), (Event::AgentDiesAtStep, 1)], 1),
-        Rule::TakeUpBlocks => day(&[(Event::BadWay, 8), (Event::AgentDiesAtStep, 4)], 1),
-        Rule::DeletePreconditions => directed(|world| slow_leader(world).boxed()),
+        Rule::VerifyAfterClaim => directed(|world| api::overlapping_pools(world).boxed()),
+        Rule::PoolWaitsForBlocks => directed(|world| api::pool_ends_under_pods(world).boxed()),
+        Rule::CloseBeforeDelete => Path {
+            scenario: |world| api::pod_comes_while_its_block_goes(world).boxed(),
+            more: &[],
+            idle_release: Some(Duration::from_secs(1)),
+        },
+        Rule::ConsistentReads => directed(|world| api::leader_is_behind(world).boxed()),
+        Rule::TakeUpBlocks | Rule::DeletePreconditions => {
+            directed(|world| api::agent_returns_during_a_delete(world).boxed())
+        }
         Rule::NoticeOldHistory => directed(|world| history_goes_back(world).boxed()),
         Rule::SecondWitness => directed(|world| owner_cut_off_at_restore(world).boxed()),
         Rule::ConflictCloses => directed(|world| conflict(world).boxed()),
@@ -77,8 +82,8 @@ pub fn path(rule: Rule) -> Path {
             directed(|world| node::only_the_leader_hears_it(world).boxed())
         }
         Rule::DiskOfThisBoot => directed(|world| node::boot_with_an_old_disk(world).boxed()),
-        Rule::OneMachine => directed(|world| two_machines(world, Way::Whole).boxed()),
-        Rule::OtherMachineWaits => directed(|world| two_machines(world, Way::Cut).boxed()),
+        Rule::OneMachine => directed(|world| api::two_machines_at_once(world).boxed()),
+        Rule::OtherMachineWaits => directed(|world| second_machine(world).boxed()),
         Rule::AliasFirst => directed(|world| node::agent_dies_in_an_add(world).boxed()),
         Rule::ExclusiveHostRoute => directed(|world| node::another_owner_in_an_add(world).boxed()),
         Rule::OwnKernel => directed(|world| node::another_owner_before_the_start(world).boxed()),
@@ -172,74 +177,6 @@ impl World {
         self.story.say(format_args!("m{machine}: cut off from everything"));
         self.machines[machine].way.cut();
         self.around.fabric.set_cut(machine, true);
-    }
-}
-
-/// Two overlapping pools in one second, of which each node sees one (sequence 1a).
-async fn overlapping_pools(world: &mut World, both_lag: bool) {
-    for machine in 0..world.machines.len() {
-        world.start(machine);
-    }
-    world.go_on(Duration::from_secs(6)).await;
-    let until = Instant::now() + Duration::from_secs(20);
-    world.create_pool("10.244.0.0/29", 30);
-    let seen = world.server.revision();
-    world.pass(Duration::from_millis(8)).await;
-    world.machines[0].way.condition().lag = Some((seen, until));
-    world.create_pool("10.244.0.0/29", 29);
-    let seen = world.server.revision();
-    if both_lag {
-        world.pass(Duration::from_millis(8)).await;
-        for machine in &world.machines[1..] {
-            machine.way.condition().lag = Some((seen, until));
-        }
-    }
-    for machine in 0..world.machines.len() {
-        world.start_many(machine, 8);
-    }
-    world.go_on(Duration::from_secs(30)).await;
-}
-
-/// A pool ends; a node whose watch lags claims from it; it comes back with another block size (1b).
-async fn pool_comes_back(world: &mut World) {
-    world.calm().await;
-    let lagging = world.follower();
-    let until = Instant::now() + Duration::from_secs(30);
-    world.start_many(lagging, 2);
-    world.go_on(Duration::from_secs(3)).await;
-    world.machines[lagging].way.condition().lag = Some((world.server.revision(), until));
-    world.delete_pool("p1");
-    for _ in 0..20 {
-        world.pass(world.dice.millis(10, 800)).await;
-        world.start_many(lagging, 1);
-        if world.server.get(super::world::POOLS, None, "p1").is_err() {
-            break;
-        }
-    }
-    world.put_pool("p1", "10.244.0.0/28", 29);
-    for machine in 0..world.machines.len() {
-        world.start_many(machine, 6);
-    }
-    world.go_on(Duration::from_secs(40)).await;
-}
-
-/// The leader's DELETE is on its way while the agent that seemed gone comes back (2).
-async fn slow_leader(world: &mut World) {
-    world.calm().await;
-    let victim = world.follower();
-    world.machines[victim].kill_agents();
-    for machine in &world.machines {
-        let mut condition = machine.way.condition();
-        (condition.fault_in, condition.only) =
-            (if machine.id == victim { 0 } else { 2 }, Some(Fault::Slow));
-    }
-    let back = world.around.offline * 5 / 4 + world.dice.millis(0, 40_000);
-    world.go_on(back).await;
-    world.machines[victim].start_agent();
-    for _ in 0..10 {
-        world.start_many(victim, 1);
-        world.start_on_others(victim, 2);
-        world.go_on(Duration::from_secs(2)).await;
     }
 }
 
@@ -364,21 +301,13 @@ async fn cut_off(world: &mut World, wait: Wait) {
     }
 }
 
-/// Whether the first of two machines reaches the API.
-enum Way {
-    Whole,
-    Cut,
-}
-
-/// A second machine registers under the name of one that lives (5).
-async fn two_machines(world: &mut World, way: Way) {
+/// A second machine registers under the name of one that lives and is cut off (5).
+async fn second_machine(world: &mut World) {
     world.calm().await;
     let first = world.follower();
     world.start_many(first, 1);
     world.go_on(Duration::from_secs(3)).await;
-    if matches!(way, Way::Cut) {
-        world.cut_off(first);
-    }
+    world.cut_off(first);
     let second = world.add_machine(&world.machines[first].node.clone());
     world.start(second);
     // Its sessions come up before it uses what it claims.

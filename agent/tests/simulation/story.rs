@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -68,6 +69,11 @@ impl Story {
             self.say(format_args!("VIOLATION: {what}"));
             self.told().violation = Some(what);
         }
+    }
+
+    /// How long it lasts already.
+    pub fn time(&self) -> Duration {
+        self.told().began.elapsed()
     }
 
     /// Whether something was wrong.

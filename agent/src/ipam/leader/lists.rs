@@ -13,20 +13,19 @@ use cairn_api::IPBlock;
 use cairn_ipam::fence::{LeaseSeen, Owner};
 use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, is_off};
 use cairn_ipam::returns::{BlockSeen, PodSeen};
-use cairn_ipam::rules::{Rule, Rules};
+use cairn_ipam::rules::Rules;
 use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::{
-    Api, ApiResource, DeleteParams, ListParams, Object, ObjectList, Preconditions, VersionMatch,
-};
+use kube::api::{Api, ApiResource, DeleteParams, ListParams, Object, ObjectList, Preconditions};
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::ipam::error::{IpamError, call};
 use crate::ipam::lease::LEASE_PREFIX;
+use crate::ipam::reads;
 
 /// What the leader lists.
 #[derive(Clone, Debug)]
@@ -104,12 +103,9 @@ impl Lists {
         }
     }
 
-    /// What a list that is not older than the call asks for (IPAM rule 2).
+    /// What a list asks for.
     fn consistent(&self) -> ListParams {
-        if self.rules.hold(Rule::ConsistentReads) {
-            return ListParams::default();
-        }
-        ListParams::default().at("0").matching(VersionMatch::NotOlderThan)
+        reads::consistent(self.rules)
     }
 
     /// Every block.
@@ -197,7 +193,7 @@ impl Lists {
     /// The UID of the Node of this name and whether it carries the taint.
     pub(super) async fn node(&self, name: &str) -> Result<Option<(String, bool)>, IpamError> {
         let what = || format!("cannot read Node {name}");
-        let node = call(what, self.whole_nodes.get_opt(name)).await?;
+        let node = call(what, reads::get(&self.whole_nodes, name, self.rules)).await?;
         Ok(node.map(|node| (node.uid().unwrap_or_default(), is_out_of_service(&node))))
     }
 
@@ -205,7 +201,8 @@ impl Lists {
     pub(super) async fn lease(&self, node: &str) -> Result<Option<LeaseSeen>, IpamError> {
         let what = || format!("cannot read the Lease of node {node}");
         let name = crate::ipam::lease::lease_name(node);
-        Ok(call(what, self.leases.get_opt(&name)).await?.as_ref().and_then(lease_seen))
+        let lease = call(what, reads::get(&self.leases, &name, self.rules)).await?;
+        Ok(lease.as_ref().and_then(lease_seen))
     }
 
     /// Deletes the Lease of the node of this name if it is still in this version.

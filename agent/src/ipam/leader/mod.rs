@@ -22,11 +22,12 @@ use cairn_ipam::returns::{
     BlockSeen, Look, NodeReturn, abandoned, holders_of_gone, plan, suspects,
 };
 use kube::ResourceExt;
-use kube::api::{Api, ListParams};
+use kube::api::Api;
 use tokio::sync::watch;
 
 use super::Shared;
 use super::error::{IpamError, call};
+use super::reads;
 use crate::view::ClusterView;
 use election::Leadership;
 use lists::Lists;
@@ -169,7 +170,7 @@ impl Duties {
 
     async fn pools_pass(&mut self, blocks: &[BlockSeen]) -> Vec<String> {
         let what = || "cannot list pools".to_owned();
-        match call(what, self.pool_api.list(&ListParams::default())).await {
+        match call(what, self.pool_api.list(&reads::consistent(self.shared.options.rules))).await {
             Ok(pools) => self.pools.pass(&pools.items, blocks).await,
             Err(error) => vec![error.to_string()],
         }
