@@ -82,8 +82,7 @@ fn every_sequence_that_gives_an_address_twice_names_tests_that_exist_and_every_r
     }
     let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("a text");
     let page = read("docs/reference/address-safety.md");
-    let (mut switches, mut found) = (BTreeSet::new(), BTreeSet::new());
-    let mut sequences = 0;
+    let (mut switches, mut sequences) = (BTreeSet::new(), 0);
     let (rows, proof) = page.split_once("## How it is proved").expect("the end of the page");
     for line in rows.lines().filter(|line| line.starts_with("| ") && !line.ends_with("Switch |")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').map(str::trim).collect();
@@ -94,17 +93,10 @@ fn every_sequence_that_gives_an_address_twice_names_tests_that_exist_and_every_r
             assert!(tests.contains(name), "no test is called {name}: {line}");
         }
         switches.extend(quoted(switch));
-        found.extend(quoted(switch).into_iter().filter(|_| switch.ends_with('✓')));
     }
     assert!(sequences > 25, "the tables could not be read: {sequences} rows");
     let rules: Vec<String> = Rule::ALL.iter().map(|rule| format!("{rule:?}")).collect();
     assert_eq!(switches, rules.iter().map(String::as_str).collect(), "the page against the rules");
-    let simulation = read("agent/tests/simulation/main.rs");
-    let seen = simulation.split_once("const SEEN").and_then(|(_, rest)| rest.split_once("];"));
-    let seen = seen.expect("the rules whose absence the simulator sees").0;
-    let seen: BTreeSet<&str> =
-        seen.split("Rule::").skip(1).filter_map(|rest| rest.split(',').next()).collect();
-    assert_eq!(found, seen, "the page against the simulator");
     for name in quoted(proof) {
         let is_test =
             name.contains('_') && name.chars().all(|c| c.is_ascii_lowercase() || c == '_');

@@ -412,10 +412,10 @@ impl Blocks {
         let careless =
             |held: &Held| !closes || (held.terminating && !rules.hold(Rule::FinalizerWaitsForPods));
         let releasing = self.ledger.held.iter().find(|(cidr, held)| {
-            let open = !closes && held.phase == Phase::Confirmed;
             let goes = match held.phase {
                 Phase::Releasing { .. } => careless(held) || self.is_shut(cidr, usages),
-                _ => open && decision.releases.contains(cidr),
+                Phase::Confirmed => !closes && decision.releases.contains(cidr),
+                _ => false,
             };
             goes && held.backoff.is_due(now) && idle(cidr)
         });

@@ -398,3 +398,27 @@ const LATE_MAX_MS: u64 = 45_000;
 const DELIVERY: Duration = Duration::from_millis(3);
 /// When a dead connection is noticed.
 const NOTICED: Duration = Duration::from_secs(2);
+
+#[test]
+fn a_server_that_lags_shows_what_was_there() {
+    let asked = |uri: &str| {
+        let request = Request::get(uri).body(Bytes::new()).expect("a request");
+        let (request, single) = older(request, 7);
+        (request.uri().to_string(), single)
+    };
+    let exact = "resourceVersion=7&resourceVersionMatch=Exact";
+    for (all, one) in [
+        ("/apis/cairn.network/v1alpha1/ipblocks", "10.0.0.0-26"),
+        ("/apis/coordination.k8s.io/v1/namespaces/a/leases", "b"),
+        ("/api/v1/nodes", "n1"),
+        ("/api/v1/namespaces/a/pods", "b"),
+    ] {
+        let list = asked(&format!("{all}?resourceVersion=0&limit=9"));
+        assert_eq!(list, (format!("{all}?limit=9&{exact}"), false));
+        let get = asked(&format!("{all}/{one}?resourceVersion=0"));
+        let named = format!("{all}?{exact}&fieldSelector=metadata.name%3D{one}");
+        assert_eq!(get, (named, true));
+        let consistent = format!("{all}/{one}");
+        assert_eq!(asked(&consistent), (consistent, false));
+    }
+}

@@ -103,9 +103,13 @@ impl Lists {
         }
     }
 
-    /// What a list asks for.
+    /// What a list asks for. One from a server's cache comes whole.
     fn consistent(&self) -> ListParams {
-        reads::consistent(self.rules)
+        let params = reads::consistent(self.rules);
+        match params.resource_version {
+            None => params.limit(PAGE_OBJECTS_MAX),
+            Some(_) => params,
+        }
     }
 
     /// Every block.
@@ -292,10 +296,9 @@ where
 {
     let mut token: Option<String> = None;
     loop {
-        let page = params.clone().limit(PAGE_OBJECTS_MAX);
         let page = match &token {
-            Some(token) => page.continue_token(token),
-            None => page,
+            Some(token) => params.clone().continue_token(token),
+            None => params.clone(),
         };
         let listed = call(|| format!("cannot list {what}"), list(page)).await?;
         listed.items.into_iter().for_each(&mut take);
