@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Prints the directory of kube-apiserver and etcd that the tests start, on standard output alone:
-# KUBEBUILDER_ASSETS when that holds both, else the build of tests/kube, which is made when it is
+# Prints the directory of kube-apiserver, etcd and etcdutl that the tests start, on standard output alone:
+# KUBEBUILDER_ASSETS when that holds them, else the build of tests/kube, which is made when it is
 # missing and kept outside of the checkout, by the state of its source and the version of Go.
 #
 # usage: build-kube.sh
 set -euo pipefail
 
 GO_MINOR_MIN=26
-COMPONENTS=(etcd kube-apiserver)
+COMPONENTS=(etcd etcdutl kube-apiserver)
 
 source=$(cd "$(dirname "$0")/../tests/kube" && pwd)
 cache=${CAIRN_KUBE_CACHE:-${XDG_CACHE_HOME:-${HOME:?must be set, or CAIRN_KUBE_CACHE}/.cache}/cairn-kube}

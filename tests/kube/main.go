@@ -1,5 +1,6 @@
-// Command kube is the part of a Kubernetes control plane that the tests start: which component it
-// is says the name that it is called by, so one build and a link for each of them is enough.
+// Command kube is the part of a Kubernetes control plane that the tests start, and what restores its
+// etcd: which component it is says the name that it is called by, so one build and a link for each of
+// them is enough.
 package main
 
 import (
@@ -9,6 +10,8 @@ import (
 	"sort"
 	"strings"
 
+	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/etcdutl/v3/etcdutl"
 	"go.etcd.io/etcd/server/v3/etcdmain"
 	"k8s.io/component-base/cli"
 	_ "k8s.io/component-base/logs/json/register"
@@ -21,6 +24,14 @@ import (
 var components = map[string]func() int{
 	"etcd": func() int {
 		etcdmain.Main(os.Args)
+		return 0
+	},
+	"etcdutl": func() int {
+		root := &cobra.Command{Use: "etcdutl"}
+		root.AddCommand(etcdutl.NewSnapshotCommand())
+		if root.Execute() != nil {
+			return 1
+		}
 		return 0
 	},
 	"kube-apiserver": func() int {

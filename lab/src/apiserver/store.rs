@@ -121,6 +121,12 @@ impl Store {
         self.watchers.clear();
     }
 
+    /// Raises the number of the last write, which objects keep theirs under, and forgets the history.
+    pub(super) fn raise(&mut self, by: u64) {
+        self.revision = self.revision.saturating_add(by);
+        self.forget_history();
+    }
+
     /// Forgets the whole history, as a compaction does.
     pub(super) fn forget_history(&mut self) {
         self.history.clear();

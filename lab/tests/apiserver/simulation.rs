@@ -55,6 +55,29 @@ async fn a_copy_goes_its_own_way() {
 }
 
 #[tokio::test]
+async fn after_a_restore_that_raises_numbers_objects_keep_theirs_and_watches_from_before_are_refused()
+ {
+    let server = ApiServer::new(seeded(1));
+    let kept = config_map(&server, "kept")["metadata"]["resourceVersion"].clone();
+    let snapshot = server.snapshot();
+    let before = server.revision();
+    config_map(&server, "lost");
+    server.restore_raised(&snapshot, 1_000);
+    let (_, list) = document(&server, "/api/v1/configmaps").await;
+    assert_eq!(list["metadata"]["resourceVersion"], (before + 1_000).to_string());
+    assert_eq!(list["items"].as_array().map(Vec::len), Some(1));
+    assert_eq!(list["items"][0]["metadata"]["resourceVersion"], kept);
+    let path = format!("/api/v1/configmaps?watch=true&resourceVersion={}", before + 1);
+    let mut answer = server.call(get(&path)).await;
+    let line = answer.body_mut().frame().await.expect("an answer").expect("data");
+    let told: Value = serde_json::from_slice(&line.into_data().expect("data")).expect("JSON");
+    let code = told.pointer("/object/code").or(told.get("code")).cloned();
+    assert_eq!(code, Some(Value::from(410)), "{told}");
+    let later = config_map(&server, "later")["metadata"]["resourceVersion"].clone();
+    assert_eq!(later, (before + 1_001).to_string());
+}
+
+#[tokio::test]
 async fn after_a_restore_a_watch_from_the_future_is_silent_until_history_catches_up() {
     let server = ApiServer::new(seeded(1));
     config_map(&server, "kept");

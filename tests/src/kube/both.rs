@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use cairn_lab::apiserver::{ApiError, ApiServer, Options, PatchType, Serving};
+use cairn_lab::apiserver::{ApiError, ApiServer, Options, PatchType, Serving, Snapshot};
 use kube::{Client, Config};
 use serde_json::Value;
 use tokio::sync::{Mutex, MutexGuard};
@@ -74,6 +74,15 @@ pub enum Server {
     Embedded(ApiServer),
     /// kube-apiserver with etcd.
     Real(Objects, &'static ControlPlane),
+}
+
+/// What a server held at one moment.
+#[derive(Debug)]
+pub enum Backup {
+    /// The one in this process.
+    Embedded(Snapshot),
+    /// A copy of etcd's data, of which there is one at a time.
+    Real,
 }
 
 /// Why a server did not do what was asked.
@@ -191,6 +200,53 @@ impl Cluster {
         match self.server.create("namespaces", None, space) {
             Err(refusal) if refusal.code != 409 => panic!("{refusal}"),
             _ => {}
+        }
+    }
+
+    /// Keeps what the server holds. The real one ends for it and starts again.
+    ///
+    /// # Panics
+    /// When it does not start.
+    pub async fn back_up(&self) -> Backup {
+        match &self.server {
+            Server::Embedded(server) => Backup::Embedded(server.snapshot()),
+            Server::Real(_, plane) => {
+                let plane: &'static ControlPlane = plane;
+                work(move || {
+                    plane.stop_and_save(BACKUP);
+                    plane.start_again();
+                })
+                .await;
+                Backup::Real
+            }
+        }
+    }
+
+    /// Puts back what was kept, as a restore of etcd does: with later writes numbered `raised_by` higher
+    /// and the history before forgotten, or with 0 as if nothing had been written since.
+    ///
+    /// # Panics
+    /// When the backup is not this server's, or it does not start.
+    pub async fn restore(&self, backup: &Backup, raised_by: u64) {
+        match (&self.server, backup, raised_by) {
+            (Server::Embedded(server), Backup::Embedded(kept), 0) => server.restore(kept),
+            (Server::Embedded(server), Backup::Embedded(kept), by) => {
+                server.restore_raised(kept, by);
+            }
+            (Server::Real(_, plane), Backup::Real, by) => {
+                let plane: &'static ControlPlane = plane;
+                work(move || {
+                    plane.stop();
+                    if by == 0 {
+                        plane.restore(BACKUP)
+                    } else {
+                        plane.restore_raised(BACKUP, by)
+                    }
+                    plane.start_again();
+                })
+                .await;
+            }
+            _ => panic!("the backup is of the other API server"),
         }
     }
 
@@ -345,6 +401,13 @@ impl Server {
     }
 }
 
+/// Does what blocks, while everything else goes on.
+async fn work(work: impl FnOnce() + Send + 'static) {
+    tokio::task::spawn_blocking(work).await.expect("nothing there panicked");
+}
+
+/// The name of the one backup of the real server.
+const BACKUP: &str = "backup";
 /// Longer than the server takes for one write.
 const IN_FLIGHT: Duration = Duration::from_millis(20);
 static TURN: Mutex<()> = Mutex::const_new(());

@@ -29,7 +29,7 @@ use kube::{Client, Config};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-pub use both::{Api, Cluster, Refusal, Server};
+pub use both::{Api, Backup, Cluster, Refusal, Server};
 use front::{Behind, Front};
 pub use objects::Objects;
 use processes::{ADMIN_TOKEN, AUDIT_LOG, ETCD_DATA, Process, Scratch, free_port, programs};
@@ -189,12 +189,16 @@ impl ControlPlane {
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
-    /// Ends both processes and keeps a copy of what etcd holds under `name`; nothing runs then.
+    /// Ends both processes and keeps a copy of what etcd holds under `name`, in the place of an earlier
+    /// one; nothing runs then.
     ///
     /// # Panics
     /// When it cannot be copied.
     pub fn stop_and_save(&self, name: &str) {
+        // What is only in its log no restore of a database would bring back.
+        std::thread::sleep(ETCD_COMMITS);
         self.stop();
+        let _ = std::fs::remove_dir_all(self.scratch.path().join(name));
         copy(&self.scratch.path().join(ETCD_DATA), &self.scratch.path().join(name));
     }
 
@@ -212,6 +216,25 @@ impl ControlPlane {
         let data = self.scratch.path().join(ETCD_DATA);
         std::fs::remove_dir_all(&data).expect("etcd's data");
         copy(&self.scratch.path().join(name), &data);
+    }
+
+    /// As [`ControlPlane::restore`], with later writes numbered `by` higher and the history before them
+    /// forgotten, by etcd's own tool.
+    ///
+    /// # Panics
+    /// When it refuses.
+    pub fn restore_raised(&self, name: &str, by: u64) {
+        let data = self.scratch.path().join(ETCD_DATA);
+        std::fs::remove_dir_all(&data).expect("etcd's data");
+        let (tool, peer) = {
+            let running = self.running.lock().expect("the processes");
+            (running.programs.join("etcdutl"), running.ports.etcd_peer)
+        };
+        let database = self.scratch.path().join(name).join("member/snap/db");
+        let arguments = processes::restore(&database, &data, peer, by);
+        let output = std::process::Command::new(tool).args(arguments).output();
+        let output = output.expect("etcdutl starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Starts both again and waits until they are ready.
@@ -307,5 +330,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(copied.expect("cp starts").success(), "{} cannot be copied", from.display());
 }
 
+/// Twice the time in which etcd writes what it took in to its database.
+const ETCD_COMMITS: Duration = Duration::from_millis(200);
 /// How long the two may take to start on a machine that is busy.
 const START_MAX: Duration = Duration::from_secs(120);

@@ -121,6 +121,24 @@ pub fn free_port() -> u16 {
     listener.local_addr().expect("an address").port()
 }
 
+/// The arguments of etcdutl that make etcd's `data` of a `database`, with numbers raised by `by`.
+#[must_use]
+pub fn restore(database: &Path, data: &Path, peer: u16, by: u64) -> Vec<String> {
+    let peer = format!("http://127.0.0.1:{peer}");
+    vec![
+        "snapshot".to_owned(),
+        "restore".to_owned(),
+        database.display().to_string(),
+        // It is no file that etcd made to be kept, but its own.
+        "--skip-hash-check".to_owned(),
+        format!("--data-dir={}", data.display()),
+        format!("--initial-cluster=default={peer}"),
+        format!("--initial-advertise-peer-urls={peer}"),
+        format!("--bump-revision={by}"),
+        "--mark-compacted".to_owned(),
+    ]
+}
+
 /// etcd's arguments; it keeps what it holds in `directory`/etcd.
 #[must_use]
 pub fn etcd(directory: &Path, client: u16, peer: u16) -> Vec<String> {
