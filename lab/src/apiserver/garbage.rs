@@ -9,7 +9,7 @@ use super::metadata;
 use super::resource::Resource;
 use super::store::Key;
 use super::ties::{Place, owners};
-use super::write::{CRD_FINALIZER, DeleteOptions, FOREGROUND, ORPHAN, State, Target};
+use super::write::{CRD_FINALIZER, DEFINITIONS, DeleteOptions, FOREGROUND, ORPHAN, State, Target};
 
 impl State {
     /// One pass over everything; returns whether anything was changed.
@@ -138,7 +138,7 @@ impl State {
     }
 
     fn empty_definitions(&mut self) {
-        let storage = "customresourcedefinitions.apiextensions.k8s.io";
+        let storage = DEFINITIONS;
         let ended: Vec<Key> = self
             .store
             .objects(storage)

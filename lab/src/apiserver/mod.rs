@@ -17,10 +17,7 @@
 //! await, so every operation is atomic and callers inside the process need no runtime. A watch takes
 //! its first state and its place in the queue under that lock, so it misses nothing.
 //!
-//! Known differences: bodies in protobuf are refused with 415 (`kubectl create namespace` sends them,
-//! `kubectl apply` does not); builtin kinds are stored without a schema of their own; a pod goes at
-//! once when it is deleted; Services get no cluster address; lists of builtin kinds are merged by a
-//! short table of keys; events of both groups map by renaming fields.
+//! The known differences are listed in docs/adr/0004-embedded-api.md.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};

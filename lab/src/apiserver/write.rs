@@ -23,6 +23,8 @@ use super::store::{Key, Store};
 const GENERATE_ATTEMPTS: usize = 8;
 /// Nesting of an object at most: patches must not build what would exhaust the stack.
 const DEPTH_MAX: usize = 128;
+/// Where CRDs are stored.
+pub(super) const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";
 /// Holds a CRD until its objects are gone.
 pub(super) const CRD_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
 /// Holds an object until those that it owns are gone (propagationPolicy Foreground).
@@ -134,7 +136,7 @@ impl State {
         let mut object = convert::to_storage(&resource, body)?;
         check_kind(&resource, &mut object)?;
         set_namespace(target, &mut object)?;
-        self.check_namespace(target)?;
+        self.check_place(target)?;
         let now = self.clock.now();
         let meta = metadata::of(&mut object)?;
         if meta.get("resourceVersion").and_then(Value::as_str).is_some_and(|rv| !rv.is_empty()) {
@@ -365,7 +367,7 @@ impl State {
         options: &WriteOptions,
     ) -> Result<Written, ApiError> {
         let resource = target.resource.clone();
-        self.check_namespace(target)?;
+        self.check_place(target)?;
         let mut object = config.clone();
         if resource.status
             && !resource.rules.status_on_create
@@ -495,7 +497,14 @@ impl State {
         Ok(Admitted { warnings, served })
     }
 
-    fn check_namespace(&self, target: &Target) -> Result<(), ApiError> {
+    /// Whether there is a place for a new object: neither its namespace nor its definition ends.
+    fn check_place(&self, target: &Target) -> Result<(), ApiError> {
+        let definition = (String::new(), target.resource.storage.clone());
+        let definition = self.store.object(DEFINITIONS, &definition);
+        if definition.is_some_and(|definition| metadata::is_terminating(definition)) {
+            let why = "create not allowed while custom resource definition is terminating";
+            return Err(ApiError::forbidden(&target.resource, &target.name, why));
+        }
         if !target.resource.namespaced {
             return Ok(());
         }

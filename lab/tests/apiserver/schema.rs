@@ -124,6 +124,28 @@ async fn broken_definitions_are_refused(api: Api) {
     }
 }
 
+async fn a_definition_that_ends_takes_no_new_objects(api: Api) {
+    let world = World::start(api).await;
+    let pools = world.pools();
+    let mut held = pool("held", "10.0.0.0/16");
+    held.metadata.finalizers = Some(vec!["a.b/c".to_owned()]);
+    pools.create(&PostParams::default(), &held).await.unwrap();
+    let definitions = "customresourcedefinitions.apiextensions.k8s.io";
+    let name = "pools.test.cairn.network";
+    world.server.delete(definitions, None, name).unwrap();
+    let refused = async || {
+        let created = pools.create(&PostParams::default(), &pool("p", "10.1.0.0/16")).await;
+        let Err(kube::Error::Api(status)) = created else { return false };
+        let why = "create not allowed while custom resource definition is terminating";
+        status.code == 403 && status.message.contains(why)
+    };
+    eventually("what is new is refused", refused).await;
+    let freed = Patch::Merge(json!({"metadata": {"finalizers": []}}));
+    pools.patch("held", &PatchParams::default(), &freed).await.unwrap();
+    let gone = async || world.server.get(definitions, None, name).is_err();
+    eventually("it ends with its last object", gone).await;
+}
+
 async fn the_real_definitions_are_served(api: Api) {
     let cluster = Cluster::start(api).await;
     let server = &cluster.server;
@@ -147,6 +169,7 @@ async fn the_real_definitions_are_served(api: Api) {
 }
 
 on_both_apis! {
+    a_definition_that_ends_takes_no_new_objects,
     refusals_read_as_the_real_servers,
     transition_rules_see_the_old_object,
     unknown_fields_are_pruned_named_or_refused,
