@@ -98,6 +98,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             namespace: options.namespace.clone(),
             relist: relist.subscribe(),
             restored: last_view::read(storage.as_ref(), &owner),
+            rules: owner.rules,
         },
     );
     tokio::spawn(last_view::keep(views.clone(), Arc::clone(&storage), owner));

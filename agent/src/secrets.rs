@@ -15,7 +15,7 @@ use kube::Api;
 use tokio::task::AbortHandle;
 
 use crate::view::{ClusterView, WatchFailure};
-use crate::watch::{Known, Subject, Watches};
+use crate::watch::{Known, Recovery, Subject, Watches};
 
 /// The keys of each Secret that the BGPPeers of this node name.
 pub fn wanted(view: &ClusterView) -> BTreeMap<String, BTreeSet<String>> {
@@ -102,6 +102,7 @@ impl Secrets {
             keep: Box::new(move |found| chosen(found, &keys)),
             name: subject(name),
             remedy: ": apply the Role cairn-agent of Cairn's namespace and its binding",
+            recovery: Recovery::Resume,
             secret: Some(watch),
         };
         let secret = name.to_owned();

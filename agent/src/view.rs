@@ -34,6 +34,12 @@ pub struct ClusterView {
     /// holds until the first that is synced.
     #[serde(skip)]
     pub restored: bool,
+    /// A list of this epoch is older than what had been seen before it was asked for.
+    #[serde(skip)]
+    pub went_back: bool,
+    /// How often this process had a list of this node's blocks.
+    #[serde(skip)]
+    pub own_lists: u64,
     /// The agent's own Node; `None` when it does not exist.
     pub node: Option<Node>,
     /// Pools by name.

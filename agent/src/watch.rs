@@ -9,13 +9,17 @@
 //! away the last view stands, at first the one that an earlier process has left. When history went
 //! backwards every kind is listed anew; what is known meanwhile stays visible, since forwarding goes
 //! on, and counts for nothing else ([`ClusterView::synced`]).
+//!
+//! A watch that is cut goes on where it stood, but for the one of this node's blocks, of which there
+//! are few: it begins with a list, so that a block which an older history lacks is missed at once.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_api::{BGPConfiguration, BGPNode};
+use cairn_api::{BGPConfiguration, BGPNode, IPBlock};
+use cairn_ipam::{Rule, Rules};
 use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
@@ -32,7 +36,7 @@ mod nodes;
 mod outage;
 mod trim;
 
-pub(crate) use feed::{Change, Keep};
+pub(crate) use feed::{Change, Keep, Recovery};
 use feed::{Feed, Follower};
 use nodes::{Nodes, Seen};
 use outage::Outage;
@@ -58,10 +62,18 @@ type Update = Box<dyn FnOnce(&mut Known) -> bool + Send>;
 /// What a watching task tells.
 pub(crate) struct Told {
     update: Update,
-    /// A list of this is complete with it, which began in the epoch.
-    listed: Option<(String, u64)>,
+    listed: Option<Listed>,
     /// The watch of a Secret that tells it; those come and go.
     secret: Option<u64>,
+}
+
+/// A list that is complete.
+struct Listed {
+    kind: String,
+    /// In which it began.
+    epoch: u64,
+    /// It is older than what had been seen of the kind before it was asked for.
+    went_back: bool,
 }
 
 /// What is watched for.
@@ -75,11 +87,13 @@ pub struct WatchOptions {
     pub relist: watch::Receiver<u64>,
     /// What an earlier process knew: the first view, until the API server has shown everything.
     pub restored: Option<ClusterView>,
+    /// Which safety rules hold: all, but in tests.
+    pub rules: Rules,
 }
 
 /// Starts the watches of a node; the receiver always holds the newest view.
 pub fn start(client: &Client, options: WatchOptions) -> watch::Receiver<Arc<ClusterView>> {
-    let WatchOptions { node: name, namespace, relist, restored } = options;
+    let WatchOptions { node: name, namespace, relist, restored, rules } = options;
     let (told, updates) = mpsc::channel(UPDATES_MAX);
     let watches = Watches { client: client.clone(), node: name.clone(), told, relist };
     let own_node = format!("metadata.name={name}");
@@ -90,7 +104,7 @@ pub fn start(client: &Client, options: WatchOptions) -> watch::Receiver<Arc<Clus
     let kinds = [
         watches.one::<Node>(own_node, |view| &mut view.node),
         watches.all(None, |view| &mut view.pools),
-        watches.all(Some(own_blocks), |view| &mut view.own_blocks),
+        watches.own_blocks(own_blocks, rules),
         watches.all(None, |view| &mut view.reservations),
         watches.kind(
             None,
@@ -163,7 +177,8 @@ impl Gatherer {
 
     fn begin(&mut self, epoch: u64) {
         tracing::warn!("the API server's history went backwards: everything is listed anew");
-        (self.known.view.epoch, self.known.view.synced) = (epoch, false);
+        let view = &mut self.known.view;
+        (view.epoch, view.synced, view.went_back) = (epoch, false, false);
         self.listed.clear();
     }
 
@@ -172,13 +187,16 @@ impl Gatherer {
         if told.secret.is_some_and(|watch| !self.secrets.follows(watch)) {
             return false;
         }
-        let differs = (told.update)(&mut self.known);
+        let mut differs = (told.update)(&mut self.known);
         let view = &mut self.known.view;
+        let listed = told.listed.filter(|listed| listed.epoch == view.epoch);
+        let Some(Listed { kind, went_back, .. }) = listed else { return differs };
+        differs |= went_back && !view.went_back;
+        view.went_back |= went_back;
         // Secrets are not waited for: a peer without its password comes later.
-        let listed = told
-            .listed
-            .filter(|(_, epoch)| told.secret.is_none() && *epoch == view.epoch && !view.synced);
-        let Some((kind, _)) = listed else { return differs };
+        if told.secret.is_some() || view.synced {
+            return differs;
+        }
         self.listed.insert(kind);
         if self.listed.len() < self.kinds {
             return differs;
@@ -225,6 +243,8 @@ pub(crate) struct Subject<K, V> {
     pub(crate) name: String,
     /// What to do about a missing right.
     pub(crate) remedy: &'static str,
+    /// What follows when the watch is cut.
+    pub(crate) recovery: Recovery,
     /// The number of the watch of a Secret.
     pub(crate) secret: Option<u64>,
 }
@@ -238,6 +258,18 @@ impl Watches {
     ) -> AbortHandle {
         self.kind(fields, Box::new(trimmed::<K>), move |known, change| {
             change.apply(place(&mut known.view))
+        })
+    }
+
+    /// Follows this node's blocks.
+    fn own_blocks(&self, fields: String, rules: Rules) -> AbortHandle {
+        let careful = rules.hold(Rule::NoticeOldHistory);
+        let recovery = if careful { Recovery::List } else { Recovery::Resume };
+        let keep = Box::new(trimmed::<IPBlock>);
+        self.chosen(Some(fields), keep, recovery, |known, change| {
+            let (view, is_list) = (&mut known.view, matches!(change, Change::All(_)));
+            view.own_lists = view.own_lists.wrapping_add(u64::from(is_list));
+            change.apply(&mut view.own_blocks) || is_list
         })
     }
 
@@ -262,10 +294,20 @@ impl Watches {
         keep: Keep<K, V>,
         store: impl Fn(&mut Known, Change<V>) -> bool + Clone + Send + 'static,
     ) -> AbortHandle {
+        self.chosen(fields, keep, Recovery::Resume, store)
+    }
+
+    fn chosen<K: Watched, V: Send + 'static>(
+        &self,
+        fields: Option<String>,
+        keep: Keep<K, V>,
+        recovery: Recovery,
+        store: impl Fn(&mut Known, Change<V>) -> bool + Clone + Send + 'static,
+    ) -> AbortHandle {
         let api = Api::all(self.client.clone());
         let remedy = ": apply Cairn's ClusterRole and its binding";
         let name = K::kind(&()).into_owned();
-        self.follow(Subject { api, fields, keep, name, remedy, secret: None }, store)
+        self.follow(Subject { api, fields, keep, name, remedy, recovery, secret: None }, store)
     }
 
     /// Follows `subject` until nobody is told any more. `store` takes a change in and says whether the
@@ -283,9 +325,9 @@ impl Watches {
         subject: Subject<K, V>,
         store: impl Fn(&mut Known, Change<V>) -> bool + Clone + Send + 'static,
     ) {
-        let Subject { api, fields, keep, name, remedy, secret } = subject;
+        let Subject { api, fields, keep, name, remedy, recovery, secret } = subject;
         let follower = Follower { node: self.node, subject: name.clone() };
-        let mut feed = Feed::new(api, fields, keep, follower);
+        let mut feed = Feed::new(api, fields, keep, follower, recovery);
         let mut outage = Outage::new(remedy);
         let mut epoch = *self.relist.borrow_and_update();
         loop {
@@ -308,7 +350,11 @@ impl Watches {
                 None => (None, None),
             };
             let runs = failure.is_none() && outage.over();
-            let listed = matches!(change, Some(Change::All(_))).then(|| (name.clone(), epoch));
+            let listed = matches!(change, Some(Change::All(_))).then(|| Listed {
+                kind: name.clone(),
+                epoch,
+                went_back: feed.went_back(),
+            });
             let (subject, store) = (name.clone(), store.clone());
             let update: Update = Box::new(move |known| {
                 let noted = match failure {

@@ -1,5 +1,4 @@
-//! An agent's view of passwords, against the embedded API server: what peers of the node name, and
-//! nothing else.
+//! An agent's view of passwords: what peers of the node name, and nothing else.
 
 mod nodes;
 
@@ -9,7 +8,10 @@ use cairn_agent::plan::{Local, plan};
 use cairn_agent::view::{ClusterView, WatchFailure};
 use cairn_agent::watch as watches;
 use cairn_bgp::config::Password;
+use cairn_ipam::Rules;
 use cairn_lab::apiserver::PatchType;
+use cairn_tests::kube::Api;
+use cairn_tests::on_both_apis;
 use kube::Client;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -19,8 +21,8 @@ use nodes::{Cluster, PATIENCE};
 
 const PEERS: &str = "bgppeers.cairn.network";
 
-fn cluster() -> Cluster {
-    let cluster = Cluster::new();
+async fn cluster(api: Api) -> Cluster {
+    let cluster = Cluster::start(api).await;
     let node = json!({"metadata": {"name": "n1", "labels": {"rack": "1"}}});
     cluster.server.create("nodes", None, node).expect("a Node");
     let addresses = json!({"status": {"addresses": [
@@ -65,6 +67,7 @@ impl Agent {
                     namespace: "cairn-system".to_owned(),
                     relist: tokio::sync::watch::Sender::new(0).subscribe(),
                     restored: None,
+                    rules: Rules::ALL,
                 },
             ),
         }
@@ -90,9 +93,8 @@ fn value(view: &ClusterView, secret: &str, key: &str) -> Option<String> {
     Some(text.to_string())
 }
 
-#[tokio::test]
-async fn an_agent_reads_the_keys_that_peers_of_its_node_name() {
-    let cluster = cluster();
+async fn an_agent_reads_the_keys_that_peers_of_its_node_name(api: Api) {
+    let cluster = cluster(api).await;
     put(&cluster, secret("tor", json!({"tor1": "cairn-1", "unused": "cairn-2"})));
     put(&cluster, secret("other", json!({"password": "cairn-3"})));
     put(&cluster, secret("unrelated", json!({"password": "cairn-4"})));
@@ -132,9 +134,8 @@ async fn an_agent_reads_the_keys_that_peers_of_its_node_name() {
     agent.until("what nobody names is forgotten", forgotten).await;
 }
 
-#[tokio::test]
-async fn without_the_right_to_read_secrets_the_agent_goes_on_and_says_so() {
-    let cluster = cluster();
+async fn without_the_right_to_read_secrets_the_agent_goes_on_and_says_so(api: Api) {
+    let cluster = cluster(api).await;
     put(&cluster, secret("tor", json!({"tor1": "cairn-1"})));
     cluster
         .server
@@ -173,4 +174,9 @@ async fn without_the_right_to_read_secrets_the_agent_goes_on_and_says_so() {
     assert_eq!(planned.speaker, Some(speaker.clone()));
     let kept = "BGPPeer tor1 keeps its old settings: spec.passwordSecretRef";
     assert!(planned.problems.iter().any(|p| p.starts_with(kept)), "{:?}", planned.problems);
+}
+
+on_both_apis! {
+    an_agent_reads_the_keys_that_peers_of_its_node_name,
+    without_the_right_to_read_secrets_the_agent_goes_on_and_says_so,
 }

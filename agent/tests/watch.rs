@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use cairn_agent::view::ClusterView;
 use cairn_agent::watch::{self as watches, WatchOptions};
+use cairn_ipam::Rules;
 use cairn_lab::apiserver::PatchType;
 use cairn_tests::kube::Server;
 use kube::Client;
@@ -30,6 +31,7 @@ impl Agent {
             namespace: "cairn-system".to_owned(),
             relist: relist.subscribe(),
             restored,
+            rules: Rules::ALL,
         };
         Agent { views: watches::start(client, options), relist }
     }

@@ -150,6 +150,11 @@ impl Blocks {
         let fence = &promise.fence;
         let view = Arc::clone(&self.shared.view.borrow());
         // What was seen of an older history counts for nothing until all was listed anew.
+        if view.epoch >= self.shared.history.epoch()
+            && (view.went_back || (view.synced && self.ledger.is_ahead_of(&view, now)))
+        {
+            self.shared.history.lost_a_write();
+        }
         let history = self.shared.history.epoch();
         let is_current = view.epoch >= history;
         let is_synced = view.synced && is_current;

@@ -57,6 +57,8 @@ pub struct LeaseWrite {
     pub sent: Duration,
     /// The promise that the Lease carries.
     pub promise: Duration,
+    /// The version that the write gave it; `None` when that is no number.
+    pub version: Option<u64>,
 }
 
 impl LeaseWrite {
@@ -285,6 +287,7 @@ struct Document {
 struct LeaseDocument {
     sent_nanos: u64,
     promise_nanos: u64,
+    version: Option<u64>,
 }
 
 impl From<&Kept> for Document {
@@ -294,6 +297,7 @@ impl From<&Kept> for Document {
         let lease = kept.lease.map(|lease| LeaseDocument {
             sent_nanos: nanos(lease.sent),
             promise_nanos: nanos(lease.promise),
+            version: lease.version,
         });
         Document {
             node_uid: kept.node_uid.clone(),
@@ -309,6 +313,7 @@ impl From<Document> for Kept {
         let lease = document.lease.map(|lease| LeaseWrite {
             sent: Duration::from_nanos(lease.sent_nanos),
             promise: Duration::from_nanos(lease.promise_nanos),
+            version: lease.version,
         });
         Kept {
             node_uid: document.node_uid,
@@ -446,7 +451,7 @@ fn checksum(bytes: &[u8]) -> u64 {
 }
 
 /// Raised by every change of what stands in a document.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const CLAIMS: &str = "claims.json";
 
 #[cfg(test)]

@@ -52,7 +52,7 @@ fn block(uid: &str) -> KeptBlock {
 }
 
 fn lease(sent: u64) -> LeaseWrite {
-    LeaseWrite { sent: secs(sent), promise: secs(10) }
+    LeaseWrite { sent: secs(sent), promise: secs(10), version: Some(5) }
 }
 
 const A: &str = "10.0.0.0/26";
@@ -129,8 +129,10 @@ fn what_is_not_whole_or_not_of_this_node_and_boot_is_ignored() {
         ignored(&damaged, owner());
     }
     let text = String::from_utf8(whole.clone()).expect("text");
-    ignored(text.replacen("\"format\":1", "\"format\":0", 1).as_bytes(), owner());
-    ignored(text.replacen("\"format\":1", "\"format\":2", 1).as_bytes(), owner());
+    let format = |number: u32| format!("\"format\":{number}");
+    for other in [FORMAT - 1, FORMAT + 1] {
+        ignored(text.replacen(&format(FORMAT), &format(other), 1).as_bytes(), owner());
+    }
     ignored(&whole, Owner { node: "n2".into(), ..owner() });
     ignored(&whole, Owner { boot_id: "b2".into(), ..owner() });
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use cairn_api::{IPBlock, ObjectReference};
+use cairn_api::{IPBlock, ObjectReference, block_name};
 use cairn_ipam::claims::{block_of, overlap};
 use cairn_ipam::{AttachmentId, BlockState, BlockUsage, OwnBlock, Pool};
 use ipnet::IpNet;
@@ -26,6 +26,8 @@ pub(super) struct Held {
     pub(super) terminating: bool,
     /// The watch has shown it.
     pub(super) seen: bool,
+    /// The version in which the watch showed it last; 0 when it has not, or that of an older history.
+    pub(super) version: u64,
     pub(super) since: Duration,
     pub(super) idle_since: Option<Duration>,
     /// Another node announces it or a part of it.
@@ -121,6 +123,7 @@ impl Held {
             inherited: false,
             terminating: false,
             seen: false,
+            version: 0,
             since: now,
             idle_since: None,
             foreign: None,
@@ -138,6 +141,7 @@ impl Held {
             inherited: false,
             terminating: false,
             seen: true,
+            version: 0,
             since: now,
             idle_since: None,
             foreign: None,
@@ -148,7 +152,7 @@ impl Held {
     /// The list that begins a new history shows the block if it is in it: also one that was gone in the
     /// old one, and goes once more.
     pub(super) fn begin_history(&mut self) {
-        self.seen = true;
+        (self.seen, self.version) = (true, 0);
         if self.phase == Phase::Gone {
             self.phase = Phase::Releasing { sent: true };
             self.backoff = Backoff::default();
@@ -225,6 +229,8 @@ pub(super) struct Ledger {
     pub(super) lost: BTreeMap<IpNet, Lost>,
     /// Another machine had this Node before, and may still hand out from its blocks.
     pub(super) others_rest: bool,
+    /// The lists of this node's blocks that were looked at ([`ClusterView::own_lists`]).
+    pub(super) lists: u64,
 }
 
 impl Ledger {
@@ -238,6 +244,21 @@ impl Ledger {
                 held.backoff = Backoff::default();
             }
         }
+    }
+
+    /// Whether the view lies before what this node knew (IPAM rule 3): one of its blocks is older than
+    /// it was shown, or a list lacks one that was confirmed and that this node did not give back. A
+    /// person who takes a block away by force while the watch is cut looks the same, which costs no
+    /// more than reading everything anew.
+    pub(super) fn is_ahead_of(&mut self, view: &ClusterView, now: Duration) -> bool {
+        let is_list = std::mem::replace(&mut self.lists, view.own_lists) != view.own_lists;
+        self.held.iter().any(|(cidr, held)| {
+            let shown = view.own_blocks.get(&block_name(*cidr));
+            match shown.filter(|shown| shown.metadata.uid.as_ref() == Some(&held.uid)) {
+                Some(shown) => version(shown) < held.version,
+                None => is_list && held.seen && held.may_be_kept(now),
+            }
+        })
     }
 
     /// Whether a block may be another machine's still: neither taken up, nor used, nor given back
@@ -292,14 +313,14 @@ impl Ledger {
             let terminating = block.metadata.deletion_timestamp.is_some();
             match self.held.get_mut(&cidr) {
                 Some(held) if held.uid == uid => {
-                    held.seen = true;
+                    (held.seen, held.version) = (true, version(block));
                     held.terminating |= terminating;
                 }
                 // The watch is behind a claim that has just succeeded.
                 Some(held) if !held.seen => {}
                 _ => {
                     let mut held = Held::new(block, uid, now);
-                    held.seen = true;
+                    (held.seen, held.version) = (true, version(block));
                     held.terminating = terminating;
                     self.held.insert(cidr, held);
                 }
@@ -402,6 +423,12 @@ impl Ledger {
     }
 }
 
+/// The version of an object; 0 when it is no number.
+fn version(block: &IPBlock) -> u64 {
+    let version = block.metadata.resource_version.as_deref();
+    version.and_then(|version| version.parse().ok()).unwrap_or_default()
+}
+
 /// How long another node's announcement must last to be a conflict: longer than a block that changes
 /// hands, or a session that comes back, needs.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -409,3 +436,81 @@ const SETTLE: Duration = Duration::from_secs(5);
 const OUTSIDE_PROBLEMS_MAX: usize = 10;
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const CIDR: &str = "10.0.0.0/26";
+
+    fn block(uid: &str, version: &str) -> IPBlock {
+        serde_json::from_value(json!({
+            "apiVersion": "cairn.network/v1alpha1", "kind": "IPBlock",
+            "metadata": {"name": "10.0.0.0-26", "uid": uid, "resourceVersion": version},
+            "spec": {
+                "cidr": CIDR, "range": "10.0.0.0/16",
+                "pool": {"name": "p", "uid": "pu"}, "node": {"name": "n1", "uid": "nu"},
+            },
+        }))
+        .expect("a block")
+    }
+
+    fn view(own_lists: u64, blocks: &[IPBlock]) -> ClusterView {
+        let own_blocks = blocks.iter().map(|block| (block_name(cidr()), block.clone())).collect();
+        ClusterView { own_lists, own_blocks, ..ClusterView::default() }
+    }
+
+    fn cidr() -> IpNet {
+        CIDR.parse().expect("a network")
+    }
+
+    /// A ledger to which the first list has shown its block in version 10.
+    fn ledger(phase: Phase) -> Ledger {
+        let mut ledger = Ledger::default();
+        let first = view(1, &[block("u", "10")]);
+        assert!(!ledger.is_ahead_of(&first, Duration::ZERO));
+        ledger.reconcile(&first, "nu", &BTreeMap::new(), Duration::ZERO);
+        ledger.held.get_mut(&cidr()).expect("it").phase = phase;
+        ledger
+    }
+
+    #[test]
+    fn a_block_that_a_list_lacks_or_shows_older_is_of_an_older_history() {
+        let unverified = || Phase::Unverified;
+        let cases: [(&str, Phase, ClusterView, bool); 8] = [
+            ("nothing new", Phase::Confirmed, view(2, &[block("u", "10")]), false),
+            ("a write", Phase::Confirmed, view(1, &[block("u", "11")]), false),
+            ("it is older", Phase::Confirmed, view(2, &[block("u", "9")]), true),
+            ("it is older and was not confirmed", unverified(), view(2, &[block("u", "9")]), true),
+            ("a list lacks it", Phase::Confirmed, view(2, &[]), true),
+            ("a list has another", Phase::Confirmed, view(2, &[block("v", "12")]), true),
+            ("it was removed under the eyes of the watch", Phase::Confirmed, view(1, &[]), false),
+            ("it was given back", Phase::Releasing { sent: true }, view(2, &[]), false),
+        ];
+        for (what, phase, shown, expected) in cases {
+            assert_eq!(ledger(phase).is_ahead_of(&shown, Duration::ZERO), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_was_seen_of_a_history_that_has_ended_gives_no_further_alarm() {
+        for shown in [view(2, &[]), view(2, &[block("u", "9")])] {
+            let mut ledger = ledger(Phase::Confirmed);
+            ledger.held.values_mut().for_each(Held::begin_history);
+            ledger.doubt();
+            assert!(!ledger.is_ahead_of(&shown, Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn the_first_list_tells_of_a_block_that_an_earlier_process_had_confirmed() {
+        let pool = ObjectReference { name: "p".into(), uid: "pu".into() };
+        let kept = Held::kept(KeptBlock { uid: "u".into(), pool }, Duration::ZERO);
+        let mut ledger = Ledger::default();
+        ledger.held.insert(cidr(), kept);
+        assert!(ledger.is_ahead_of(&view(1, &[]), Duration::ZERO));
+        assert!(!ledger.is_ahead_of(&view(2, &[block("u", "3")]), Duration::ZERO));
+    }
+}

@@ -11,8 +11,15 @@
 //!                                                          └► disk: no block hands out
 //! ```
 //!
-//! A node that was cut off meanwhile may come back when the new history's numbers are past those that
-//! it saw. Its own Lease tells it: whoever writes it makes it newer, and it is older than it was written.
+//! Numbers may also be past those that were seen: when a node that was cut off comes back late, in a
+//! cluster that writes much, and after a restore that raises them all (`etcdutl snapshot restore
+//! --bump-revision`), which leaves each object its old one. Then what this node relies on tells it:
+//!
+//! - its Lease is older than this node wrote it last, in this process or an earlier one of this boot;
+//! - a block is older than the watch has shown it, or one that was confirmed is missing from a list
+//!   though this node did not give it back. The watch of the node's own blocks therefore begins with a
+//!   list when it was cut;
+//! - a list is older than what the watch had shown before it was asked for ([`crate::watch`]).
 //!
 //! All kinds share one sequence of numbers, unless an API server keeps some in an etcd of their own.
 //! Then numbers of one kind look old beside those of another: after a few alarms of that sort only
@@ -122,8 +129,8 @@ impl History {
         }
     }
 
-    /// An object that only this node writes is older than it was written, or gone. So history went
-    /// backwards, even if its numbers are past those that were seen.
+    /// An object that this node relies on is older than it was, or gone. So history went backwards, even
+    /// if its numbers are past those that were seen.
     pub(super) fn lost_a_write(&self) {
         if self.rules.hold(Rule::NoticeOldHistory) {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);

@@ -115,7 +115,8 @@ struct Keeper {
     waits: Option<(String, Duration)>,
     /// What was written last still names that machine.
     others_rest: bool,
-    /// The version that this process' last write gave the Lease, and the epoch of history in which.
+    /// The version that the last write of which this node heard gave the Lease: this process's, or that
+    /// of an earlier one of this boot. And the epoch in which it was written.
     wrote: Option<(u64, u64)>,
 }
 
@@ -124,10 +125,14 @@ impl Keeper {
         Keeper {
             leases: Api::namespaced(shared.client.clone(), &shared.options.namespace),
             nodes: Api::all(shared.client.clone()),
+            wrote: shared
+                .disk
+                .kept()
+                .lease
+                .and_then(|lease| Some((lease.version?, shared.history.epoch()))),
             shared,
             waits: None,
             others_rest: false,
-            wrote: None,
         }
     }
 
@@ -137,7 +142,8 @@ impl Keeper {
         let shared = &self.shared;
         let mut fence = shared.promise.borrow().fence;
         fence.wrote(sent, shared.now());
-        let lease = LeaseWrite { sent, promise: shared.options.offline };
+        let version = self.wrote.map(|(version, _)| version);
+        let lease = LeaseWrite { sent, promise: shared.options.offline, version };
         let kept = shared.disk.wrote_lease(lease, fence.term());
         let other_machine = self.others_rest;
         shared.promise.send_modify(|promise| {
@@ -251,22 +257,15 @@ impl Keeper {
         Ok(())
     }
 
-    /// Compares the Lease with what this process wrote last. A write that it did not hear of, an
-    /// operator's mark and another machine made it newer; only a history that went backwards makes it
-    /// older or gone.
+    /// Compares the Lease with what this node wrote last. A write that it did not hear of, another
+    /// machine, and an operator's mark made it newer; only a history that went backwards makes it older
+    /// or gone.
     fn compare(&self, found: Option<&Lease>) {
+        let version = found.and_then(|lease| lease.metadata.resource_version.as_deref());
         let history = &self.shared.history;
-        let Some((wrote, _)) = self.wrote.filter(|(_, epoch)| *epoch == history.epoch()) else {
-            return;
-        };
-        let version = found.and_then(|lease| lease.metadata.resource_version.as_ref());
-        let version = version.map(|version| version.parse::<u64>());
-        let is_older = match version {
-            None => true,
-            Some(Ok(version)) => version < wrote,
-            Some(Err(_)) => false,
-        };
-        if is_older {
+        // Of an older history that is known to have ended it tells nothing.
+        let wrote = self.wrote.filter(|(_, epoch)| *epoch == history.epoch());
+        if wrote.is_some_and(|(wrote, _)| is_older(version, wrote)) {
             history.lost_a_write();
         }
     }
@@ -307,6 +306,12 @@ impl Keeper {
     }
 }
 
+/// Whether `found`, the version of an object or `None` when there is none, lies before `wrote`.
+fn is_older(found: Option<&str>, wrote: u64) -> bool {
+    // What is no number cannot be compared.
+    found.is_none_or(|found| found.parse::<u64>().is_ok_and(|found| found < wrote))
+}
+
 /// The annotation of a Lease that names the [`Holder`] from which another machine took it over, while
 /// that one may still hand out.
 const TAKEN_OVER: &str = "cairn.network/taken-over-from";
@@ -317,3 +322,22 @@ const INTERVAL_MIN: Duration = Duration::from_secs(1);
 /// Renewals of the longest. Each is a write to etcd: of 5,000 nodes 83 a second, where kubelets' own
 /// Leases are 500. The node notices within this time that history went backwards.
 const INTERVAL_MAX: Duration = Duration::from_secs(60);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_lease_that_is_gone_or_of_an_earlier_version_is_older_than_it_was_written() {
+        let cases = [
+            (None, true),
+            (Some("99"), true),
+            (Some("100"), false),
+            (Some("101"), false),
+            (Some("opaque"), false),
+        ];
+        for (found, expected) in cases {
+            assert_eq!(is_older(found, 100), expected, "{found:?}");
+        }
+    }
+}

@@ -56,6 +56,9 @@ impl Blocks {
                 if let Ok(found) = answer
                     && found.as_ref() != Some(&uid)
                 {
+                    if held.may_be_kept(now) {
+                        self.shared.history.lost_a_write();
+                    }
                     self.ledger.lose(cidr);
                 }
             }

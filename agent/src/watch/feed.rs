@@ -5,12 +5,13 @@
 //! Unlisted ───────────────────────────► Listing ───────────────────────────► Watching
 //!     ▲    list (a server without such)                                       │   ▲
 //!     ├────────────────────────────────────────────► Listed ──────────────────┼───┘
-//!     └────────── history forgotten (410), or told to list anew ◄─────────────┘ watch ends
+//!     └───── history forgotten (410), told to list anew, or cut off early ◄───┘ watch ends
 //! ```
 //!
 //! Both ways to the list leave the resourceVersion unset: the answer is not older than the call
 //! (IPAM rule 2). kube's own watcher streams a list from version "0", which a server that lags, or
-//! that still holds history which was put back, answers from what it has.
+//! that still holds history which was put back, answers from what it has. So a list that is older
+//! than what the feed had seen before it asked for it is of another history (IPAM rule 3).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -110,6 +111,17 @@ impl FeedError {
     }
 }
 
+/// How a feed goes on after a watch that was cut off before its time, as it is when the server or its
+/// etcd was replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Recovery {
+    /// From where it stood: the only way that thousands of objects can be followed. A server whose
+    /// history was put back may leave out what happened meanwhile.
+    Resume,
+    /// With a list, which shows all that is missing.
+    List,
+}
+
 /// Who follows what: makes the pauses of agents and kinds differ, and those of one the same again.
 #[derive(Clone, Debug)]
 pub(crate) struct Follower {
@@ -138,8 +150,13 @@ pub(crate) struct Feed<K, V> {
     fields: Option<String>,
     keep: Keep<K, V>,
     follower: Follower,
+    recovery: Recovery,
     state: State<K, V>,
     lists: Lists,
+    /// The highest version that was left for a list since the feed began anew; 0 when none was.
+    known: u64,
+    /// Whether the last list was older than that.
+    went_back: bool,
     /// Failures in a row, and the last one.
     failures: u32,
     failed: Option<Instant>,
@@ -159,13 +176,14 @@ enum State<K, V> {
     Listing {
         events: Events<K>,
         objects: BTreeMap<String, V>,
-        end: Instant,
+        since: Instant,
     },
     /// Everything is known up to this version.
     Listed(String),
     Watching {
         events: Events<K>,
         version: String,
+        /// When it was asked for.
         since: Instant,
     },
 }
@@ -188,14 +206,18 @@ impl<K: Watched, V> Feed<K, V> {
         fields: Option<String>,
         keep: Keep<K, V>,
         follower: Follower,
+        recovery: Recovery,
     ) -> Feed<K, V> {
         Feed {
             api,
             fields,
             keep,
             follower,
+            recovery,
             state: State::Unlisted,
             lists: Lists::Streamed,
+            known: 0,
+            went_back: false,
             failures: 0,
             failed: None,
             due: None,
@@ -208,6 +230,12 @@ impl<K: Watched, V> Feed<K, V> {
     pub(crate) fn begin_anew(&mut self) {
         self.state = State::Unlisted;
         self.due = None;
+        self.known = 0;
+    }
+
+    /// Whether the last list was older than what had been seen before it was asked for.
+    pub(crate) fn went_back(&self) -> bool {
+        self.went_back
     }
 
     /// The next change. May be dropped and called again without losing one.
@@ -237,20 +265,19 @@ impl<K: Watched, V> Feed<K, V> {
                 Lists::Streamed => self.begin_list().await.map(|()| None),
                 Lists::Whole => self.list().await.map(Some),
             },
-            State::Listing { events, end, .. } => {
-                let next = tokio::time::timeout_at(*end, events.next()).await;
+            State::Listing { events, since, .. } => {
+                let next = tokio::time::timeout_at(*since + LIST_MAX, events.next()).await;
                 self.take_listed(next)
             }
             State::Listed(version) => {
-                let version = version.clone();
-                let events = self.watch(&version).await;
-                match events {
+                let (version, since) = (version.clone(), Instant::now());
+                match self.watch(&version).await {
                     Ok(events) => {
-                        self.state = State::Watching { events, version, since: Instant::now() };
+                        self.state = State::Watching { events, version, since };
                         Ok(None)
                     }
                     Err(error) => {
-                        self.forget_if_gone(&error);
+                        self.go_on_after(&error, version);
                         Err(error)
                     }
                 }
@@ -264,10 +291,11 @@ impl<K: Watched, V> Feed<K, V> {
 
     async fn begin_list(&mut self) -> Result<(), FeedError> {
         let params = WatchParams { send_initial_events: true, ..self.watch_params() };
+        let since = Instant::now();
         match in_time(self.api.watch(&params, "")).await {
             Ok(events) => {
-                let (events, end) = (events.boxed(), Instant::now() + LIST_MAX);
-                self.state = State::Listing { events, objects: BTreeMap::new(), end };
+                let (events, objects) = (events.boxed(), BTreeMap::new());
+                self.state = State::Listing { events, objects, since };
                 Ok(())
             }
             // It knows no such lists: 400 and 422 are what servers answer with the feature off.
@@ -297,13 +325,14 @@ impl<K: Watched, V> Feed<K, V> {
                 if !bookmark.metadata.annotations.contains_key(LIST_ENDS) {
                     return Ok(None);
                 }
-                let State::Listing { events, objects, .. } =
+                let State::Listing { events, objects, since } =
                     std::mem::replace(&mut self.state, State::Unlisted)
                 else {
                     return Ok(None);
                 };
                 let version = bookmark.metadata.resource_version;
-                self.state = State::Watching { events, version, since: Instant::now() };
+                self.compare(&version);
+                self.state = State::Watching { events, version, since };
                 return Ok(Some(Change::All(objects)));
             }
             _ => {}
@@ -326,7 +355,9 @@ impl<K: Watched, V> Feed<K, V> {
         let params = ListParams { field_selector: self.fields.clone(), ..ListParams::default() };
         let list = in_time(self.api.list(&params)).await?;
         let version = list.metadata.resource_version.filter(|version| !version.is_empty());
-        self.state = State::Listed(version.ok_or(FeedError::NoVersion)?);
+        let version = version.ok_or(FeedError::NoVersion)?;
+        self.compare(&version);
+        self.state = State::Listed(version);
         let named = |object: K| (object.name_any(), (self.keep)(object));
         Ok(Change::All(list.items.into_iter().map(named).collect()))
     }
@@ -338,9 +369,14 @@ impl<K: Watched, V> Feed<K, V> {
     }
 
     fn watch_params(&self) -> WatchParams {
-        let spread = WATCH_MIN.mul_f64(self.follower.jitter(self.watches));
-        let timeout = u32::try_from((WATCH_MIN + spread).as_secs()).ok();
+        let timeout = u32::try_from(self.watch_secs()).ok();
         WatchParams { field_selector: self.fields.clone(), timeout, ..WatchParams::default() }
+    }
+
+    /// How long the newest watch is asked to last.
+    fn watch_secs(&self) -> u64 {
+        let spread = WATCH_MIN.mul_f64(self.follower.jitter(self.watches));
+        (WATCH_MIN + spread).as_secs()
     }
 
     fn take_watched(
@@ -374,9 +410,10 @@ impl<K: Watched, V> Feed<K, V> {
             // The server's bound was reached, or nothing was heard for so long that the way may be
             // cut: from where it stood. One that ends at once would be asked without a pause.
             Ok(None) | Err(_) => {
-                let short = since.elapsed() < WATCH_SHORT;
-                self.state = State::Listed(std::mem::take(version));
-                if short {
+                let (version, lasted) = (std::mem::take(version), since.elapsed());
+                let is_over = next.is_ok() && lasted.as_secs() >= self.watch_secs();
+                self.go_on_from(version, !is_over && self.recovery == Recovery::List);
+                if lasted < WATCH_SHORT {
                     self.pause();
                 }
                 return Ok(None);
@@ -384,17 +421,32 @@ impl<K: Watched, V> Feed<K, V> {
             Ok(Some(Ok(WatchEvent::Error(status)))) => FeedError::Ended(status),
             Ok(Some(Err(error))) => error.into(),
         };
-        self.state = State::Listed(std::mem::take(version));
-        self.forget_if_gone(&failure);
+        let version = std::mem::take(version);
+        self.go_on_after(&failure, version);
         Err(failure)
     }
 
-    /// Lists anew when the server has forgotten the history since the position.
-    fn forget_if_gone(&mut self, error: &FeedError) {
+    /// Lists anew when the server has forgotten the history since the position, or might have had
+    /// another one since.
+    fn go_on_after(&mut self, error: &FeedError, version: String) {
         let gone = error.status().is_some_and(|status| status.code == 410);
-        if gone || matches!(error, FeedError::NoVersion) {
-            self.state = State::Unlisted;
+        let unknown = matches!(error, FeedError::NoVersion);
+        self.go_on_from(version, gone || unknown || self.recovery == Recovery::List);
+    }
+
+    fn go_on_from(&mut self, version: String, list: bool) {
+        if !list {
+            self.state = State::Listed(version);
+            return;
         }
+        // What is no number cannot be compared.
+        self.known = self.known.max(version.parse().unwrap_or_default());
+        self.state = State::Unlisted;
+    }
+
+    /// Compares the version of a list with what had been seen before it was asked for.
+    fn compare(&mut self, version: &str) {
+        self.went_back = version.parse::<u64>().is_ok_and(|version| version < self.known);
     }
 
     /// Doubles from 200 ms to [`RETRY_MAX`], with jitter so that the agents of a cluster do not
@@ -444,20 +496,5 @@ const WATCH_SHORT: Duration = Duration::from_secs(1);
 const LIST_ENDS: &str = "k8s.io/initial-events-end";
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pauses_differ_between_agents_and_are_the_same_again() {
-        let follower = |node: usize| Follower { node: format!("n{node}"), subject: "Node".into() };
-        let spread: Vec<f64> = (0..1000).map(|node| follower(node).jitter(3)).collect();
-        assert!(spread.iter().all(|at| (0.0..1.0).contains(at)));
-        for tenth in 0..10 {
-            let part = f64::from(tenth) / 10.0..f64::from(tenth + 1) / 10.0;
-            let here = spread.iter().filter(|at| part.contains(at)).count();
-            assert!((60..140).contains(&here), "{here} of 1000 agents in {part:?}");
-        }
-        assert_eq!(spread, (0..1000).map(|node| follower(node).jitter(3)).collect::<Vec<_>>());
-        assert_ne!(follower(1).jitter(3), follower(1).jitter(4));
-    }
-}
+#[path = "feed_tests.rs"]
+mod tests;

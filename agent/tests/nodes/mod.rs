@@ -235,6 +235,7 @@ impl Node {
                 namespace: "cairn-system".to_owned(),
                 relist: relist.subscribe(),
                 restored,
+                rules: Rules::ALL,
             },
         );
         let channels = IpamChannels {

@@ -302,6 +302,7 @@ impl Machine {
                 namespace: NAMESPACE.to_owned(),
                 relist: relist.subscribe(),
                 restored: last_view::read(storage.as_ref(), &owner),
+                rules: around.rules,
             },
         );
         let kept = last_view::keep(view.clone(), Arc::clone(&storage), owner);

@@ -333,7 +333,10 @@ impl World {
     pub async fn restore(&mut self) {
         let Some(backup) = self.backup.clone().filter(|_| self.is_steady()) else { return };
         self.stay_steady();
-        self.server.restore(&backup);
+        match self.dice.one_in(2) {
+            true => self.server.restore_raised(&backup, RAISED_BY),
+            false => self.server.restore(&backup),
+        }
         self.story.say(format_args!("etcd is restored to {}", self.server.revision()));
         // What no controller would have forgotten: kubelets write their Nodes and other plugins' pods
         // anew.
@@ -370,6 +373,8 @@ impl World {
     }
 }
 
+/// What a restore raises numbers by, if it does (`etcdutl snapshot restore --bump-revision`).
+const RAISED_BY: u64 = 1_000_000;
 /// How long owners have to assert blocks that the API has forgotten.
 const STEADY: Duration = Duration::from_secs(60);
 /// How long routes of a speaker that is gone are kept (graceful restart).

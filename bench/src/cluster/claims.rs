@@ -90,6 +90,7 @@ impl Node {
             namespace: "cairn-system".to_owned(),
             relist: relist.subscribe(),
             restored: None,
+            rules: Rules::ALL,
         };
         let mut views = watches::start(client, options);
         views.wait_for(|view| view.synced).await?;
