@@ -27,6 +27,15 @@ pub enum Fate {
     IsInvalid,
 }
 
+/// How the last call of a process that dies ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Last {
+    /// It is answered, and the next never leaves.
+    Heard,
+    /// The server carries it out, and the process does not hear of it.
+    Unheard,
+}
+
 /// A proxy in front of the API server.
 pub struct Proxy {
     address: SocketAddr,
@@ -98,6 +107,44 @@ struct Faults {
     watches_hang: bool,
     /// Whether requests wait.
     cut: bool,
+    /// After how many calls nothing passes any more; watches are none.
+    end: Option<(usize, Last)>,
+    /// Calls so far, while that is set.
+    calls: usize,
+    /// No request passes any more.
+    shut: bool,
+    /// The last call has ended as it was to.
+    ended: bool,
+}
+
+/// Whether a request passes a way that ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Passage {
+    Open,
+    /// Its answer is the first thing that does not pass.
+    Last,
+    Shut,
+}
+
+impl Faults {
+    fn passage(&mut self, watch: bool) -> Passage {
+        let Some((calls, last)) = self.end else { return Passage::Open };
+        if self.shut {
+            return Passage::Shut;
+        }
+        self.calls += usize::from(!watch);
+        match last {
+            Last::Heard if self.calls > calls => {
+                (self.shut, self.ended) = (true, true);
+                Passage::Shut
+            }
+            Last::Unheard if !watch && self.calls == calls => {
+                self.shut = true;
+                Passage::Last
+            }
+            _ => Passage::Open,
+        }
+    }
 }
 
 impl Proxy {
@@ -144,6 +191,24 @@ impl Proxy {
     /// How many requests there were.
     pub fn asked(&self) -> usize {
         self.with(|faults| faults.asked)
+    }
+
+    /// Nothing passes after so many calls from now. Watches are no calls.
+    pub fn end_after(&self, calls: usize, last: Last) {
+        self.with(|faults| (faults.end, faults.calls) = (Some((calls, last)), 0));
+    }
+
+    /// The way does not end any more. False when it has: nothing passes.
+    pub fn forget_end(&self) -> bool {
+        self.with(|faults| {
+            faults.end = faults.end.filter(|_| faults.shut);
+            !faults.shut
+        })
+    }
+
+    /// Whether the last call has ended as it was to.
+    pub fn has_ended(&self) -> bool {
+        self.with(|faults| faults.ended)
     }
 
     /// How many requests have met their fate.
@@ -201,6 +266,8 @@ impl Drop for Proxy {
 struct Answer {
     watch: bool,
     lost: bool,
+    /// The last of a way that ends.
+    last: bool,
     refusal: Option<&'static str>,
 }
 
@@ -234,11 +301,16 @@ async fn requests(
         let text = String::from_utf8_lossy(&request).into_owned();
         let line = text.lines().next().unwrap_or_default();
         let mut next = Answer { watch: line.contains("watch=true"), ..Answer::default() };
-        let chance = {
+        let (chance, passage) = {
             let mut faults = faults.lock().expect("the faults");
             faults.asked += 1;
-            faults.dice.as_mut().map(|dice| Chance::of(dice, next.watch))
+            let passage = faults.passage(next.watch);
+            (faults.dice.as_mut().map(|dice| Chance::of(dice, next.watch)), passage)
         };
+        if passage == Passage::Shut {
+            std::future::pending::<()>().await;
+        }
+        next.last = passage == Passage::Last;
         match chance {
             None | Some(Chance::Passes) => {}
             Some(Chance::Delayed(time)) => tokio::time::sleep(time).await,
@@ -319,9 +391,13 @@ async fn answers(
     let mut buffer = vec![0; 65_536];
     loop {
         let Ok(length @ 1..) = server.read(&mut buffer).await else { return };
-        let Answer { watch, lost, refusal } = *answer.lock().expect("the answer");
+        let Answer { watch, lost, last, refusal } = *answer.lock().expect("the answer");
         if lost {
             return;
+        }
+        if last {
+            faults.lock().expect("the faults").ended = true;
+            std::future::pending::<()>().await;
         }
         if let Some(refusal) = refusal {
             // Instead of the server's answer; the connection ends with it.

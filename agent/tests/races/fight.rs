@@ -1,18 +1,15 @@
-//! Many agents' IPAM against one API server over a way that delays, loses and fails, with agents that
-//! are killed between their calls. At no time do two live attachments hold one address, judged from
-//! what every node has handed out, never from the API.
-
-mod nodes;
+//! Many agents fight for too few blocks, over a way that delays, loses and fails, and are killed at
+//! random.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
-use cairn_tests::kube::{Api, Server};
+use cairn_tests::kube::Api;
 use cairn_tests::on_both_apis;
 
-use nodes::proxy::{Dice, Proxy};
-use nodes::{BLOCKS, Cluster, HOUR, Memory, Node, POOLS, Setup, Surroundings, id, until};
+use super::nodes::proxy::{Dice, Proxy};
+use super::nodes::{Cluster, HOUR, Memory, Node, Setup, Surroundings, id};
 
 /// A machine: its kernel, which is what its pods hold, and the agent that runs on it now.
 struct Machine {
@@ -175,88 +172,8 @@ async fn thirty_two_agents_fight_for_sixteen_blocks(api: Api) {
     }
 }
 
-/// A snapshot of etcd is restored while agents run: what was claimed since is unknown to the API.
-async fn a_restored_etcd_gives_no_address_twice() {
-    let cluster = Cluster::start(Api::Real).await;
-    let Server::Real(_, plane) = cluster.server.clone() else { panic!("a real server") };
-    let blocking = async |work: fn(&cairn_tests::kube::ControlPlane)| {
-        tokio::task::spawn_blocking(move || work(plane)).await.expect("done");
-    };
-    cluster.pool("default", "10.244.0.0/27", 28);
-    cluster.node("n1", "boot1");
-    cluster.node("n2", "boot2");
-    let mut n1 = Node::start(&cluster, "n1", "boot1", RESTORED_OFFLINE);
-    let first = n1.until_open(1).await[0];
-    until("a pod", || n1.add("one").is_ok()).await;
-    blocking(|plane| plane.stop_and_save("snapshot")).await;
-    blocking(|plane| plane.start_again()).await;
-    // Of this block the snapshot knows nothing.
-    let mut n2 = Node::start(&cluster, "n2", "boot2", RESTORED_OFFLINE);
-    let second = n2.until_open(1).await[0];
-    until("a pod", || n2.add("two").is_ok()).await;
-    let two = n2.add("two").expect("the same");
-    blocking(|plane| plane.stop()).await;
-    blocking(|plane| plane.restore("snapshot")).await;
-    blocking(|plane| plane.start_again()).await;
-    assert_eq!(cluster.object(second), None, "history went back");
-    // Both need a second block, and only the one that n2's pod lives in seems free.
-    cluster.node("n3", "boot3");
-    // It hears n2's route before it asks for anything: BGP is the second witness.
-    let surroundings = Surroundings::default();
-    surroundings.peers.announce(second);
-    let (name, boot_id, client) = ("n3", "boot3", cluster.client());
-    let (idle_release, adopted) = (None, vec![]);
-    let setup = Setup { name, boot_id, offline: RESTORED_OFFLINE, idle_release, adopted, client };
-    let n3 = Node::set_up_in(setup, surroundings);
-    until("n2 has its block again", || cluster.owner(second).as_deref() == Some("n2")).await;
-    assert!(n3.add("three").is_err(), "nothing is free");
-    assert_eq!(n2.add("two"), Ok(two), "its pod keeps its address");
-    n2.until("it hands out again", |h| Node::open(h).contains(&second)).await;
-    n1.until("it hands out again", |h| Node::open(h).contains(&first)).await;
-}
-
-async fn a_definition_that_is_deleted_under_live_pods_takes_no_address_from_them(api: Api) {
-    let cluster = Cluster::start(api).await;
-    cluster.pool("default", "10.244.0.0/27", 28);
-    cluster.node("n1", "boot1");
-    let mut n1 = Node::start(&cluster, "n1", "boot1", HOUR);
-    let block = n1.until_open(1).await[0];
-    until("a pod", || n1.add("pod").is_ok()).await;
-    let address = n1.add("pod").expect("the same");
-    let crd = "customresourcedefinitions.apiextensions.k8s.io";
-    cluster.server.delete(crd, None, BLOCKS).expect("deleted");
-    n1.until("closed", |h| Node::open(h).is_empty()).await;
-    assert!(n1.holdings.borrow().announced.contains(&block), "its pod is still reached");
-    assert_eq!(n1.add("pod"), Ok(address), "its pod keeps its address");
-    n1.del("pod");
-    until("the definition is gone", || cluster.server.get(crd, None, BLOCKS).is_err()).await;
-    let definitions = cairn_api::crds().into_iter().filter(|crd| crd.spec.names.kind == "IPBlock");
-    for definition in definitions {
-        let definition = serde_json::to_value(definition).expect("JSON");
-        cluster.server.create(crd, None, definition).expect("created");
-    }
-    n1.until_open(1).await;
-    until("a pod", || n1.add("another").is_ok()).await;
-    assert!(cluster.server.get(POOLS, None, "default").is_ok());
-}
-
 on_both_apis! {
     thirty_two_agents_fight_for_sixteen_blocks,
-}
-
-mod real_only {
-    use cairn_tests::kube::Api;
-
-    #[tokio::test]
-    async fn a_definition_that_is_deleted_under_live_pods_takes_no_address_from_them() {
-        super::a_definition_that_is_deleted_under_live_pods_takes_no_address_from_them(Api::Real)
-            .await;
-    }
-
-    #[tokio::test]
-    async fn a_restored_etcd_gives_no_address_twice() {
-        super::a_restored_etcd_gives_no_address_twice().await;
-    }
 }
 
 /// Enough that each moment between two calls of an agent meets a kill in some seed.
@@ -270,8 +187,5 @@ const HANDED_OUT_A_STEP: usize = 200;
 /// In one race.
 const HANDED_OUT_MIN: u64 = 60_000;
 const KILLS_MIN: u64 = 32;
-/// Longer than both restarts of the server take; the Lease, by which history that went back is
-/// noticed, is written far more often.
-const RESTORED_OFFLINE: Duration = Duration::from_secs(60);
 /// How long all agents may take to settle on a machine that is busy.
 const CALM_MAX: Duration = Duration::from_secs(300);
