@@ -192,7 +192,13 @@ async fn blocks_of_a_vanished_node_return_after_the_fence_and_not_while_announce
     stays.until("the route keeps it", |h| h.problems.iter().any(|p| p.contains("vanished"))).await;
     assert!(off.elapsed() > offline, "the fence came first");
     assert!(of_n2());
+    // Nor is it returned by a leader that could not hear of it.
+    stays.peers.set_deaf(true);
     stays.peers.withdraw(block);
+    let told = |p: &String| p.contains("n2 stay") && p.contains("hears nobody");
+    stays.until("it hears nobody", |h| h.problems.iter().any(told)).await;
+    assert!(of_n2());
+    stays.peers.set_deaf(false);
     until("the block is returned", || !of_n2()).await;
 }
 

@@ -24,6 +24,11 @@ use crate::mark::Holder;
 /// API may have been away, and nodes unable to write.
 pub const OBSERVATION_GAP_MAX: Duration = Duration::from_secs(180);
 
+/// How long the leader has to see that a Node is gone before its blocks may be returned, or a quarter of
+/// the promise where that is shorter. Where the agent had been silent for long before, the Lease makes
+/// nobody wait, and pods run on: Kubernetes takes a minute or two to end those of a Node that is gone.
+pub const GONE_MIN: Duration = Duration::from_secs(300);
+
 /// What a node knows of its own promise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OwnFence {
@@ -134,6 +139,8 @@ struct Wait {
     version: Option<String>,
     promise: Duration,
     unchanged_since: Duration,
+    /// Since when the Node was seen to be gone.
+    gone_since: Option<Duration>,
 }
 
 impl LeaseWatch {
@@ -186,10 +193,26 @@ impl LeaseWatch {
                 version,
                 promise: known.unwrap_or(self.default_promise),
                 unchanged_since: unchanged.map_or(now, |old| old.unchanged_since),
+                gone_since: old.as_ref().and_then(|old| old.gone_since),
             };
             waits.insert(node, wait);
         }
         self.waits = waits;
+    }
+
+    /// Takes in which of the Nodes that the last look named are gone.
+    pub fn observe_gone(&mut self, is_gone: impl Fn(&Owner) -> bool, now: Duration) {
+        for (node, wait) in &mut self.waits {
+            wait.gone_since = is_gone(node).then(|| wait.gone_since.unwrap_or(now));
+        }
+    }
+
+    /// Whether `node` was seen to be gone for so long that its pods have ended, too.
+    pub fn is_long_gone(&self, node: &Owner, now: Duration) -> bool {
+        self.waits.get(node).is_some_and(|wait| {
+            let long = GONE_MIN.min(wait.promise / 4);
+            wait.gone_since.is_some_and(|since| now.saturating_sub(since) >= long)
+        })
     }
 
     /// Whether the blocks of `node` may be returned.
@@ -397,6 +420,22 @@ mod tests {
         watch.observe([gone()], &lease("12", "u2", 100), secs(9));
         assert_eq!(watch.verdict(&gone(), secs(9)), Return::Wait(secs(5)), "its own promise");
         assert_eq!(watch.verdict(&gone(), secs(14)), Return::Allowed);
+    }
+
+    #[test]
+    fn a_node_is_long_gone_when_it_was_seen_to_be_for_some_minutes() {
+        for (promise, long) in [(8 * 3600, 300), (40, 10)] {
+            let mut watch = LeaseWatch::new(secs(1));
+            let mut look = |is_gone: bool, now: u64| {
+                watch.observe([gone()], &lease("7", "u1", promise), secs(now));
+                watch.observe_gone(|_| is_gone, secs(now));
+                watch.is_long_gone(&gone(), secs(now))
+            };
+            assert!(!look(false, 0) && !look(false, 1) && !look(true, 2), "gone just now");
+            assert!(!look(true, 1 + long) && look(true, 2 + long));
+            assert!(!look(false, 3 + long), "it is there again");
+            assert!(!look(true, 4 + long), "another wait");
+        }
     }
 
     #[test]

@@ -188,7 +188,6 @@ mod tests {
             used,
             terminating: false,
             finalizers: Default::default(),
-            pods: Vec::new(),
         }
     }
 

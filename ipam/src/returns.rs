@@ -39,15 +39,12 @@ pub struct BlockSeen {
     pub terminating: bool,
     /// What holds the object.
     pub finalizers: Arc<[String]>,
-    /// The pods that have an address in it, as namespace/name, as far as its owner listed them. Read
-    /// for [`Ground::AgentLeft`] only.
-    pub pods: Vec<String>,
 }
 
 /// Why blocks may be returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Ground {
-    /// Their Node does not exist any more, and its agent's promise is over.
+    /// Their Node has not existed for some minutes, and its agent's promise is over.
     NodeGone,
     /// An operator says that the machine is off.
     MachineOff,
@@ -110,6 +107,13 @@ impl Look {
     }
 }
 
+/// Takes in what a look shows of Nodes and Leases.
+pub fn observe(look: &Look, watch: &mut LeaseWatch, now: Duration) {
+    let owners = look.owners().into_iter().chain(holders_of_gone(look));
+    watch.observe(owners, &look.leases, now);
+    watch.observe_gone(|owner| !look.exists(owner), now);
+}
+
 /// Nodes that exist, own blocks and have a silent agent: their taints are worth a look.
 pub fn suspects(look: &Look, watch: &LeaseWatch, now: Duration) -> Vec<Owner> {
     let silent = |owner: &Owner| look.exists(owner) && watch.is_silent(owner, now);
@@ -117,7 +121,7 @@ pub fn suspects(look: &Look, watch: &LeaseWatch, now: Duration) -> Vec<Owner> {
 }
 
 /// The agents that held Leases of Nodes that do not exist: their Leases are worth a watch, too.
-pub fn holders_of_gone(look: &Look) -> impl Iterator<Item = Owner> {
+fn holders_of_gone(look: &Look) -> impl Iterator<Item = Owner> {
     let gone = look.leases.iter().filter(|(name, _)| !look.nodes.contains_key(*name));
     gone.map(|(name, lease)| Owner { name: name.clone(), uid: lease.holder.node_uid.clone() })
 }
@@ -178,6 +182,7 @@ fn ground(
     if look.is_marked(owner) {
         Some(Ground::MachineOff)
     } else if !look.exists(owner) {
+        let over = over && watch.is_long_gone(owner, now);
         (over || !rules.hold(Rule::LeaderWaits)).then_some(Ground::NodeGone)
     } else if look.out_of_service.contains(owner) && watch.is_silent(owner, now) {
         Some(Ground::OutOfService)
@@ -193,6 +198,9 @@ pub struct LastLook {
     pub node_uid: Option<String>,
     /// Whether that Node carries the taint.
     pub out_of_service: bool,
+    /// Whether Kubernetes hears of that Node's kubelet: its condition Ready is True or False. When it
+    /// does not, the API's word on the node's pods is of an earlier time.
+    pub kubelet_heard: bool,
     /// The Lease.
     pub lease: Option<LeaseSeen>,
     /// The node's pods; looked at for [`Ground::AgentLeft`] only.
@@ -260,9 +268,9 @@ pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rul
             }
         }),
         Ground::AgentLeft if !exists => Fate::Waits,
-        Ground::AgentLeft => match pod_in(block, &look.pods) {
-            Some(pod) if rules.hold(Rule::PodsKeepBlocks) => Fate::Stays(format!(
-                "block {} stays with node {}, whose agent is gone: pod {} has an address in it; bring \
+        Ground::AgentLeft => match keeper(block, look) {
+            Some((pod, may)) if rules.hold(Rule::PodsKeepBlocks) => Fate::Stays(format!(
+                "block {} stays with node {}, whose agent is gone: pod {} {may} an address in it; bring \
                  the agent back, or delete the node's pods",
                 block.cidr, owner.name, pod.name
             )),
@@ -271,13 +279,14 @@ pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rul
     }
 }
 
-/// A pod that has an address in the block: by its own status, or by what the block's owner listed of
-/// a pod that is still there.
-pub fn pod_in<'a>(block: &BlockSeen, pods: &'a [PodSeen]) -> Option<&'a PodSeen> {
-    pods.iter().find(|pod| {
-        pod.addresses.iter().any(|address| block.cidr.contains(address))
-            || (pod.addresses.is_empty() && block.pods.contains(&pod.name))
-    })
+/// A pod that keeps the block of an agent that left, and whether it has or may have an address in it. An
+/// agent that is cut off hands out within its promise, and a kubelet that is not heard says nothing of it:
+/// then each of its pods may.
+fn keeper<'a>(block: &BlockSeen, look: &'a LastLook) -> Option<(&'a PodSeen, &'static str)> {
+    let has = |pod: &&PodSeen| pod.addresses.iter().any(|address| block.cidr.contains(address));
+    let may = |pod: &&PodSeen| pod.addresses.is_empty() || !look.kubelet_heard;
+    let found = look.pods.iter().find(has).map(|pod| (pod, "has"));
+    found.or_else(|| look.pods.iter().find(may).map(|pod| (pod, "may have")))
 }
 
 #[cfg(test)]
@@ -303,7 +312,6 @@ mod tests {
             used: Some(3),
             terminating: false,
             finalizers: Arc::default(),
-            pods: vec!["shop/cart".into()],
         }
     }
 
@@ -325,7 +333,7 @@ mod tests {
     fn ground_after(look: &Look, waited: u64, rules: Rules) -> Option<Ground> {
         let mut watch = LeaseWatch::new(secs(100));
         for at in [0, waited] {
-            watch.observe(look.owners(), &look.leases, secs(at));
+            observe(look, &mut watch, secs(at));
         }
         let planned = plan(look.clone(), &watch, rules, secs(waited));
         assert!(planned.len() <= 1);
@@ -376,10 +384,10 @@ mod tests {
     fn a_lease_goes_when_nothing_is_left_of_its_node_and_its_promise_is_over() {
         let after = |waited: u64, look: &Look, last: &str| {
             let mut watch = LeaseWatch::new(secs(100));
-            watch.observe(holders_of_gone(look), &look.leases, secs(0));
+            observe(look, &mut watch, secs(0));
             let mut look = look.clone();
             look.leases.insert("n1".to_owned(), lease(last, "u1", false));
-            watch.observe(holders_of_gone(&look), &look.leases, secs(waited));
+            observe(&look, &mut watch, secs(waited));
             abandoned(&look, &watch, secs(waited))
         };
         let bare = |node| Look { blocks: Vec::new(), ..look(node, lease("7", "u1", false)) };
@@ -396,7 +404,7 @@ mod tests {
     fn nodes_with_a_silent_agent_are_suspects() {
         let live = look(Some("u1"), lease("7", "u1", false));
         let mut watch = LeaseWatch::new(secs(100));
-        watch.observe(live.owners(), &live.leases, secs(0));
+        observe(&live, &mut watch, secs(0));
         assert!(suspects(&live, &watch, secs(9)).is_empty());
         assert_eq!(suspects(&live, &watch, secs(10)), [owner("u1")]);
         let gone = look(None, lease("7", "u1", false));
@@ -466,15 +474,16 @@ mod tests {
             node: "n1".into(),
             addresses: addresses.iter().map(|a| a.parse().expect("an address")).collect(),
         };
+        let elsewhere = || vec![pod("shop/db", &["10.0.0.64"])];
         let cases = [
-            ("no pod", vec![], true),
-            ("in the block", vec![pod("shop/db", &["fd00::1", "10.0.0.9"])], false),
-            ("elsewhere", vec![pod("shop/db", &["10.0.0.64"])], true),
-            ("listed by the owner, no address known", vec![pod("shop/cart", &[])], false),
-            ("listed by the owner, another address", vec![pod("shop/cart", &["10.0.0.64"])], true),
-            ("no address known", vec![pod("shop/db", &[])], true),
+            ("no pod", vec![], true, true),
+            ("no pod, as of an earlier time", vec![], false, true),
+            ("in the block", vec![pod("shop/db", &["fd00::1", "10.0.0.9"])], true, false),
+            ("elsewhere", elsewhere(), true, true),
+            ("elsewhere, as of an earlier time", elsewhere(), false, false),
+            ("no address known", vec![pod("shop/db", &[])], true, false),
         ];
-        for (what, pods, returns) in cases {
+        for (what, pods, kubelet_heard, returns) in cases {
             let planned = NodeReturn {
                 owner: owner("u1"),
                 ground: Ground::AgentLeft,
@@ -484,6 +493,7 @@ mod tests {
             };
             let look = LastLook {
                 node_uid: Some("u1".into()),
+                kubelet_heard,
                 lease: Some(lease("7", "u1", false)),
                 pods,
                 ..LastLook::default()

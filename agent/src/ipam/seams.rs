@@ -117,6 +117,12 @@ pub trait Witness: Send + Sync {
     fn settled(&self) -> BoxFuture<'static, bool> {
         Box::pin(std::future::ready(true))
     }
+
+    /// Why hearing nothing says nothing, as a clause for people: too few peers are heard. `None` when
+    /// at least half of them are, or there are none.
+    fn why_deaf(&self) -> BoxFuture<'static, Option<String>> {
+        Box::pin(std::future::ready(None))
+    }
 }
 
 /// A witness that has heard nothing: while no speaker runs.

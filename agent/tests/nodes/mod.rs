@@ -88,11 +88,20 @@ impl Cluster {
 
     /// What kubelet says of the machine that it runs on.
     pub fn boot(&self, name: &str, boot_id: &str, machine: &str) {
-        let status = json!({"status": {"nodeInfo": {
-            "architecture": "", "bootID": boot_id, "containerRuntimeVersion": "",
-            "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "",
-            "machineID": machine, "operatingSystem": "", "osImage": "", "systemUUID": machine,
-        }}});
+        let status = json!({"status": {
+            "conditions": [{"type": "Ready", "status": "True"}],
+            "nodeInfo": {
+                "architecture": "", "bootID": boot_id, "containerRuntimeVersion": "",
+                "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "",
+                "machineID": machine, "operatingSystem": "", "osImage": "", "systemUUID": machine,
+            },
+        }});
+        self.server.patch_status("nodes", None, name, &status).expect("a status");
+    }
+
+    /// What the node controller says of its kubelet.
+    pub fn ready(&self, name: &str, status: &str) {
+        let status = json!({"status": {"conditions": [{"type": "Ready", "status": status}]}});
         self.server.patch_status("nodes", None, name, &status).expect("a status");
     }
 
@@ -344,26 +353,39 @@ impl Node {
 
 /// What the peers of a node announce.
 #[derive(Debug, Default)]
-pub struct Peers(Mutex<BTreeMap<IpNet, bool>>);
+pub struct Peers {
+    routes: Mutex<BTreeMap<IpNet, bool>>,
+    /// Sessions are down.
+    deaf: AtomicBool,
+}
 
 impl Peers {
+    pub fn set_deaf(&self, deaf: bool) {
+        self.deaf.store(deaf, Ordering::Relaxed);
+    }
+
     pub fn announce(&self, prefix: IpNet) {
-        self.0.lock().expect("the routes").insert(prefix, false);
+        self.routes.lock().expect("the routes").insert(prefix, false);
     }
 
     /// With the node's own AS in the path.
     pub fn announce_looped(&self, prefix: IpNet) {
-        self.0.lock().expect("the routes").insert(prefix, true);
+        self.routes.lock().expect("the routes").insert(prefix, true);
     }
 
     pub fn withdraw(&self, prefix: IpNet) {
-        self.0.lock().expect("the routes").remove(&prefix);
+        self.routes.lock().expect("the routes").remove(&prefix);
     }
 }
 
 impl Witness for Peers {
+    fn why_deaf(&self) -> BoxFuture<'static, Option<String>> {
+        let deaf = self.deaf.load(Ordering::Relaxed);
+        Box::pin(std::future::ready(deaf.then(|| "this node hears nobody".to_owned())))
+    }
+
     fn heard(&self, cidr: IpNet) -> BoxFuture<'static, Vec<Heard>> {
-        let routes = self.0.lock().expect("the routes");
+        let routes = self.routes.lock().expect("the routes");
         let inside = routes.iter().filter(|(prefix, _)| cidr.contains(*prefix));
         let heard = inside.map(|(prefix, looped)| Heard {
             prefix: *prefix,

@@ -187,6 +187,11 @@ impl Witness for Ear {
         let settled = self.fabric.is_settled(self.machine);
         std::future::ready(settled).boxed()
     }
+
+    fn why_deaf(&self) -> BoxFuture<'static, Option<String>> {
+        let deaf = !self.fabric.is_settled(self.machine);
+        std::future::ready(deaf.then(|| "no session is up".to_owned())).boxed()
+    }
 }
 
 /// What a change takes to reach the others, at most.

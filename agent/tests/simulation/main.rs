@@ -18,6 +18,7 @@
 //! `CAIRN_SIM_FIRST=N` say how many seeds there are and which is the first (`make sim`).
 
 mod api;
+mod controllers;
 mod dice;
 mod fabric;
 mod faults;

@@ -11,6 +11,7 @@ use k8s_openapi::jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::controllers::Controllers;
 use super::dice::Dice;
 use super::fabric::Fabric;
 use super::faults::Event;
@@ -36,6 +37,7 @@ static TEMPLATE: LazyLock<ApiServer> = LazyLock::new(|| {
 pub struct World {
     pub around: Surroundings,
     pub server: ApiServer,
+    pub controllers: Controllers,
     pub machines: Vec<Machine>,
     pub dice: Dice,
     pub story: Story,
@@ -96,6 +98,7 @@ impl World {
         let world = World {
             around,
             server,
+            controllers: Controllers::default(),
             machines,
             dice,
             story,
@@ -125,6 +128,7 @@ impl World {
         while Instant::now() < end {
             tokio::time::sleep_until(end.min(Instant::now() + GRAIN)).await;
             self.give_up_the_silent();
+            self.control();
         }
         self.server.collect_garbage();
     }

@@ -82,12 +82,30 @@ struct TaintSeen {
 #[serde(default)]
 struct NodeStatusSeen {
     addresses: Vec<NodeAddressSeen>,
+    conditions: Vec<NodeConditionSeen>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct NodeConditionSeen {
+    #[serde(rename = "type")]
+    type_: String,
+    status: String,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
 struct NodeAddressSeen {
     address: String,
+}
+
+/// A Node, as the last look before a return needs it.
+pub(super) struct NodeSeen {
+    pub(super) uid: String,
+    /// It carries the taint that says that it is off.
+    pub(super) out_of_service: bool,
+    /// Its kubelet is heard.
+    pub(super) kubelet_heard: bool,
 }
 
 impl Lists {
@@ -175,8 +193,8 @@ impl Lists {
         let mut tainted = BTreeSet::new();
         if suspects.len() <= NODES_ONE_BY_ONE_MAX {
             for owner in suspects {
-                let (uid, is_out) = self.node(&owner.name).await?.unwrap_or_default();
-                if is_out && uid == owner.uid {
+                let node = self.node(&owner.name).await?;
+                if node.is_some_and(|node| node.out_of_service && node.uid == owner.uid) {
                     tainted.insert(owner.clone());
                 }
             }
@@ -194,11 +212,15 @@ impl Lists {
         Ok(tainted)
     }
 
-    /// The UID of the Node of this name and whether it carries the taint.
-    pub(super) async fn node(&self, name: &str) -> Result<Option<(String, bool)>, IpamError> {
+    /// The Node of this name.
+    pub(super) async fn node(&self, name: &str) -> Result<Option<NodeSeen>, IpamError> {
         let what = || format!("cannot read Node {name}");
         let node = call(what, reads::get(&self.whole_nodes, name, self.rules)).await?;
-        Ok(node.map(|node| (node.uid().unwrap_or_default(), is_out_of_service(&node))))
+        Ok(node.map(|node| NodeSeen {
+            uid: node.uid().unwrap_or_default(),
+            out_of_service: is_out_of_service(&node),
+            kubelet_heard: is_kubelet_heard(&node),
+        }))
     }
 
     /// The Lease of the node of this name.
@@ -311,7 +333,7 @@ where
 
 /// What many blocks repeat, each once.
 #[derive(Debug, Default)]
-pub(super) struct Repeated {
+struct Repeated {
     owners: BTreeSet<Arc<Owner>>,
     pools: BTreeSet<Arc<str>>,
     finalizers: BTreeSet<Arc<[String]>>,
@@ -331,7 +353,7 @@ where
 }
 
 /// A block as decisions need it, without its allocations.
-pub(super) fn block_seen(block: &IPBlock, repeated: &mut Repeated) -> Option<BlockSeen> {
+fn block_seen(block: &IPBlock, repeated: &mut Repeated) -> Option<BlockSeen> {
     let node = &block.spec.node;
     let owner = Owner { name: node.name.clone(), uid: node.uid.clone() };
     Some(BlockSeen {
@@ -343,7 +365,6 @@ pub(super) fn block_seen(block: &IPBlock, repeated: &mut Repeated) -> Option<Blo
         used: block.status.as_ref().and_then(|status| status.used.as_ref()?.parse().ok()),
         terminating: block.metadata.deletion_timestamp.is_some(),
         finalizers: shared(&mut repeated.finalizers, block.finalizers()),
-        pods: Vec::new(),
     })
 }
 
@@ -357,6 +378,14 @@ fn lease_seen(lease: &Lease) -> Option<LeaseSeen> {
         promise: Duration::from_secs(secs?),
         machine_off: is_off(mark.map(String::as_str), &holder),
         holder,
+    })
+}
+
+/// Kubernetes sets the condition to Unknown when a kubelet has been silent for 40 s.
+fn is_kubelet_heard(node: &NodeObject) -> bool {
+    let mut conditions = node.status.iter().flat_map(|status| &status.conditions);
+    conditions.any(|condition| {
+        condition.type_ == "Ready" && matches!(&*condition.status, "True" | "False")
     })
 }
 

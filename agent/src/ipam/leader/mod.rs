@@ -18,9 +18,7 @@ use std::time::Duration;
 
 use cairn_api::{GracefulRestart, IPPool};
 use cairn_ipam::fence::LeaseWatch;
-use cairn_ipam::returns::{
-    BlockSeen, Look, NodeReturn, abandoned, holders_of_gone, plan, suspects,
-};
+use cairn_ipam::returns::{BlockSeen, Look, NodeReturn, abandoned, observe, plan, suspects};
 use kube::ResourceExt;
 use kube::api::Api;
 use tokio::sync::watch;
@@ -186,8 +184,7 @@ impl Duties {
         let mut look = Look { blocks, ..Look::default() };
         look.nodes = self.lists.nodes().await?;
         look.leases = self.lists.leases().await?;
-        let owners = look.owners().into_iter().chain(holders_of_gone(&look));
-        self.leases.observe(owners, &look.leases, self.shared.now());
+        observe(&look, &mut self.leases, self.shared.now());
         let abandoned = abandoned(&look, &self.leases, self.shared.now());
         let suspects = suspects(&look, &self.leases, self.shared.now());
         look.out_of_service = self.lists.out_of_service(&suspects).await?;

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cairn_api::{IPBlock, IPBlockSpec, ObjectReference, block_name, block_range};
-use cairn_ipam::returns::{BlockSeen, Fate, Ground, LastLook, NodeReturn, fate, pod_in};
+use cairn_ipam::returns::{BlockSeen, Fate, Ground, LastLook, NodeReturn, fate};
 use cairn_ipam::rules::Rule;
 use futures::{StreamExt, stream};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -13,7 +13,7 @@ use k8s_openapi::jiff::Timestamp;
 use tokio::sync::watch;
 
 use super::election::Leadership;
-use super::lists::{Lists, Repeated, block_seen};
+use super::lists::Lists;
 use crate::ipam::Shared;
 use crate::ipam::api::BlockApi;
 use crate::ipam::error::IpamError;
@@ -88,19 +88,35 @@ impl Returns {
     async fn node(
         &self,
         planned: &NodeReturn,
-        mut blocks: Vec<BlockSeen>,
+        blocks: Vec<BlockSeen>,
         problems: &mut Problems,
     ) -> Result<Vec<BlockSeen>, IpamError> {
+        // Without a person's word a missing route is the last thing that speaks for a return.
+        let by_word = matches!(planned.ground, Ground::MachineOff | Ground::OutOfService);
+        let listens = self.shared.options.rules.hold(Rule::LeaderLooksForRoutes);
+        if !by_word
+            && listens
+            && let Some(why) = self.shared.witness.why_deaf().await
+        {
+            let (of, blocks) = (subject(planned), blocks.len());
+            problems.add(format!(
+                "{blocks} blocks of {of} stay: {why}, so that a machine that is still on may announce \
+                 them unheard; mend the sessions (cairn bgp peers), or if the machine is off: cairn \
+                 ipam fence {}",
+                planned.owner.name
+            ));
+            return Ok(Vec::new());
+        }
         let mut look = LastLook::default();
         if planned.ground == Ground::AgentLeft {
             self.pace.turn(&self.shared).await;
             self.lists.pods(Some(&planned.owner.name), |pod| look.pods.push(pod)).await?;
-            self.read_pods(&mut blocks, &look).await?;
         }
         // Last, and the Lease after the blocks: an agent that comes back writes it first.
         self.pace.turn(&self.shared).await;
-        if let Some((uid, out_of_service)) = self.lists.node(&planned.owner.name).await? {
-            (look.node_uid, look.out_of_service) = (Some(uid), out_of_service);
+        if let Some(node) = self.lists.node(&planned.owner.name).await? {
+            look.node_uid = Some(node.uid);
+            (look.out_of_service, look.kubelet_heard) = (node.out_of_service, node.kubelet_heard);
         }
         self.pace.turn(&self.shared).await;
         look.lease = self.lists.lease(&planned.owner.name).await?;
@@ -129,21 +145,6 @@ impl Returns {
             }
         }
         Ok(returned)
-    }
-
-    /// Reads the blocks anew that no pod is known to keep, with the pods that their owner listed.
-    async fn read_pods(&self, blocks: &mut [BlockSeen], look: &LastLook) -> Result<(), IpamError> {
-        for block in blocks.iter_mut().filter(|block| pod_in(block, &look.pods).is_none()) {
-            self.pace.turn(&self.shared).await;
-            let Some(object) = self.api.read(block.cidr).await? else { continue };
-            let seen = block_seen(&object, &mut Repeated::default());
-            let Some(mut seen) = seen.filter(|seen| seen.uid == block.uid) else { continue };
-            let allocations = object.status.iter().flat_map(|status| &status.allocations);
-            let pods: BTreeSet<&String> = allocations.filter_map(|a| a.pod.as_ref()).collect();
-            seen.pods = pods.into_iter().cloned().collect();
-            *block = seen;
-        }
-        Ok(())
     }
 
     async fn block(&self, planned: &NodeReturn, block: &BlockSeen) -> Result<Outcome, IpamError> {
