@@ -96,13 +96,12 @@ bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--on
 bench-ipam: ## The IPAM at the size of a cluster, against a real API server (root; BENCH_ARGS="--api embedded")
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(TARGET_DIR)/release/cairn-bench ipam $(BENCH_ARGS)
-	CAIRN_ORPHAN_NODES=5000 $(CARGO) test --locked --profile sim -p cairn-agent --test leader \
+	CAIRN_ORPHAN_NODES=5000 $(CARGO) test --locked --workspace --test leader \
 		orphans_go_in_one_pass -- --nocapture
 
-# With compiled code: hours of a cluster pass in a part of a second.
 sim: ## Plays many nodes' IPAM in virtual time (SEEDS=20000 FIRST=0)
-	CAIRN_SIM_SEEDS=$(SEEDS) CAIRN_SIM_FIRST=$(FIRST) $(CARGO) test --locked --profile sim \
-		-p cairn-agent --test simulation no_address_is_held_twice -- --nocapture
+	CAIRN_SIM_SEEDS=$(SEEDS) CAIRN_SIM_FIRST=$(FIRST) $(CARGO) test --locked --workspace \
+		--test simulation no_address_is_held_twice -- --nocapture
 
 fuzz: ## Fuzzes the BGP codec, sessions and tables (FUZZ_SECS=14400 FUZZ_JOBS=2)
 	scripts/fuzz.sh $(TOOLS) $(FUZZ_SECS) $(FUZZ_JOBS)

@@ -564,20 +564,23 @@ impl Machine {
         unwritten && unheard.is_none_or(|at| at.elapsed() + GRAIN >= STALE_MAX)
     }
 
-    /// Starts pods one after another of which each ends as soon as it runs, until one is refused.
+    /// Starts pods one after another of which each ends as soon as it runs, until some are refused.
     pub fn start_short_pods(&self, pods: usize) {
         let machine = self.clone();
         let boot = self.state().boots;
         tokio::spawn(async move {
+            let mut refused = 0;
             for _ in 0..pods {
-                if !machine.is_booted(boot) {
+                if !machine.is_booted(boot) || refused >= SHORT_REFUSED_MAX {
                     return;
                 }
                 let container = machine.new_container();
                 let runs = machine.add(&container, boot).await;
                 machine.del(&container, boot).await;
                 if !runs {
-                    return;
+                    refused += 1;
+                    let pause = machine.dice.millis(1_000, 8_000);
+                    tokio::time::sleep(pause).await;
                 }
             }
         });
@@ -645,6 +648,8 @@ const ADDRESS_WAIT: Duration = Duration::from_secs(5);
 /// The runtime's patience with a plugin.
 const CNI_PATIENCE: Duration = Duration::from_secs(30);
 const ADD_ATTEMPTS: usize = 6;
+/// Refusals after which no more short pods of a series are started.
+const SHORT_REFUSED_MAX: usize = 4;
 /// One in so many pods asks for a fixed address.
 const FIXED_IN: usize = 12;
 const DEL_ATTEMPTS: usize = 200;

@@ -31,7 +31,6 @@ mod world;
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cairn_ipam::{Rule, Rules};
@@ -128,6 +127,22 @@ impl Totals {
     }
 }
 
+/// Does `work` for each item, in as many threads as there are cores.
+fn on_every_core<T: Send>(items: impl Iterator<Item = T> + Send, work: impl Fn(T) + Sync) {
+    let items = Mutex::new(items);
+    let next = || items.lock().expect("the items").next();
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    std::thread::scope(|scope| {
+        for _ in 0..cores {
+            scope.spawn(|| {
+                while let Some(item) = next() {
+                    work(item);
+                }
+            });
+        }
+    });
+}
+
 /// Runs a scenario for many seeds on every core, or for the one that the environment names.
 fn for_seeds(test: &str, count: u64, scenario: Scenario) {
     let seeds = match number("CAIRN_SIM_SEED") {
@@ -137,22 +152,13 @@ fn for_seeds(test: &str, count: u64, scenario: Scenario) {
             first..first + number("CAIRN_SIM_SEEDS").unwrap_or(count)
         }
     };
-    let (next, totals) = (AtomicU64::new(seeds.start), Mutex::new(Totals::default()));
+    let totals = Mutex::new(Totals::default());
     let began = Instant::now();
-    let work = || {
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            let failed = totals.lock().expect("the totals").violations.len();
-            if seed >= seeds.end || failed >= VIOLATIONS_MAX {
-                return;
-            }
+    on_every_core(seeds, |seed| {
+        if totals.lock().expect("the totals").violations.len() < VIOLATIONS_MAX {
             let outcome = play(&setup(seed, Rules::ALL), scenario);
             totals.lock().expect("the totals").add(seed, &outcome);
         }
-    };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        (0..cores).for_each(|_| drop(scope.spawn(work)));
     });
     let totals = totals.into_inner().expect("the totals");
     println!(
@@ -216,24 +222,12 @@ fn without(rule: Rule) -> Option<(u64, Outcome)> {
 
 #[test]
 fn without_a_rule_an_address_is_held_twice() {
-    let rules = rules_chosen();
-    let (next, missed) = (AtomicU64::new(0), Mutex::new(Vec::new()));
-    let work = || {
-        while let Some(rule) = rules.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
-            match without(*rule) {
-                Some((seed, outcome)) => {
-                    println!(
-                        "without {rule:?}: seed {seed}: {}",
-                        outcome.violation.unwrap_or_default()
-                    );
-                }
-                None => missed.lock().expect("the list").push(*rule),
-            }
+    let missed = Mutex::new(Vec::new());
+    on_every_core(rules_chosen().into_iter(), |rule| match without(rule) {
+        Some((seed, outcome)) => {
+            println!("without {rule:?}: seed {seed}: {}", outcome.violation.unwrap_or_default());
         }
-    };
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        (0..cores).for_each(|_| drop(scope.spawn(work)));
+        None => missed.lock().expect("the list").push(rule),
     });
     let missed = missed.into_inner().expect("the list");
     assert!(missed.is_empty(), "nobody has noticed that these rules are off: {missed:?}");
@@ -241,28 +235,30 @@ fn without_a_rule_an_address_is_held_twice() {
 
 #[test]
 fn with_every_rule_the_same_paths_lead_nowhere() {
-    for rule in rules_chosen() {
+    let wrong = Mutex::new(None);
+    let seeds = || path_seeds(PATH_SEEDS);
+    let walks = rules_chosen().into_iter().flat_map(|rule| seeds().map(move |seed| (rule, seed)));
+    on_every_core(walks, |(rule, seed)| {
         let path = rules::path(rule);
-        for seed in path_seeds(PATH_SEEDS) {
-            let mut setup = setup(seed, Rules::ALL);
-            path.lead(&mut setup);
-            let outcome = play(&setup, path.scenario);
-            if let Some(violation) = &outcome.violation {
-                panic!(
-                    "{}
-{rule:?}, seed {seed}: {violation}",
-                    outcome.ending()
-                );
-            }
+        let mut setup = setup(seed, Rules::ALL);
+        path.lead(&mut setup);
+        let outcome = play(&setup, path.scenario);
+        if let Some(violation) = &outcome.violation {
+            let ending = outcome.ending();
+            let told = format!("{ending}\nthe path to {rule:?}, seed {seed}: {violation}");
+            wrong.lock().expect("the story").get_or_insert(told);
         }
+    });
+    if let Some(story) = wrong.into_inner().expect("the story") {
+        panic!("{story}");
     }
 }
 
 /// Seeds that a rule's path is tried with.
 const TRIES: u64 = 40;
 /// Seeds that each path is tried with while every rule holds.
-const PATH_SEEDS: u64 = 1;
-/// Seeds of one run of the tests; `make sim` plays more, in a faster profile.
-const SEEDS: u64 = 10;
+const PATH_SEEDS: u64 = 20;
+/// Seeds of one run of the tests; `make sim` plays more.
+const SEEDS: u64 = 2_000;
 /// After so many seeds that found something no more are played.
 const VIOLATIONS_MAX: usize = 8;
