@@ -80,11 +80,15 @@ impl Witness for SpeakerWitness {
             };
             let peers: Vec<_> = snapshot.peers.values().filter(|peer| !peer.disabled).collect();
             let (told, all) = (peers.iter().filter(|peer| has_told(peer)).count(), peers.len());
-            (told < all.div_ceil(2))
-                .then(|| format!("this node hears {told} of its {all} BGP peers"))
+            (!suffices(told, all)).then(|| format!("this node hears {told} of its {all} BGP peers"))
         }
         .boxed()
     }
+}
+
+/// Whether what these many of all peers tell stands for what all do.
+fn suffices(told: usize, all: usize) -> bool {
+    told >= all.div_ceil(2)
 }
 
 /// Whether the peer's table has followed its session. A clock that was set makes it look younger at
@@ -111,3 +115,16 @@ const TABLE_AGE: Duration = Duration::from_secs(2);
 
 /// In the place of a peer's name.
 const NO_ANSWER: &str = "(unknown: this node's speaker does not answer)";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_of_the_peers_stand_for_all() {
+        let enough = [(0, 0), (1, 1), (1, 2), (2, 3), (2, 4), (4, 4)];
+        assert!(enough.iter().all(|(told, all)| suffices(*told, *all)));
+        let too_few = [(0, 1), (0, 2), (1, 3), (1, 4)];
+        assert!(!too_few.iter().any(|(told, all)| suffices(*told, *all)));
+    }
+}

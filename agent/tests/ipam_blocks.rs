@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_agent::view::ClusterView;
-use cairn_ipam::Demand;
+use cairn_ipam::{AssignError, Demand};
 use cairn_lab::apiserver::{ApiServer, PatchType};
 use cairn_tests::kube::{Api, Server};
 use cairn_tests::on_both_apis;
@@ -35,7 +35,7 @@ fn setup<'a>(cluster: &Cluster, name: &'a str, boot_id: &'a str) -> Setup<'a> {
     }
 }
 
-/// Only the embedded server goes back in time within a test; scripts do it to a real etcd.
+/// A server that goes back in time within a test; a real one does in `races/restore.rs`.
 fn embedded(cluster: &Cluster) -> &ApiServer {
     match &cluster.server {
         Server::Embedded(server) => server,
@@ -90,6 +90,10 @@ async fn of_32_nodes_that_race_for_16_blocks_16_own_one(api: Api) {
     let owners: BTreeSet<String> =
         cluster.blocks().iter().map(|block| block["spec"]["node"]["name"].to_string()).collect();
     assert_eq!((cluster.blocks().len(), owners.len()), (16, 16));
+    // Others' blocks have room, and nobody borrows of them.
+    for node in nodes.iter().filter(|node| Node::open(&node.holdings.borrow()).is_empty()) {
+        assert!(matches!(node.add("pod"), Err(AssignError::NoBlock { .. })));
+    }
 }
 
 async fn a_disabled_pool_is_never_used(api: Api) {
@@ -267,7 +271,7 @@ async fn with_the_api_away_a_restarted_agent_hands_out_from_the_blocks_on_its_di
     assert_eq!(again.add("pod"), Ok(vec![address]));
 }
 
-async fn when_the_crd_of_blocks_is_deleted_and_comes_back_the_blocks_of_pods_do_too(api: Api) {
+async fn blocks_removed_by_force_come_back_under_their_pods(api: Api) {
     let cluster = Cluster::start(api).await;
     // No peers here tell a node that claims another block whose that is.
     let spec = json!({"cidr": "10.244.0.0/24", "blockSize": 28, "maxBlocksPerNode": 1});
@@ -750,7 +754,7 @@ on_both_apis! {
     an_agent_killed_between_claim_and_first_use_restarts_into_the_same_truth,
     an_agent_killed_between_address_and_answer_restarts_into_the_same_truth,
     with_the_api_away_a_restarted_agent_hands_out_from_the_blocks_on_its_disk,
-    when_the_crd_of_blocks_is_deleted_and_comes_back_the_blocks_of_pods_do_too,
+    blocks_removed_by_force_come_back_under_their_pods,
     a_block_just_claimed_is_not_used_while_anybody_announces_it,
     while_another_node_announces_a_block_it_is_closed_and_its_pods_stay,
     another_machine_uses_the_blocks_of_the_first_only_after_its_promise,

@@ -396,8 +396,7 @@ async fn blocks_of_a_live_node_without_an_agent_return_when_no_pod_is_in_them(ap
     let (mut leader, [(mut n2, of_n2), (mut n3, of_n3), (mut n4, of_n4)]) =
         leader_and(&cluster, ["n2", "n3", "n4"], SHORT).await;
     let inside = |cidr: IpNet| cidr.hosts().nth(5).expect("an address").to_string();
-    // Nobody hears of an address that its kubelet cannot tell.
-    cluster.pod("cut-off", "n4", "10.99.0.1", json!({}));
+    // What its kubelet cannot tell, and pods that were deleted by force, nobody knows of.
     cluster.ready("n4", "Unknown");
     cluster.pod("lives", "n2", &inside(of_n2), json!({}));
     // Neither has an address in the block any more, or ever had.
@@ -415,11 +414,11 @@ async fn blocks_of_a_live_node_without_an_agent_return_when_no_pod_is_in_them(ap
     assert_eq!(cluster.owner(of_n2).as_deref(), Some("n2"));
     cluster.server.delete("pods", DEFAULT, "lives").expect("deleted");
     until("then it returns, too", || cluster.owner(of_n2).is_none()).await;
-    let told = |p: &String| p.contains(&of_n4.to_string()) && p.contains("cut-off may have");
-    leader.until("so does a pod of a silent kubelet", |h| h.problems.iter().any(told)).await;
+    let told = |p: &String| p.contains(&of_n4.to_string()) && p.contains("kubelet is not heard");
+    leader.until("a silent kubelet keeps the third", |h| h.problems.iter().any(told)).await;
     assert_eq!(cluster.owner(of_n4).as_deref(), Some("n4"));
-    cluster.ready("n4", "True");
-    until("its address lies elsewhere", || cluster.owner(of_n4).is_none()).await;
+    cluster.ready("n4", "False");
+    until("it has no pod", || cluster.owner(of_n4).is_none()).await;
     for node in ["n2", "n3", "n4"] {
         cluster.server.get("nodes", None, node).expect("the Node is still there");
     }

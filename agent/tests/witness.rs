@@ -72,10 +72,13 @@ async fn the_speaker_that_runs_says_what_peers_announce() {
     let witness = SpeakerWitness::new(speaker.subscribe());
     let ask = |cidr: &str| witness.heard(cidr.parse().expect("a block"));
     assert_eq!(ask("10.1.0.64/26").await, [], "no speaker, no peers");
+    let why_deaf = async || witness.why_deaf().await.unwrap_or_default();
+    assert_eq!(why_deaf().await, "no BGP speaker runs on this node");
 
     let (theirs, _their_feed) = start(THEIRS, OURS, &["10.1.0.65/32", "10.1.0.128/26"]);
     let (ours, _our_feed) = start(OURS, THEIRS, &["10.1.0.0/26"]);
     speaker.send_replace(Some(ours.clone()));
+    assert_eq!(why_deaf().await, "this node hears 0 of its 1 BGP peers");
     let heard = async || loop {
         let heard = ask("10.1.0.64/26").await;
         if !heard.is_empty() {
@@ -87,6 +90,13 @@ async fn the_speaker_that_runs_says_what_peers_announce() {
     let prefix = "10.1.0.65/32".parse().expect("a prefix");
     assert_eq!(heard, [Heard { prefix, peer: "tor".to_owned(), looped: false }]);
     assert_eq!(ask("10.1.0.0/26").await, [], "what this node announces is no peer's word");
+    // Once the session has lasted for so long that its table is there.
+    let hears = async || {
+        while !why_deaf().await.is_empty() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), hears()).await.expect("it hears");
 
     ours.shutdown(Shutdown::KeepRoutes).await;
     assert_eq!(ask("10.1.0.64/26").await, [], "a speaker that has ended hears nothing");

@@ -92,6 +92,11 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// Whether a pod that waits some seconds waits in vain.
+    fn lasts(&self) -> bool {
+        matches!(self, Standing::OtherMachine | Standing::Fenced | Standing::MarkedOff)
+    }
+
     fn problem(&self) -> Option<&'static str> {
         match self {
             Standing::Member => None,
@@ -248,6 +253,10 @@ pub fn decide(known: &Knowledge<'_>) -> Decision {
         decision.verdicts.push(Verdict { cidr: block.cidr, closed });
     }
     if known.standing != Standing::Member {
+        if let Some(reason) = known.standing.problem().filter(|_| known.standing.lasts()) {
+            let refused = known.short.iter().map(|demand| (demand.clone(), reason.to_owned()));
+            decision.refusals.extend(refused);
+        }
         return decision;
     }
     wanted::claims(known, &mut decision);

@@ -227,11 +227,6 @@ impl LeaseWatch {
         }
     }
 
-    /// For how long the Lease of `node` has been seen unchanged; `None` when it was never looked at.
-    pub fn silent_for(&self, node: &Owner, now: Duration) -> Option<Duration> {
-        self.waits.get(node).map(|wait| now.saturating_sub(wait.unchanged_since))
-    }
-
     /// Whether an agent that lives would have written the Lease of `node` by now: it was seen
     /// unchanged for three renewals.
     pub fn is_silent(&self, node: &Owner, now: Duration) -> bool {
@@ -244,12 +239,6 @@ impl LeaseWatch {
     /// The version of the Lease that the agent of `node` holds; `None` when it holds none.
     pub fn version(&self, node: &Owner) -> Option<&str> {
         self.waits.get(node)?.version.as_deref()
-    }
-
-    /// Whether a Lease that was read just now is still as it was when [`LeaseWatch::observe`] saw it
-    /// last: the Node's own agent has written nothing since.
-    pub fn is_unchanged(&self, node: &Owner, lease: Option<&LeaseSeen>) -> bool {
-        self.waits.get(node).is_some_and(|seen| is_unchanged(node, seen.version.as_deref(), lease))
     }
 
     fn wait_of(&self, promise: Duration) -> Duration {
@@ -344,14 +333,16 @@ mod tests {
     fn a_lease_that_its_own_agent_writes_again_is_not_unchanged() {
         let mut watch = LeaseWatch::new(secs(1));
         let read = |version: &str, uid: &str| lease(version, uid, 8).remove("n1");
-        assert!(!watch.is_unchanged(&gone(), None), "never observed");
+        let unchanged = |watch: &LeaseWatch, lease: Option<LeaseSeen>| {
+            is_unchanged(&gone(), watch.version(&gone()), lease.as_ref())
+        };
         watch.observe([gone()], &lease("7", "u1", 8), secs(0));
-        assert!(watch.is_unchanged(&gone(), read("7", "u1").as_ref()));
-        assert!(!watch.is_unchanged(&gone(), read("8", "u1").as_ref()));
-        assert!(watch.is_unchanged(&gone(), read("8", "u2").as_ref()), "a successor's");
-        assert!(watch.is_unchanged(&gone(), None), "deleted by hand");
+        assert!(unchanged(&watch, read("7", "u1")));
+        assert!(!unchanged(&watch, read("8", "u1")));
+        assert!(unchanged(&watch, read("8", "u2")), "a successor's");
+        assert!(unchanged(&watch, None), "deleted by hand");
         watch.observe([gone()], &lease("8", "u2", 8), secs(1));
-        assert!(!watch.is_unchanged(&gone(), read("9", "u1").as_ref()));
+        assert!(!unchanged(&watch, read("9", "u1")));
     }
 
     #[test]
@@ -448,7 +439,6 @@ mod tests {
             assert!(!watch.is_silent(&gone(), at - secs(1)) && watch.is_silent(&gone(), at));
             watch.observe([gone()], &lease("8", "u1", promise), at);
             assert!(!watch.is_silent(&gone(), at), "it has written");
-            assert_eq!(watch.silent_for(&gone(), at), Some(Duration::ZERO));
         }
     }
 

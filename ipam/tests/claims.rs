@@ -227,7 +227,12 @@ fn a_node_that_may_not_act_closes_everything_and_writes_nothing() {
         Standing::MarkedOff,
         Standing::OldHistory,
     ] {
-        let decision = decide(&Knowledge { standing, ..known(&pools, &blocks) });
+        let short = [Demand::Pools(Family::V4, vec!["a".into()])];
+        let lasts = !matches!(standing, Standing::NodeMissing | Standing::OldHistory);
+        let decision = decide(&Knowledge { standing, short: &short, ..known(&pools, &blocks) });
+        let said: Vec<&String> = decision.refusals.values().collect();
+        assert_eq!(said.len(), usize::from(lasts), "pods that wait hear of what lasts: {said:?}");
+        assert!(said.iter().all(|reason| decision.problems.contains(reason)));
         assert!(decision.verdicts.iter().all(|verdict| verdict.closed.is_some()));
         assert!(decision.claims.is_empty() && decision.releases.is_empty());
         assert_eq!(decision.problems.len(), 1, "one sentence, not one a block");

@@ -37,8 +37,10 @@ async fn no_address_is_given_twice(api: Api, RaisedBy(by): RaisedBy) {
     let (name, boot_id, client) = ("n3", "boot3", cluster.client());
     let (idle_release, adopted) = (None, vec![]);
     let setup = Setup { name, boot_id, offline: OFFLINE, idle_release, adopted, client };
-    let n3 = Node::set_up_in(setup, surroundings);
+    let mut n3 = Node::set_up_in(setup, surroundings);
     until("n2 has its block again", || cluster.owner(second).as_deref() == Some("n2")).await;
+    let told = |p: &String| p.contains("no free block");
+    n3.until("it has looked", |h| h.problems.iter().any(told)).await;
     assert!(n3.add("three").is_err(), "nothing is free");
     assert_eq!(n2.add("two"), Ok(two), "its pod keeps its address");
     n2.until("it hands out again", |h| Node::open(h).contains(&second)).await;

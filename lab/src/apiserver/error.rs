@@ -164,11 +164,6 @@ impl ApiError {
         ApiError::new(415, "UnsupportedMediaType", message)
     }
 
-    /// 429: the server is at one of its bounds.
-    pub fn too_many_requests(message: impl Into<String>) -> ApiError {
-        ApiError::new(429, "TooManyRequests", message)
-    }
-
     /// 500: something that the real server also calls an internal error.
     pub fn internal(message: impl Into<String>) -> ApiError {
         ApiError::new(500, "InternalError", message)
