@@ -1,12 +1,11 @@
 //! The speaker as the IPAM's second witness: what peers announce (IPAM rule 3).
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::HeardRoute;
 use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::SpeakerHandle;
-use cairn_bgp::status::PeerSnapshot;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
@@ -68,7 +67,7 @@ impl Witness for SpeakerWitness {
     }
 
     /// Half of the peers is one of two top-of-rack routers, or most of a mesh of which many are gone.
-    fn why_deaf(&self) -> BoxFuture<'static, Option<String>> {
+    fn why_deaf(&self, lasting: Duration) -> BoxFuture<'static, Option<String>> {
         let speaker = self.speaker.borrow().clone();
         async move {
             let Some(speaker) = speaker else {
@@ -78,8 +77,12 @@ impl Witness for SpeakerWitness {
             let Ok(Ok(snapshot)) = snapshot else {
                 return Some("this node's BGP speaker does not answer".to_owned());
             };
-            let peers: Vec<_> = snapshot.peers.values().filter(|peer| !peer.disabled).collect();
-            let (told, all) = (peers.iter().filter(|peer| has_told(peer)).count(), peers.len());
+            let told = snapshot.peers.values().filter(|peer| {
+                // Times are in whole seconds, and a table follows its session.
+                peer.state == SessionState::Established
+                    && Duration::from_secs(peer.lasts_secs) > lasting.max(TABLE_WAIT)
+            });
+            let (told, all) = (told.count(), snapshot.peers.len());
             (!suffices(told, all)).then(|| format!("this node hears {told} of its {all} BGP peers"))
         }
         .boxed()
@@ -89,14 +92,6 @@ impl Witness for SpeakerWitness {
 /// Whether what these many of all peers tell stands for what all do.
 fn suffices(told: usize, all: usize) -> bool {
     told >= all.div_ceil(2)
-}
-
-/// Whether the peer's table has followed its session. A clock that was set makes it look younger at
-/// most until it is heard again.
-fn has_told(peer: &PeerSnapshot) -> bool {
-    let since = SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(peer.since_unix_secs));
-    let age = since.and_then(|since| SystemTime::now().duration_since(since).ok());
-    peer.state == SessionState::Established && age.is_some_and(|age| age >= TABLE_AGE)
 }
 
 fn heard(route: HeardRoute) -> Heard {
@@ -109,9 +104,6 @@ const ANSWER_WAIT: Duration = Duration::from_secs(2);
 
 /// What a peer's table takes to follow its session. Blocks of a cluster are few to a peer.
 const TABLE_WAIT: Duration = Duration::from_millis(200);
-
-/// How old a session is whose table is taken to be there. Times are in whole seconds.
-const TABLE_AGE: Duration = Duration::from_secs(2);
 
 /// In the place of a peer's name.
 const NO_ANSWER: &str = "(unknown: this node's speaker does not answer)";

@@ -72,7 +72,8 @@ async fn the_speaker_that_runs_says_what_peers_announce() {
     let witness = SpeakerWitness::new(speaker.subscribe());
     let ask = |cidr: &str| witness.heard(cidr.parse().expect("a block"));
     assert_eq!(ask("10.1.0.64/26").await, [], "no speaker, no peers");
-    let why_deaf = async || witness.why_deaf().await.unwrap_or_default();
+    let lasting = Duration::from_secs(1);
+    let why_deaf = async || witness.why_deaf(lasting).await.unwrap_or_default();
     assert_eq!(why_deaf().await, "no BGP speaker runs on this node");
 
     let (theirs, _their_feed) = start(THEIRS, OURS, &["10.1.0.65/32", "10.1.0.128/26"]);

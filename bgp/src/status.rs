@@ -45,6 +45,9 @@ pub struct PeerSnapshot {
     pub state: SessionState,
     /// Since when it has been in or out of Established, in seconds since the Unix epoch.
     pub since_unix_secs: u64,
+    /// For how long, in seconds of a clock that nobody sets.
+    #[serde(default)]
+    pub lasts_secs: u64,
     /// How often it has been established.
     pub established_count: u64,
     /// When and why the session went down last.

@@ -279,22 +279,19 @@ pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rul
 }
 
 /// What keeps the block of an agent that left, and what to do. Such an agent hands out within its promise,
-/// and a kubelet that is not heard tells nobody; pods that the API has lost run on.
+/// of which a kubelet that is heard has told by now, and one that is not tells nobody. Pods that were
+/// deleted by force run on there.
 fn kept_by(block: &BlockSeen, look: &LastLook) -> Option<String> {
-    const END: &str = "bring the agent back, or delete the node's pods";
     let has = |pod: &&PodSeen| pod.addresses.iter().any(|address| block.cidr.contains(address));
     if let Some(pod) = look.pods.iter().find(has) {
-        return Some(format!("pod {} has an address in it; {END}", pod.name));
+        let end = "bring the agent back, or delete the node's pods";
+        return Some(format!("pod {} has an address in it; {end}", pod.name));
     }
-    if !look.kubelet_heard {
-        return Some(
-            "its kubelet is not heard, so nobody knows what runs there; bring the node back, or once \
-             the machine is off delete the Node object or run cairn ipam fence"
-                .to_owned(),
-        );
-    }
-    let untold = look.pods.iter().find(|pod| pod.addresses.is_empty())?;
-    Some(format!("pod {} may have an address in it; {END}", untold.name))
+    (!look.kubelet_heard).then(|| {
+        "its kubelet is not heard, so nobody knows what runs there; bring the node back, or once the \
+         machine is off delete the Node object or run cairn ipam fence"
+            .to_owned()
+    })
 }
 
 #[cfg(test)]
@@ -489,7 +486,7 @@ mod tests {
             ("in the block", vec![pod("shop/db", &["fd00::1", "10.0.0.9"])], true, false),
             ("elsewhere", elsewhere(), true, true),
             ("elsewhere, as of an earlier time", elsewhere(), false, false),
-            ("no address known", vec![pod("shop/db", &[])], true, false),
+            ("no address: it never started", vec![pod("shop/db", &[])], true, true),
         ];
         for (what, pods, kubelet_heard, returns) in cases {
             let planned = NodeReturn {

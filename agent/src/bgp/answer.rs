@@ -279,6 +279,7 @@ mod tests {
             remote_asn: 65001,
             state: SessionState::Idle,
             since_unix_secs: 0,
+            lasts_secs: 0,
             established_count: 0,
             last_down: None,
             disabled: false,

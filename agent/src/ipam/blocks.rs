@@ -449,7 +449,8 @@ impl Blocks {
                 && idle(cidr)
         });
         if let Some((cidr, held)) = unverified {
-            return Some((Way::Block(*cidr), self.verify(*cidr, held)));
+            let vacant = usages.get(cidr).is_none_or(BlockUsage::is_vacant);
+            return Some((Way::Block(*cidr), self.verify(*cidr, held, vacant)));
         }
         let lost = decision.reasserts.iter().find(|(cidr, _)| {
             let lost = self.ledger.lost.get(cidr);
@@ -489,7 +490,7 @@ impl Blocks {
         Some((Way::Block(*unseen.0), call.boxed()))
     }
 
-    fn verify(&self, cidr: IpNet, held: &Held) -> BoxFuture<'static, Done> {
+    fn verify(&self, cidr: IpNet, held: &Held, vacant: bool) -> BoxFuture<'static, Done> {
         let rules = self.shared.options.rules;
         let by = || format!("{} {}", self.shared.options.boot_id, self.shared.now().as_nanos());
         let found = !held.newly_claimed && rules.hold(Rule::TakeUpBlocks);
@@ -499,6 +500,7 @@ impl Blocks {
             pool: held.pool.clone(),
             term: self.term,
             newly_claimed: held.newly_claimed,
+            vacant,
             take_up: (found && held.phase == Phase::Unverified).then(by),
             rules,
         };

@@ -63,6 +63,8 @@ pub(super) struct Question {
     /// The term in which this is asked.
     pub(super) term: Term,
     pub(super) newly_claimed: bool,
+    /// No pod of this node is known to be in it, so that it can wait for what peers say.
+    pub(super) vacant: bool,
     /// What to write into the block first, different each time.
     pub(super) take_up: Option<String>,
     pub(super) rules: Rules,
@@ -156,7 +158,8 @@ async fn verification(
     // This node announces a block only once it is confirmed, so that of one just claimed even a
     // looped announcement is not of this process. One that was found it may have announced before.
     let counts = |heard: &&Heard| question.newly_claimed || !heard.looped;
-    if question.newly_claimed {
+    // A restored API may show one that this node had given back, and whose next owner it forgot.
+    if question.newly_claimed || question.vacant {
         ears.open().await;
     }
     let heard = ears.witness.heard(cidr).await;

@@ -118,9 +118,10 @@ pub trait Witness: Send + Sync {
         Box::pin(std::future::ready(true))
     }
 
-    /// Why hearing nothing says nothing, as a clause for people: too few peers are heard. `None` when
-    /// at least half of them are, or there are none.
-    fn why_deaf(&self) -> BoxFuture<'static, Option<String>> {
+    /// Why hearing nothing says nothing, as a clause for people: too few peers have been heard for
+    /// longer than `lasting`, in which they hear of others themselves. `None` when at least half of
+    /// them have, or there are none.
+    fn why_deaf(&self, _lasting: Duration) -> BoxFuture<'static, Option<String>> {
         Box::pin(std::future::ready(None))
     }
 }

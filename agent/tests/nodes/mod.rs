@@ -379,7 +379,7 @@ impl Peers {
 }
 
 impl Witness for Peers {
-    fn why_deaf(&self) -> BoxFuture<'static, Option<String>> {
+    fn why_deaf(&self, _lasting: Duration) -> BoxFuture<'static, Option<String>> {
         let deaf = self.deaf.load(Ordering::Relaxed);
         Box::pin(std::future::ready(deaf.then(|| "this node hears nobody".to_owned())))
     }

@@ -31,7 +31,10 @@ impl World {
         let connected =
             |machine: &&super::machine::Machine| machine.is_on() && !machine.way.condition().cut;
         for machine in self.machines.iter().filter(connected) {
-            memory.heard.insert(machine.node.clone(), now);
+            let heard = memory.heard.insert(machine.node.clone(), now);
+            if heard.is_none_or(|at| at.elapsed() >= KUBELET_SILENT / 2) {
+                machine.show_pods();
+            }
         }
         for node in self.server.list("nodes", None, "").expect("nodes") {
             let name = name_of(&node);

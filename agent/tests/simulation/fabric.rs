@@ -76,10 +76,13 @@ impl Fabric {
     /// Cuts a machine off, or connects it again.
     pub fn set_cut(&self, machine: MachineId, cut: bool) {
         let mut network = self.network();
-        match cut {
+        let changes = match cut {
             true => network.cut.insert(machine),
             false => network.cut.remove(&machine),
         };
+        if let (true, Some(speaker)) = (changes, network.speakers.get_mut(&machine)) {
+            speaker.up = speaker.up.max(Instant::now());
+        }
     }
 
     /// Whether the machine is cut off.
@@ -92,11 +95,11 @@ impl Fabric {
         self.network().connected.get(&machine).copied()
     }
 
-    /// Whether the machine's sessions are up and have brought what others announce.
-    fn is_settled(&self, machine: MachineId) -> bool {
+    /// Whether the machine's sessions have been up for so long, and have brought what others announce.
+    fn is_settled(&self, machine: MachineId, lasting: Duration) -> bool {
         let network = self.network();
-        let up = network.speakers.get(&machine).map(|speaker| speaker.up + TICK);
-        up.is_some_and(|up| up <= Instant::now()) && !network.cut.contains(&machine)
+        let Some(speaker) = network.speakers.get(&machine) else { return false };
+        speaker.up + TICK + lasting <= Instant::now() && !network.cut.contains(&machine)
     }
 
     /// Carries routes for as long as it is polled.
@@ -184,12 +187,12 @@ impl Witness for Ear {
     }
 
     fn settled(&self) -> BoxFuture<'static, bool> {
-        let settled = self.fabric.is_settled(self.machine);
+        let settled = self.fabric.is_settled(self.machine, Duration::ZERO);
         std::future::ready(settled).boxed()
     }
 
-    fn why_deaf(&self) -> BoxFuture<'static, Option<String>> {
-        let deaf = !self.fabric.is_settled(self.machine);
+    fn why_deaf(&self, lasting: Duration) -> BoxFuture<'static, Option<String>> {
+        let deaf = !self.fabric.is_settled(self.machine, lasting);
         std::future::ready(deaf.then(|| "no session is up".to_owned())).boxed()
     }
 }

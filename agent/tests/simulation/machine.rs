@@ -450,6 +450,17 @@ impl Machine {
         let _ = self.around.server.patch_status("pods", Some("default"), container, &status);
     }
 
+    /// Kubelet tells the API the addresses that it could not tell when its way there was cut.
+    pub fn show_pods(&self) {
+        let state = self.state();
+        for (container, pod) in state.pods.iter().filter(|(_, pod)| !pod.addresses.is_empty()) {
+            let shown = self.around.server.get("pods", Some("default"), container);
+            if shown.is_ok_and(|shown| shown["status"]["podIP"].is_null()) {
+                self.show_pod(container, &pod.addresses);
+            }
+        }
+    }
+
     /// One ADD; whether the pod runs.
     async fn add(&self, container: &str, boot: u64) -> bool {
         let Some(calls) = self.calls() else { return false };

@@ -120,7 +120,7 @@ impl Owner {
                     self.handle(key, Event::Sending { connection, moves });
                 }
                 Action::Up(established) => {
-                    peer.since = SystemTime::now();
+                    (peer.since, peer.changed) = (SystemTime::now(), now());
                     peer.established_count += 1;
                     let connection = peer.connections.get(&established.connection);
                     peer.link = connection.and_then(Connection::link);
@@ -174,7 +174,7 @@ impl Owner {
 
     fn session_down(&mut self, key: PeerKey, reason: &DownReason, keep: Families) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        peer.since = SystemTime::now();
+        (peer.since, peer.changed) = (SystemTime::now(), now());
         peer.last_down = Some((peer.since, reason.clone()));
         self.changed = true;
         tracing::info!(

@@ -27,6 +27,8 @@ pub(super) struct Peer {
     pub(super) connections: HashMap<ConnectionId, Connection, foldhash::fast::FixedState>,
     pub(super) connecting: HashMap<ConnectionId, JoinHandle<()>, foldhash::fast::FixedState>,
     pub(super) since: SystemTime,
+    /// The same, by a clock that nobody sets.
+    pub(super) changed: Instant,
     /// When and why the session went down last.
     pub(super) last_down: Option<(SystemTime, DownReason)>,
     pub(super) established_count: u64,
@@ -139,6 +141,7 @@ impl Peer {
             remote_asn: self.config.asn,
             state: self.session.state(),
             since_unix_secs: unix_secs(self.since),
+            lasts_secs: now.saturating_duration_since(self.changed).as_secs(),
             established_count: self.established_count,
             last_down: self.last_down.as_ref().map(|(at, reason)| DownSnapshot {
                 at_unix_secs: unix_secs(*at),

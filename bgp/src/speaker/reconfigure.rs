@@ -29,6 +29,7 @@ impl Owner {
             connections: HashMap::default(),
             connecting: HashMap::default(),
             since: SystemTime::now(),
+            changed: now(),
             last_down: None,
             established_count: 0,
             warnings: Throttle::default(),

@@ -92,12 +92,7 @@ impl Returns {
         problems: &mut Problems,
     ) -> Result<Vec<BlockSeen>, IpamError> {
         // Without a person's word a missing route is the last thing that speaks for a return.
-        let by_word = matches!(planned.ground, Ground::MachineOff | Ground::OutOfService);
-        let listens = self.shared.options.rules.hold(Rule::LeaderLooksForRoutes);
-        if !by_word
-            && listens
-            && let Some(why) = self.shared.witness.why_deaf().await
-        {
+        if let Some(why) = self.why_deaf(planned).await {
             let (of, blocks) = (subject(planned), blocks.len());
             problems.add(format!(
                 "{blocks} blocks of {of} stay: {why}, so that a machine that is still on may announce \
@@ -147,6 +142,16 @@ impl Returns {
         Ok(returned)
     }
 
+    /// Why nobody knows whether the machine is still heard, unless a person has said that it is off.
+    async fn why_deaf(&self, planned: &NodeReturn) -> Option<String> {
+        let by_word = matches!(planned.ground, Ground::MachineOff | Ground::OutOfService);
+        if by_word || !self.shared.options.rules.hold(Rule::LeaderLooksForRoutes) {
+            return None;
+        }
+        let lasting = HEARING_MIN.min(self.shared.options.offline / 8);
+        self.shared.witness.why_deaf(lasting).await
+    }
+
     async fn block(&self, planned: &NodeReturn, block: &BlockSeen) -> Result<Outcome, IpamError> {
         if !self.leads() {
             return Ok(Outcome::Waits);
@@ -159,7 +164,12 @@ impl Returns {
             if holdings.announced.iter().any(|own| cidr.contains(own)) {
                 return Ok(Outcome::Waits);
             }
-            if let Some(heard) = self.shared.witness.heard(cidr).await.first() {
+            let heard = self.shared.witness.heard(cidr).await;
+            // Sessions may have ended since.
+            if heard.is_empty() && self.why_deaf(planned).await.is_some() {
+                return Ok(Outcome::Waits);
+            }
+            if let Some(heard) = heard.first() {
                 return Ok(Outcome::Stays(format!(
                     "block {cidr} of {} stays: {} announces {}; is the machine still on?",
                     subject(planned),
@@ -273,6 +283,9 @@ impl Pace {
 /// twelve minutes, and a server that serves thousands a second does not notice.
 const CALLS_PER_SEC_MAX: u32 = 100;
 const CALL_INTERVAL: Duration = Duration::from_micros(1_000_000 / CALLS_PER_SEC_MAX as u64);
+/// How long a session has to have lasted, or an eighth of the promise where that is shorter: by then a
+/// router that began anew has heard what others announce.
+const HEARING_MIN: Duration = Duration::from_secs(60);
 /// Returns under way at once.
 const CALLS_AT_ONCE_MAX: usize = 4;
 /// Sentences about blocks that stay.

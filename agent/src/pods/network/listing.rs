@@ -156,6 +156,11 @@ impl<K: PodKernel> PodNetwork<K> {
         for &address in &listed.freed {
             self.book.clear_foreign(address, self.now());
         }
+        // Of the end of what others use the kernel does not always tell.
+        let uses = self.book.usage().iter().any(|block| !block.foreign.is_empty());
+        if uses && self.listing == Listing::Idle {
+            self.listing = Listing::Due(self.now() + FOREIGN_LOOK);
+        }
         if !vanished.is_empty() || !listed.freed.is_empty() {
             self.retry_waiting();
         }
@@ -177,6 +182,8 @@ fn inside_addresses(network: IpNet) -> Box<dyn Iterator<Item = IpAddr>> {
     }
 }
 
+/// While others use addresses of own blocks it is looked so often whether they still do.
+const FOREIGN_LOOK: Duration = Duration::from_secs(60);
 /// Gathers a burst of kernel events into one dump.
 const LISTING_DELAY: Duration = Duration::from_millis(100);
 const LISTING_RETRY: Duration = Duration::from_secs(5);
