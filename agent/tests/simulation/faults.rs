@@ -104,7 +104,7 @@ impl World {
         match event {
             Event::StartPods => self.start_pods(),
             Event::ShortPods => {
-                (0..4).for_each(|_| subject.start_short_pods(20 + self.dice.roll(40)))
+                (0..4).for_each(|_| subject.start_short_pods(40 + self.dice.roll(80)))
             }
             Event::EndPod => self.end_some_pod(),
             Event::UnknownDel => subject.del_unknown(),
