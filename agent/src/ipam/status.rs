@@ -61,12 +61,22 @@ struct Write {
     status: IPBlockStatus,
     /// The version that the write made, empty if it failed.
     version: Option<String>,
-    /// The version that the server has no more: until the watch shows another, a further write would be
-    /// refused like this one.
+    /// The version that the server did not have: while the watch shows no other, a further write is
+    /// most likely refused like this one.
     outdated: Option<String>,
     /// Why it failed, told until the next attempt.
     problem: Option<String>,
     at: Duration,
+}
+
+impl Write {
+    /// When the block may be written next, of which the watch shows `version`. One that stays at the
+    /// version that was refused is tried again all the same: a definition that is created anew answers
+    /// 404 for a moment, for objects that are there.
+    fn next(&self, version: Option<&String>) -> Duration {
+        let is_outdated = self.outdated.is_some() && self.outdated.as_ref() == version;
+        self.at.saturating_add(if is_outdated { OUTDATED_RETRY } else { WRITE_INTERVAL })
+    }
 }
 
 /// Writes what is due; returns when the next write is.
@@ -103,14 +113,12 @@ async fn pass(
             last.version.as_deref().map(number)
                 > block.metadata.resource_version.as_deref().map(number)
         });
-        let outdated = last.and_then(|last| last.outdated.as_ref());
-        let is_outdated =
-            outdated.is_some() && outdated == block.metadata.resource_version.as_ref();
-        if shown == wanted || is_outdated || (is_written && behind) {
+        if shown == wanted || (is_written && behind) {
             continue;
         }
         let now = shared.now();
-        let due = last.map_or(Duration::ZERO, |last| last.at.saturating_add(WRITE_INTERVAL));
+        let version = block.metadata.resource_version.as_ref();
+        let due = last.map_or(Duration::ZERO, |last| last.next(version));
         if now < due || behind {
             problems.extend(last.and_then(|last| last.problem.clone()));
             let due = due.max(now.saturating_add(WAKE_MIN));
@@ -130,13 +138,13 @@ async fn pass(
         match answer {
             Ok(written) => last.version = written.metadata.resource_version,
             Err(error) if error.is_conflict() || error.is_not_found() => {
-                last.outdated = block.metadata.resource_version.clone();
+                last.outdated = version.cloned();
             }
-            Err(error) => {
-                let retry = last.at.saturating_add(WRITE_INTERVAL);
-                next = Some(next.map_or(retry, |next| next.min(retry)));
-                last.problem = Some(error.to_string());
-            }
+            Err(error) => last.problem = Some(error.to_string()),
+        }
+        if last.version.is_none() {
+            let retry = last.next(version);
+            next = Some(next.map_or(retry, |next| next.min(retry)));
         }
         problems.extend(last.problem.clone());
         writes.insert(name, last);
@@ -250,11 +258,25 @@ fn number(version: &str) -> u64 {
 /// The pods that one condition names at most, about 30 KB.
 const CONDITION_PODS_MAX: usize = 256;
 const WRITE_INTERVAL: Duration = Duration::from_secs(1);
+/// Between a write that met another version, or no object, and the next while the watch shows the same.
+const OUTDATED_RETRY: Duration = Duration::from_secs(30);
 const WAKE_MIN: Duration = Duration::from_millis(100);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_status_that_was_refused_is_written_again_when_the_watch_goes_on_or_after_a_while() {
+        let [five, six] = ["5".to_owned(), "6".to_owned()];
+        let at = Duration::from_secs(100);
+        let (uid, status, problem) = (None, IPBlockStatus::default(), None);
+        let mut last = Write { uid, status, version: None, outdated: None, problem, at };
+        assert_eq!(last.next(Some(&five)), at + WRITE_INTERVAL);
+        last.outdated = Some(five.clone());
+        assert_eq!(last.next(Some(&five)), at + OUTDATED_RETRY);
+        assert_eq!(last.next(Some(&six)), at + WRITE_INTERVAL);
+    }
 
     #[test]
     fn addresses_that_others_hold_on_the_node_are_a_condition_until_they_go() {
