@@ -150,8 +150,10 @@ impl Blocks {
         let fence = &promise.fence;
         let view = Arc::clone(&self.shared.view.borrow());
         // What was seen of an older history counts for nothing until all was listed anew.
+        let confirmed = self.term.fence;
         if view.epoch >= self.shared.history.epoch()
-            && (view.went_back || (view.synced && self.ledger.is_ahead_of(&view, now)))
+            && (view.went_back
+                || (view.synced && self.ledger.is_ahead_of(&view, fence, confirmed, now)))
         {
             self.shared.history.lost_a_write();
         }

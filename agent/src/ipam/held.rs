@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cairn_api::{IPBlock, ObjectReference, block_name};
 use cairn_ipam::claims::{block_of, overlap};
+use cairn_ipam::fence::OwnFence;
 use cairn_ipam::{AttachmentId, BlockState, BlockUsage, OwnBlock, Pool};
 use ipnet::IpNet;
 
@@ -250,13 +251,24 @@ impl Ledger {
     /// it was shown, or a list lacks one that was confirmed and that this node did not give back. A
     /// person who takes a block away by force while the watch is cut looks the same, which costs no
     /// more than reading everything anew.
-    pub(super) fn is_ahead_of(&mut self, view: &ClusterView, now: Duration) -> bool {
+    ///
+    /// `confirmed` is the term of `fence` for which the blocks are confirmed. A block that is missing
+    /// tells something only while the fence has stood without a break since: else the leader may have
+    /// returned it.
+    pub(super) fn is_ahead_of(
+        &mut self,
+        view: &ClusterView,
+        fence: &OwnFence,
+        confirmed: u64,
+        now: Duration,
+    ) -> bool {
         let is_list = std::mem::replace(&mut self.lists, view.own_lists) != view.own_lists;
+        let shows_all = is_list && fence.is_up(now) && fence.term() == confirmed;
         self.held.iter().any(|(cidr, held)| {
             let shown = view.own_blocks.get(&block_name(*cidr));
             match shown.filter(|shown| shown.metadata.uid.as_ref() == Some(&held.uid)) {
                 Some(shown) => version(shown) < held.version,
-                None => is_list && held.seen && held.may_be_kept(now),
+                None => shows_all && held.seen && held.may_be_kept(now),
             }
         })
     }
@@ -466,11 +478,18 @@ mod tests {
         CIDR.parse().expect("a network")
     }
 
+    /// With a fence that stands since the blocks were confirmed.
+    fn is_ahead_of(ledger: &mut Ledger, view: &ClusterView) -> bool {
+        let mut fence = OwnFence::new(Duration::from_secs(60));
+        fence.wrote(Duration::ZERO, Duration::ZERO);
+        ledger.is_ahead_of(view, &fence, fence.term(), Duration::ZERO)
+    }
+
     /// A ledger to which the first list has shown its block in version 10.
     fn ledger(phase: Phase) -> Ledger {
         let mut ledger = Ledger::default();
         let first = view(1, &[block("u", "10")]);
-        assert!(!ledger.is_ahead_of(&first, Duration::ZERO));
+        assert!(!is_ahead_of(&mut ledger, &first));
         ledger.reconcile(&first, "nu", &BTreeMap::new(), Duration::ZERO);
         ledger.held.get_mut(&cidr()).expect("it").phase = phase;
         ledger
@@ -490,8 +509,27 @@ mod tests {
             ("it was given back", Phase::Releasing { sent: true }, view(2, &[]), false),
         ];
         for (what, phase, shown, expected) in cases {
-            assert_eq!(ledger(phase).is_ahead_of(&shown, Duration::ZERO), expected, "{what}");
+            assert_eq!(is_ahead_of(&mut ledger(phase), &shown), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_block_that_went_while_the_fence_was_down_is_no_sign_of_an_older_history() {
+        let secs = Duration::from_secs;
+        let mut fence = OwnFence::new(secs(60));
+        fence.wrote(secs(0), secs(0));
+        let confirmed = fence.term();
+        let is_ahead = |shown: &[IPBlock], fence: &OwnFence, now| {
+            ledger(Phase::Confirmed).is_ahead_of(&view(2, shown), fence, confirmed, now)
+        };
+        assert!(is_ahead(&[], &fence, secs(59)), "nobody may have returned it");
+        assert!(!is_ahead(&[], &fence, secs(60)), "the leader may");
+        fence.wrote(secs(70), secs(70));
+        assert!(
+            !is_ahead(&[], &fence, secs(71)),
+            "the leader may have, before the fence was raised"
+        );
+        assert!(is_ahead(&[block("u", "9")], &fence, secs(71)), "no return makes it older");
     }
 
     #[test]
@@ -500,7 +538,7 @@ mod tests {
             let mut ledger = ledger(Phase::Confirmed);
             ledger.held.values_mut().for_each(Held::begin_history);
             ledger.doubt();
-            assert!(!ledger.is_ahead_of(&shown, Duration::ZERO));
+            assert!(!is_ahead_of(&mut ledger, &shown));
         }
     }
 
@@ -510,7 +548,7 @@ mod tests {
         let kept = Held::kept(KeptBlock { uid: "u".into(), pool }, Duration::ZERO);
         let mut ledger = Ledger::default();
         ledger.held.insert(cidr(), kept);
-        assert!(ledger.is_ahead_of(&view(1, &[]), Duration::ZERO));
-        assert!(!ledger.is_ahead_of(&view(2, &[block("u", "3")]), Duration::ZERO));
+        assert!(is_ahead_of(&mut ledger, &view(1, &[])));
+        assert!(!is_ahead_of(&mut ledger, &view(2, &[block("u", "3")])));
     }
 }
