@@ -20,7 +20,7 @@ use crate::view::ClusterView;
 
 /// The view that an earlier process of this boot has left.
 pub fn read(storage: &dyn Storage, owner: &Owner) -> Option<ClusterView> {
-    match disk::read(storage, owner, VIEW) {
+    match disk::read(storage, owner, VIEW, FORMAT..=FORMAT) {
         Found::Document(view) => Some(view),
         Found::Nothing => None,
         Found::Unusable(reason) => {
@@ -46,7 +46,7 @@ pub async fn keep(
             continue;
         }
         // Serialising is the price of knowing whether it differs: passwords and failures do not count.
-        match disk::write_if_new(storage.as_ref(), &owner, VIEW, view.as_ref(), written) {
+        match disk::write_if_new(storage.as_ref(), &owner, VIEW, FORMAT, view.as_ref(), written) {
             Ok(checksum) => written = Some(checksum),
             Err(error) => {
                 tracing::warn!(
@@ -63,6 +63,8 @@ pub async fn keep(
 /// Between two writes.
 const INTERVAL: Duration = Duration::from_secs(2);
 const VIEW: &str = "view.json";
+/// Raised by every change of what stands in it.
+const FORMAT: u32 = 2;
 
 #[cfg(test)]
 mod tests {

@@ -8,8 +8,8 @@
 //! ```
 //!
 //! The document is small and says what is safe, no more: a block stands in it only while this node
-//! may hand out from it without asking anybody. It counts under the boot id, the node's name and the
-//! format version that wrote it only (IPAM rule 5); anything else in its place is ignored with one
+//! may hand out from it without asking anybody. It counts under the boot id and the node's name that
+//! wrote it only (IPAM rule 5), and in a format that is known; anything else in its place is ignored with one
 //! line in the log, since an agent without it is slower but as safe.
 //!
 //! Calls return when the document is on the disk. The state in memory is what is wanted; a write that
@@ -18,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -121,7 +122,7 @@ struct State {
 impl Disk {
     /// Reads what an earlier process left. Blocks whose promise ended meanwhile are not among it.
     pub fn open(storage: Arc<dyn Storage>, owner: Owner, now: Duration) -> Disk {
-        let mut kept = match read::<Document>(storage.as_ref(), &owner, CLAIMS) {
+        let mut kept = match read::<Document>(storage.as_ref(), &owner, CLAIMS, FORMATS) {
             Found::Document(document) => Kept::from(document),
             Found::Nothing => Kept::default(),
             Found::Unusable(reason) => {
@@ -261,9 +262,11 @@ impl Disk {
 
     fn write(&self, state: &mut State) -> Result<(), DiskError> {
         let document = Document::from(&state.kept);
-        let written = write(self.storage.as_ref(), &self.owner, CLAIMS, &document);
+        let (storage, format) = (self.storage.as_ref(), *FORMATS.end());
+        let written = write_if_new(storage, &self.owner, CLAIMS, format, &document, None);
         state.behind = written.is_err();
-        Ok(written?)
+        written?;
+        Ok(())
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -287,6 +290,7 @@ struct Document {
 struct LeaseDocument {
     sent_nanos: u64,
     promise_nanos: u64,
+    /// Not there in format 1.
     version: Option<u64>,
 }
 
@@ -348,7 +352,7 @@ impl fmt::Display for Unusable {
             Unusable::Unreadable(error) => write!(f, "it cannot be read ({error})"),
             Unusable::Damaged => write!(f, "it is damaged or cut short"),
             Unusable::Format(format) => {
-                write!(f, "it has format {format}, and this version writes {FORMAT}")
+                write!(f, "it has format {format}, which this version does not know")
             }
             Unusable::OtherNode(node) => write!(f, "it is of node {node}"),
             Unusable::OtherBoot => write!(f, "it is from before the machine's last boot"),
@@ -368,15 +372,16 @@ struct Header {
     checksum: u64,
 }
 
-/// The document under `name`, if it is `owner`'s and whole.
+/// The document under `name`, if it is `owner`'s, of one of `formats` and whole.
 pub(crate) fn read<T: for<'de> Deserialize<'de>>(
     storage: &dyn Storage,
     owner: &Owner,
     name: &str,
+    formats: RangeInclusive<u32>,
 ) -> Found<T> {
     match storage.read(name) {
         Ok(None) => Found::Nothing,
-        Ok(Some(bytes)) => match decode(&bytes, owner) {
+        Ok(Some(bytes)) => match decode(&bytes, owner, formats) {
             Ok(document) => Found::Document(document),
             Err(reason) => Found::Unusable(reason),
         },
@@ -384,12 +389,16 @@ pub(crate) fn read<T: for<'de> Deserialize<'de>>(
     }
 }
 
-fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8], owner: &Owner) -> Result<T, Unusable> {
+fn decode<T: for<'de> Deserialize<'de>>(
+    bytes: &[u8],
+    owner: &Owner,
+    formats: RangeInclusive<u32>,
+) -> Result<T, Unusable> {
     let end = bytes.iter().position(|byte| *byte == b'\n').ok_or(Unusable::Damaged)?;
     let (line, rest) = bytes.split_at(end);
     let body = rest.get(1..).unwrap_or_default();
     let header: Header = serde_json::from_slice(line).map_err(|_| Unusable::Damaged)?;
-    if header.format != FORMAT {
+    if !formats.contains(&header.format) {
         return Err(Unusable::Format(header.format));
     }
     if header.length != body.len() || header.checksum != checksum(body) {
@@ -404,22 +413,13 @@ fn decode<T: for<'de> Deserialize<'de>>(bytes: &[u8], owner: &Owner) -> Result<T
     serde_json::from_slice(body).map_err(|_| Unusable::Damaged)
 }
 
-/// Puts a document in place; safe when it returns.
-fn write<T: Serialize>(
-    storage: &dyn Storage,
-    owner: &Owner,
-    name: &str,
-    document: &T,
-) -> io::Result<()> {
-    write_if_new(storage, owner, name, document, None).map(drop)
-}
-
 /// Puts a document in place unless its checksum is `last`; returns the checksum. Safe when it
 /// returns.
 pub(crate) fn write_if_new<T: Serialize>(
     storage: &dyn Storage,
     owner: &Owner,
     name: &str,
+    format: u32,
     document: &T,
     last: Option<u64>,
 ) -> io::Result<u64> {
@@ -429,7 +429,7 @@ pub(crate) fn write_if_new<T: Serialize>(
         return Ok(checksum);
     }
     let header = Header {
-        format: FORMAT,
+        format,
         boot_id: owner.boot_id.clone(),
         node: owner.node.clone(),
         length: body.len(),
@@ -450,8 +450,10 @@ fn checksum(bytes: &[u8]) -> u64 {
     })
 }
 
-/// Raised by every change of what stands in a document.
-const FORMAT: u32 = 2;
+/// The formats of `claims.json` that are read, of which the last is written: raised by every change of
+/// what stands in it. An upgrade keeps the blocks and the highest version seen only if the format before
+/// it is among these.
+const FORMATS: RangeInclusive<u32> = 1..=2;
 const CLAIMS: &str = "claims.json";
 
 #[cfg(test)]

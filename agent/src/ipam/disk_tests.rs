@@ -85,6 +85,22 @@ fn the_next_process_finds_what_was_kept() {
 }
 
 #[test]
+fn an_upgrade_keeps_what_the_version_before_it_wrote() {
+    let document = concat!(
+        r#"{"format":1,"bootId":"b1","node":"n1","length":159,"checksum":10470819033045919636}"#,
+        "\n",
+        r#"{"nodeUid":"nu","lease":{"sentNanos":100000000000,"promiseNanos":10000000000},"#,
+        r#""version":7,"blocks":{"10.0.0.0/26":{"uid":"ua","pool":{"name":"p","uid":"pu"}}}}"#,
+    );
+    let memory = Arc::new(Memory::default());
+    memory.put(document.into());
+    let lease = LeaseWrite { version: None, ..lease(100) };
+    let blocks = BTreeMap::from([(net(A), block("ua"))]);
+    let whole = Kept { node_uid: Some("nu".into()), lease: Some(lease), version: 7, blocks };
+    assert_eq!(found(&memory, owner(), 105), whole);
+}
+
+#[test]
 fn a_forgotten_block_is_off_the_disk_before_the_call_returns() {
     let memory = filled();
     let disk = Disk::open(memory.clone(), owner(), secs(105));
@@ -130,8 +146,8 @@ fn what_is_not_whole_or_not_of_this_node_and_boot_is_ignored() {
     }
     let text = String::from_utf8(whole.clone()).expect("text");
     let format = |number: u32| format!("\"format\":{number}");
-    for other in [FORMAT - 1, FORMAT + 1] {
-        ignored(text.replacen(&format(FORMAT), &format(other), 1).as_bytes(), owner());
+    for other in [FORMATS.start() - 1, FORMATS.end() + 1] {
+        ignored(text.replacen(&format(*FORMATS.end()), &format(other), 1).as_bytes(), owner());
     }
     ignored(&whole, Owner { node: "n2".into(), ..owner() });
     ignored(&whole, Owner { boot_id: "b2".into(), ..owner() });
