@@ -350,6 +350,28 @@ async fn an_annotation_chooses_pools_and_the_wait_is_for_a_block_of_them() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn adds_that_wait_leave_places_for_the_dels_that_free_addresses() {
+    let node = Node::start(v4("10.0.0.0/30")).await;
+    let mut held = 0;
+    while node.used() < 4 {
+        held += 1;
+        assert!(held <= 4 && node.add(&format!("held{held}"), &[]).await.is_ok());
+        node.until(|usage| usage.blocks[0].used == held).await;
+    }
+    // Half of the 128 requests that the socket takes.
+    let add = |n: usize| {
+        let calls = node.calls.clone();
+        tokio::spawn(async move { calls.add(request(&format!("new{n}"), Some(&[])), ()).await })
+    };
+    let waiting: Vec<_> = (0..64).map(add).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(waiting.iter().all(|add| !add.is_finished()));
+    let (code, _) = add(64).await.unwrap().into_addresses().unwrap_err();
+    assert_eq!(code, Code::TryAgainLater);
+    assert!(waiting.iter().all(|add| !add.is_finished()), "it was refused at once");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_fixed_address_waits_for_its_holder_and_for_its_block() {
     let mut node = Node::start(dual()).await;
     let wish = [(IPS, "10.1.0.5")];

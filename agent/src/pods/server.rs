@@ -88,6 +88,6 @@ fn refuse(code: Code, msg: String) -> Failure {
 }
 
 /// Requests that are served at once. Each has a thread while it lasts.
-const CONNECTIONS_MAX: usize = 128;
+pub(super) const CONNECTIONS_MAX: usize = 128;
 const TRANSFER_MAX: Duration = Duration::from_secs(5);
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);

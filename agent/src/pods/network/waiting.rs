@@ -12,6 +12,7 @@ use futures::FutureExt;
 
 use super::super::answers::{AddRefusal, answer, failed};
 use super::super::kernel::PodKernel;
+use super::super::server::CONNECTIONS_MAX;
 use super::{Addition, Done, PodNetwork};
 
 impl<K: PodKernel> PodNetwork<K> {
@@ -157,5 +158,6 @@ impl<K: PodKernel> PodNetwork<K> {
     }
 }
 
-/// ADD requests that wait for an address.
-const WAITING_MAX: usize = 256;
+/// ADD requests that wait for an address: each holds one of the places of the socket, and the others
+/// are for the DELs that free addresses.
+const WAITING_MAX: usize = CONNECTIONS_MAX / 2;
