@@ -264,7 +264,7 @@ impl Watches {
     /// Follows this node's blocks.
     fn own_blocks(&self, fields: String, rules: Rules) -> AbortHandle {
         let careful = rules.hold(Rule::NoticeOldHistory);
-        let recovery = if careful { Recovery::List } else { Recovery::Resume };
+        let recovery = if careful { Recovery::Check } else { Recovery::Resume };
         let keep = Box::new(trimmed::<IPBlock>);
         self.chosen(Some(fields), keep, recovery, |known, change| {
             let (view, is_list) = (&mut known.view, matches!(change, Change::All(_)));

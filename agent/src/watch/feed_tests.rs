@@ -146,31 +146,128 @@ async fn change(feed: &mut Feed<Node, Node>) -> Change<Node> {
     }
 }
 
+/// What each request asked for: a list, or what comes after a version.
+fn requests(server: &Scripted) -> Vec<String> {
+    let from = |query: &String| {
+        let from = query.split('&').find(|part| part.starts_with("resourceVersion=1"));
+        from.unwrap_or("list").to_owned()
+    };
+    server.asked.lock().expect("no panic").iter().map(from).collect()
+}
+
+const FROM_100: &str = "resourceVersion=100";
+const FROM_101: &str = "resourceVersion=101";
+
 #[tokio::test(start_paused = true)]
-async fn after_a_watch_that_was_cut_off_early_a_careful_feed_begins_with_a_list() {
+async fn a_watch_that_was_cut_off_early_goes_on_and_a_careful_feed_lists_within_seconds() {
     let cases = [
-        ("its time was over", Recovery::List, 60, End::Clean, false),
-        ("it was cut off", Recovery::List, 10, End::Clean, true),
-        ("it broke", Recovery::List, 10, End::Broken, true),
-        ("it fell silent", Recovery::List, 10, End::Never, true),
+        ("its time was over", Recovery::Check, 60, End::Clean, false),
+        ("it was cut off", Recovery::Check, 10, End::Clean, true),
+        ("it broke", Recovery::Check, 10, End::Broken, true),
+        ("it fell silent", Recovery::Check, 10, End::Never, true),
         ("it was cut off, of many objects", Recovery::Resume, 10, End::Clean, false),
         ("it broke, of many objects", Recovery::Resume, 10, End::Broken, false),
     ];
     for (what, recovery, minutes, end, lists) in cases {
-        let next = if lists { streamed(101, 0, End::Never) } else { watched(101, End::Never) };
-        let (mut feed, server) = feed([streamed(100, minutes, end), next], recovery);
+        let answers = [streamed(100, minutes, end), watched(101, End::Never)];
+        let (mut feed, server) =
+            feed(answers.into_iter().chain([streamed(102, 0, End::Never)]), recovery);
         assert!(matches!(change(&mut feed).await, Change::All(_)), "{what}");
-        let second = change(&mut feed).await;
-        assert_eq!(matches!(second, Change::All(_)), lists, "{what}");
-        let asked = server.asked.lock().expect("no panic")[1].clone();
-        assert_eq!(asked.contains("sendInitialEvents=true"), lists, "{what}: {asked}");
-        assert_eq!(asked.contains("resourceVersion=100"), !lists, "{what}: {asked}");
+        assert!(matches!(change(&mut feed).await, Change::Set(..)), "{what}");
+        assert_eq!(requests(&server), ["list", FROM_100], "{what}");
+        let third = tokio::time::timeout(CHECK_SPREAD, change(&mut feed)).await;
+        assert_eq!(matches!(third, Ok(Change::All(_))), lists, "{what}");
+        assert_eq!(third.is_err(), !lists, "{what}");
+        // That was the only one.
+        let fourth = tokio::time::timeout(2 * CHECK_SPREAD, change(&mut feed)).await;
+        assert!(fourth.is_err(), "{what}");
     }
-    // Nor does one go on that could not even begin.
-    let answers = [streamed(100, 60, End::Clean), whole(500, 0), streamed(101, 0, End::Never)];
-    let (mut feed, _) = feed(answers, Recovery::List);
+}
+
+#[tokio::test(start_paused = true)]
+async fn lists_that_check_what_was_missed_are_spread_over_the_agents() {
+    let mut spread = Vec::new();
+    for node in 0..100 {
+        let answers = [streamed(100, 10, End::Broken), watched(101, End::Never)];
+        let answers = answers.into_iter().chain([streamed(102, 0, End::Never)]);
+        let (mut feed, _) = feed(answers, Recovery::Check);
+        feed.follower.node = format!("n{node}");
+        change(&mut feed).await;
+        change(&mut feed).await;
+        let resumed = Instant::now();
+        assert!(matches!(change(&mut feed).await, Change::All(_)));
+        spread.push(resumed.elapsed());
+    }
+    for third in 0..3 {
+        let part = CHECK_SPREAD * third / 3..CHECK_SPREAD * (third + 1) / 3;
+        let here = spread.iter().filter(|at| part.contains(at)).count();
+        assert!((20..47).contains(&here), "{here} of 100 agents in {part:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn further_cuts_do_not_put_off_the_list_that_checks_what_was_missed() {
+    let answers = [
+        streamed(100, 10, End::Broken),
+        watched(101, End::Broken),
+        watched(102, End::Clean),
+        watched(103, End::Never),
+        streamed(104, 0, End::Never),
+    ];
+    let (mut feed, _) = feed(answers, Recovery::Check);
     change(&mut feed).await;
+    change(&mut feed).await;
+    let Check::At(at) = feed.check else { panic!("no check is due: {:?}", feed.check) };
+    for _ in 0..2 {
+        assert!(matches!(change(&mut feed).await, Change::Set(..)));
+        assert_eq!(feed.check, Check::At(at));
+    }
     assert!(matches!(change(&mut feed).await, Change::All(_)));
+    assert!(Instant::now().duration_since(at) < Duration::from_millis(10));
+    assert_eq!(feed.check, Check::Unneeded);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_is_refused_or_gets_no_answer_is_asked_for_again_and_no_list() {
+    // Long after the time at which the check would be due: it is chosen when the watch runs again.
+    let refused = (0..20).flat_map(|_| [429, 500, 503, 504]).map(|code| whole(code, 0));
+    let answers = [streamed(100, 10, End::Broken)].into_iter().chain(refused);
+    let answers = answers.chain([watched(101, End::Never), streamed(102, 0, End::Never)]);
+    let (mut feed, server) = feed(answers, Recovery::Check);
+    change(&mut feed).await;
+    assert!(matches!(change(&mut feed).await, Change::Set(..)));
+    let resumed = Instant::now();
+    let asked = requests(&server);
+    assert_eq!((asked.len(), asked[0].as_str()), (82, "list"));
+    assert!(asked[1..].iter().all(|asked| asked == FROM_100), "{asked:?}");
+    assert!(matches!(change(&mut feed).await, Change::All(_)));
+    assert!(resumed.elapsed() > Duration::ZERO && resumed.elapsed() <= CHECK_SPREAD);
+
+    // Its time was over, so that nothing is to be checked.
+    let answers = [streamed(100, 60, End::Clean), whole(500, 0), watched(101, End::Never)];
+    let (mut feed, server) = self::feed(answers, Recovery::Check);
+    change(&mut feed).await;
+    assert!(matches!(change(&mut feed).await, Change::Set(..)));
+    assert!(tokio::time::timeout(2 * CHECK_SPREAD, change(&mut feed)).await.is_err());
+    assert_eq!(requests(&server), ["list", FROM_100, FROM_100]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn forgotten_history_is_listed_at_once_and_nothing_is_left_to_check() {
+    let answers = [
+        streamed(100, 10, End::Broken),
+        watched(101, End::Broken),
+        whole(410, 0),
+        streamed(102, 0, End::Never),
+    ];
+    let (mut feed, server) = feed(answers, Recovery::Check);
+    change(&mut feed).await;
+    assert!(matches!(change(&mut feed).await, Change::Set(..)));
+    let cut = Instant::now();
+    assert!(matches!(change(&mut feed).await, Change::All(_)));
+    assert!(cut.elapsed() < Duration::from_secs(2), "two pauses");
+    assert!(tokio::time::timeout(2 * CHECK_SPREAD, change(&mut feed)).await.is_err());
+    assert_eq!(requests(&server), ["list", FROM_100, FROM_101, "list"]);
 }
 
 #[tokio::test(start_paused = true)]
@@ -179,20 +276,23 @@ async fn a_list_that_is_older_than_what_was_seen_before_it_is_of_another_history
         whole(422, 0),
         whole(200, 100),
         watched(120, End::Broken),
-        whole(200, 120),
+        watched(121, End::Never),
+        whole(200, 121),
         watched(130, End::Broken),
+        watched(131, End::Never),
         // As after a restore.
-        whole(200, 129),
+        whole(200, 130),
         watched(140, End::Broken),
+        watched(141, End::Never),
         // Raised since: by now nothing of what was seen counts.
         whole(200, 50),
         // One that has forgotten what comes after a list.
         whole(410, 0),
         whole(200, 49),
     ];
-    let (mut feed, _) = feed(answers, Recovery::List);
+    let (mut feed, _) = feed(answers, Recovery::Check);
     let mut told = Vec::new();
-    for _ in 0..6 {
+    for _ in 0..9 {
         if matches!(change(&mut feed).await, Change::All(_)) {
             told.push(feed.went_back());
         }

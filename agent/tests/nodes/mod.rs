@@ -435,5 +435,6 @@ pub async fn until(what: &str, holds: impl Fn() -> bool) {
     tokio::time::timeout(PATIENCE, waited).await.unwrap_or_else(|_| panic!("{what}"));
 }
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than a watch that was cut takes to be checked by a list, 15 s.
+pub const PATIENCE: Duration = Duration::from_secs(40);
 pub const HOUR: Duration = Duration::from_secs(3600);

@@ -56,7 +56,7 @@ async fn a_restore_that_raises_every_number_gives_no_address_twice(api: Api) {
 }
 
 /// Long before the Lease is due, the only thing that an agent writes without a reason.
-async fn a_block_that_a_restore_forgot_is_missed_at_once(api: Api) {
+async fn a_block_that_a_restore_forgot_is_missed_within_seconds(api: Api) {
     let cluster = Cluster::start(api).await;
     cluster.pool("default", "10.244.0.0/24", 28);
     cluster.node("n1", "boot1");
@@ -122,7 +122,7 @@ async fn an_agent_that_starts_after_a_restore_knows_it_by_its_lease(api: Api) {
 }
 
 on_both_apis! {
-    a_block_that_a_restore_forgot_is_missed_at_once,
+    a_block_that_a_restore_forgot_is_missed_within_seconds,
     a_restore_that_raises_every_number_gives_no_address_twice,
     a_restored_etcd_gives_no_address_twice,
     an_agent_that_starts_after_a_restore_knows_it_by_its_lease,
