@@ -391,6 +391,34 @@ async fn the_out_of_service_taint_returns_blocks_of_a_silent_agent_only(api: Api
     assert_eq!(cluster.owner(of_silent).as_deref(), Some("silent"), "it is not tainted");
 }
 
+async fn a_word_about_a_machine_returns_nothing_that_one_before_it_may_use(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let offline = Duration::from_secs(30);
+    let (_leader, [(mut first, of_first), (mut off, of_off)]) =
+        leader_and(&cluster, ["n2", "off"], offline).await;
+    first.tasks.shutdown().await;
+    off.tasks.shutdown().await;
+    cluster.boot("n2", "boot2", "another-machine");
+    let mut second = Node::start(&cluster, "n2", "boot2", offline);
+    let of_second = second.until_open(1).await[0];
+    assert_ne!(of_second, of_first);
+    second.tasks.shutdown().await;
+    cluster.mark_off("n2", None);
+    cluster.taint_out_of_service("n2");
+    cluster.taint_out_of_service("off");
+    until("the block of a machine that was alone returns", || cluster.owner(of_off).is_none())
+        .await;
+    // Of the later one it has been silent for as long by now.
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(cluster.owner(of_first).as_deref(), Some("n2"), "the first may live");
+    // The mark for the first, the taint for the second.
+    cluster.mark_off("n2", Some("boot-n2"));
+    until("both return", || {
+        cluster.owner(of_first).is_none() && cluster.owner(of_second).is_none()
+    })
+    .await;
+}
+
 async fn blocks_of_a_live_node_without_an_agent_return_when_no_pod_is_in_them(api: Api) {
     let cluster = Cluster::start(api).await;
     let (mut leader, [(mut n2, of_n2), (mut n3, of_n3), (mut n4, of_n4)]) =
@@ -589,6 +617,7 @@ on_both_apis! {
     the_lease_of_a_node_that_is_gone_goes_after_its_blocks,
     a_machine_that_an_operator_says_is_off_loses_its_blocks_at_once,
     the_out_of_service_taint_returns_blocks_of_a_silent_agent_only,
+    a_word_about_a_machine_returns_nothing_that_one_before_it_may_use,
     blocks_of_a_live_node_without_an_agent_return_when_no_pod_is_in_them,
     one_return_that_fails_and_events_that_are_refused_keep_nothing_else_waiting,
     a_pool_in_which_others_addresses_lie_is_not_claimed_from,

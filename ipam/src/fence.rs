@@ -104,6 +104,9 @@ pub struct LeaseSeen {
     /// An operator has marked that the holder's machine is off. An agent that finds itself marked gives
     /// no new addresses until the mark is taken away.
     pub machine_off: bool,
+    /// Another machine had the Node before, and may hand out within a promise of its own. Neither the
+    /// mark nor a taint speaks of that one: its promise ends with the wait for this Lease.
+    pub others_rest: bool,
 }
 
 /// A Node that owns blocks, whether it still exists or not.
@@ -273,7 +276,8 @@ mod tests {
     fn lease(version: &str, uid: &str, promise: u64) -> BTreeMap<String, LeaseSeen> {
         let holder = Holder { node_uid: uid.into(), boot_id: "b1".into() };
         let promise = secs(promise);
-        let seen = LeaseSeen { version: version.into(), holder, promise, machine_off: false };
+        let version = version.to_owned();
+        let seen = LeaseSeen { version, holder, promise, machine_off: false, others_rest: false };
         BTreeMap::from([("n1".to_owned(), seen)])
     }
 

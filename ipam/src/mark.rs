@@ -4,6 +4,7 @@
 //! Lease cairn-node-NODE   spec.holderIdentity                         NODE_UID/BOOT_ID   its agent
 //!                         metadata.annotations[ANNOTATION_MACHINE_OFF] NODE_UID/BOOT_ID  an operator
 //!                         metadata.annotations[ANNOTATION_MACHINE]     MACHINE_ID/SYSTEM_UUID
+//!                         metadata.annotations[ANNOTATION_TAKEN_OVER]  NODE_UID/BOOT_ID, or SEVERAL
 //! ```
 //!
 //! The mark names one boot of one machine under one Node object. A machine that boots again, or a
@@ -19,6 +20,13 @@ pub const ANNOTATION_MACHINE_OFF: &str = "cairn.network/machine-off";
 
 /// The annotation of a node's Lease that says on which machine its holder runs: a [`Machine`].
 pub const ANNOTATION_MACHINE: &str = "cairn.network/machine";
+
+/// The annotation of a node's Lease that names the [`Holder`] from which another machine took it over,
+/// for as long as that one may hand out; [`SEVERAL`] when more than one may.
+pub const ANNOTATION_TAKEN_OVER: &str = "cairn.network/taken-over-from";
+
+/// What [`ANNOTATION_TAKEN_OVER`] says of more than one machine. No mark speaks for more than one.
+pub const SEVERAL: &str = "several";
 
 /// One boot of a machine under one Node object: who writes a node's Lease.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -60,6 +68,12 @@ impl FromStr for Holder {
 /// off. A mark that names nobody says nothing.
 pub fn is_off(mark: Option<&str>, holder: &Holder) -> bool {
     mark.and_then(|mark| mark.parse::<Holder>().ok()).as_ref() == Some(holder)
+}
+
+/// Whether a machine that had the Node before its Lease's holder may still hand out: `from`, the value
+/// of [`ANNOTATION_TAKEN_OVER`], speaks of one that `mark` does not say to be off.
+pub fn others_rest(from: Option<&str>, mark: Option<&str>) -> bool {
+    from.is_some_and(|from| !from.parse().is_ok_and(|before| is_off(mark, &before)))
 }
 
 /// What tells one machine from another over a reboot, as kubelet reports it.
@@ -109,6 +123,22 @@ mod tests {
         for nobody in ["", "/", "u1", "u1/", "/b1", "u1/b1/x"] {
             assert!(nobody.parse::<Holder>().is_err(), "{nobody}");
             assert!(!is_off(Some(nobody), &holder("u1", "b1")), "{nobody}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_machine_rests_until_a_mark_names_it() {
+        let cases = [
+            (None, None, false),
+            (None, Some("u1/b2"), false),
+            (Some("u1/b1"), None, true),
+            (Some("u1/b1"), Some("u1/b2"), true),
+            (Some("u1/b1"), Some("u1/b1"), false),
+            (Some(SEVERAL), Some("u1/b1"), true),
+            (Some(SEVERAL), Some(SEVERAL), true),
+        ];
+        for (from, mark, expected) in cases {
+            assert_eq!(others_rest(from, mark), expected, "{from:?} {mark:?}");
         }
     }
 

@@ -101,9 +101,10 @@ impl Look {
         self.nodes.get(&owner.name) == Some(&owner.uid)
     }
 
-    fn is_marked(&self, owner: &Owner) -> bool {
+    /// The Lease that the agent of this Node holds.
+    fn held(&self, owner: &Owner) -> Option<&LeaseSeen> {
         let lease = self.leases.get(&owner.name);
-        lease.is_some_and(|lease| lease.machine_off && lease.holder.node_uid == owner.uid)
+        lease.filter(|lease| lease.holder.node_uid == owner.uid)
     }
 }
 
@@ -179,12 +180,15 @@ fn ground(
     now: Duration,
 ) -> Option<Ground> {
     let over = watch.verdict(owner, now) == Return::Allowed;
-    if look.is_marked(owner) {
+    let held = look.held(owner);
+    // A person's word is about one machine. Blocks of another one may stand under the same Node.
+    let word_counts = over || !held.is_some_and(|lease| lease.others_rest);
+    if word_counts && held.is_some_and(|lease| lease.machine_off) {
         Some(Ground::MachineOff)
     } else if !look.exists(owner) {
         let over = over && watch.is_long_gone(owner, now);
         (over || !rules.hold(Rule::LeaderWaits)).then_some(Ground::NodeGone)
-    } else if look.out_of_service.contains(owner) && watch.is_silent(owner, now) {
+    } else if word_counts && look.out_of_service.contains(owner) && watch.is_silent(owner, now) {
         Some(Ground::OutOfService)
     } else {
         over.then_some(Ground::AgentLeft)
@@ -239,6 +243,9 @@ pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rul
         return Fate::Waits;
     }
     let exists = look.node_uid.as_ref() == Some(&owner.uid);
+    let successor_over = |lease: &LeaseSeen| planned.successor.as_ref() == Some(&lease.version);
+    let successor_off =
+        |lease: &LeaseSeen| lease.machine_off && (!lease.others_rest || successor_over(lease));
     match planned.ground {
         Ground::Deleted => Fate::Returns,
         Ground::MachineOff => returns(
@@ -255,15 +262,15 @@ pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rul
             None => {
                 let is_over = |lease: &LeaseSeen| {
                     lease.holder.node_uid == owner.uid
-                        || lease.machine_off
-                        || planned.successor.as_ref() == Some(&lease.version)
+                        || successor_off(lease)
+                        || successor_over(lease)
                 };
                 let lives = look.lease.as_ref().is_some_and(|lease| !is_over(lease));
                 !lives || block.used == Some(0) || !rules.hold(Rule::LeaderWaits)
             }
             Some(uid) if *uid == owner.uid => false,
             Some(uid) => {
-                let off = |lease: &LeaseSeen| lease.machine_off && lease.holder.node_uid == *uid;
+                let off = |lease: &LeaseSeen| successor_off(lease) && lease.holder.node_uid == *uid;
                 block.used.is_none_or(|used| used == 0) || look.lease.as_ref().is_some_and(off)
             }
         }),
@@ -322,7 +329,13 @@ mod tests {
 
     fn lease(version: &str, uid: &str, machine_off: bool) -> LeaseSeen {
         let holder = Holder { node_uid: uid.into(), boot_id: "b1".into() };
-        LeaseSeen { version: version.into(), holder, promise: secs(100), machine_off }
+        let version = version.to_owned();
+        LeaseSeen { version, holder, promise: secs(100), machine_off, others_rest: false }
+    }
+
+    /// Held by a machine that took the Node over from one whose promise may stand.
+    fn lease_taken_over(version: &str, uid: &str, machine_off: bool) -> LeaseSeen {
+        LeaseSeen { others_rest: true, ..lease(version, uid, machine_off) }
     }
 
     fn look(node: Option<&str>, lease: LeaseSeen) -> Look {
@@ -353,6 +366,11 @@ mod tests {
             Look { out_of_service: look.owners(), ..look }
         };
         let marked = |uid| look(Some("u1"), lease("7", uid, true));
+        let taken_over = |node| look(node, lease_taken_over("7", "u1", true));
+        let taken_over_tainted = || {
+            let look = look(Some("u1"), lease_taken_over("7", "u1", false));
+            Look { out_of_service: look.owners(), ..look }
+        };
         use Ground::{AgentLeft, MachineOff, NodeGone, OutOfService};
         let cases = [
             ("a live node", look(Some("u1"), quiet("u1")), 9, None),
@@ -367,6 +385,11 @@ mod tests {
             ("tainted, its agent writes", tainted(Some("u1")), 9, None),
             ("tainted", tainted(Some("u1")), 10, Some(OutOfService)),
             ("tainted and gone", tainted(None), 10, None),
+            ("marked, the machine before it is not", taken_over(Some("u1")), 124, None),
+            ("marked, both promises over", taken_over(Some("u1")), 125, Some(MachineOff)),
+            ("marked and gone, the machine before it is not", taken_over(None), 124, None),
+            ("tainted, the machine before it lives", taken_over_tainted(), 124, None),
+            ("tainted, both promises over", taken_over_tainted(), 125, Some(OutOfService)),
         ];
         for (what, look, waited, expected) in cases {
             assert_eq!(ground_after(&look, waited, Rules::ALL), expected, "{what}");
@@ -437,6 +460,9 @@ mod tests {
             // A successor that is gone, too, and may live on.
             (NodeGone, seen(None, lease("9", "u2", false)), false),
             (NodeGone, seen(None, lease("9", "u2", true)), true),
+            // The one that is marked took over from one that may live, with pods of this block.
+            (NodeGone, seen(Some("u2"), lease_taken_over("9", "u2", true)), false),
+            (NodeGone, seen(None, lease_taken_over("9", "u2", true)), false),
             (MachineOff, seen(Some("u1"), off()), true),
             (MachineOff, seen(None, off()), true),
             (MachineOff, seen(Some("u1"), same()), false),
@@ -470,6 +496,8 @@ mod tests {
         let gone = |version| seen(None, lease(version, "u2", false));
         assert_eq!(fate(&planned, &block("u1"), &gone("9"), Rules::ALL), Fate::Returns);
         assert_eq!(fate(&planned, &block("u1"), &gone("10"), Rules::ALL), Fate::Waits, "it writes");
+        let marked = seen(Some("u2"), lease_taken_over("9", "u2", true));
+        assert_eq!(fate(&planned, &block("u1"), &marked, Rules::ALL), Fate::Returns);
     }
 
     #[test]

@@ -15,7 +15,9 @@
 use std::time::Duration;
 
 use cairn_ipam::fence::OwnFence;
-use cairn_ipam::mark::{ANNOTATION_MACHINE, ANNOTATION_MACHINE_OFF, is_off};
+use cairn_ipam::mark::{
+    ANNOTATION_MACHINE, ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, SEVERAL, is_off, others_rest,
+};
 use cairn_ipam::{Holder, Machine, Rule, Standing};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::api::core::v1::Node;
@@ -174,7 +176,7 @@ impl Keeper {
         if is_off(off.as_deref(), &holder) {
             return Err(IpamError::MarkedOff { lease: name });
         }
-        let mut taken_over = annotation(TAKEN_OVER);
+        let mut taken_over = annotation(ANNOTATION_TAKEN_OVER);
         let spec = old.as_ref().and_then(|lease| lease.spec.clone()).unwrap_or_default();
         let mut lease = old.clone().unwrap_or_default();
         lease.metadata.name = Some(name.clone());
@@ -191,7 +193,6 @@ impl Keeper {
                 None => None,
                 Some(_) if is_same => taken_over,
                 Some(before) if taken_over.is_none() => Some(before.to_string()),
-                // No mark speaks for more than one machine.
                 Some(_) => Some(SEVERAL.to_owned()),
             };
             lease.annotations_mut().insert(ANNOTATION_MACHINE.to_owned(), machine.to_string());
@@ -206,8 +207,10 @@ impl Keeper {
         // process waits for it again. One that is longer than what is kept is always safe.
         let secs = if rest.is_some() { own_secs.max(old_secs) } else { own_secs };
         match &rest {
-            Some(from) => lease.annotations_mut().insert(TAKEN_OVER.to_owned(), from.clone()),
-            None => lease.annotations_mut().remove(TAKEN_OVER),
+            Some(from) => {
+                lease.annotations_mut().insert(ANNOTATION_TAKEN_OVER.to_owned(), from.clone())
+            }
+            None => lease.annotations_mut().remove(ANNOTATION_TAKEN_OVER),
         };
         lease.spec = Some(LeaseSpec {
             holder_identity: Some(holder.to_string()),
@@ -292,7 +295,7 @@ impl Keeper {
         if !self.shared.options.rules.hold(Rule::OtherMachineWaits) {
             return false;
         }
-        if from.parse::<Holder>().is_ok_and(|before| is_off(off, &before)) {
+        if !others_rest(Some(from), off) {
             return false;
         }
         let promise = Duration::from_secs(u64::try_from(promise_secs).unwrap_or_default());
@@ -311,11 +314,6 @@ fn is_older(found: Option<&str>, wrote: u64) -> bool {
     // What is no number cannot be compared.
     found.is_none_or(|found| found.parse::<u64>().is_ok_and(|found| found < wrote))
 }
-
-/// The annotation of a Lease that names the [`Holder`] from which another machine took it over, while
-/// that one may still hand out.
-const TAKEN_OVER: &str = "cairn.network/taken-over-from";
-const SEVERAL: &str = "several";
 
 /// Renewals of the shortest fence.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);

@@ -214,7 +214,8 @@ mod tests {
     #[test]
     fn a_mark_names_the_holder_and_is_taken_back() {
         let renewed_secs = Some(0);
-        let marked = |off| LeaseSeen { holder: Some(holder()), off, renewed_secs, promise: None };
+        let marked =
+            |off| LeaseSeen { holder: Some(holder()), off, renewed_secs, ..LeaseSeen::default() };
         let said = decide(&options(&[]), &marked(Some(holder())), 1000);
         assert!(matches!(&said, Ok(Step::None(why)) if why.contains("already")), "{said:?}");
         // Of an earlier boot: it says nothing about this one.

@@ -77,6 +77,7 @@ fn lease(node: &str, age: i64) -> LeaseSeen {
         renewed_secs: Some(NOW - age),
         promise: Some(Duration::from_secs(8 * 3600)),
         off: None,
+        taken_over: None,
     }
 }
 

@@ -11,7 +11,7 @@ use cairn_api::{
     BGPNode, BGPNodeStatus, BlockAllocation, ConditionStatus, FINALIZER, IPBlock, IPPool,
     IPReservation,
 };
-use cairn_ipam::mark::ANNOTATION_MACHINE_OFF;
+use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER};
 use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -310,6 +310,7 @@ pub(super) fn lease(lease: &Lease) -> LeaseSeen {
         renewed_secs: spec.renew_time.map(|time| time.0.as_second()),
         promise: promise.map(Duration::from_secs),
         off: mark.and_then(|mark| mark.parse().ok()),
+        taken_over: lease.annotations().get(ANNOTATION_TAKEN_OVER).cloned(),
     }
 }
 

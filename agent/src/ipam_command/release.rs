@@ -206,9 +206,10 @@ fn judge(evidence: &Evidence) -> Judgement {
         Some(lease) => match (age, lease.wait_secs()) {
             (Some(age), Some(wait)) if age >= wait => {}
             (age, wait) => judgement.refusals.push(format!(
-                "the agent of {node} wrote its Lease {}, and may hand out addresses for {} after \
+                "the agent of {node} wrote its Lease {}, and {} may hand out addresses for {} after \
                  that: wait, or if the machine is off: cairn ipam fence {node}",
                 age.map_or("at a time unknown".to_owned(), |age| format!("{} ago", span(age))),
+                if lease.others_rest() { "another machine that had the Node before" } else { "it" },
                 wait.map_or("a time unknown".to_owned(), span)
             )),
         },

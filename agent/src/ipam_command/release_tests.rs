@@ -16,6 +16,7 @@ fn lease(age: i64) -> LeaseSeen {
         renewed_secs: Some(NOW - age),
         promise: Some(Duration::from_secs(800)),
         off: None,
+        taken_over: None,
     }
 }
 
@@ -70,12 +71,18 @@ fn what_speaks_against_a_release_is_said_and_a_live_owner_is_never_touched() {
         marked.off = marked.holder.clone();
         e.lease = Some(marked);
     }
+    fn taken_over(e: &mut Evidence) {
+        marked(e);
+        let lease = e.lease.as_mut().expect("it is marked");
+        lease.taken_over = Some("u1/b0".into());
+    }
     #[rustfmt::skip]
-    let rows: [Row; 13] = [
+    let rows: [Row; 14] = [
         ("nothing", |_| {}, &[], &[]),
         ("the fence stands", |e| e.lease = Some(lease(999)), &["16 min 39 s ago"], &[]),
         ("a Lease that was never written", |e| e.lease = Some(LeaseSeen { renewed_secs: None, ..lease(1) }), &["at a time unknown"], &[]),
         ("the machine is off", marked, &[], &[]),
+        ("the machine is off, one before it may be on", taken_over, &["another machine that had the Node before may hand out"], &[]),
         ("no Lease", |e| e.lease = None, &[], &["no Lease"]),
         ("pods of a dead node", |e| e.pods.push((pod(), false)), &[], &["of nodes that are gone"]),
         ("pods of a live node", |e| e.pods.push((pod(), true)), &["end them first"], &[]),

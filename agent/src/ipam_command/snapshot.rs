@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cairn_api::ObjectReference;
 use cairn_bgp::rib::HeardRoute;
-use cairn_ipam::mark::Holder;
+use cairn_ipam::mark::{self, Holder};
 use ipnet::IpNet;
 
 /// The cluster, and this node where there is an agent.
@@ -104,6 +104,8 @@ pub(super) struct LeaseSeen {
     pub(super) promise: Option<Duration>,
     /// The holder that an operator says is off.
     pub(super) off: Option<Holder>,
+    /// The machine that had the Node before and may still hand out, or that there are several.
+    pub(super) taken_over: Option<String>,
 }
 
 /// A pod with addresses of its own.
@@ -149,9 +151,16 @@ impl LeaseSeen {
         self.holder.as_ref().is_some_and(|holder| holder.node_uid == node_uid)
     }
 
-    /// Whether an operator says that the machine of its holder is off.
+    /// Whether an operator says that the machine of its holder is off, and no other one may hand out
+    /// under its Node.
     pub(super) fn is_off(&self) -> bool {
-        self.off.is_some() && self.off == self.holder
+        self.off.is_some() && self.off == self.holder && !self.others_rest()
+    }
+
+    /// Whether another machine that had the Node before may still hand out.
+    pub(super) fn others_rest(&self) -> bool {
+        let mark = self.off.as_ref().map(Holder::to_string);
+        mark::others_rest(self.taken_over.as_deref(), mark.as_deref())
     }
 
     /// How long ago it was written, by this machine's clock.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cairn_api::IPBlock;
 use cairn_ipam::fence::{LeaseSeen, Owner};
-use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, is_off};
+use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, is_off, others_rest};
 use cairn_ipam::returns::{BlockSeen, PodSeen};
 use cairn_ipam::rules::Rules;
 use ipnet::IpNet;
@@ -372,11 +372,13 @@ fn lease_seen(lease: &Lease) -> Option<LeaseSeen> {
     let spec = lease.spec.as_ref()?;
     let secs = spec.lease_duration_seconds.and_then(|secs| u64::try_from(secs).ok());
     let holder = spec.holder_identity.as_ref()?.parse().ok()?;
-    let mark = lease.annotations().get(ANNOTATION_MACHINE_OFF);
+    let annotation = |key| lease.annotations().get(key).map(String::as_str);
+    let mark = annotation(ANNOTATION_MACHINE_OFF);
     Some(LeaseSeen {
         version: lease.metadata.resource_version.clone()?,
         promise: Duration::from_secs(secs?),
-        machine_off: is_off(mark.map(String::as_str), &holder),
+        machine_off: is_off(mark, &holder),
+        others_rest: others_rest(annotation(ANNOTATION_TAKEN_OVER), mark),
         holder,
     })
 }
