@@ -86,11 +86,24 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Whether both are one machine for certain. A value that is missing proves nothing.
+    /// Whether both are one machine for certain. A value that is missing, or that other machines have
+    /// as well, proves nothing.
     pub fn is_certainly(&self, other: &Machine) -> bool {
-        !self.machine_id.is_empty() && !self.system_uuid.is_empty() && self == other
+        !self.machine_id.is_empty() && self.has_own_uuid() && self == other
+    }
+
+    /// Whether the system UUID is of this hardware. Where the hardware gives none, kubelet reports the
+    /// machine id in its place, and some boards carry what their maker forgot to fill in.
+    fn has_own_uuid(&self) -> bool {
+        let digits = |id: &str| id.replace('-', "").to_ascii_lowercase();
+        let uuid = digits(&self.system_uuid);
+        let unset = ['0', 'f'].iter().any(|digit| uuid.chars().all(|c| c == *digit));
+        !unset && uuid != digits(&self.machine_id) && uuid != UUID_OF_MANY
     }
 }
+
+/// 03000200-0400-0500-0006-000700080009, the sample value of a firmware vendor.
+const UUID_OF_MANY: &str = "03000200040005000006000700080009";
 
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -153,5 +166,26 @@ mod tests {
         }
         assert!(!Machine::default().is_certainly(&Machine::default()));
         assert_eq!(Machine::from("nonsense"), Machine::default());
+    }
+
+    #[test]
+    fn a_uuid_that_other_machines_may_have_proves_nothing() {
+        const ID: &str = "1b4e28ba2fa14d73a8c7d1f0b3c5e697";
+        let cases = [
+            ("4c4c4544-0042-3510-8056-b7c04f465032", true),
+            ("4C4C4544-0042-3510-8056-B7C04F465032", true),
+            // The machine id in its place.
+            (ID, false),
+            ("1B4E28BA-2FA1-4D73-A8C7-D1F0B3C5E697", false),
+            ("00000000-0000-0000-0000-000000000000", false),
+            ("ffffffff-ffff-ffff-ffff-ffffffffffff", false),
+            ("FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF", false),
+            ("03000200-0400-0500-0006-000700080009", false),
+            ("", false),
+        ];
+        for (uuid, expected) in cases {
+            let machine = Machine { machine_id: ID.into(), system_uuid: uuid.into() };
+            assert_eq!(machine.is_certainly(&machine), expected, "{uuid}");
+        }
     }
 }

@@ -88,12 +88,13 @@ impl Cluster {
 
     /// What kubelet says of the machine that it runs on.
     pub fn boot(&self, name: &str, boot_id: &str, machine: &str) {
+        let uuid = format!("uuid-of-{machine}");
         let status = json!({"status": {
             "conditions": [{"type": "Ready", "status": "True"}],
             "nodeInfo": {
                 "architecture": "", "bootID": boot_id, "containerRuntimeVersion": "",
                 "kernelVersion": "", "kubeProxyVersion": "", "kubeletVersion": "",
-                "machineID": machine, "operatingSystem": "", "osImage": "", "systemUUID": machine,
+                "machineID": machine, "operatingSystem": "", "osImage": "", "systemUUID": uuid,
             },
         }});
         self.server.patch_status("nodes", None, name, &status).expect("a status");
