@@ -303,7 +303,7 @@ fn closed(block: &OwnBlock, known: &Knowledge<'_>) -> Option<String> {
         BlockState::OtherMachine => {
             return Some(
                 "another machine had this Node before, and may hand out from it until its promise \
-                 ends (a machine that is off: cairn ipam fence)"
+                 ends; if that one is off, cairn ipam fence NODE marks it, and not this machine"
                     .to_owned(),
             );
         }

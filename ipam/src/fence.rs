@@ -427,6 +427,8 @@ mod tests {
                 watch.is_long_gone(&gone(), secs(now))
             };
             assert!(!look(false, 0) && !look(false, 1) && !look(true, 2), "gone just now");
+            // A longer gap between two looks would begin the wait anew.
+            assert!(!look(true, 2 + long / 2));
             assert!(!look(true, 1 + long) && look(true, 2 + long));
             assert!(!look(false, 3 + long), "it is there again");
             assert!(!look(true, 4 + long), "another wait");

@@ -443,6 +443,7 @@ mod tests {
     fn the_last_look_decides() {
         let seen = |node: Option<&str>, lease: LeaseSeen| LastLook {
             node_uid: node.map(str::to_owned),
+            kubelet_heard: true,
             lease: Some(lease),
             ..LastLook::default()
         };

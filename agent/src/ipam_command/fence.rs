@@ -2,11 +2,15 @@
 //! the node's Lease, one boot of one machine under one Node object, so it says nothing about a
 //! machine that boots again, and it is written under the version of the Lease that was looked at,
 //! so an agent that writes its Lease meanwhile refuses it.
+//!
+//! While a machine that had the Node before the holder may hand out, that one is meant: the holder
+//! seems to live, and what it waits for is a word about the other. The holder is marked when nobody is
+//! left before it.
 
 use std::process::ExitCode;
 
 use anyhow::bail;
-use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, Holder};
+use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, Holder};
 use clap::Args;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, Patch, PatchParams};
@@ -21,7 +25,8 @@ use super::{Surroundings, snapshot::BlockSeen};
 /// Options of `cairn ipam fence`.
 #[derive(Args)]
 pub(super) struct Options {
-    /// The node whose machine is off.
+    /// The node whose machine is off. When another machine has taken the node over and the first one
+    /// may still hand out addresses, the first one is marked, and the other goes on.
     node: String,
     /// Take back what was said.
     #[arg(long)]
@@ -29,7 +34,8 @@ pub(super) struct Options {
     /// Print what would be written, and write nothing.
     #[arg(long)]
     dry_run: bool,
-    /// Although the agent wrote its Lease a moment ago: the machine has been switched off since.
+    /// Although the agent wrote its Lease a moment ago: the machine has been switched off since. Or,
+    /// although two machines had the node and neither is heard: the earlier one is off.
     #[arg(long)]
     yes: bool,
 }
@@ -37,7 +43,10 @@ pub(super) struct Options {
 /// What is to be done with the mark.
 #[derive(Debug, PartialEq, Eq)]
 enum Step {
-    Write(Holder),
+    /// The holder's machine is off.
+    Holder(Holder),
+    /// A machine that had the Node before the holder is off.
+    Earlier(Holder),
     Remove,
     /// It is as wanted.
     None(String),
@@ -69,22 +78,26 @@ pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result
         Ok(step) => step,
         Err(why) => bail!("{why}"),
     };
-    if let Step::Write(holder) = &step {
-        println!("{}", consequence(node, holder, &blocks));
-        let running: Vec<_> = read::pods(from, &format!("spec.nodeName={node}"))
-            .await?
-            .into_iter()
-            .filter(|pod| pod.running && blocks.iter().any(|block| pod.is_in(block)))
-            .collect();
-        if !running.is_empty() {
-            println!(
-                "{} of {node} run by the word of the API server, and lose their addresses: {}",
-                count(running.len(), "pod"),
-                some(running.iter().map(|pod| &pod.name))
-            );
+    match &step {
+        Step::Holder(holder) => {
+            println!("{}", consequence(node, holder, &blocks));
+            let running: Vec<_> = read::pods(from, &format!("spec.nodeName={node}"))
+                .await?
+                .into_iter()
+                .filter(|pod| pod.running && blocks.iter().any(|block| pod.is_in(block)))
+                .collect();
+            if !running.is_empty() {
+                println!(
+                    "{} of {node} run by the word of the API server, and lose their addresses: {}",
+                    count(running.len(), "pod"),
+                    some(running.iter().map(|pod| &pod.name))
+                );
+            }
         }
+        Step::Earlier(machine) => println!("{}", consequence_of_earlier(node, machine)),
+        Step::Remove | Step::None(_) => {}
     }
-    let patch = patch(&lease, &step);
+    let patch = patch(&lease, &seen, &step);
     if options.dry_run {
         println!("would patch Lease {}/{name}: {patch}", from.namespace);
         return Ok(ExitCode::SUCCESS);
@@ -93,6 +106,10 @@ pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result
     let params = PatchParams::default();
     match call(&what, leases.patch(&name, &params, &Patch::Merge(&patch))).await {
         Ok(_) => {}
+        Err(error) if error.code == Some(409) && matches!(step, Step::Earlier(_)) => bail!(
+            "the agent of {node} has written its Lease since it was read: nothing was marked, try \
+             again"
+        ),
         Err(error) if error.code == Some(409) => bail!(
             "the agent of {node} has written its Lease since it was read: the machine is on, and \
              nothing was marked"
@@ -100,7 +117,11 @@ pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result
         Err(error) => return Err(error.into()),
     }
     match step {
-        Step::Write(_) => println!("marked: machine of node {node} is off"),
+        Step::Holder(_) => println!("marked: machine of node {node} is off"),
+        Step::Earlier(machine) => println!(
+            "marked: the machine that had node {node} before is off (boot id {})",
+            machine.boot_id
+        ),
         _ => println!("the mark of node {node} is removed"),
     }
     Ok(ExitCode::SUCCESS)
@@ -124,16 +145,67 @@ fn decide(options: &Options, lease: &LeaseSeen, now_secs: i64) -> Result<Step, S
     if lease.is_off() {
         return Ok(Step::None(format!("node {node} is marked already: {holder}")));
     }
-    match lease.age_secs(now_secs) {
-        _ if options.yes || options.dry_run => Ok(Step::Write(holder.clone())),
-        Some(age) if age >= SILENT_SECS => Ok(Step::Write(holder.clone())),
-        age => Err(format!(
-            "the agent of {node} wrote its Lease {}: it seems to live. Its blocks would go to other \
-             nodes while its pods run. Switch the machine off and try again in {SILENT_SECS} s; or \
-             add --yes if it has been off since",
-            age.map_or("at a time unknown".to_owned(), |age| format!("{} ago", span(age)))
-        )),
+    if let Some(from) = &lease.taken_over
+        && let Some(step) = earlier(options, lease, holder, from, now_secs)?
+    {
+        return Ok(step);
     }
+    let age = lease.age_secs(now_secs);
+    if options.yes || options.dry_run || is_silent(age) {
+        return Ok(Step::Holder(holder.clone()));
+    }
+    Err(format!(
+        "the agent of {node} wrote its Lease {}: it seems to live. Its blocks would go to other \
+         nodes while its pods run. Switch the machine off and try again in {SILENT_SECS} s; or \
+         add --yes if it has been off since",
+        age.map_or("at a time unknown".to_owned(), |age| format!("{} ago", span(age)))
+    ))
+}
+
+fn is_silent(age_secs: Option<i64>) -> bool {
+    age_secs.is_some_and(|age| age >= SILENT_SECS)
+}
+
+/// What is to be done while the Lease names `from`, from whom its holder has taken it over; `None` when
+/// it is the holder's turn.
+fn earlier(
+    options: &Options,
+    lease: &LeaseSeen,
+    holder: &Holder,
+    from: &str,
+    now_secs: i64,
+) -> Result<Option<Step>, String> {
+    let node = &options.node;
+    let age = lease.age_secs(now_secs);
+    let silent = is_silent(age);
+    let Ok(machine) = from.parse::<Holder>() else {
+        if age.zip(lease.wait_secs()).is_some_and(|(age, wait)| age >= wait) {
+            return Ok(None);
+        }
+        return Err(format!(
+            "more than one machine had node {node} before, each may hand out addresses until its \
+             promise ends, and a mark speaks of one. Wait for {}: then their blocks are free to be \
+             used or returned. The blocks that the present machine has claimed are not concerned",
+            lease.wait_secs().map_or("the end of the fence".to_owned(), span)
+        ));
+    };
+    if lease.off.as_ref() == Some(&machine) {
+        return Ok((!silent).then(|| {
+            Step::None(format!(
+                "the machine that had node {node} before is marked already: {machine}; the present \
+                 one, {holder}, seems to live, and uses the blocks of both once it has written its \
+                 Lease"
+            ))
+        }));
+    }
+    if silent && !options.yes && !options.dry_run {
+        return Err(format!(
+            "two machines had node {node} and neither is heard: {machine}, and after it {holder}. \
+             Both have to be marked, the earlier one first: add --yes if that one is off, and run \
+             it once more for the later one"
+        ));
+    }
+    Ok(Some(Step::Earlier(machine)))
 }
 
 fn describe(node: &str, lease: &LeaseSeen, now_secs: i64) -> String {
@@ -147,6 +219,16 @@ fn describe(node: &str, lease: &LeaseSeen, now_secs: i64) -> String {
         }
         None => format!("the Lease of node {node}, held by {holder}, was never written"),
     }
+}
+
+/// What the mark of a machine that had the Node before will do.
+fn consequence_of_earlier(node: &str, machine: &Holder) -> String {
+    format!(
+        "another machine has taken node {node} over, and is not marked: it goes on. Marked is the \
+         one before it, with the boot id {}: its blocks are the present one's as soon as that writes \
+         its Lease, and what still runs on the earlier one loses its addresses",
+        machine.boot_id
+    )
 }
 
 /// What the mark will do.
@@ -166,20 +248,29 @@ fn consequence(node: &str, holder: &Holder, blocks: &[BlockSeen]) -> String {
 }
 
 /// The patch under the version of the Lease that was read.
-fn patch(lease: &Lease, step: &Step) -> Value {
-    let mark = match step {
-        Step::Write(holder) => json!(holder.to_string()),
-        Step::Remove | Step::None(_) => Value::Null,
+fn patch(lease: &Lease, seen: &LeaseSeen, step: &Step) -> Value {
+    let mut annotations = match step {
+        Step::Holder(machine) | Step::Earlier(machine) => {
+            json!({ANNOTATION_MACHINE_OFF: machine.to_string()})
+        }
+        Step::Remove | Step::None(_) => json!({ANNOTATION_MACHINE_OFF: null}),
     };
+    // What the mark says of the earlier machine is overwritten. Without such a word the Lease goes on
+    // naming that one, and the leader waits for the end of its promise by its own clock.
+    if matches!(step, Step::Holder(_)) && seen.taken_over.is_some() && !seen.others_rest() {
+        annotations[ANNOTATION_TAKEN_OVER] = Value::Null;
+    }
     json!({"metadata": {
         "uid": lease.metadata.uid,
         "resourceVersion": lease.metadata.resource_version,
-        "annotations": {ANNOTATION_MACHINE_OFF: mark},
+        "annotations": annotations,
     }})
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn options(words: &[&str]) -> Options {
@@ -196,7 +287,7 @@ mod tests {
     fn a_machine_whose_agent_wrote_a_moment_ago_is_not_marked_without_a_yes() {
         let lease =
             |secs| LeaseSeen { holder: Some(holder()), renewed_secs: secs, ..LeaseSeen::default() };
-        let write = Ok(Step::Write(holder()));
+        let write = Ok(Step::Holder(holder()));
         // Age, words, whether it is written.
         #[rustfmt::skip]
         let rows: [(Option<i64>, &[&str], bool); 7] = [
@@ -220,11 +311,62 @@ mod tests {
         assert!(matches!(&said, Ok(Step::None(why)) if why.contains("already")), "{said:?}");
         // Of an earlier boot: it says nothing about this one.
         let earlier = Holder { boot_id: "b0".into(), ..holder() };
-        assert_eq!(decide(&options(&[]), &marked(Some(earlier)), 1000), Ok(Step::Write(holder())));
+        assert_eq!(decide(&options(&[]), &marked(Some(earlier)), 1000), Ok(Step::Holder(holder())));
         assert_eq!(decide(&options(&["undo"]), &marked(Some(holder())), 1), Ok(Step::Remove));
         let nothing = decide(&options(&["undo"]), &marked(None), 1);
         assert!(matches!(nothing, Ok(Step::None(_))), "{nothing:?}");
         let nobody = decide(&options(&["yes"]), &LeaseSeen::default(), 1);
         assert!(nobody.is_err_and(|why| why.contains("nobody to be marked")));
+    }
+
+    #[test]
+    fn the_machine_before_the_holder_is_meant_while_it_may_hand_out() {
+        let before = Holder { boot_id: "b0".into(), ..holder() };
+        #[derive(Debug, PartialEq)]
+        enum Is {
+            Holder,
+            Earlier,
+            Nothing,
+            Refused,
+        }
+        use Is::{Earlier, Nothing, Refused};
+        // From whom it was taken over, who is marked, age (the wait is 1000 s), words.
+        #[rustfmt::skip]
+        let rows: [(&str, Option<&str>, i64, &[&str], Is); 15] = [
+            ("u1/b0", None, 1, &[], Earlier),
+            ("u1/b0", None, 1, &["yes"], Earlier),
+            ("u1/b0", Some("b1"), 1, &[], Earlier),
+            ("u1/b0", Some("b0"), 1, &[], Nothing),
+            // Whoever runs it twice does not mean the one that lives.
+            ("u1/b0", Some("b0"), 1, &["yes"], Nothing),
+            ("u1/b0", Some("b0"), 180, &[], Is::Holder),
+            ("u1/b0", None, 180, &[], Refused),
+            ("u1/b0", None, 180, &["dry-run"], Earlier),
+            ("u1/b0", None, 180, &["yes"], Earlier),
+            ("u1/b0", None, 999, &[], Refused),
+            // Clocks may differ: the earlier one is never passed over by them.
+            ("u1/b0", None, 1000, &[], Refused),
+            ("several", None, 1, &["yes"], Refused),
+            ("several", Some("b1"), 999, &["yes"], Refused),
+            ("several", None, 1000, &[], Is::Holder),
+            ("several", Some("b1"), 1000, &[], Is::Holder),
+        ];
+        for (from, off, age, words, expected) in rows {
+            let lease = LeaseSeen {
+                holder: Some(holder()),
+                renewed_secs: Some(2000 - age),
+                promise: Some(Duration::from_secs(800)),
+                off: off.map(|boot| Holder { boot_id: boot.into(), ..holder() }),
+                taken_over: Some(from.to_owned()),
+            };
+            let is = match decide(&options(words), &lease, 2000) {
+                Ok(Step::Holder(machine)) if machine == holder() => Is::Holder,
+                Ok(Step::Earlier(machine)) if machine == before => Earlier,
+                Ok(Step::None(_)) => Nothing,
+                Err(_) => Refused,
+                Ok(other) => panic!("{from} {off:?} {age} {words:?}: {other:?}"),
+            };
+            assert_eq!(is, expected, "{from} {off:?} {age} {words:?}");
+        }
     }
 }

@@ -78,3 +78,62 @@ fn an_agent_that_writes_meanwhile_is_not_marked() {
     assert_eq!((said.code, scene.mark("n1")), (Some(1), Value::Null), "{said:?}");
     assert!(said.errors.contains("has written its Lease since it was read"), "{said:?}");
 }
+
+#[test]
+fn after_a_takeover_the_earlier_machine_is_marked_and_the_later_one_goes_on() {
+    let scene = Scene::new();
+    let holder = scene.agent("n1", 2);
+    let earlier = format!("{}/boot-before", scene.uid("nodes", "n1"));
+    scene.taken_over("n1", &earlier);
+    scene.block("10.1.0.0/26", "n1", &[("10.1.0.1", "default/a")]);
+    scene.pod("a", "n1", "10.1.0.1");
+    let said = scene.run(&["fence", "n1"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(0), earlier.clone().into()), "{said:?}");
+    for part in [
+        "another machine has taken node n1 over, and is not marked",
+        "marked: the machine that had node n1 before is off (boot id boot-before)\n",
+    ] {
+        assert!(said.text.contains(part), "{part:?}\n{}", said.text);
+    }
+    assert!(!said.text.contains("default/a"), "it may be the later one's: {}", said.text);
+    let again = scene.run(&["fence", "n1", "--yes"]);
+    assert_eq!((again.code, scene.mark("n1")), (Some(0), earlier.into()), "{again:?}");
+    let expected = format!("the present one, {holder}, seems to live");
+    assert!(again.text.contains(&expected), "{again:?}");
+}
+
+#[test]
+fn when_neither_machine_is_heard_both_are_marked_the_earlier_one_first() {
+    let scene = Scene::new();
+    let holder = scene.agent("n1", 300);
+    let earlier = format!("{}/boot-before", scene.uid("nodes", "n1"));
+    scene.taken_over("n1", &earlier);
+    let said = scene.run(&["fence", "n1"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(1), Value::Null), "{said:?}");
+    assert!(said.errors.contains("Both have to be marked, the earlier one first"), "{said:?}");
+    let said = scene.run(&["fence", "n1", "--yes"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(0), earlier.into()), "{said:?}");
+    let said = scene.run(&["fence", "n1"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(0), holder.into()), "{said:?}");
+    let lease = scene.cluster.api.get(LEASES, SYSTEM, "cairn-node-n1").expect("a Lease");
+    let annotations = &lease["metadata"]["annotations"];
+    assert!(annotations.get("cairn.network/taken-over-from").is_none(), "both are spoken of");
+}
+
+#[test]
+fn no_mark_speaks_for_several_machines() {
+    let scene = Scene::new();
+    scene.agent("n1", 2);
+    scene.taken_over("n1", "several");
+    let said = scene.run(&["fence", "n1", "--yes"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(1), Value::Null), "{said:?}");
+    assert!(said.errors.contains("a mark speaks of one. Wait for 2 min 5 s"), "{said:?}");
+
+    let holder = scene.agent("n2", 300);
+    scene.taken_over("n2", "several");
+    let said = scene.run(&["fence", "n2"]);
+    assert_eq!((said.code, scene.mark("n2")), (Some(0), holder.into()), "{said:?}");
+    let lease = scene.cluster.api.get(LEASES, SYSTEM, "cairn-node-n2").expect("a Lease");
+    let from = &lease["metadata"]["annotations"]["cairn.network/taken-over-from"];
+    assert_eq!(from, "several", "the leader waits by its own clock");
+}

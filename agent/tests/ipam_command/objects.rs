@@ -123,6 +123,13 @@ impl Scene {
         self.cluster.api.create(LEASES, SYSTEM, lease).expect("a Lease");
     }
 
+    /// Says in the Lease from whom its holder took it over.
+    pub fn taken_over(&self, node: &str, from: &str) {
+        let patch = json!({"metadata": {"annotations": {"cairn.network/taken-over-from": from}}});
+        let name = format!("cairn-node-{node}");
+        self.cluster.api.patch(LEASES, SYSTEM, &name, PatchType::Merge, &patch).expect("patched");
+    }
+
     /// A Node with a Lease that its agent wrote some seconds ago.
     pub fn agent(&self, node: &str, age_secs: i64) -> String {
         let object = self.cluster.api.get("nodes", None, node).expect("a Node");
