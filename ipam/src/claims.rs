@@ -83,6 +83,8 @@ pub enum Standing {
     NodeMissing,
     /// Another machine is registered under this node's name.
     OtherMachine,
+    /// The node's own Lease was not written yet: it has promised nothing.
+    Unpromised,
     /// The node's own Lease was not written for too long.
     Fenced,
     /// An operator said that this machine is off.
@@ -107,6 +109,9 @@ impl Standing {
             Standing::OtherMachine => Some(
                 "another machine is registered under this node's name (its bootID is not ours): \
                  no new addresses; turn one of the two off or rename it",
+            ),
+            Standing::Unpromised => Some(
+                "the API server has not taken this node's Lease yet: no new addresses until it does",
             ),
             Standing::Fenced => Some(
                 "the API server did not take this node's Lease for longer than the fence: no new \

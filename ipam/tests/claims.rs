@@ -223,12 +223,14 @@ fn a_node_that_may_not_act_closes_everything_and_writes_nothing() {
     for standing in [
         Standing::NodeMissing,
         Standing::OtherMachine,
+        Standing::Unpromised,
         Standing::Fenced,
         Standing::MarkedOff,
         Standing::OldHistory,
     ] {
         let short = [Demand::Pools(Family::V4, vec!["a".into()])];
-        let lasts = !matches!(standing, Standing::NodeMissing | Standing::OldHistory);
+        let passes = [Standing::NodeMissing, Standing::Unpromised, Standing::OldHistory];
+        let lasts = !passes.contains(&standing);
         let decision = decide(&Knowledge { standing, short: &short, ..known(&pools, &blocks) });
         let said: Vec<&String> = decision.refusals.values().collect();
         assert_eq!(said.len(), usize::from(lasts), "pods that wait hear of what lasts: {said:?}");

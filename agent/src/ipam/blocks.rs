@@ -184,6 +184,7 @@ impl Blocks {
             Err(standing) => standing,
             Ok(_) if !is_current => Standing::OldHistory,
             Ok(_) if is_up => Standing::Member,
+            Ok(_) if fence.deadline().is_none() => Standing::Unpromised,
             Ok(_) => Standing::Fenced,
         };
         let is_member = is_synced && standing == Standing::Member;
@@ -242,7 +243,7 @@ impl Blocks {
         let full: Vec<String> = full.map(|(pool, _)| pool.clone()).collect();
         decide(&Knowledge {
             node: &self.shared.options.node,
-            standing: standing.unwrap_or(Standing::Fenced),
+            standing: standing.unwrap_or(Standing::Unpromised),
             pools: &self.site.pools,
             own,
             pending: &self.pending(),

@@ -331,8 +331,9 @@ mod tests {
         }
         use Is::{Earlier, Nothing, Refused};
         // From whom it was taken over, who is marked, age (the wait is 1000 s), words.
+        type Row = (&'static str, Option<&'static str>, i64, &'static [&'static str], Is);
         #[rustfmt::skip]
-        let rows: [(&str, Option<&str>, i64, &[&str], Is); 15] = [
+        let rows: [Row; 15] = [
             ("u1/b0", None, 1, &[], Earlier),
             ("u1/b0", None, 1, &["yes"], Earlier),
             ("u1/b0", Some("b1"), 1, &[], Earlier),
