@@ -205,7 +205,9 @@ impl Held {
     /// over. The object is theirs as much as ours, so that no emptiness of this side is a reason to
     /// delete it.
     fn is_used_elsewhere(&self, now: Duration) -> bool {
-        let conflict = matches!(self.phase, Phase::Conflict(_));
+        // One that ends is verified no more, so that what is heard now says whether it goes on.
+        let goes_on = !self.terminating || self.foreign.is_some();
+        let conflict = matches!(self.phase, Phase::Conflict(_)) && goes_on;
         self.inherited && (conflict || self.contested(now).is_some())
     }
 
