@@ -361,6 +361,11 @@ impl AddressBook {
         }
     }
 
+    /// The addresses of blocks that the kernel holds for something else, in order.
+    pub fn foreign(&self) -> impl Iterator<Item = IpAddr> {
+        self.foreign.iter().copied().filter(|address| self.block_of(*address).is_some())
+    }
+
     /// Frees what `id` holds, and returns it; nothing if it holds nothing.
     pub fn release(&mut self, id: &AttachmentId, now: Duration) -> Vec<IpAddr> {
         self.advance(now);

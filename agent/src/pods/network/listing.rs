@@ -103,8 +103,7 @@ impl<K: PodKernel> PodNetwork<K> {
         self.listing = Listing::Running { again: false };
         let generation = self.generation;
         let node_addresses = self.config.as_ref().map(|config| config.node_addresses.clone());
-        let foreign: Vec<IpAddr> =
-            self.book.usage().into_iter().flat_map(|block| block.foreign).collect();
+        let foreign = self.book.foreign().collect();
         let listing = self.kernel.list(Question { node_addresses, foreign, blocks: self.cidrs() });
         self.work.push(listing.map(move |outcome| Done::Listed { generation, outcome }).boxed());
     }
@@ -157,8 +156,7 @@ impl<K: PodKernel> PodNetwork<K> {
             self.book.clear_foreign(address, self.now());
         }
         // Of the end of what others use the kernel does not always tell.
-        let uses = self.book.usage().iter().any(|block| !block.foreign.is_empty());
-        if uses && self.listing == Listing::Idle {
+        if self.listing == Listing::Idle && self.book.foreign().next().is_some() {
             self.listing = Listing::Due(self.now() + FOREIGN_LOOK);
         }
         if !vanished.is_empty() || !listed.freed.is_empty() {
