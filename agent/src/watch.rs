@@ -10,8 +10,8 @@
 //! backwards every kind is listed anew; what is known meanwhile stays visible, since forwarding goes
 //! on, and counts for nothing else ([`ClusterView::synced`]).
 //!
-//! A watch that is cut goes on where it stood, but for the one of this node's blocks, of which there
-//! are few: it begins with a list, so that a block which an older history lacks is missed at once.
+//! A watch that is cut goes on where it stood. After that of this node's blocks, of which there are
+//! few, a list follows, so that a block which an older history lacks is missed within seconds.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;

@@ -6,6 +6,7 @@ use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::HeardRoute;
 use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::SpeakerHandle;
+use cairn_bgp::status::SpeakerSnapshot;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
@@ -54,8 +55,7 @@ impl Witness for SpeakerWitness {
         let speaker = self.speaker.borrow().clone();
         async move {
             let Some(speaker) = speaker else { return false };
-            let snapshot = tokio::time::timeout(ANSWER_WAIT, speaker.snapshot()).await;
-            let Ok(Ok(snapshot)) = snapshot else { return false };
+            let Some(snapshot) = snapshot(&speaker).await else { return false };
             let mut peers = snapshot.peers.values().filter(|peer| !peer.disabled);
             if !peers.all(|peer| peer.state == SessionState::Established) {
                 return false;
@@ -73,8 +73,7 @@ impl Witness for SpeakerWitness {
             let Some(speaker) = speaker else {
                 return Some("no BGP speaker runs on this node".to_owned());
             };
-            let snapshot = tokio::time::timeout(ANSWER_WAIT, speaker.snapshot()).await;
-            let Ok(Ok(snapshot)) = snapshot else {
+            let Some(snapshot) = snapshot(&speaker).await else {
                 return Some("this node's BGP speaker does not answer".to_owned());
             };
             let told = snapshot.peers.values().filter(|peer| {
@@ -87,6 +86,11 @@ impl Witness for SpeakerWitness {
         }
         .boxed()
     }
+}
+
+/// What the speaker says of its sessions; `None` when it does not answer in time.
+async fn snapshot(speaker: &SpeakerHandle) -> Option<SpeakerSnapshot> {
+    tokio::time::timeout(ANSWER_WAIT, speaker.snapshot()).await.ok()?.ok()
 }
 
 /// Whether what these many of all peers tell stands for what all do.

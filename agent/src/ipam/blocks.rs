@@ -31,7 +31,7 @@ use super::Shared;
 use super::api::BlockApi;
 use super::calls::{self, Attempt, Done, Ears, Question, Term};
 use super::held::{Backoff, Held, Ledger, Phase};
-use super::history::Kind;
+use super::history::{Kind, number};
 use super::lease::Promise;
 use super::site::Site;
 use super::tell::Published;
@@ -165,10 +165,9 @@ impl Blocks {
             usage.blocks.into_iter().map(|block| (block.cidr, block)).collect();
         if is_synced {
             let versions = view.own_blocks.values().map(|block| &block.metadata.resource_version);
-            let newest =
-                versions.filter_map(|version| version.as_deref()?.parse::<u64>().ok()).max();
-            let newest = newest.map(|version| version.to_string());
-            self.shared.history.saw(Kind::Block, view.epoch, newest.as_deref());
+            if let Some(newest) = versions.filter_map(|version| number(version.as_deref()?)).max() {
+                self.shared.history.saw(Kind::Block, view.epoch, newest);
+            }
         }
         self.begin_term(Term { fence: fence.term(), history });
         let membership = self.shared.membership();

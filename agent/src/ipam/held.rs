@@ -11,6 +11,7 @@ use cairn_ipam::{AttachmentId, BlockState, BlockUsage, OwnBlock, Pool};
 use ipnet::IpNet;
 
 use super::disk::KeptBlock;
+use super::history::number;
 use crate::view::ClusterView;
 
 /// A block whose object names this Node.
@@ -440,7 +441,7 @@ impl Ledger {
 /// The version of an object; 0 when it is no number.
 fn version(block: &IPBlock) -> u64 {
     let version = block.metadata.resource_version.as_deref();
-    version.and_then(|version| version.parse().ok()).unwrap_or_default()
+    version.and_then(number).unwrap_or_default()
 }
 
 /// How long another node's announcement must last to be a conflict: longer than a block that changes

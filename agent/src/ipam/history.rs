@@ -17,8 +17,8 @@
 //!
 //! - its Lease is older than this node wrote it last, in this process or an earlier one of this boot;
 //! - a block is older than the watch has shown it, or one that was confirmed is missing from a list
-//!   though this node did not give it back. The watch of the node's own blocks therefore begins with a
-//!   list when it was cut;
+//!   though this node did not give it back. After the watch of the node's own blocks was cut, a list
+//!   therefore follows within seconds;
 //! - a list is older than what the watch had shown before it was asked for ([`crate::watch`]).
 //!
 //! All kinds share one sequence of numbers, unless an API server keeps some in an etcd of their own.
@@ -101,16 +101,13 @@ impl History {
     /// Takes in the version of the answer to a request that left after `mark` was taken.
     pub(super) fn heard(&self, mark: Mark, version: Option<&str>) {
         // A version that is no number cannot be compared.
-        let Some(version) = version.and_then(|version| version.parse::<u64>().ok()) else { return };
+        let Some(version) = version.and_then(number) else { return };
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if mark.epoch != self.epoch() {
             return;
         }
         if version >= mark.highest || !self.rules.hold(Rule::NoticeOldHistory) {
-            let newest = seen.newest.entry(mark.kind).or_default();
-            *newest = version.max(*newest);
-            self.disk.saw_version(version);
-            return;
+            return self.rise(&mut seen, mark.kind, version);
         }
         let crossed = seen.crossed.saturating_add(u32::from(version >= mark.version));
         *seen = Seen { newest: BTreeMap::from([(mark.kind, version)]), before: 0, crossed };
@@ -119,14 +116,17 @@ impl History {
 
     /// Takes in the version of an object that was shown or written in `epoch`. It proves nothing by
     /// itself, as it may be old, but no later answer may lie below it.
-    pub(super) fn saw(&self, kind: Kind, epoch: u64, version: Option<&str>) {
-        let Some(version) = version.and_then(|version| version.parse::<u64>().ok()) else { return };
+    pub(super) fn saw(&self, kind: Kind, epoch: u64, version: u64) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         if epoch == self.epoch() {
-            let newest = seen.newest.entry(kind).or_default();
-            *newest = version.max(*newest);
-            self.disk.saw_version(version);
+            self.rise(&mut seen, kind, version);
         }
+    }
+
+    fn rise(&self, seen: &mut Seen, kind: Kind, version: u64) {
+        let newest = seen.newest.entry(kind).or_default();
+        *newest = version.max(*newest);
+        self.disk.saw_version(version);
     }
 
     /// An object that this node relies on is older than it was, or gone. So history went backwards, even
@@ -148,6 +148,11 @@ impl History {
         }
         self.relist.send_modify(|epoch| *epoch = epoch.saturating_add(1));
     }
+}
+
+/// A resourceVersion as a number: those of one server can be compared. `None` when it is none.
+pub(super) fn number(version: &str) -> Option<u64> {
+    version.parse().ok()
 }
 
 /// After so many alarms two kinds are taken to be in two etcds: a backup is not restored as often
@@ -210,9 +215,9 @@ mod tests {
         history.lost_a_write();
         assert_eq!((history.epoch(), history.disk.version()), (3, 0));
         // What a watch shows may be old, but a later answer is not older.
-        history.saw(Kind::Block, 3, Some("70"));
-        history.saw(Kind::Block, 3, Some("50"));
-        history.saw(Kind::Block, 2, Some("900"));
+        history.saw(Kind::Block, 3, 70);
+        history.saw(Kind::Block, 3, 50);
+        history.saw(Kind::Block, 2, 900);
         assert_eq!((history.epoch(), history.disk.version()), (3, 70));
         assert_eq!(answer(&history, Kind::Block, 70), 3);
         assert_eq!(answer(&history, Kind::Lease, 69), 4);

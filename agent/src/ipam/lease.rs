@@ -29,7 +29,7 @@ use kube::api::{Api, ListParams, PostParams};
 use super::Shared;
 use super::disk::LeaseWrite;
 use super::error::{IpamError, call};
-use super::history::Kind;
+use super::history::{Kind, number};
 use super::reads;
 
 /// The name of the Lease of a node.
@@ -235,7 +235,7 @@ impl Keeper {
         });
         let version = written.metadata.resource_version;
         self.shared.history.heard(mark, version.as_deref());
-        let version = version.and_then(|version| version.parse().ok());
+        let version = version.as_deref().and_then(number);
         self.wrote = version.map(|version| (version, self.shared.history.epoch()));
         Ok(())
     }
@@ -312,7 +312,7 @@ impl Keeper {
 /// Whether `found`, the version of an object or `None` when there is none, lies before `wrote`.
 fn is_older(found: Option<&str>, wrote: u64) -> bool {
     // What is no number cannot be compared.
-    found.is_none_or(|found| found.parse::<u64>().is_ok_and(|found| found < wrote))
+    found.is_none_or(|found| number(found).is_some_and(|found| found < wrote))
 }
 
 /// Renewals of the shortest fence.

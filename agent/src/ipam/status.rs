@@ -19,7 +19,7 @@ use kube::api::{Api, Patch, PatchParams};
 use serde_json::json;
 
 use super::error::{IpamError, call};
-use super::history::Kind;
+use super::history::{Kind, number};
 use super::{Holdings, Shared, tell};
 use crate::pods::Usage;
 
@@ -127,9 +127,10 @@ async fn pass(
         }
         let epoch = shared.history.epoch();
         let answer = write(api, &name, block, &wanted).await;
-        if let Ok(written) = &answer {
-            let version = written.metadata.resource_version.as_deref();
-            shared.history.saw(Kind::Block, epoch, version);
+        let made =
+            answer.as_ref().ok().and_then(|block| block.metadata.resource_version.as_deref());
+        if let Some(made) = made.and_then(number) {
+            shared.history.saw(Kind::Block, epoch, made);
         }
         let uid = block.metadata.uid.clone();
         let at = shared.now();
@@ -248,11 +249,6 @@ fn conditions(
 
 fn is_announced(holdings: &Holdings, cidr: IpNet) -> bool {
     holdings.announced.binary_search(&cidr).is_ok()
-}
-
-/// A resourceVersion as a number; versions of one server can be compared.
-fn number(version: &str) -> u64 {
-    version.parse().unwrap_or_default()
 }
 
 /// The pods that one condition names at most, about 30 KB.
