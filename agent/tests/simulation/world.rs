@@ -282,11 +282,17 @@ impl World {
         }
         let how = if force { "is deleted by force" } else { "is deleted" };
         self.story.say(format_args!("IPBlock {name} {how}"));
-        let _ = self.server.delete(BLOCKS, None, name);
-        if force {
-            let bare = json!({"metadata": {"finalizers": []}});
-            let _ = self.server.patch(BLOCKS, None, name, PatchType::Merge, &bare);
+        match force {
+            true => self.remove_block(name),
+            false => drop(self.server.delete(BLOCKS, None, name)),
         }
+    }
+
+    /// Takes a block away, whatever holds it.
+    pub fn remove_block(&self, name: &str) {
+        let _ = self.server.delete(BLOCKS, None, name);
+        let bare = json!({"metadata": {"finalizers": []}});
+        let _ = self.server.patch(BLOCKS, None, name, PatchType::Merge, &bare);
     }
 
     /// Another plugin's pod begins on a machine.

@@ -59,22 +59,16 @@ impl State {
     }
 
     fn settle_foreground_and_orphans(&mut self) {
-        let object = |(storage, key): &Place| {
-            let object = self.store.object(storage, key)?;
-            Some((storage.clone(), key.clone(), object.clone()))
-        };
         let waits = |(_, _, object): &(Arc<str>, Key, Arc<Value>)| {
             metadata::finalizers(object).iter().any(|f| f == FOREGROUND || f == ORPHAN)
         };
         let ties = self.store.ties();
-        let waiting: Vec<_> = ties.terminating().filter_map(object).filter(waits).collect();
+        let terminating = ties.terminating().filter_map(|place| self.found(place));
+        let waiting: Vec<_> = terminating.filter(waits).collect();
         for (storage, key, owner) in waiting {
             let uid = metadata::field(&owner, "uid");
-            let object = |(storage, key): &Place| {
-                let object = self.store.object(storage, key)?;
-                Some((storage.clone(), key.clone(), object.clone()))
-            };
-            let owned: Vec<_> = self.store.ties().dependents(uid).filter_map(object).collect();
+            let owned = self.store.ties().dependents(uid);
+            let owned: Vec<_> = owned.filter_map(|place| self.found(place)).collect();
             let orphan = metadata::finalizers(&owner).iter().any(|f| f == ORPHAN);
             if orphan {
                 for (storage, key, object) in &owned {
@@ -96,6 +90,12 @@ impl State {
             }
             self.drop_finalizer(&storage, &key, &[FOREGROUND, ORPHAN]);
         }
+    }
+
+    /// The object at a place, with the place.
+    fn found(&self, (storage, key): &Place) -> Option<(Arc<str>, Key, Arc<Value>)> {
+        let object = self.store.object(storage, key)?;
+        Some((storage.clone(), key.clone(), object.clone()))
     }
 
     /// Takes finalizers off an object and the object away when none is left.

@@ -3,14 +3,12 @@
 use std::time::Duration;
 
 use hyper::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::Instant;
-
-use cairn_lab::apiserver::PatchType;
 
 use super::super::api::Held;
 use super::super::faults::name_of;
-use super::super::world::{BLOCKS, STALE_MAX, World};
+use super::super::world::{STALE_MAX, World};
 
 /// The DELETE of a block.
 const DELETES: Held = Held(Method::DELETE, "/ipblocks/");
@@ -88,9 +86,7 @@ pub async fn pool_ends_under_pods(world: &mut World) {
     for block in world.blocks().iter().filter(theirs) {
         let name = name_of(block);
         world.story.say(format_args!("IPBlock {name} is removed by force"));
-        let _ = world.server.delete(BLOCKS, None, name);
-        let bare = json!({"metadata": {"finalizers": []}});
-        let _ = world.server.patch(BLOCKS, None, name, PatchType::Merge, &bare);
+        world.remove_block(name);
     }
     world.go_on(Duration::from_secs(2)).await;
     world.machines[leader].start_agent();
