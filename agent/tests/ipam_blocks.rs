@@ -285,14 +285,11 @@ async fn blocks_removed_by_force_come_back_under_their_pods(api: Api) {
         let address = until_pod(&node, name).await;
         nodes.push((node, block, address));
     }
-    let uids: Vec<String> = nodes.iter().map(|(_, block, _)| cluster.uid(*block)).collect();
+    let uids: Vec<Option<String>> = nodes.iter().map(|(_, block, _)| cluster.uid(*block)).collect();
     nodes.iter().for_each(|(_, block, _)| cluster.remove_by_force(*block));
     for ((node, block, address), (uid, name)) in nodes.iter_mut().zip(uids.iter().zip(names)) {
         let block = *block;
-        until("its owner asserts it", || {
-            cluster.owner(block).as_deref() == Some(name) && cluster.uid(block) != *uid
-        })
-        .await;
+        until("its owner asserts it", || cluster.is_new_of(name, block, uid)).await;
         node.until("open again", |h| Node::open(h).contains(&block)).await;
         assert_eq!(node.add(name), Ok(vec![*address]));
     }

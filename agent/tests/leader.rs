@@ -613,7 +613,20 @@ async fn the_lease_of_a_node_that_is_gone_goes_after_its_blocks(api: Api) {
     assert!(lease("n1").is_some());
 }
 
+async fn a_leader_that_hears_nobody_lets_another_lead(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let (mut n1, [(mut n2, _)]) = leader_and(&cluster, ["n2"], Duration::from_secs(4)).await;
+    n1.peers.set_deaf(true);
+    n2.until("it leads", |h| h.leads).await;
+    n1.until("it leads no more", |h| !h.leads).await;
+    // When nobody hears somebody leads all the same: pools have to be looked after.
+    n2.peers.set_deaf(true);
+    n2.until("it stands aside", |h| !h.leads).await;
+    until("one leads", || [&n1, &n2].iter().any(|node| node.holdings.borrow().leads)).await;
+}
+
 on_both_apis! {
+    a_leader_that_hears_nobody_lets_another_lead,
     the_lease_of_a_node_that_is_gone_goes_after_its_blocks,
     a_machine_that_an_operator_says_is_off_loses_its_blocks_at_once,
     the_out_of_service_taint_returns_blocks_of_a_silent_agent_only,

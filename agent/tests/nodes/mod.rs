@@ -133,8 +133,17 @@ impl Cluster {
         Some(self.object(cidr)?["spec"]["node"]["name"].as_str()?.to_owned())
     }
 
-    pub fn uid(&self, cidr: IpNet) -> String {
-        self.object(cidr).expect("the block")["metadata"]["uid"].to_string()
+    /// The object's UID: `None` while there is no object.
+    pub fn uid(&self, cidr: IpNet) -> Option<String> {
+        Some(self.object(cidr)?["metadata"]["uid"].as_str()?.to_owned())
+    }
+
+    /// Whether `node` owns another object of the block than the one of this UID, in one look.
+    pub fn is_new_of(&self, node: &str, cidr: IpNet, uid: &Option<String>) -> bool {
+        self.object(cidr).is_some_and(|block| {
+            block["spec"]["node"]["name"] == node
+                && block["metadata"]["uid"].as_str() != uid.as_deref()
+        })
     }
 
     pub fn lease_version(&self, node: &str) -> Option<Value> {

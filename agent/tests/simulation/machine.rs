@@ -41,6 +41,8 @@ pub struct Surroundings {
     pub idle_release: Option<Duration>,
     /// How long an address cools.
     pub cooldown: Duration,
+    /// Some pods ask for an address by name.
+    pub fixed: bool,
 }
 
 /// A machine. Clones are the same.
@@ -497,7 +499,7 @@ impl Machine {
 
     /// A pod's annotations: none, or one that asks for an address by name.
     fn annotations(&self) -> BTreeMap<String, String> {
-        if !self.dice.one_in(FIXED_IN) {
+        if !self.around.fixed || !self.dice.one_in(FIXED_IN) {
             return BTreeMap::new();
         }
         let address = format!("10.244.0.{}", self.dice.roll(64));

@@ -64,6 +64,7 @@ fn setup(seed: u64, rules: Rules) -> Setup {
         offline: Duration::from_secs(dice.pick(&[20, 30, 40])),
         cooldown: Duration::from_secs(dice.pick(&[0, 5, 30])),
         idle_release: dice.pick(&[None, Some(Duration::from_secs(10))]),
+        fixed: true,
         mix: faults::ORDINARY.to_vec(),
         pool: dice.pick(&[
             ("10.244.0.0/26", 29),

@@ -24,6 +24,8 @@ pub struct Path {
     pub scenario: fn(&mut World) -> BoxFuture<'_, ()>,
     /// What happens more often than on an ordinary day, by which factor.
     pub more: &'static [(Event, usize)],
+    /// Some pods ask for an address by name.
+    pub fixed: bool,
     /// Blocks that hold nothing go back after this.
     pub idle_release: Option<Duration>,
 }
@@ -35,6 +37,7 @@ impl Path {
         setup.offline = Duration::from_secs(30);
         setup.pool = ("10.244.0.0/28", 30);
         setup.cooldown = Duration::ZERO;
+        setup.fixed = self.fixed;
         setup.idle_release = self.idle_release;
         setup.mix = ORDINARY
             .iter()
@@ -54,10 +57,11 @@ impl Path {
 
 /// The path to `rule`.
 pub fn path(rule: Rule) -> Path {
-    let directed = |scenario| Path { scenario, more: &[], idle_release: None };
+    let directed = |scenario| Path { scenario, more: &[], fixed: true, idle_release: None };
     let day = |more, idle_release| Path {
         scenario: bad_day,
         more,
+        fixed: true,
         idle_release: Some(Duration::from_secs(idle_release)),
     };
     match rule {
@@ -66,6 +70,7 @@ pub fn path(rule: Rule) -> Path {
         Rule::CloseBeforeDelete => Path {
             scenario: |world| api::pod_comes_while_its_block_goes(world).boxed(),
             more: &[],
+            fixed: true,
             idle_release: Some(Duration::from_secs(1)),
         },
         Rule::ConsistentReads => directed(|world| api::leader_is_behind(world).boxed()),
@@ -74,7 +79,8 @@ pub fn path(rule: Rule) -> Path {
         }
         Rule::NoticeOldHistory => directed(|world| history_goes_back(world).boxed()),
         Rule::SecondWitness => directed(|world| owner_cut_off_at_restore(world).boxed()),
-        Rule::ConflictCloses => directed(|world| conflict(world).boxed()),
+        // Which address of the block is given when has to be known.
+        Rule::ConflictCloses => Path { fixed: false, ..directed(|world| conflict(world).boxed()) },
         Rule::FinalizerWaitsForPods => day(&[(Event::BlockDeleted, 10)], 20),
         Rule::OwnFence => directed(|world| cut_off(world, Wait::Fence).boxed()),
         Rule::LeaderWaits => directed(|world| cut_off(world, Wait::StaleRoutes).boxed()),
@@ -92,6 +98,7 @@ pub fn path(rule: Rule) -> Path {
         Rule::FreeAfterInterface => Path {
             scenario: |world| node::block_goes_with_its_pods(world).boxed(),
             more: &[],
+            fixed: true,
             idle_release: Some(Duration::ZERO),
         },
         Rule::PodsKeepBlocks => directed(|world| agent_gone_for_good(world).boxed()),

@@ -65,6 +65,8 @@ pub struct Setup {
     pub offline: Duration,
     pub cooldown: Duration,
     pub idle_release: Option<Duration>,
+    /// Some pods ask for an address by name.
+    pub fixed: bool,
     pub mix: Vec<(Event, usize)>,
     pub pool: (&'static str, u8),
 }
@@ -90,6 +92,7 @@ impl World {
             offline: setup.offline,
             idle_release: setup.idle_release,
             cooldown: setup.cooldown,
+            fixed: setup.fixed,
         };
         tokio::spawn(fabric.run(STALE_MAX));
         let machines = (0..setup.nodes)

@@ -3,6 +3,9 @@
 //! Whoever sees it unchanged for its duration writes itself in, and the resourceVersion decides
 //! between two. It is renewed beside the duties, so that a pass which takes long never costs the
 //! leadership.
+//!
+//! A leader that no longer hears what peers announce can return nothing. When that lasts it gives the
+//! Lease up, and takes a free one only after those that hear have had the time to.
 
 use std::time::Duration;
 
@@ -57,6 +60,12 @@ struct Election {
     leases: Api<Lease>,
     /// The last version of the leader's Lease and since when it is unchanged.
     seen: Option<(String, Duration)>,
+    /// Since when the leader's Lease has no holder.
+    free: Option<Duration>,
+    /// Since when this agent hears too few peers, as far as it has looked.
+    deaf: Option<Duration>,
+    /// When it last gave the leadership up for that.
+    stood_aside: Option<Duration>,
     /// When this agent last wrote the leader's Lease with success.
     renewed: Option<Duration>,
     /// For how long the leader's Lease holds without being renewed.
@@ -69,6 +78,9 @@ impl Election {
             leases: Api::namespaced(shared.client.clone(), &shared.options.namespace),
             term: (shared.options.offline / 2).clamp(TERM_MIN, TERM_MAX),
             seen: None,
+            free: None,
+            deaf: None,
+            stood_aside: None,
             renewed: None,
             shared,
         }
@@ -83,11 +95,12 @@ impl Election {
 
     /// Takes or renews the Lease if this agent may.
     async fn stand(&mut self) -> Result<(), IpamError> {
-        let now = self.shared.now();
         if self.shared.membership().is_err() || !self.is_candidate() {
             self.renewed = None;
             return Ok(());
         }
+        self.listen().await;
+        let now = self.shared.now();
         let what = || format!("cannot write the Lease {LEADER}");
         let old = call(what, self.leases.get_opt(LEADER)).await?;
         let version = old.as_ref().and_then(|lease| lease.metadata.resource_version.clone());
@@ -109,12 +122,18 @@ impl Election {
                 return Ok(());
             }
         }
+        let is_free = holder.is_empty();
+        self.free = is_free.then_some(self.free.unwrap_or(now));
+        if is_free && self.is_deaf(now) && lasts(self.free, now) < self.term * 2 {
+            return Ok(());
+        }
+        let steps_aside = holder == me && self.steps_aside(now);
         let mut lease = old.clone().unwrap_or_default();
         lease.metadata.name = Some(LEADER.to_owned());
         let time = MicroTime(Timestamp::now());
         let taken_over = holder != me;
         lease.spec = Some(LeaseSpec {
-            holder_identity: Some(me),
+            holder_identity: Some(if steps_aside { String::new() } else { me }),
             lease_duration_seconds: i32::try_from(self.term.as_secs()).ok(),
             acquire_time: if taken_over { Some(time.clone()) } else { spec.acquire_time },
             renew_time: Some(time),
@@ -129,6 +148,12 @@ impl Election {
             Some(_) => call(what, self.leases.replace(LEADER, &params, &lease)).await,
         };
         match written {
+            Ok(_) if steps_aside => {
+                tracing::warn!("this agent hears too few BGP peers and lets another lead");
+                self.stood_aside = Some(now);
+                self.renewed = None;
+                Ok(())
+            }
             Ok(_) => {
                 if taken_over {
                     tracing::info!("this agent leads");
@@ -141,6 +166,29 @@ impl Election {
             Err(error) => Err(error),
         }
     }
+
+    /// Asks whether this agent hears its peers.
+    async fn listen(&mut self) {
+        let why = self.shared.witness.why_deaf(Duration::ZERO).await;
+        self.deaf = why.is_some().then_some(self.deaf.unwrap_or_else(|| self.shared.now()));
+    }
+
+    /// Whether this agent hears too few peers for so long that another should lead. A successor
+    /// counts the waits of the fence anew, so a session that flaps is no reason.
+    fn is_deaf(&self, now: Duration) -> bool {
+        self.deaf.is_some() && lasts(self.deaf, now) >= self.shared.options.offline / DEAF_PART
+    }
+
+    /// Whether a leader gives the Lease up, which it does not try again soon: nobody else may hear
+    /// either.
+    fn steps_aside(&self, now: Duration) -> bool {
+        let offline = self.shared.options.offline;
+        self.is_deaf(now) && self.stood_aside.is_none_or(|at| now.saturating_sub(at) >= offline)
+    }
+}
+
+fn lasts(since: Option<Duration>, now: Duration) -> Duration {
+    since.map_or(Duration::ZERO, |since| now.saturating_sub(since))
 }
 
 const LEADER: &str = "cairn-leader";
@@ -149,3 +197,5 @@ const LEADER: &str = "cairn-leader";
 const TERM_MIN: Duration = Duration::from_secs(2);
 const TERM_MAX: Duration = Duration::from_secs(15);
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
+/// The part of what a node may go on alone after which an agent that hears too few is deaf.
+const DEAF_PART: u32 = 10;
