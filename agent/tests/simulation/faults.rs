@@ -346,7 +346,8 @@ impl World {
                  stay: {problems:#?}"
             ));
         }
-        self.put_pool("fresh", "10.246.0.0/24", 28);
+        // So large that no day fills it.
+        self.put_pool("fresh", "10.246.0.0/20", 28);
         let on = |world: &World| -> Vec<_> {
             world.machines.iter().filter(|machine| machine.is_on()).cloned().collect()
         };
