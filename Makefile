@@ -42,9 +42,10 @@ test: test-deps build ## Every test, then the lab in both its forms (root)
 	$(CAIRN) lab --check --asn rack
 	$(CAIRN) lab --check --asn single
 
-test-deps: ## Installs what the tests need and this machine lacks, and builds a Kubernetes API server
+test-deps: ## Installs what the tests need and this machine lacks: an API server, a kernel for a VM, other daemons
 	scripts/install-test-deps.sh $(TOOLS)
 	scripts/build-kube.sh
+	scripts/build-vm.sh
 
 check: tools fmt clippy doc core deny typos shellcheck generated render ## What CI checks besides tests
 	@echo "make check: everything passed"

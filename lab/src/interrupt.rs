@@ -1,4 +1,4 @@
-//! Ctrl-C and its kin, as a flag that every wait looks at.
+//! Waiting: Ctrl-C and its kin as a flag that every wait looks at, and how long waits are.
 
 use std::ptr;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
@@ -7,20 +7,26 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 
-/// Whether the end was asked for.
-#[derive(Clone, Default)]
+/// Whether the end was asked for, and with how much patience other things are awaited.
+#[derive(Clone)]
 pub struct Interrupt {
     state: Arc<(Mutex<bool>, Condvar)>,
+    patience: u32,
 }
 
 impl Interrupt {
+    /// A flag that no signal raises. What is awaited gets `patience` times its usual time.
+    pub fn new(patience: u32) -> Interrupt {
+        Interrupt { state: Arc::default(), patience }
+    }
+
     /// Takes SIGINT, SIGTERM and SIGHUP for this flag. Must run before any thread is started: those
     /// started later leave the signals to the one thread that waits for them.
     ///
     /// # Errors
     /// [`Error::Io`] when no thread can be started.
-    pub fn install() -> Result<Interrupt, Error> {
-        let interrupt = Interrupt::default();
+    pub fn install(patience: u32) -> Result<Interrupt, Error> {
+        let interrupt = Interrupt::new(patience);
         let signals = signal_set();
         // SAFETY: `signals` is an initialised set, and a null pointer means that the old mask is not
         // wanted.
@@ -82,8 +88,14 @@ impl Interrupt {
         }
     }
 
-    /// Asks `probe` again and again until it has an answer, or until `within` has passed; then the
-    /// last thing that it saw is returned as the error.
+    /// What usually takes up to `time` may take this long.
+    pub fn patient(&self, time: Duration) -> Duration {
+        time.saturating_mul(self.patience)
+    }
+
+    /// Asks `probe` again and again until it has an answer, or until `within`, with
+    /// [patience](Interrupt::patient), has passed; then the last thing that it saw is returned as
+    /// the error.
     ///
     /// # Errors
     /// The outer error is the end of the run: [`Error::Interrupted`] or an error of `probe`.
@@ -92,7 +104,7 @@ impl Interrupt {
         within: Duration,
         mut probe: impl FnMut() -> Result<Seen<T>, Error>,
     ) -> Result<Result<T, String>, Error> {
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + self.patient(within);
         loop {
             self.check()?;
             match probe()? {
@@ -133,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_raised_flag_ends_every_wait() -> Result<(), Error> {
-        let interrupt = Interrupt::default();
+        let interrupt = Interrupt::new(1);
         interrupt.sleep(Duration::from_millis(1))?;
         let other = interrupt.clone();
         let waiter = thread::spawn(move || other.sleep(Duration::from_secs(60)));
@@ -147,7 +159,7 @@ mod tests {
     #[test]
     fn a_poll_returns_what_it_saw_last() -> Result<(), Error> {
         let mut looks = 0;
-        let seen = Interrupt::default().poll::<()>(Duration::from_millis(20), || {
+        let seen = Interrupt::new(2).poll::<()>(Duration::from_millis(10), || {
             looks += 1;
             Ok(Seen::NotYet(format!("look {looks}")))
         })?;

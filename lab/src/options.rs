@@ -19,6 +19,9 @@ pub struct LabOptions {
     /// Exit with 1 when a row of the table fails.
     #[arg(long)]
     pub check: bool,
+    /// How many times as long as usual things may take; for slow machines, such as emulated ones.
+    #[arg(long, default_value_t = 1, value_name = "TIMES", value_parser = clap::value_parser!(u32).range(1..=20))]
+    pub patience: u32,
     /// What is printed at the end.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,

@@ -181,6 +181,7 @@ mod tests {
             asn: AsnPlan::Rack,
             families: Families::Dual,
             check: false,
+            patience: 1,
             output,
             keep: false,
             name: LabName::default(),

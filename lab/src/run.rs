@@ -23,7 +23,7 @@ pub fn run(options: LabOptions) -> Result<ExitCode, Error> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
-    let interrupt = Interrupt::install()?;
+    let interrupt = Interrupt::install(options.patience)?;
     let mut report = Report::new(&options);
     let mut workspace = Workspace::open(&options.name)?;
     let ran = attempt(&options, &workspace, &interrupt, &mut report);

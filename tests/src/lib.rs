@@ -1,5 +1,5 @@
-//! What tests that span crates share: other BGP daemons, our own speaker beside them, and a real
-//! Kubernetes API server.
+//! What tests that span crates share: other BGP daemons, our own speaker beside them, a real
+//! Kubernetes API server, and a virtual machine with another kernel.
 
 pub mod bird;
 pub mod daemon;
@@ -9,6 +9,8 @@ pub mod gobgp;
 pub mod kube;
 pub mod link;
 pub mod openbgpd;
+pub mod process;
 pub mod program;
 pub mod sockets;
 pub mod us;
+pub mod vm;

@@ -108,12 +108,21 @@ impl Program {
 
 /// The program, which `make test` builds before the tests.
 fn cairn() -> PathBuf {
+    built("cairn")
+}
+
+/// A program of this workspace that `make test` builds before the tests.
+///
+/// # Panics
+/// When it was not built.
+#[must_use]
+pub fn built(name: &str) -> PathBuf {
     let test = std::env::current_exe().expect("the path of the test");
     // target/PROFILE/deps/TEST
     let profile = test.parent().and_then(std::path::Path::parent).expect("a directory of Cargo's");
-    let cairn = profile.join("cairn");
-    assert!(cairn.exists(), "{} is missing: run `make build`", cairn.display());
-    cairn
+    let program = profile.join(name);
+    assert!(program.exists(), "{} is missing: run `make build`", program.display());
+    program
 }
 
 const FILE: &str = "/run/cairn.yaml";

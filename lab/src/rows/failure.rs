@@ -343,24 +343,27 @@ fn node_lost(
     };
     let silence = gone.blocks.map(|time| silent + time);
     let within = |time: Option<Duration>, most: Duration| time.is_some_and(|time| time <= most);
+    let at_once = interrupt.patient(AT_ONCE);
+    let by_hold_time = HOLD_TIME + at_once;
+    let blocks_within = interrupt.patient(BLOCKS_WITHIN);
     Ok(vec![
         row(
             "its mesh drops the routes",
-            format!("at once (up to {})", millis(AT_ONCE)),
+            format!("at once (up to {})", millis(at_once)),
             gone.mesh,
-            within(gone.mesh, AT_ONCE),
+            within(gone.mesh, at_once),
         ),
         row(
             "all others drop the routes",
-            format!("by the hold time (up to {})", millis(HOLD_TIME + AT_ONCE)),
+            format!("by the hold time (up to {})", millis(by_hold_time)),
             gone.others,
-            within(gone.others, HOLD_TIME + AT_ONCE),
+            within(gone.others, by_hold_time),
         ),
         row(
             &format!("its {} blocks return", cidrs.len()),
-            format!("silent for {} to {}", millis(fence), millis(BLOCKS_WITHIN)),
+            format!("silent for {} to {}", millis(fence), millis(blocks_within)),
             silence,
-            within(silence, BLOCKS_WITHIN) && silence.is_some_and(|time| time >= fence),
+            within(silence, blocks_within) && silence.is_some_and(|time| time >= fence),
         ),
         Row::new(
             format!("{name} gone: flow between others"),

@@ -32,7 +32,9 @@ use tokio::sync::oneshot;
 pub use both::{Api, Backup, Cluster, Refusal, Server};
 use front::{Behind, Front};
 pub use objects::Objects;
-use processes::{ADMIN_TOKEN, AUDIT_LOG, ETCD_DATA, Process, Scratch, free_port, programs};
+use processes::{ADMIN_TOKEN, AUDIT_LOG, ETCD_DATA, free_port, programs};
+
+use crate::process::{Process, Scratch};
 
 /// A running etcd and kube-apiserver with Cairn's definitions. Ended, and its files removed, when
 /// dropped.

@@ -1,12 +1,10 @@
-//! The processes of a control plane: etcd and kube-apiserver, which end with the test that started
-//! them whatever becomes of it.
+//! The programs of a control plane, etcd and kube-apiserver, and how they are started.
 
 use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 /// The directory with the programs, built now if it has to be.
 ///
@@ -19,96 +17,6 @@ pub fn programs() -> PathBuf {
     let output = output.expect("scripts/build-kube.sh starts");
     assert!(output.status.success(), "scripts/build-kube.sh fails: see above");
     PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
-}
-
-/// A directory that goes when it is dropped, and also when this process is killed.
-#[derive(Debug)]
-pub struct Scratch {
-    path: PathBuf,
-    /// Removes the directory at the end of its standard input, which is the end of this process.
-    janitor: Child,
-}
-
-impl Scratch {
-    /// A new one with this in its name.
-    ///
-    /// # Panics
-    /// When it cannot be made.
-    #[must_use]
-    pub fn new(name: &str) -> Scratch {
-        let made = Command::new("mktemp").args(["-d", "-t", &format!("{name}.XXXXXX")]).output();
-        let made = String::from_utf8(made.expect("mktemp starts").stdout).expect("a path");
-        let path = PathBuf::from(made.trim());
-        assert!(path.is_dir(), "no temporary directory");
-        // What ends at the same moment may still write: the removal is repeated.
-        let script = "cat >/dev/null; for _ in 1 2 3 4 5 6 7 8 9 10; do \
-                      rm -rf -- \"$1\" 2>/dev/null && exit; sleep 0.2; done";
-        let mut command = Command::new("sh");
-        command.args(["-c", script, "janitor"]).arg(&path).stdin(Stdio::piped());
-        // What ends the test's own group, as Ctrl-C does, must not end this one.
-        command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        Scratch { path, janitor: command.spawn().expect("sh starts") }
-    }
-
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        drop(self.janitor.stdin.take());
-        // It has removed the directory then.
-        let _ = self.janitor.wait();
-    }
-}
-
-/// A process, killed when dropped and when the thread that started it ends.
-#[derive(Debug)]
-pub struct Process {
-    child: Child,
-}
-
-impl Process {
-    /// Starts a program that writes what it has to say to `log`.
-    ///
-    /// # Panics
-    /// When it does not start.
-    pub fn start(program: &Path, arguments: &[String], log: &Path) -> Process {
-        let log = File::options().create(true).append(true).open(log).expect("a log");
-        let errors = log.try_clone().expect("a log");
-        let mut command = Command::new(program);
-        command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
-        // SAFETY: only a system call between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
-        let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
-        Process { child }
-    }
-
-    /// Its id.
-    pub fn id(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Whether it has ended by itself.
-    pub fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended on its own.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 /// A port of the loopback that nobody listens on at the moment.
