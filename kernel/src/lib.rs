@@ -7,6 +7,7 @@
 pub mod batch;
 pub mod error;
 pub mod feature;
+pub mod firewall;
 pub mod link;
 pub mod monitor;
 pub mod netns;

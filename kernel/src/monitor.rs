@@ -398,7 +398,7 @@ fn subscribe(groups: u32) -> Result<OwnedFd, Error> {
 }
 
 /// Receives one datagram; `None` when there is none.
-fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
+pub(crate) fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>, Error> {
     let received = rustix::io::retry_on_intr(|| {
         rustix::net::recv(fd, &mut *buffer, RecvFlags::TRUNC | RecvFlags::DONTWAIT)
     });

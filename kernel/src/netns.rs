@@ -59,6 +59,14 @@ impl NetNs {
         made
     }
 
+    /// Makes a namespace without a name, which ends with the value and whatever else is in it.
+    ///
+    /// # Errors
+    /// [`Error::System`] with EPERM without the right to make one.
+    pub(crate) fn scratch() -> Result<NetNs, Error> {
+        in_scratch(NetNs::current)?
+    }
+
     /// Opens the namespace `name` of [`NETNS_DIR`].
     ///
     /// # Errors

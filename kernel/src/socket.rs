@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use rustix::net::{
+    AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt,
+};
 
 use crate::batch::{Batch, attributes, read_str};
 use crate::error::{Error, Refusal};
@@ -42,9 +44,18 @@ impl Netlink {
     /// [`Error::System`] when the kernel gives no socket.
     pub fn open() -> Result<Netlink, Error> {
         let fd = open_socket(SocketFlags::CLOEXEC)?;
-        let port = bind(&fd, 0)?;
         // Kernels before 4.20 lack it; they dump more than was asked for, which is sorted out here.
         let _ = set_option(&fd, libc::NETLINK_GET_STRICT_CHK, 1);
+        Netlink::new(fd)
+    }
+
+    /// As [`Netlink::open`], a NETLINK_NETFILTER socket.
+    pub(crate) fn open_netfilter() -> Result<Netlink, Error> {
+        Netlink::new(open_netfilter_socket(SocketFlags::CLOEXEC)?)
+    }
+
+    fn new(fd: OwnedFd) -> Result<Netlink, Error> {
+        let port = bind(&fd, 0)?;
         let buffer = vec![0; RECEIVE_BYTES];
         Ok(Netlink { fd, port, seq: 0, timeout: TIMEOUT, requests_max: REQUESTS_MAX, buffer })
     }
@@ -338,7 +349,16 @@ fn split_message(bytes: &[u8]) -> Result<(Message<'_>, &[u8]), Error> {
 
 /// Opens a netlink socket that is not yet bound.
 pub(crate) fn open_socket(flags: SocketFlags) -> Result<OwnedFd, Error> {
-    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, None)
+    open_socket_of(flags, None)
+}
+
+/// As [`open_socket`], of NETLINK_NETFILTER.
+pub(crate) fn open_netfilter_socket(flags: SocketFlags) -> Result<OwnedFd, Error> {
+    open_socket_of(flags, Some(rustix::net::netlink::NETFILTER))
+}
+
+fn open_socket_of(flags: SocketFlags, protocol: Option<Protocol>) -> Result<OwnedFd, Error> {
+    let fd = rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)
         .map_err(|errno| Error::system("open a netlink socket", errno))?;
     set_option(&fd, libc::NETLINK_EXT_ACK, 1)?;
     set_option(&fd, libc::NETLINK_CAP_ACK, 1)?;

@@ -90,3 +90,13 @@ pub fn ip(netns: &NetNs, arguments: &str) {
         .expect("the tests need the `ip` command of iproute2");
     assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// Runs a shell command inside `netns` and returns what it prints.
+pub fn sh(netns: &NetNs, command: &str) -> String {
+    let output = netns
+        .run(|| std::process::Command::new("sh").args(["-ec", command]).output())
+        .unwrap()
+        .unwrap();
+    assert!(output.status.success(), "{command}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
