@@ -14,6 +14,8 @@ directory=${1:?usage: install-test-deps.sh DIRECTORY}
 # command, Debian package, what the tests do with it
 need cc gcc "linking, and building one dependency's C code"
 need ip iproute2 "looking at namespaces, links and routes beside our own code"
+need nft nftables "the packet filter that an agent writes"
+need iptables-legacy iptables "a FORWARD chain that drops, of either kind of iptables"
 need ping iputils-ping "pods and nodes reaching each other"
 need nft nftables "looking at what our own code filters and translates"
 need iptables iptables "the rules of other programs beside ours"

@@ -58,8 +58,11 @@ async fn nft_chain(
     }
     let arguments = ["-j", "list", "chain", name.family, &name.table, &name.chain];
     let rules = match look.commands.run(NFT, &arguments, "").await {
-        // It went while it was asked for.
-        Err(CommandError::Refused { .. }) => return Ok(()),
+        // It went while it was asked for, which will be heard, or its name is a word of nft's own.
+        Err(CommandError::Refused { .. }) => {
+            found.obstacles.extend(forward::dropping(chain, false));
+            return Ok(());
+        }
         done => forward::read_nft(&done?.text, look.pods)
             .map_err(|text| CommandError::Unreadable { program: NFT.name, text })?,
     };

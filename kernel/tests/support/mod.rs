@@ -1,6 +1,8 @@
 //! What the tests of this crate share: network namespaces that go away with the test.
 #![allow(dead_code, reason = "each test program uses its own part")]
 
+pub mod packets;
+
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Once;
