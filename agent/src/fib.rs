@@ -461,6 +461,8 @@ impl Worker {
                     }
                 }
                 KernelEvent::Neighbour { permanent, .. } => pods_changed |= permanent,
+                KernelEvent::Object { .. } => underlay_changed = true,
+                KernelEvent::Forwarding { .. } => {}
             }
         }
         pods_changed |= !gone.is_empty();

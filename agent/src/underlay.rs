@@ -6,9 +6,9 @@ use std::sync::Arc;
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::{LocalNetworks, Underlay};
 use cairn_bgp::speaker::SpeakerHandle;
-use cairn_kernel::link;
 use cairn_kernel::resolve::Resolver;
-use cairn_kernel::route::{DumpFilter, Family, RouteSocket, TABLE_MAIN};
+use cairn_kernel::route::{DumpFilter, Family, Route, RouteSocket, TABLE_MAIN, Target};
+use cairn_kernel::{ROUTE_PROTOCOL, link, nexthop};
 use tokio::sync::watch;
 
 /// Addresses and the routes of others, at one moment.
@@ -34,7 +34,15 @@ impl KernelUnderlay {
         let networks = LocalNetworks::new(
             addresses.iter().map(|own| (own.address.addr(), Prefix::from(own.address))),
         );
-        Ok(KernelUnderlay { resolver: Resolver::new(&addresses, &routes), networks })
+        let through_object = |route: &Route| {
+            matches!(route.target, Target::Object(_)) && route.protocol != ROUTE_PROTOCOL
+        };
+        let objects = if routes.iter().any(through_object) {
+            nexthop::list(socket.netlink())?
+        } else {
+            Vec::new()
+        };
+        Ok(KernelUnderlay { resolver: Resolver::new(&addresses, &routes, &objects), networks })
     }
 }
 

@@ -3,16 +3,22 @@
 use proptest::prelude::*;
 
 use crate::batch::{Batch, attributes};
+use crate::nexthop::{Object, Way};
 use crate::route::{self, NextHop, Route, Target};
-use crate::{link, socket};
+use crate::{link, nexthop, socket, tunnel};
 
 fn decode_all(bytes: &[u8]) {
     let _ = link::parse(bytes);
     let _ = link::parse_address(bytes);
     let _ = route::parse(bytes);
+    let _ = nexthop::parse(bytes);
+    let _ = tunnel::parse_forwarding(bytes);
+    let _ = tunnel::parse_settings(bytes);
     for message in socket::messages(bytes).flatten() {
         let _ = route::parse(message.body);
         let _ = link::parse(message.body);
+        let _ = nexthop::parse(message.body);
+        let _ = tunnel::parse_settings(message.body);
     }
 }
 
@@ -28,8 +34,21 @@ fn hops() -> impl Strategy<Value = Vec<NextHop>> {
     prop::collection::vec(hop, 1..5)
 }
 
+fn objects() -> impl Strategy<Value = Object> {
+    let hop = (any::<[u8; 4]>(), 1..9u32, any::<bool>()).prop_map(|(gateway, ifindex, onlink)| {
+        Way::Hop(NextHop { onlink, ..NextHop::via(gateway.into(), ifindex) })
+    });
+    let group = prop::collection::vec((any::<u32>(), 1..=u16::MAX), 1..9).prop_map(Way::Group);
+    let way = prop_oneof![hop, group, Just(Way::Blackhole)];
+    (any::<u32>(), any::<u8>(), way).prop_map(|(id, protocol, way)| Object { id, protocol, way })
+}
+
 fn routes() -> impl Strategy<Value = Route> {
-    let target = prop_oneof![hops().prop_map(Target::Unicast), Just(Target::Blackhole)];
+    let target = prop_oneof![
+        hops().prop_map(Target::Unicast),
+        any::<u32>().prop_map(Target::Object),
+        Just(Target::Blackhole)
+    ];
     let prefix = (any::<[u8; 16]>(), 0..=128u8)
         .prop_map(|(octets, len)| ipnet::IpNet::new(octets.into(), len).unwrap());
     let prefix6 =
@@ -72,14 +91,26 @@ proptest! {
     }
 
     #[test]
+    fn a_next_hop_object_survives_the_wire(object in objects()) {
+        let mut batch = Batch::new();
+        batch.create_object(&object);
+        let bytes = batch.slice(0..1).unwrap();
+        prop_assert_eq!(nexthop::parse(&bytes[16..]).unwrap(), object);
+    }
+
+    #[test]
     fn mutated_messages_are_refused_quietly(
         routes in prop::collection::vec(routes(), 1..4),
+        objects in prop::collection::vec(objects(), 0..4),
         edits in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
         cut in any::<prop::sample::Index>(),
     ) {
         let mut batch = Batch::new();
         routes.iter().for_each(|route| route::encode_create(&mut batch, route));
-        let mut bytes = batch.slice(0..routes.len()).unwrap().to_vec();
+        for object in &objects {
+ batch.create_object(object);
+}
+        let mut bytes = batch.slice(0..batch.len()).unwrap().to_vec();
         for (at, value) in edits {
             let at = at.index(bytes.len());
             bytes[at] = value;

@@ -11,6 +11,7 @@ pub mod firewall;
 pub mod link;
 pub mod monitor;
 pub mod netns;
+pub mod nexthop;
 mod paths;
 pub mod pod;
 pub mod reconcile;
@@ -18,6 +19,7 @@ pub mod resolve;
 pub mod route;
 pub mod socket;
 pub mod sysctl;
+pub mod tunnel;
 
 #[cfg(test)]
 mod decode_tests;
@@ -42,3 +44,14 @@ pub const ROUTE_METRIC: u32 = 198;
 /// Metric of the blackhole route that holds an own block: above every pod's host route, so that a
 /// block of one address does not hide its own pod.
 pub const BLACKHOLE_METRIC: u32 = 4198;
+
+/// VXLAN network identifier unless configured. Calico takes 4096.
+pub const VXLAN_VNI_DEFAULT: u32 = 198;
+
+/// UDP port of VXLAN unless configured. Others take 4789 and 8472, and a port serves only one kind of
+/// device.
+pub const VXLAN_PORT_DEFAULT: u16 = 4798;
+
+/// Numbers of the next-hop objects that lead into tunnels: 16,384 nodes with both tunnels and both
+/// families.
+pub const TUNNEL_OBJECTS: std::ops::Range<u32> = 0x4341_0000..0x4342_0000;

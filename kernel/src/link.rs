@@ -160,11 +160,19 @@ pub enum DuplicateDetection {
 /// # Errors
 /// Those of [`Netlink::dump`].
 pub fn list(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
+    list_with(netlink, |link, _| Some(link))
+}
+
+/// What `pick` makes of each link and the body of its message.
+pub(crate) fn list_with<T>(
+    netlink: &mut Netlink,
+    pick: impl Fn(Link, &[u8]) -> Option<T>,
+) -> Result<Vec<T>, Error> {
     let mut batch = Batch::new();
     batch.begin(libc::RTM_GETLINK, 0, &link_header(0, 0, 0));
     batch.attr_u32(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
     netlink.dump(&mut batch, |kind, body| {
-        if kind == libc::RTM_NEWLINK { parse(body).map(Some) } else { Ok(None) }
+        if kind == libc::RTM_NEWLINK { parse(body).map(|link| pick(link, body)) } else { Ok(None) }
     })
 }
 
@@ -173,12 +181,16 @@ pub fn list(netlink: &mut Netlink) -> Result<Vec<Link>, Error> {
 /// # Errors
 /// Those of [`Netlink::query`].
 pub fn find(netlink: &mut Netlink, name: &str) -> Result<Option<Link>, Error> {
+    find_body(netlink, name)?.map(|body| parse(&body)).transpose()
+}
+
+/// The body of the message about the link `name`, if there is one.
+pub(crate) fn find_body(netlink: &mut Netlink, name: &str) -> Result<Option<Vec<u8>>, Error> {
     let mut batch = Batch::new();
     batch.begin(libc::RTM_GETLINK, 0, &link_header(0, 0, 0));
     batch.attr_str(libc::IFLA_IFNAME, name);
     batch.attr_u32(libc::IFLA_EXT_MASK, RTEXT_FILTER_SKIP_STATS);
-    let found = netlink.query(&mut batch, || format!("look up the link {name}"))?;
-    found.map(|body| parse(&body)).transpose()
+    netlink.query(&mut batch, || format!("look up the link {name}"))
 }
 
 /// The link with index `index`, if there is one.
@@ -256,7 +268,7 @@ pub fn set(netlink: &mut Netlink, index: u32, settings: &LinkSettings<'_>) -> Re
 /// Those of [`Netlink::request`].
 pub fn delete(netlink: &mut Netlink, index: u32) -> Result<(), Error> {
     let mut batch = Batch::new();
-    batch.begin(libc::RTM_DELLINK, 0, &link_header(index, 0, 0));
+    batch.delete_link(index);
     absent_is_fine(netlink.request(&mut batch, || format!("delete link {index}")))
 }
 
@@ -311,8 +323,7 @@ pub fn add_address(
 /// Those of [`Netlink::request`].
 pub fn delete_address(netlink: &mut Netlink, ifindex: u32, address: IpNet) -> Result<(), Error> {
     let mut batch = Batch::new();
-    batch.begin(libc::RTM_DELADDR, 0, &address_header(ifindex, address, 0));
-    batch.attr_ip(libc::IFA_LOCAL, address.addr());
+    batch.delete_address(ifindex, address);
     absent_is_fine(
         netlink.request(&mut batch, || format!("delete the address {address} of link {ifindex}")),
     )
@@ -395,8 +406,7 @@ fn parse_permanent_neighbour(body: &[u8]) -> Result<Option<IpAddr>, Error> {
 /// Those of [`Netlink::request`].
 pub fn delete_neighbour(netlink: &mut Netlink, ifindex: u32, address: IpAddr) -> Result<(), Error> {
     let mut batch = Batch::new();
-    batch.begin(libc::RTM_DELNEIGH, 0, &neighbour_header(ifindex, address));
-    batch.attr_ip(libc::NDA_DST, address);
+    batch.delete_neighbour(ifindex, address);
     absent_is_fine(
         netlink.request(&mut batch, || format!("delete the neighbour {address} of link {ifindex}")),
     )
@@ -434,10 +444,25 @@ impl Batch {
 
     /// A link of a kind that needs nothing but a name.
     pub(crate) fn create_link(&mut self, name: &str, kind: &str) -> &mut Batch {
-        self.begin(libc::RTM_NEWLINK, CREATE_EXCL, &link_header(0, 0, 0));
-        self.attr_str(libc::IFLA_IFNAME, name);
+        self.begin_link(name);
         let info = self.open(libc::IFLA_LINKINFO);
         self.attr(libc::IFLA_INFO_KIND, kind.as_bytes()).close(info)
+    }
+
+    /// Begins the request that creates a link; the kind is still to be added.
+    pub(crate) fn begin_link(&mut self, name: &str) -> &mut Batch {
+        self.begin(libc::RTM_NEWLINK, CREATE_EXCL, &link_header(0, 0, 0));
+        self.attr_str(libc::IFLA_IFNAME, name)
+    }
+
+    /// Begins a request that changes a link; what changes is still to be added.
+    pub(crate) fn change_link(&mut self, index: u32) -> &mut Batch {
+        self.begin(libc::RTM_NEWLINK, 0, &link_header(index, 0, 0))
+    }
+
+    /// As [`delete`], except that a link which is not there is refused.
+    pub fn delete_link(&mut self, index: u32) -> &mut Batch {
+        self.begin(libc::RTM_DELLINK, 0, &link_header(index, 0, 0))
     }
 
     /// As [`set`].
@@ -491,6 +516,12 @@ impl Batch {
         self.attr_u32(libc::IFA_FLAGS, flags)
     }
 
+    /// As [`delete_address`], except that an address which is not there is refused.
+    pub fn delete_address(&mut self, ifindex: u32, address: IpNet) -> &mut Batch {
+        self.begin(libc::RTM_DELADDR, 0, &address_header(ifindex, address, 0));
+        self.attr_ip(libc::IFA_LOCAL, address.addr())
+    }
+
     /// As [`add_route`].
     pub fn add_route(&mut self, route: &Route) -> &mut Batch {
         route::encode_create(self, route);
@@ -508,6 +539,12 @@ impl Batch {
         let flags = libc::NLM_F_CREATE as u16 | libc::NLM_F_REPLACE as u16;
         self.begin(libc::RTM_NEWNEIGH, flags, &neighbour_header(ifindex, address));
         self.attr_ip(libc::NDA_DST, address).attr(libc::NDA_LLADDR, &mac.0)
+    }
+
+    /// As [`delete_neighbour`], except that an entry which is not there is refused.
+    pub fn delete_neighbour(&mut self, ifindex: u32, address: IpAddr) -> &mut Batch {
+        self.begin(libc::RTM_DELNEIGH, 0, &neighbour_header(ifindex, address));
+        self.attr_ip(libc::NDA_DST, address)
     }
 
     fn veth_end(&mut self, end: &VethEnd<'_>) {

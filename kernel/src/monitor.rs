@@ -16,10 +16,12 @@ use tokio::io::unix::AsyncFd;
 
 use crate::batch::{attributes, read_ip, read_u32};
 use crate::error::Error;
-use crate::link::{self, Link};
+use crate::link::{self, Link, Mac};
 use crate::netns::NetNs;
+use crate::nexthop::{self, Object, RTM_DELNEXTHOP, RTM_NEWNEXTHOP};
 use crate::route::{self, Family, RouteEvent, RouteKey, TABLE_LOCAL};
 use crate::socket::{self, Message, Netlink, messages};
+use crate::tunnel::{TunnelKind, parse_forwarding};
 
 /// Something that changed in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +52,24 @@ pub enum KernelEvent {
         present: bool,
         /// Whether somebody has set it for good.
         permanent: bool,
+        /// The neighbour's Ethernet address, if the link has such.
+        mac: Option<Mac>,
+    },
+    /// A forwarding entry of a tunnel device of ours changed.
+    Forwarding {
+        /// The index of the device.
+        ifindex: u32,
+        /// The Ethernet address behind the tunnel.
+        mac: Mac,
+        /// Where the tunnel to it ends, while there is a permanent entry.
+        outer: Option<IpAddr>,
+    },
+    /// A next-hop object was added, replaced or removed by somebody else.
+    Object {
+        /// Its number.
+        id: u32,
+        /// What it is now, if it still is.
+        object: Option<Object>,
     },
     /// Somebody turned forwarding off for all links at once.
     ForwardingOff {
@@ -97,6 +117,8 @@ enum Subject {
     Link(u32),
     Addresses(u32),
     Neighbour(u32, IpAddr),
+    Forwarding(u32, Mac),
+    Object(u32),
     RoutesLost(Option<u32>),
     ForwardingOff(Family),
     Overrun,
@@ -148,7 +170,7 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Leaves out routes that the socket with `port` writes ([`route::RouteSocket::port`]).
+    /// Leaves out routes and next-hop objects that the socket with `port` writes ([`route::RouteSocket::port`]).
     pub fn ignore_port(&mut self, port: u32) {
         self.own_ports.push(port);
     }
@@ -274,7 +296,7 @@ impl Sink<'_> {
             }
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => self.neighbour(message)?,
             RTM_NEWNETCONF => self.settings(message.body),
-            RTM_DELNEXTHOP => self.push(KernelEvent::RoutesLost { ifindex: None }),
+            RTM_NEWNEXTHOP | RTM_DELNEXTHOP => self.object(message)?,
             _ => {}
         }
         Ok(())
@@ -319,7 +341,8 @@ impl Sink<'_> {
         };
         let now = (link.name, state);
         let before = self.links.insert(link.index, now.clone());
-        if before.as_ref() == Some(&now) {
+        // Of a tunnel device of ours every setting counts, and not only the state.
+        if before.as_ref() == Some(&now) && TunnelKind::of_device(&now.0).is_none() {
             return;
         }
         if state != LinkState::Running
@@ -339,14 +362,47 @@ impl Sink<'_> {
     fn neighbour(&mut self, message: &Message<'_>) -> Result<(), Error> {
         let (header, rest) =
             message.body.split_at_checked(12).ok_or(Error::Malformed("a short neighbour"))?;
-        let address = attributes(rest).find(|(kind, _)| *kind == libc::NDA_DST);
-        if let Some(address) = address.and_then(|(_, value)| read_ip(value)) {
-            let ifindex = header.get(4..).and_then(read_u32).unwrap_or(0);
+        let ifindex = header.get(4..).and_then(read_u32).unwrap_or(0);
+        let added = message.kind == libc::RTM_NEWNEIGH;
+        if header.first() == Some(&(libc::AF_BRIDGE as u8)) {
+            // Bridges learn all the time.
+            let name = self.links.get(&ifindex).map(|(name, _)| name.as_str());
+            if let Some(entry) = parse_forwarding(message.body)?
+                && name.and_then(TunnelKind::of_device).is_some()
+            {
+                let outer = added.then_some(entry.outer).flatten();
+                self.push(KernelEvent::Forwarding { ifindex, mac: entry.mac, outer });
+            }
+            return Ok(());
+        }
+        let (mut address, mut mac) = (None, None);
+        for (kind, value) in attributes(rest) {
+            match kind {
+                libc::NDA_DST => address = read_ip(value),
+                libc::NDA_LLADDR => mac = value.try_into().ok().map(Mac),
+                _ => {}
+            }
+        }
+        if let Some(address) = address {
             let state =
                 header.get(8..10).map_or(0, |state| u16::from_ne_bytes([state[0], state[1]]));
-            let present = message.kind == libc::RTM_NEWNEIGH && state & NUD_USABLE != 0;
+            let present = added && state & NUD_USABLE != 0;
             let permanent = present && state & libc::NUD_PERMANENT != 0;
-            self.push(KernelEvent::Neighbour { ifindex, address, present, permanent });
+            self.push(KernelEvent::Neighbour { ifindex, address, present, permanent, mac });
+        }
+        Ok(())
+    }
+
+    fn object(&mut self, message: &Message<'_>) -> Result<(), Error> {
+        if self.own_ports.contains(&message.port) {
+            return Ok(());
+        }
+        let object = nexthop::parse(message.body)?;
+        let id = object.id;
+        let removed = message.kind == RTM_DELNEXTHOP;
+        self.push(KernelEvent::Object { id, object: (!removed).then_some(object) });
+        if removed {
+            self.push(KernelEvent::RoutesLost { ifindex: None });
         }
         Ok(())
     }
@@ -384,6 +440,8 @@ fn subject(event: &KernelEvent) -> Subject {
         KernelEvent::Link { index, .. } => Subject::Link(*index),
         KernelEvent::AddressesChanged { ifindex } => Subject::Addresses(*ifindex),
         KernelEvent::Neighbour { ifindex, address, .. } => Subject::Neighbour(*ifindex, *address),
+        KernelEvent::Forwarding { ifindex, mac, .. } => Subject::Forwarding(*ifindex, *mac),
+        KernelEvent::Object { id, .. } => Subject::Object(*id),
         KernelEvent::RoutesLost { ifindex } => Subject::RoutesLost(*ifindex),
         KernelEvent::ForwardingOff { family } => Subject::ForwardingOff(*family),
         KernelEvent::Overrun => Subject::Overrun,
@@ -425,7 +483,6 @@ const NUD_USABLE: u16 = libc::NUD_REACHABLE
     | libc::NUD_NOARP
     | libc::NUD_PERMANENT;
 const NLM_F_REPLACE: u16 = libc::NLM_F_REPLACE as u16;
-const RTM_DELNEXTHOP: u16 = 105;
 const RTM_NEWNETCONF: u16 = 80;
 /// `NETCONFA_*` (linux/netconf.h).
 const NETCONFA_IFINDEX: u16 = 1;

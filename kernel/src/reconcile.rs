@@ -81,16 +81,17 @@ pub struct Counts {
     pub failed: usize,
 }
 
-/// What one run of [`RouteReconciler::apply`] did.
+/// What one run of [`RouteReconciler::apply`] did to routes, or one of [`crate::tunnel::Tunnels`] to
+/// what tunnels consist of.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pass {
     /// Dumps that were read.
     pub resyncs: usize,
-    /// Routes created.
+    /// How many were created.
     pub created: usize,
-    /// Routes replaced.
+    /// How many were replaced.
     pub replaced: usize,
-    /// Routes deleted.
+    /// How many were deleted.
     pub deleted: usize,
     /// Writes that the kernel refused.
     pub refused: usize,
@@ -477,15 +478,14 @@ impl RouteReconciler {
         if let Some(at) = before.as_ref().and_then(|failure| failure.retry_at) {
             self.retries.remove(&(at, key));
         }
-        let attempts = before.as_ref().map_or(0, |failure| failure.attempts).saturating_add(1);
-        let since = before.map_or(now, |failure| failure.since);
-        let foreign = self.entries.get(&key).is_some_and(|entry| entry.foreign);
-        let backoff = BACKOFF_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(16));
-        let retry_at = (!foreign).then(|| now + backoff.min(BACKOFF_MAX));
-        if let Some(at) = retry_at {
+        let mut failure = Failure::again(before.as_ref(), now, errno, text);
+        if self.entries.get(&key).is_some_and(|entry| entry.foreign) {
+            failure.retry_at = None;
+        }
+        if let Some(at) = failure.retry_at {
             self.retries.insert((at, key));
         }
-        self.failures.insert(key, Failure { errno, text, since, attempts, retry_at });
+        self.failures.insert(key, failure);
     }
 
     /// Forgets a failure.
@@ -495,6 +495,27 @@ impl RouteReconciler {
         {
             self.retries.remove(&(at, *key));
         }
+    }
+}
+
+impl Failure {
+    /// The failure after one more try, to be tried again later than after the one before.
+    pub(crate) fn again(
+        before: Option<&Failure>,
+        now: Instant,
+        errno: Errno,
+        text: Option<Box<str>>,
+    ) -> Failure {
+        let attempts = before.map_or(0, |failure| failure.attempts).saturating_add(1);
+        let since = before.map_or(now, |failure| failure.since);
+        let backoff = BACKOFF_MIN.saturating_mul(1 << attempts.saturating_sub(1).min(16));
+        let retry_at = Some(now + backoff.min(BACKOFF_MAX));
+        Failure { errno, text, since, attempts, retry_at }
+    }
+
+    /// Whether its time has not come.
+    pub(crate) fn waits(&self, now: Instant) -> bool {
+        self.retry_at.is_none_or(|at| at > now)
     }
 }
 

@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::link::Address;
+use crate::nexthop::{Object, Way};
 use crate::route::{NextHop, Route, TABLE_MAIN, Target};
 use crate::{POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
@@ -26,11 +27,15 @@ pub struct Resolver {
 
 impl Resolver {
     /// Builds a resolver from dumps of one namespace. `routes` may hold everything: routes with the
-    /// protocol numbers of Cairn and those of other tables are left out here.
+    /// protocol numbers of Cairn and those of other tables are left out here. `objects` are what others'
+    /// routes may go through.
     pub fn new<'a>(
         addresses: impl IntoIterator<Item = &'a Address>,
         routes: impl IntoIterator<Item = &'a Route>,
+        objects: impl IntoIterator<Item = &'a Object>,
     ) -> Resolver {
+        let objects: HashMap<u32, &Way> =
+            objects.into_iter().map(|object| (object.id, &object.way)).collect();
         let mut resolver = Resolver {
             local: addresses.into_iter().map(|address| address.address.addr()).collect(),
             ..Resolver::default()
@@ -38,15 +43,16 @@ impl Resolver {
         for route in routes {
             let ours = matches!(route.protocol, ROUTE_PROTOCOL | POD_ROUTE_PROTOCOL);
             if !ours && route.table == TABLE_MAIN {
-                resolver.add(route);
+                resolver.add(route, &objects);
             }
         }
         resolver
     }
 
-    fn add(&mut self, route: &Route) {
+    fn add(&mut self, route: &Route, objects: &HashMap<u32, &Way>) {
         let hop = match &route.target {
             Target::Unicast(hops) => hops.first().copied(),
+            Target::Object(id) => hop_of(*id, objects),
             Target::Blackhole | Target::Other(_) => None,
         };
         let prefix = route.prefix.trunc();
@@ -106,6 +112,18 @@ impl Resolver {
     }
 }
 
+/// The next hop of an object, as one of its members for a group, whose members are no groups.
+fn hop_of(id: u32, objects: &HashMap<u32, &Way>) -> Option<NextHop> {
+    let single = |id: &u32| match objects.get(id) {
+        Some(Way::Hop(hop)) => Some(*hop),
+        _ => None,
+    };
+    match objects.get(&id)? {
+        Way::Group(members) => members.iter().find_map(|(id, _)| single(id)),
+        _ => single(&id),
+    }
+}
+
 fn is_link_local(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_link_local(),
@@ -137,7 +155,16 @@ mod tests {
             scope: 0,
             flags: 0,
         };
-        Resolver::new([&address], routes)
+        Resolver::new([&address], routes, &objects())
+    }
+
+    fn objects() -> Vec<Object> {
+        let object = |id, way| Object { id, protocol: 4, way };
+        vec![
+            object(7, Way::Hop(NextHop::via(ip("192.0.2.9"), 2))),
+            object(8, Way::Group(vec![(6, 1), (7, 3)])),
+            object(9, Way::Blackhole),
+        ]
     }
 
     fn ip(text: &str) -> IpAddr {
@@ -200,6 +227,24 @@ mod tests {
         let parts: BTreeSet<IpNet> = nets(&["10.244.0.0/27", "10.244.0.63/32", "fd00::/64"]);
         assert_eq!(resolver.inside(&blocks), parts);
         assert_eq!(resolver.inside(&BTreeSet::new()), BTreeSet::new());
+    }
+
+    #[test]
+    fn routes_through_objects_lead_where_the_objects_do() {
+        let through =
+            |prefix, id| Route { target: Target::Object(id), ..route(prefix, None, 0, 0, 4) };
+        let resolver = resolver(&[
+            route("0.0.0.0/0", Some("192.0.2.254"), 2, 0, 3),
+            through("10.7.0.0/16", 7),
+            through("10.8.0.0/16", 8),
+            through("10.9.0.0/16", 9),
+            through("10.10.0.0/16", 10),
+        ]);
+        let via = Some(NextHop::via(ip("192.0.2.9"), 2));
+        assert_eq!(resolver.resolve(ip("10.7.0.1")), via);
+        assert_eq!(resolver.resolve(ip("10.8.0.1")), via, "the member that exists");
+        assert_eq!(resolver.resolve(ip("10.9.0.1")), None, "a blackhole");
+        assert_eq!(resolver.resolve(ip("10.10.0.1")), None, "an object that is not known");
     }
 
     #[test]

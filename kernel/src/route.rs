@@ -45,6 +45,8 @@ pub struct Route {
 pub enum Target {
     /// Send to one of these, by weight.
     Unicast(Vec<NextHop>),
+    /// What the next-hop object of this number does, whoever made it ([`crate::nexthop`]).
+    Object(u32),
     /// Drop silently.
     Blackhole,
     /// Another type of route (`rtm_type`): only read, never written.
@@ -415,7 +417,7 @@ pub(crate) fn parse(body: &[u8]) -> Result<Option<Route>, Error> {
     let any = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
     let (mut address, mut table, mut metric, mut prefsrc) = (any, u32::from(table), 0, None);
     let mut hop = NextHop { gateway: None, ifindex: 0, onlink: false, weight: 1 };
-    let mut multipath = None;
+    let (mut multipath, mut object) = (None, None);
     for (kind, value) in attributes(rest) {
         match kind {
             libc::RTA_DST => address = read_ip(value).unwrap_or(any),
@@ -426,12 +428,16 @@ pub(crate) fn parse(body: &[u8]) -> Result<Option<Route>, Error> {
             libc::RTA_VIA => hop.gateway = value.get(2..).and_then(read_ip),
             libc::RTA_OIF => hop.ifindex = read_u32(value).unwrap_or(0),
             libc::RTA_MULTIPATH => multipath = Some(value),
+            RTA_NH_ID => object = read_u32(value),
             _ => {}
         }
     }
-    let target = match route_type {
-        libc::RTN_BLACKHOLE => Target::Blackhole,
-        libc::RTN_UNICAST => {
+    let target = match (route_type, object) {
+        // With nexthop_compat_mode=1 the kernel adds the object's own next hops, which are no property of
+        // the route; with 0 there is the number only.
+        (libc::RTN_UNICAST | libc::RTN_BLACKHOLE, Some(id)) => Target::Object(id),
+        (libc::RTN_BLACKHOLE, None) => Target::Blackhole,
+        (libc::RTN_UNICAST, None) => {
             let hops = match multipath {
                 Some(hops) => parse_hops(hops)?,
                 None => {
@@ -441,7 +447,7 @@ pub(crate) fn parse(body: &[u8]) -> Result<Option<Route>, Error> {
             };
             Target::Unicast(hops).normalized()
         }
-        other => Target::Other(other),
+        (other, _) => Target::Other(other),
     };
     let prefix = IpNet::new(address, len)
         .map_err(|_| Error::Malformed("a route with an impossible prefix length"))?;
@@ -496,6 +502,7 @@ pub(crate) fn encode_delete(batch: &mut Batch, key: RouteKey, protocol: u8) {
 fn encode(batch: &mut Batch, kind: u16, flags: u16, route: &Route) {
     let (route_type, hops) = match &route.target {
         Target::Unicast(hops) => (libc::RTN_UNICAST, hops.as_slice()),
+        Target::Object(_) => (libc::RTN_UNICAST, &[][..]),
         Target::Blackhole => (libc::RTN_BLACKHOLE, &[][..]),
         Target::Other(route_type) => (*route_type, &[][..]),
     };
@@ -509,6 +516,9 @@ fn encode(batch: &mut Batch, kind: u16, flags: u16, route: &Route) {
     begin(batch, kind, flags, route.key(), route.protocol, scope, route_type, hop_flags);
     if let Some(source) = route.prefsrc {
         batch.attr_ip(libc::RTA_PREFSRC, source);
+    }
+    if let Target::Object(id) = route.target {
+        batch.attr_u32(RTA_NH_ID, id);
     }
     let v4 = route.prefix.addr().is_ipv4();
     match hops {
@@ -583,8 +593,9 @@ fn encode_hop(batch: &mut Batch, hop: &NextHop, v4: bool) {
 
 const HEADER_BYTES: usize = 12;
 const IP6_RT_PRIO_USER: u32 = 1024;
-const RTNH_F_ONLINK: u8 = 4;
+pub(crate) const RTNH_F_ONLINK: u8 = 4;
 const RTM_F_CLONED: u32 = 0x200;
+const RTA_NH_ID: u16 = 30;
 /// Room for the refusals of a whole `sendmsg` of [`REQUESTS_MAX`], about 1 KiB each, and for dumps.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 const REQUESTS_MAX: usize = 1000;

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use cairn_kernel::link::{self, Link};
 use cairn_kernel::monitor::{KernelEvent, LinkState, Monitor};
+use cairn_kernel::nexthop::Way;
 use cairn_kernel::reconcile::{Pass, RouteReconciler};
 use cairn_kernel::route::{Family, NextHop, Route, RouteEvent, RouteSocket, TABLE_MAIN, Target};
 use cairn_kernel::{ROUTE_METRIC, ROUTE_PROTOCOL, sysctl};
@@ -238,22 +239,33 @@ async fn next_hop_objects_and_neighbours_are_watched() {
     let mut bed = Bed::new();
     bed.events().await;
     ip(&bed.netns, "nexthop add id 7 via 192.0.2.7 dev up");
+    let events = bed.events().await;
+    let added = |event: &KernelEvent| {
+        matches!(event, KernelEvent::Object { id: 7, object: Some(object) }
+            if matches!(object.way, Way::Hop(hop) if hop.ifindex == bed.up.index))
+    };
+    assert!(events.iter().any(added), "{events:?}");
     ip(&bed.netns, "route add 10.5.0.0/24 nhid 7 proto 198 metric 198");
     bed.events().await;
     ip(&bed.netns, "nexthop del id 7");
     let events = bed.events().await;
+    assert!(events.contains(&KernelEvent::Object { id: 7, object: None }), "{events:?}");
     assert!(events.contains(&KernelEvent::RoutesLost { ifindex: None }), "{events:?}");
     assert!(!events.iter().any(is_ours), "{events:?}");
 
     let (ifindex, address) = (bed.up.index, "192.0.2.50".parse().unwrap());
     ip(&bed.netns, "neigh add 192.0.2.50 lladdr 02:00:00:00:00:01 dev up nud permanent");
     let events = bed.events().await;
-    let set = KernelEvent::Neighbour { ifindex, address, present: true, permanent: true };
+    let mac = Some("02:00:00:00:00:01".parse().unwrap());
+    let set = KernelEvent::Neighbour { ifindex, address, present: true, permanent: true, mac };
     assert!(events.contains(&set), "{events:?}");
     ip(&bed.netns, "neigh del 192.0.2.50 dev up");
     let events = bed.events().await;
-    let gone = KernelEvent::Neighbour { ifindex, address, present: false, permanent: false };
-    assert!(events.contains(&gone), "{events:?}");
+    let gone = |event: &KernelEvent| {
+        matches!(event, KernelEvent::Neighbour { address: found, present: false, permanent: false, .. }
+            if *found == address)
+    };
+    assert!(events.iter().any(gone), "{events:?}");
 }
 
 #[tokio::test]

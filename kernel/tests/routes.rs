@@ -6,12 +6,13 @@ use std::net::IpAddr;
 use std::time::Instant;
 
 use cairn_kernel::link::{self, Link};
+use cairn_kernel::nexthop::{self, Object, Way};
 use cairn_kernel::reconcile::{Pass, RouteReconciler};
 use cairn_kernel::resolve::Resolver;
 use cairn_kernel::route::{
     self, Change, DumpFilter, Family, NextHop, Route, RouteSocket, TABLE_MAIN, Target,
 };
-use cairn_kernel::{BLACKHOLE_METRIC, Errno, ROUTE_METRIC, ROUTE_PROTOCOL};
+use cairn_kernel::{BLACKHOLE_METRIC, Batch, Errno, ROUTE_METRIC, ROUTE_PROTOCOL};
 use support::{TestNetNs, veth_up};
 
 const OURS: DumpFilter = DumpFilter { table: Some(TABLE_MAIN), protocol: Some(ROUTE_PROTOCOL) };
@@ -106,6 +107,101 @@ fn every_kind_of_route_comes_back_as_it_was_written() {
     let plan = route::plan(&nothing, &present, ROUTE_PROTOCOL);
     assert_eq!(socket.apply(&plan.changes).unwrap(), []);
     assert_eq!(dump(&mut socket, filter), []);
+}
+
+#[test]
+fn routes_through_objects_are_known_by_their_number_alone() {
+    for compat in [1, 0] {
+        let netns = TestNetNs::create();
+        let up = uplink(&netns).index;
+        let path = "ipv4/nexthop_compat_mode";
+        netns.run(|| cairn_kernel::sysctl::write(path, compat)).unwrap().unwrap();
+        let mut socket = RouteSocket::open_in(&netns).unwrap();
+        let object = |id, gateway: &str| Object {
+            id,
+            protocol: ROUTE_PROTOCOL,
+            way: Way::Hop(NextHop { onlink: true, ..NextHop::via(ip(gateway), up) }),
+        };
+        let objects = vec![
+            object(7, "198.51.100.7"),
+            object(8, "fe80::8"),
+            Object { id: 9, protocol: ROUTE_PROTOCOL, way: Way::Group(vec![(7, 1), (8, 200)]) },
+            Object { id: 10, protocol: ROUTE_PROTOCOL, way: Way::Blackhole },
+        ];
+        let mut batch = Batch::new();
+        for object in &objects {
+            batch.create_object(object);
+        }
+        socket.netlink().request(&mut batch, || "create objects".into()).unwrap();
+        let created = nexthop::list(socket.netlink()).unwrap();
+        assert_eq!(created, objects);
+
+        let through = |prefix, id| Route { target: Target::Object(id), ..ours(prefix, vec![]) };
+        let mut routes = vec![
+            through("10.1.0.0/24", 7),
+            // An IPv6 gateway serves both families.
+            through("10.2.0.0/24", 8),
+            through("fd00:2::/64", 8),
+            through("10.3.0.0/24", 9),
+            through("10.4.0.0/24", 10),
+        ];
+        let mut reconciler = RouteReconciler::new(ROUTE_PROTOCOL);
+        reconciler.allow_sweep();
+        for route in &routes {
+            reconciler.set(route.key(), Some(route.clone()));
+        }
+        let now = Instant::now();
+        let pass = reconciler.apply(&mut socket, now).unwrap();
+        assert_eq!((pass.created, pass.refused), (5, 0), "compat {compat}");
+        let mut present = dump(&mut socket, OURS);
+        present.sort_by_key(Route::key);
+        routes.sort_by_key(Route::key);
+        assert_eq!(present, routes, "compat {compat}");
+        reconciler.request_resync();
+        let pass = reconciler.apply(&mut socket, now).unwrap();
+        assert_eq!(pass, Pass { resyncs: 1, ..Pass::default() }, "compat {compat}");
+        assert_eq!(reconciler.counts().installed, 5);
+
+        // What the object does is no matter of the routes.
+        batch.clear();
+        batch.replace_object(&object(7, "198.51.100.70"));
+        socket.netlink().request(&mut batch, || "replace an object".into()).unwrap();
+        assert_eq!(dump(&mut socket, OURS).len(), 5);
+        reconciler.request_resync();
+        let pass = reconciler.apply(&mut socket, now).unwrap();
+        assert_eq!(pass, Pass { resyncs: 1, ..Pass::default() }, "compat {compat}");
+
+        // To another object, to a plain next hop, and back.
+        let route = through("10.1.0.0/24", 8);
+        let plain = ours("10.1.0.0/24", vec![NextHop::via(ip("192.0.2.9"), up)]);
+        for wanted in [&route, &plain, &route] {
+            reconciler.set(wanted.key(), Some(wanted.clone()));
+            let pass = reconciler.apply(&mut socket, now).unwrap();
+            assert_eq!((pass.replaced, pass.refused), (1, 0), "compat {compat}");
+            assert!(dump(&mut socket, OURS).contains(wanted), "compat {compat}: {wanted:?}");
+        }
+
+        // An object takes its routes along.
+        batch.clear();
+        batch.delete_object(8);
+        socket.netlink().request(&mut batch, || "delete an object".into()).unwrap();
+        assert_eq!(dump(&mut socket, OURS).len(), 2, "compat {compat}");
+        reconciler.request_resync();
+        assert_eq!(reconciler.apply(&mut socket, now).unwrap().refused, 3, "compat {compat}");
+        batch.clear();
+        batch.create_object(&object(8, "fe80::8"));
+        socket.netlink().request(&mut batch, || "create an object".into()).unwrap();
+        reconciler.retry_failures();
+        assert_eq!(reconciler.apply(&mut socket, now).unwrap().created, 3, "compat {compat}");
+
+        // Routes of others through objects lead where the objects do.
+        support::ip(&netns, "route add 203.0.113.0/24 nhid 7 proto static");
+        let routes = dump(&mut socket, DumpFilter::default());
+        let objects = nexthop::list(socket.netlink()).unwrap();
+        let resolver = Resolver::new([], &routes, &objects);
+        let hop = resolver.resolve(ip("203.0.113.9")).unwrap();
+        assert_eq!((hop.gateway, hop.ifindex), (Some(ip("198.51.100.70")), up));
+    }
 }
 
 #[test]
@@ -288,7 +384,7 @@ fn the_resolver_sees_what_the_kernel_has() {
     let bgp = ours("198.51.100.0/24", vec![NextHop::via(ip("192.0.2.66"), up)]);
     link::add_route(socket.netlink(), &bgp).unwrap();
     let addresses = link::addresses(socket.netlink()).unwrap();
-    let resolver = Resolver::new(&addresses, &dump(&mut socket, DumpFilter::default()));
+    let resolver = Resolver::new(&addresses, &dump(&mut socket, DumpFilter::default()), []);
     let via = |text| Some(NextHop::via(ip(text), up));
     assert_eq!(resolver.resolve(ip("192.0.2.7")), via("192.0.2.7"));
     assert_eq!(resolver.resolve(ip("2001:db8::7")), via("2001:db8::7"));

@@ -32,6 +32,9 @@ impl BgpRoutes {
                     let gateways = routes.learned.entry(route.prefix).or_default();
                     gateways.extend(hops.iter().filter_map(|hop| hop.gateway));
                 }
+                Target::Object(_) => {
+                    routes.learned.entry(route.prefix).or_default();
+                }
                 Target::Blackhole | Target::Other(_) => {
                     routes.own.insert(route.prefix);
                 }

@@ -336,7 +336,7 @@ fn matched_route(host: &mut Netlink, address: IpAddr) -> Result<Option<(IpNet, u
         Target::Unicast(hops) => hops.first().map_or(0, |hop| hop.ifindex),
         Target::Blackhole if found.metric == BLACKHOLE_METRIC => return Ok(None),
         // Addresses of the host itself are routes of type local.
-        Target::Blackhole | Target::Other(_) => 0,
+        Target::Object(_) | Target::Blackhole | Target::Other(_) => 0,
     };
     Ok(found.prefix.contains(&address).then_some((found.prefix, ifindex)))
 }

@@ -86,11 +86,23 @@ pub fn veth_up(netlink: &mut Netlink, name: &str, addresses: &[&str]) -> Link {
 
 /// Runs `ip` inside `netns`, as an administrator would.
 pub fn ip(netns: &NetNs, arguments: &str) {
+    ip_output(netns, arguments);
+}
+
+/// As [`ip`], and returns what it wrote.
+pub fn ip_output(netns: &NetNs, arguments: &str) -> String {
+    run(netns, "ip", arguments)
+}
+
+/// Runs a program of iproute2 inside `netns` and returns what it wrote.
+pub fn run(netns: &NetNs, program: &str, arguments: &str) -> String {
     let output = netns
-        .run(|| std::process::Command::new("ip").args(arguments.split(' ')).output())
+        .run(|| std::process::Command::new(program).args(arguments.split(' ')).output())
         .unwrap()
-        .expect("the tests need the `ip` command of iproute2");
-    assert!(output.status.success(), "ip {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        .expect("the tests need the commands of iproute2");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{program} {arguments}: {errors}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// Runs a shell command inside `netns` and returns what it prints.
