@@ -74,7 +74,7 @@ pub fn ensure(path: &str, value: i64) -> Result<Ensured, Error> {
 /// Those of [`ensure`]. A kernel without IPv6 gives ENOENT for [`Family::V6`].
 pub fn enable_forwarding(family: Family) -> Result<Ensured, Error> {
     if family == Family::V4 {
-        return ensure("ipv4/ip_forward", 1);
+        return ensure(FORWARDING_V4, 1);
     }
     if read(FORWARDING_V6)? == 1 {
         return Ok(Ensured::AlreadySet);
@@ -93,6 +93,127 @@ pub fn enable_forwarding(family: Family) -> Result<Ensured, Error> {
         }
     }
     ensure(FORWARDING_V6, 1)
+}
+
+/// What a node needs of its settings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeSettings {
+    /// The families that are forwarded.
+    pub forwarding: Vec<Family>,
+    /// Interfaces on which a packet may come whose answer would leave by another one: tunnel
+    /// devices, and uplinks while packets come partly through a tunnel. Loose filtering is strict on
+    /// an interface without IPv4 address, so it must have one.
+    pub loose: Vec<String>,
+    /// How many neighbours of a family this node may talk to at a time.
+    pub neighbours: u32,
+}
+
+/// What [`NodeSettings::settle`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settled {
+    /// What was changed: the setting, its value before and its value now.
+    pub changed: Vec<String>,
+    /// What is not as it must be, each with what that does and why it could not be changed.
+    pub deviations: Vec<String>,
+}
+
+impl NodeSettings {
+    /// Brings the settings in order and writes only those that differ. What is set is never set
+    /// back: it is not known who else relies on it by then.
+    pub fn settle(&self) -> Settled {
+        let mut settled = Settled::default();
+        for &family in &self.forwarding {
+            let (path, effect) = match family {
+                Family::V4 => (FORWARDING_V4, "pods are cut off for IPv4"),
+                Family::V6 => (FORWARDING_V6, "pods are cut off for IPv6"),
+            };
+            settled.note(path, 1, effect, enable_forwarding(family));
+        }
+        for interface in &self.loose {
+            let path = reverse_path(interface);
+            match loosen_reverse_path(interface) {
+                // It went, and takes its settings with it.
+                Err(error) if error.is_absent() => {}
+                done => {
+                    let effect =
+                        "packets that come through a tunnel, or back from one, are dropped";
+                    settled.note(&path, LOOSE, effect, done);
+                }
+            }
+        }
+        for family in Family::ALL {
+            for (path, wanted) in neighbour_thresholds(family, self.neighbours) {
+                match raise(&path, wanted) {
+                    // Only the first network namespace has them, for all; or there is no IPv6.
+                    Err(error) if error.is_absent() => {}
+                    done => settled.note(&path, wanted, "neighbours do not find room", done),
+                }
+            }
+        }
+        settled
+    }
+}
+
+impl Settled {
+    fn note(&mut self, path: &str, wanted: i64, effect: &str, done: Result<Ensured, Error>) {
+        match done {
+            Ok(Ensured::AlreadySet) => {}
+            Ok(Ensured::Changed { from }) => {
+                self.changed.push(format!("net/{path} was {from} and is now {wanted}"));
+            }
+            Err(error) => {
+                self.deviations.push(format!("net/{path} must be {wanted}, or {effect}: {error}"));
+            }
+        }
+    }
+}
+
+/// Has `interface` accept packets whose answer would leave by another interface, unless it does.
+///
+/// The kernel takes the greater of an interface's value and that of `all`: 1 is strict, 2 is loose.
+///
+/// # Errors
+/// Those of [`read()`] and [`write()`].
+pub fn loosen_reverse_path(interface: &str) -> Result<Ensured, Error> {
+    let path = reverse_path(interface);
+    let own = read(&path)?;
+    if own.max(read("ipv4/conf/all/rp_filter")?) != STRICT {
+        return Ok(Ensured::AlreadySet);
+    }
+    write(&path, LOOSE)?;
+    Ok(Ensured::Changed { from: own })
+}
+
+/// Raises a setting to `least` if it is lower.
+///
+/// # Errors
+/// Those of [`read()`] and [`write()`].
+pub fn raise(path: &str, least: i64) -> Result<Ensured, Error> {
+    let from = read(path)?;
+    if from >= least {
+        return Ok(Ensured::AlreadySet);
+    }
+    write(path, least)?;
+    Ok(Ensured::Changed { from })
+}
+
+fn reverse_path(interface: &str) -> String {
+    format!("ipv4/conf/{interface}/rp_filter")
+}
+
+/// The sizes of a neighbour table: below the first nothing is collected, the third is the most there
+/// can be. Room for what comes and goes is left above `neighbours`. The greatest first, so that they
+/// are in order at any moment.
+fn neighbour_thresholds(family: Family, neighbours: u32) -> [(String, i64); 3] {
+    let directory = match family {
+        Family::V4 => "ipv4",
+        Family::V6 => "ipv6",
+    };
+    [(3, 4), (2, 2), (1, 1)].map(|(number, factor)| {
+        let path = format!("{directory}/neigh/default/gc_thresh{number}");
+        // The kernel reads them as 32 bits with a sign.
+        (path, (i64::from(neighbours) * factor).min(i64::from(i32::MAX)))
+    })
 }
 
 /// The names that have settings of their own: `all`, `default` and every interface.
@@ -124,4 +245,39 @@ fn file_of(path: &str) -> Result<PathBuf, Error> {
 }
 
 const ROOT: &str = "/proc/sys/net";
+const FORWARDING_V4: &str = "ipv4/ip_forward";
 const FORWARDING_V6: &str = "ipv6/conf/all/forwarding";
+/// Values of rp_filter.
+const STRICT: i64 = 1;
+const LOOSE: i64 = 2;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn neighbour_tables_have_room_above_the_neighbours() {
+        let path = |number| format!("ipv6/neigh/default/gc_thresh{number}");
+        assert_eq!(
+            neighbour_thresholds(Family::V6, 5000),
+            [(path(3), 20_000), (path(2), 10_000), (path(1), 5_000)]
+        );
+        assert_eq!(neighbour_thresholds(Family::V4, u32::MAX)[0].1, i64::from(i32::MAX));
+    }
+
+    #[test]
+    fn a_deviation_says_what_it_does_and_why_it_stays() {
+        let mut settled = Settled::default();
+        let error =
+            Error::system("set /proc/sys/net/ipv4/ip_forward to 1", rustix::io::Errno::ROFS);
+        settled.note(FORWARDING_V4, 1, "pods are cut off for IPv4", Err(error));
+        settled.note("x", 2, "nothing", Ok(Ensured::AlreadySet));
+        assert_eq!(
+            settled.deviations,
+            ["net/ipv4/ip_forward must be 1, or pods are cut off for IPv4: cannot set \
+              /proc/sys/net/ipv4/ip_forward to 1: Read-only file system (os error 30); mount \
+              /proc/sys writable, as a privileged container has it"]
+        );
+        assert_eq!(settled.changed, Vec::<String>::new());
+    }
+}

@@ -3,7 +3,7 @@
 mod support;
 
 use cairn_kernel::route::Family;
-use cairn_kernel::sysctl::{self, Ensured};
+use cairn_kernel::sysctl::{self, Ensured, NodeSettings, Settled};
 use cairn_kernel::{Errno, Error};
 use support::{TestNetNs, veth_up};
 
@@ -60,4 +60,69 @@ fn what_is_no_setting_is_an_error() {
     for path in ["", "/etc/passwd", "../kernel/pid_max", "ipv4/conf/../ip_forward"] {
         assert!(matches!(sysctl::read(path), Err(Error::Unencodable(_))), "{path}");
     }
+}
+
+#[test]
+fn the_greater_of_two_values_decides_whether_a_reverse_path_is_loosened() {
+    let netns = TestNetNs::create();
+    veth_up(&mut netns.netlink(), "up.7", &["192.0.2.1/24"]);
+    netns
+        .run(|| {
+            // all, the interface's own, the own afterwards
+            for (all, own, after) in
+                [(0, 0, 0), (0, 1, 2), (1, 0, 2), (1, 1, 2), (1, 2, 2), (2, 0, 0), (2, 1, 1)]
+            {
+                sysctl::write("ipv4/conf/all/rp_filter", all).unwrap();
+                sysctl::write("ipv4/conf/up.7/rp_filter", own).unwrap();
+                let expected = match own == after {
+                    true => Ensured::AlreadySet,
+                    false => Ensured::Changed { from: own },
+                };
+                assert_eq!(sysctl::loosen_reverse_path("up.7").unwrap(), expected, "{all} {own}");
+                assert_eq!(sysctl::read("ipv4/conf/up.7/rp_filter").unwrap(), after, "{all} {own}");
+            }
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_nodes_settings_are_set_once() {
+    let netns = TestNetNs::create();
+    veth_up(&mut netns.netlink(), "up.7", &["192.0.2.1/24"]);
+    let settings = NodeSettings {
+        forwarding: Family::ALL.to_vec(),
+        loose: vec!["up.7".into(), "gone".into()],
+        // The table sizes exist in the first namespace only.
+        neighbours: 5000,
+    };
+    netns
+        .run(|| {
+            sysctl::write("ipv4/conf/all/rp_filter", 1).unwrap();
+            sysctl::write("ipv4/conf/up.7/rp_filter", 0).unwrap();
+            sysctl::write("ipv6/conf/all/forwarding", 0).unwrap();
+            sysctl::write("ipv4/ip_forward", 1).unwrap();
+            let changed = [
+                "net/ipv6/conf/all/forwarding was 0 and is now 1",
+                "net/ipv4/conf/up.7/rp_filter was 0 and is now 2",
+            ]
+            .map(str::to_owned);
+            let settled = settings.settle();
+            assert_eq!(settled, Settled { changed: changed.to_vec(), deviations: Vec::new() });
+            assert_eq!(settings.settle(), Settled::default());
+        })
+        .unwrap();
+}
+
+#[test]
+fn a_setting_is_raised_and_never_lowered() {
+    let netns = TestNetNs::create();
+    netns
+        .run(|| {
+            let path = "ipv4/neigh/lo/unres_qlen_bytes";
+            sysctl::write(path, 1000).unwrap();
+            assert_eq!(sysctl::raise(path, 2000).unwrap(), Ensured::Changed { from: 1000 });
+            assert_eq!(sysctl::raise(path, 1500).unwrap(), Ensured::AlreadySet);
+            assert_eq!(sysctl::read(path).unwrap(), 2000);
+        })
+        .unwrap();
 }
