@@ -7,5 +7,10 @@ RUN cargo build --locked --release -p cairn-agent --bin cairn --no-default-featu
  && cargo rustc --locked --release -p cairn-cni --bin cairn-cni -- -C target-feature=+crt-static
 
 FROM debian:bookworm-slim
+# The agent writes its packet filter by nft, and its rules in a FORWARD chain of the legacy iptables by
+# that one's own tool.
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends nftables iptables \
+ && rm -rf /var/lib/apt/lists/*
 COPY --from=build /src/target/release/cairn /src/target/release/cairn-cni /usr/local/bin/
 ENTRYPOINT ["/usr/local/bin/cairn"]

@@ -20,7 +20,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 # One Cargo at a time: two would only wait for each other's lock.
 .NOTPARALLEL:
 
-.PHONY: help build lab test check fmt clippy doc core deny typos shellcheck generated render \
+.PHONY: help build lab lab-deps test check fmt clippy doc core deny typos shellcheck generated render \
         sim bench bench-bgp bench-ipam crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
@@ -31,8 +31,11 @@ build: ## Builds cairn and the CNI plugin (the profile of the lab and of every t
 # Static: the plugin runs on nodes with whatever C library, or none.
 	$(CARGO) rustc --locked -p cairn-cni --bin cairn-cni -- -C target-feature=+crt-static
 
-lab: build ## Builds, then runs a small data centre on this machine (root; LAB_ARGS="--keep")
+lab: build lab-deps ## Builds, then runs a small data centre on this machine (root; LAB_ARGS="--keep")
 	$(CAIRN) lab $(LAB_ARGS)
+
+lab-deps: ## Installs what the lab's agents need and this machine lacks, if it can
+	scripts/install-lab-deps.sh
 
 # The tests start the two binaries, so these are built first, and the plugin again after them:
 # `cargo test` links a dynamic one to the same place.

@@ -233,6 +233,30 @@ fn vxlan_comes_from_nodes_only() {
     assert_eq!((bed.dropped("input"), bed.dropped("from_pod")), (2, 1));
 }
 
+/// The first fragment ends with the header of UDP, so that no rule sees the VXLAN header in it.
+#[test]
+fn fragments_do_not_bring_vxlan_past_the_rules() {
+    let bed = Bed::new().with_tunnels();
+    let socket = listen(&bed.node, TUNNEL, 9000);
+    let send_in_two = |source: &str, says: &[u8]| {
+        let whole = injected(source, NODE, says);
+        let (header, body) = whole.split_at(20);
+        for (part, flags_and_offset) in [(&body[..8], 0x2000_u16), (&body[8..], 1)] {
+            let mut packet = [header, part].concat();
+            packet[6..8].copy_from_slice(&flags_and_offset.to_be_bytes());
+            // Length and checksum of such a packet are filled in by the socket.
+            send(&bed.outside, &packet);
+        }
+    };
+    send_in_two(STRANGER, b"injected");
+    assert_eq!(said(&socket), "injected", "without the table");
+    bed.protect();
+    send_in_two(STRANGER, b"stranger");
+    send_in_two(OTHER_NODE, b"node");
+    assert_eq!(said(&socket), "node", "nothing came before it");
+    assert_eq!(bed.dropped("input"), 1);
+}
+
 #[test]
 fn a_pod_cannot_send_vxlan_to_another_node_with_this_nodes_address() {
     let mut bed = Bed::new().with_tunnels();
