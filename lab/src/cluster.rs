@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 
 use cairn_api::{
-    BGPConfiguration, BGPConfigurationSpec, BGPNodeStatus, BGPPeer, IPBlock, LABEL_ASN,
+    BGPConfiguration, BGPConfigurationSpec, BGPNodeStatus, BGPPeer, IPBlock, IPPool, LABEL_ASN,
 };
 use cairn_kernel::NetNs;
 use ipnet::IpNet;
@@ -131,12 +131,20 @@ impl Cluster {
         let configuration = BGPConfiguration::new("default", configuration);
         self.create(&resource::<BGPConfiguration>(), json!(configuration))?;
         for (name, cidr, block_size) in POOLS {
-            if cidr.parse().is_ok_and(|net: IpNet| layout.speaks(&net.addr())) {
-                self.create(&resource::<cairn_api::IPPool>(), pool(name, cidr, block_size))?;
+            let v4 = !cidr.contains(':');
+            if layout.versions().contains(&v4) {
+                let spec = json!({
+                    "cidr": cidr,
+                    "blockSize": block_size,
+                    "encapsulation": layout.encap.of_pool(v4),
+                });
+                self.create(&resource::<IPPool>(), pool(name, spec))?;
             }
         }
         for rack in &layout.racks {
-            self.create(&resource::<BGPPeer>(), peer(layout, rack))?;
+            if layout.fabric_knows_pods() {
+                self.create(&resource::<BGPPeer>(), peer(layout, rack))?;
+            }
             for node in &rack.nodes {
                 self.create("nodes", node_object(layout, rack, node))?;
                 self.server
@@ -268,12 +276,12 @@ fn refused(resource: &str, name: &str, error: &ApiError) -> Error {
     Error::Api(format!("{resource} {name}: {error}"))
 }
 
-fn pool(name: &str, cidr: &str, block_size: u8) -> Value {
+fn pool(name: &str, spec: Value) -> Value {
     json!({
         "apiVersion": "cairn.network/v1alpha1",
         "kind": "IPPool",
         "metadata": {"name": name},
-        "spec": {"cidr": cidr, "blockSize": block_size},
+        "spec": spec,
     })
 }
 

@@ -19,6 +19,11 @@ pub enum Error {
         /// The process that runs it, in words when it is not known.
         pid: String,
     },
+    /// An AS a rack and tunnels between the racks exclude each other.
+    #[error(
+        "--encap makes tunnels between racks whose routers know no pods, so the nodes of all racks peer with each other: leave out --asn, or say --asn single"
+    )]
+    NoMesh,
     /// A signal asked for the end.
     #[error("interrupted")]
     Interrupted,
@@ -37,6 +42,14 @@ pub enum Error {
         what: String,
         /// The kernel's answer.
         source: cairn_kernel::Error,
+    },
+    /// A router cannot count packets.
+    #[error("nftables on {machine}: {why}")]
+    Nft {
+        /// The router.
+        machine: String,
+        /// What went wrong.
+        why: String,
     },
     /// A file, socket or process of the lab failed.
     #[error("cannot {action}")]

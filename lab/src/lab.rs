@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cluster::{API_PORT, Cluster, kubeconfig};
-use crate::datacenter::{DataCenter, Layout, Node, Role, routers};
+use crate::datacenter::{DataCenter, Layout, Node, Role, fabric, routers};
 use crate::error::Error;
 use crate::options::LabOptions;
 use crate::pod::{Plugin, Pod};
@@ -43,9 +43,11 @@ impl Lab {
     /// What the kernel, the file system or the API refuse.
     pub fn build(options: &LabOptions, workspace: &Workspace) -> Result<Lab, Error> {
         let programs = Programs::find(options, workspace)?;
-        let layout =
-            Layout::new(options.name.as_str(), options.nodes, options.asn, options.families);
+        let asn = options.asn_plan()?;
+        let layout = Layout::new(options.name.as_str(), options.nodes, asn, options.families)
+            .with_encap(options.encap);
         let centre = DataCenter::build(layout)?;
+        fabric::guard(&centre)?;
         let mut cluster = Cluster::start()?;
         cluster.populate(&centre.layout)?;
         for (name, machine) in centre.machines() {

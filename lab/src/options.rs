@@ -3,6 +3,10 @@
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use cairn_api::Encapsulation;
+
+use crate::error::Error;
+
 /// Runs a small data centre of network namespaces on this machine, proves the Kubernetes network
 /// model in it, then breaks things and shows what was lost.
 #[derive(Clone, Debug, clap::Args)]
@@ -10,9 +14,14 @@ pub struct LabOptions {
     /// Nodes, spread over two racks.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(3..=32))]
     pub nodes: u8,
-    /// One AS a rack, or one for all nodes with the mesh across the racks.
-    #[arg(long, value_enum, default_value_t = AsnPlan::Rack)]
-    pub asn: AsnPlan,
+    /// One AS a rack, or one for all nodes with the mesh across the racks, as --encap needs it.
+    /// [default: what is needed, else rack]
+    #[arg(long, value_enum)]
+    pub asn: Option<AsnPlan>,
+    /// How packets between pods travel between nodes. In a tunnel they pass routers that know no pods
+    /// and drop their addresses. IPv6 pools take VXLAN instead of IP-in-IP.
+    #[arg(long, value_enum, default_value_t = Encap::None)]
+    pub encap: Encap,
     /// IP versions of nodes and pods.
     #[arg(long, value_enum, default_value_t = Families::Dual)]
     pub families: Families,
@@ -37,6 +46,92 @@ pub struct LabOptions {
     /// The CNI plugin; beside this program by default.
     #[arg(long, value_name = "FILE")]
     pub cni_plugin: Option<PathBuf>,
+}
+
+impl LabOptions {
+    /// How autonomous systems are given to nodes.
+    ///
+    /// # Errors
+    /// [`Error::NoMesh`] when that cannot be with tunnels.
+    pub fn asn_plan(&self) -> Result<AsnPlan, Error> {
+        match (self.asn, self.encap) {
+            (asn, Encap::None) => Ok(asn.unwrap_or(AsnPlan::Rack)),
+            (Some(AsnPlan::Rack), _) => Err(Error::NoMesh),
+            _ => Ok(AsnPlan::Single),
+        }
+    }
+}
+
+/// How packets between pods travel between nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Encap {
+    /// As they are.
+    None,
+    /// In VXLAN.
+    Vxlan,
+    /// In VXLAN between racks.
+    VxlanCrossSubnet,
+    /// In IP-in-IP.
+    Ipip,
+    /// In IP-in-IP between racks.
+    IpipCrossSubnet,
+}
+
+impl Encap {
+    /// Whether neighbours on the same subnet do without.
+    pub fn is_cross_subnet(self) -> bool {
+        matches!(self, Encap::VxlanCrossSubnet | Encap::IpipCrossSubnet)
+    }
+
+    /// What a pool of a family has for it.
+    pub fn of_pool(self, v4: bool) -> Encapsulation {
+        match (self, v4) {
+            (Encap::None, _) => Encapsulation::None,
+            (Encap::Ipip, true) => Encapsulation::IPIP,
+            (Encap::IpipCrossSubnet, true) => Encapsulation::IPIPCrossSubnet,
+            (Encap::Vxlan | Encap::Ipip, _) => Encapsulation::VXLAN,
+            (Encap::VxlanCrossSubnet | Encap::IpipCrossSubnet, _) => {
+                Encapsulation::VXLANCrossSubnet
+            }
+        }
+    }
+
+    /// The tunnel that packets of a family take.
+    pub fn tunnel(self, v4: bool) -> Option<Tunnel> {
+        match self.of_pool(v4) {
+            Encapsulation::None => None,
+            Encapsulation::IPIP | Encapsulation::IPIPCrossSubnet => Some(Tunnel::Ipip),
+            Encapsulation::VXLAN | Encapsulation::VXLANCrossSubnet => Some(Tunnel::Vxlan),
+        }
+    }
+}
+
+/// A kind of tunnel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tunnel {
+    /// VXLAN, whose outer packets are IPv4 in the lab.
+    Vxlan,
+    /// IPv4 in IPv4.
+    Ipip,
+}
+
+impl Tunnel {
+    /// The agents' device for it.
+    pub fn device(self) -> &'static str {
+        match self {
+            Tunnel::Vxlan => "cairn.vxlan",
+            Tunnel::Ipip => "cairn.ipip",
+        }
+    }
+
+    /// Octets that it adds to a packet: an IPv4 header, for VXLAN also those of UDP, VXLAN (RFC 7348
+    /// section 5) and Ethernet.
+    pub fn overhead(self) -> u32 {
+        match self {
+            Tunnel::Vxlan => 20 + 8 + 8 + 14,
+            Tunnel::Ipip => 20,
+        }
+    }
 }
 
 /// How autonomous systems are given to nodes.
@@ -120,6 +215,36 @@ const NAME_MAX: usize = 12;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn tunnels_need_a_mesh_across_racks() {
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            options: LabOptions,
+        }
+        let plan = |line: &str| {
+            let line =
+                <Line as clap::Parser>::try_parse_from(line.split(' ')).map_err(|e| e.to_string());
+            line.and_then(|line| line.options.asn_plan().map_err(|e| e.to_string()))
+        };
+        assert_eq!(plan("lab"), Ok(AsnPlan::Rack));
+        assert_eq!(plan("lab --asn single"), Ok(AsnPlan::Single));
+        assert_eq!(plan("lab --encap ipip-cross-subnet"), Ok(AsnPlan::Single));
+        assert_eq!(plan("lab --encap vxlan --asn single"), Ok(AsnPlan::Single));
+        let refused = plan("lab --encap vxlan --asn rack");
+        assert!(refused.as_ref().is_err_and(|why| why.contains("--asn single")), "{refused:?}");
+    }
+
+    #[test]
+    fn ipv6_takes_vxlan_instead_of_ipip() {
+        let encap = Encap::IpipCrossSubnet;
+        assert_eq!(encap.of_pool(true), Encapsulation::IPIPCrossSubnet);
+        assert_eq!(encap.of_pool(false), Encapsulation::VXLANCrossSubnet);
+        let tunnels = [true, false].map(|v4| Encap::Ipip.tunnel(v4));
+        assert_eq!(tunnels, [Some(Tunnel::Ipip), Some(Tunnel::Vxlan)]);
+        assert_eq!(Encap::None.tunnel(true), None);
+    }
 
     #[test]
     fn names() {

@@ -173,12 +173,13 @@ pub fn millis(time: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{AsnPlan, Families, LabName};
+    use crate::options::{Encap, Families, LabName};
 
     fn report(output: Output) -> Report {
         Report::new(&LabOptions {
             nodes: 3,
-            asn: AsnPlan::Rack,
+            asn: None,
+            encap: Encap::None,
             families: Families::Dual,
             check: false,
             patience: 1,

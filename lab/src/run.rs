@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use crate::error::Error;
 use crate::interrupt::Interrupt;
 use crate::lab::Lab;
-use crate::options::LabOptions;
+use crate::options::{Encap, LabOptions};
 use crate::report::Report;
-use crate::rows::{failure, model};
+use crate::rows::{failure, model, network, size, tunnel};
 use crate::workspace::{KUBECONFIG, Workspace};
 
 /// Runs `cairn lab` and returns its exit code: 1 when a row failed and `--check` was given, 130 when
@@ -95,12 +95,16 @@ fn prove(
     report.phase("pods");
 
     report.row(model::blocks(&lab.centre, &lab.cluster, interrupt)?);
-    report.row(model::paths(&lab.centre, &lab.cluster)?);
+    report.row(model::paths(&lab.centre, &lab.cluster, options.encap)?);
     report.row(model::objects(&lab.centre, &lab.cluster, interrupt)?);
     report.row(model::reports(&lab, interrupt)?);
-    for row in model::network(&lab.centre, &lab.pods)? {
-        report.row(row);
+    let mut rows = network::network(&lab.centre, &lab.pods)?;
+    rows.extend(size::full_size(&lab.centre, &lab.pods)?);
+    if options.encap != Encap::None {
+        rows.push(tunnel::addresses(&lab.centre, &lab.cluster)?);
+        rows.extend(tunnel::fabric(&lab.centre)?);
     }
+    rows.into_iter().for_each(|row| report.row(row));
     lab.check()?;
     report.phase("network model");
 

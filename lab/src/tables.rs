@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
-use cairn_kernel::ROUTE_PROTOCOL;
-use cairn_kernel::route::{Change, DumpFilter, Family, Route, TABLE_MAIN, Target};
+use cairn_kernel::route::{Change, DumpFilter, Family, NextHop, Route, TABLE_MAIN, Target};
+use cairn_kernel::{ROUTE_PROTOCOL, link};
 use ipnet::IpNet;
 
 use crate::datacenter::Machine;
@@ -13,10 +13,28 @@ use crate::error::Error;
 /// Cairn's routes in one machine's main table.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct BgpRoutes {
-    /// Learned routes with their gateways.
-    pub learned: BTreeMap<IpNet, BTreeSet<IpAddr>>,
+    /// Learned routes with their ways out.
+    pub learned: BTreeMap<IpNet, BTreeSet<Way>>,
     /// Own blocks: routes that drop what no pod's route takes.
     pub own: BTreeSet<IpNet>,
+}
+
+/// A way out of a machine.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Way {
+    /// The device.
+    pub device: String,
+    /// Whom packets are handed to there, if anybody.
+    pub gateway: Option<IpAddr>,
+}
+
+impl std::fmt::Display for Way {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if let Some(gateway) = self.gateway {
+            write!(f, "via {gateway} ")?;
+        }
+        write!(f, "dev {}", self.device)
+    }
 }
 
 impl BgpRoutes {
@@ -26,11 +44,19 @@ impl BgpRoutes {
     /// [`Error::Kernel`] when the table cannot be read.
     pub fn read(machine: &Machine) -> Result<BgpRoutes, Error> {
         let mut routes = BgpRoutes::default();
-        for route in dump(machine)? {
+        let listed = dump(machine)?;
+        let links = link::list(machine.routes().netlink());
+        let links = links.map_err(Error::kernel("a list of links"))?;
+        let way = |hop: &NextHop| {
+            let link = links.iter().find(|link| link.index == hop.ifindex);
+            let device = link.map_or_else(|| format!("#{}", hop.ifindex), |link| link.name.clone());
+            Way { device, gateway: hop.gateway }
+        };
+        for route in listed {
             match route.target {
                 Target::Unicast(hops) => {
-                    let gateways = routes.learned.entry(route.prefix).or_default();
-                    gateways.extend(hops.iter().filter_map(|hop| hop.gateway));
+                    let ways = routes.learned.entry(route.prefix).or_default();
+                    ways.extend(hops.iter().map(way));
                 }
                 Target::Object(_) => {
                     routes.learned.entry(route.prefix).or_default();

@@ -1,21 +1,24 @@
 //! The data centre, its probes, flows and processes on real kernels, without agents. Needs root.
 
 use std::error::Error as StdError;
-use std::net::IpAddr;
+use std::net::{IpAddr, UdpSocket};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use cairn_kernel::NetNs;
+use cairn_kernel::link::{self, DuplicateDetection};
+use cairn_kernel::{NetNs, Netlink};
 use cairn_lab::Error;
+use cairn_lab::datacenter::fabric::{self, Passed};
 use cairn_lab::datacenter::{DataCenter, Layout};
 use cairn_lab::flow::Flow;
-use cairn_lab::options::{AsnPlan, Families};
+use cairn_lab::options::{AsnPlan, Encap, Families};
 use cairn_lab::pod::Plugin;
 use cairn_lab::probe::{self, Endpoint, Probe, Protocol};
 use cairn_lab::process::Process;
 use cairn_lab::workspace::Workspace;
+use ipnet::IpNet;
 
 type Outcome = Result<(), Box<dyn StdError>>;
 
@@ -38,7 +41,8 @@ fn probes(endpoints: &[Endpoint<'_>], from: usize, to: usize) -> Vec<Probe> {
     let both = [Protocol::Icmp, Protocol::Tcp];
     both.into_iter()
         .flat_map(|protocol| {
-            let probe = move |at: &IpAddr| Probe { from, to, protocol, address: *at };
+            let probe =
+                move |at: &IpAddr| Probe { from, to, protocol, address: *at, seen_as: None };
             endpoints[to].addresses.iter().map(probe)
         })
         .collect()
@@ -72,13 +76,63 @@ fn a_sender_seen_under_another_address_is_a_failure() -> Outcome {
         Endpoint { name: "n2".into(), netns: real[1].netns, addresses: vec![target] },
     ];
     let both = [Protocol::Icmp, Protocol::Tcp];
-    let probes = both.map(|protocol| Probe { from: 0, to: 1, protocol, address: target });
-    let outcomes = probe::run(&endpoints, &probes)?;
+    let seen = |seen_as: Option<IpAddr>| {
+        let probe = |protocol| Probe { from: 0, to: 1, protocol, address: target, seen_as };
+        probe::run(&endpoints, &both.map(probe))
+    };
+    let outcomes = seen(None)?;
     assert_eq!(outcomes.len(), 2);
     for outcome in outcomes {
         let failure = outcome.failure.unwrap_or_default();
         assert!(failure.contains("172.31.1.11"), "{:?}: {failure}", outcome.probe);
     }
+    // Unless it must be seen so.
+    let outcomes = seen(Some("172.31.1.11".parse()?))?;
+    assert_eq!(outcomes.len(), 2);
+    assert!(outcomes.iter().all(|one| one.failure.is_none()), "{outcomes:?}");
+    Ok(())
+}
+
+/// Neighbours with addresses of pods that no router knows; what is seen of one packet of each kind.
+fn neighbours_with_pods(name: &str, encap: Encap) -> Result<(bool, Passed), Box<dyn StdError>> {
+    let name = format!("dc{name}{}", std::process::id());
+    let layout = Layout::new(&name, 3, AsnPlan::Single, Families::Dual).with_encap(encap);
+    let centre = DataCenter::build(layout)?;
+    fabric::guard(&centre)?;
+    let mut endpoints = endpoints(&centre);
+    endpoints.truncate(2);
+    for (endpoint, pod) in endpoints.iter_mut().zip(["10.244.0.1/16", "10.244.0.2/16"]) {
+        let mut netlink = Netlink::open_in(endpoint.netns)?;
+        let uplink = link::find(&mut netlink, "eth0")?.ok_or("no uplink")?;
+        let pod: IpNet = pod.parse()?;
+        link::add_address(&mut netlink, uplink.index, pod, DuplicateDetection::Skip)?;
+        endpoint.addresses.insert(0, pod.addr());
+    }
+    let (sender, to) = (endpoints[0].netns, endpoints[1].addresses[1]);
+    // What VXLAN looks like from outside.
+    sender.run(|| UdpSocket::bind("0.0.0.0:0")?.send_to(&[0; 50], (to, 4798)))??;
+    let probe = Probe {
+        from: 0,
+        to: 1,
+        protocol: Protocol::Tcp,
+        address: endpoints[1].addresses[0],
+        seen_as: None,
+    };
+    let passes = probe::run(&endpoints, &[probe])?.iter().all(|one| one.failure.is_none());
+    let traffic = fabric::traffic(&centre)?;
+    // What is switched is not taken for routed.
+    assert_eq!((traffic.spine, traffic.tors), Default::default());
+    Ok((passes, traffic.racks))
+}
+
+#[test]
+fn pods_pass_a_switch_only_where_neighbours_do_without_a_tunnel() -> Outcome {
+    let (passes, seen) = neighbours_with_pods("g", Encap::Vxlan)?;
+    assert!(!passes && seen.plain > 0, "{seen:?}");
+    assert_eq!((seen.vxlan, seen.ipip, seen.fragments), (1, 0, 0));
+    let (passes, seen) = neighbours_with_pods("h", Encap::VxlanCrossSubnet)?;
+    assert!(passes && seen.plain > 0, "{seen:?}");
+    assert_eq!((seen.vxlan, seen.ipip, seen.fragments), (1, 0, 0));
     Ok(())
 }
 

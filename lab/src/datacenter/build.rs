@@ -246,6 +246,7 @@ fn index_of(netlink: &mut Netlink, name: &str) -> Result<u32, cairn_kernel::Erro
 
 /// The name of a node's uplink.
 pub const UPLINK: &str = "eth0";
-const BRIDGE: &str = "rack";
+/// The name of the switch in a rack's router.
+pub const BRIDGE: &str = "rack";
 /// `RTPROT_DHCP`.
 const PROTOCOL_DHCP: u8 = 16;

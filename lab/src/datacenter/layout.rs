@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-use crate::options::{AsnPlan, Families};
+use crate::options::{AsnPlan, Encap, Families};
 
 /// A lab's data centre as values.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct Layout {
     pub asn: AsnPlan,
     /// IP versions of nodes and pods.
     pub families: Families,
+    /// How packets between pods travel between nodes.
+    pub encap: Encap,
     /// The racks, two of them.
     pub racks: Vec<Rack>,
 }
@@ -72,7 +74,37 @@ impl Layout {
             }
         };
         let racks = vec![rack(1, 1..=first), rack(2, first + 1..=nodes)];
-        Layout { name: name.into(), asn, families, racks }
+        Layout { name: name.into(), asn, families, encap: Encap::None, racks }
+    }
+
+    /// The same with packets between pods encapsulated, and routers that know no pods.
+    #[must_use]
+    pub fn with_encap(self, encap: Encap) -> Layout {
+        Layout { encap, ..self }
+    }
+
+    /// Whether the routers carry routes to pods; they do where packets between pods travel as they are.
+    pub fn fabric_knows_pods(&self) -> bool {
+        self.encap == Encap::None
+    }
+
+    /// Whether packets from `from` to pods on `to` take a tunnel under `encap`.
+    pub fn is_tunnelled(encap: Encap, from: &Node, to: &Node) -> bool {
+        let neighbours = from.rack == to.rack;
+        encap != Encap::None && from.number != to.number && !(neighbours && encap.is_cross_subnet())
+    }
+
+    /// The families of pods, as whether they are IPv4.
+    pub fn versions(&self) -> &'static [bool] {
+        match self.families {
+            Families::Dual => &[true, false],
+            Families::Ipv4 => &[true],
+        }
+    }
+
+    /// The node `name`.
+    pub fn node(&self, name: &str) -> Option<&Node> {
+        self.nodes().find(|node| node.name() == name)
     }
 
     /// The beginning of every namespace name of a lab.
@@ -108,12 +140,13 @@ impl Layout {
         if machine == SPINE {
             return self.racks.len();
         }
+        let (with_nodes, with_tor) =
+            if self.fabric_knows_pods() { (1, TOR_SESSIONS) } else { (0, 0) };
         if let Some(rack) = self.racks.iter().find(|rack| rack.tor() == machine) {
-            return rack.nodes.len() + SPINE_SESSIONS;
+            return rack.nodes.len() * with_nodes + SPINE_SESSIONS;
         }
         let same_as = |node: &Node| self.nodes().filter(|other| other.asn == node.asn).count();
-        let node = self.nodes().find(|node| node.name() == machine);
-        node.map_or(0, |node| same_as(node).saturating_sub(1) + TOR_SESSIONS)
+        self.node(machine).map_or(0, |node| same_as(node).saturating_sub(1) + with_tor)
     }
 }
 
@@ -222,6 +255,21 @@ mod tests {
         let single = Layout::new("lab", 3, AsnPlan::Single, Families::Dual);
         assert_eq!(sessions(&single), [2, 3, 2, 3, 3, 3]);
         assert_eq!(layout.sessions("n9"), 0);
+        // Routers that know no pods peer with each other only.
+        assert_eq!(sessions(&single.with_encap(Encap::Vxlan)), [2, 1, 1, 2, 2, 2]);
+    }
+
+    #[test]
+    fn tunnels_lead_to_other_nodes_and_by_cross_subnet_to_other_racks() {
+        let layout = Layout::new("lab", 3, AsnPlan::Single, Families::Dual);
+        let nodes: Vec<&Node> = layout.nodes().collect();
+        let tunnelled = |encap| {
+            let to = |to: usize| Layout::is_tunnelled(encap, nodes[0], nodes[to]);
+            [to(0), to(1), to(2)]
+        };
+        assert_eq!(tunnelled(Encap::None), [false, false, false]);
+        assert_eq!(tunnelled(Encap::Ipip), [false, true, true]);
+        assert_eq!(tunnelled(Encap::VxlanCrossSubnet), [false, false, true]);
     }
 
     #[test]

@@ -10,9 +10,10 @@
 //!        n1    n2              n3                  AS 65101, AS 65102
 //! ```
 //! [`layout`] decides everything as plain values, [`build`] makes it, [`routers`] writes what
-//! `cairn speaker` reads.
+//! `cairn speaker` reads, [`fabric`] counts what passes.
 
 pub mod build;
+pub mod fabric;
 pub mod layout;
 pub mod routers;
 

@@ -48,7 +48,7 @@ fn tor(layout: &Layout, rack: &Rack) -> Result<String, Error> {
     let nets = [rack.subnets(), rack.uplinks()].concat();
     let mut file = RouterFile::new(layout, rack.tor_asn, &listen, nets)?;
     file.peer(SPINE, rack.spine_end()[0], SPINE_ASN, Connect::Dial)?;
-    for node in &rack.nodes {
+    for node in rack.nodes.iter().filter(|_| layout.fabric_knows_pods()) {
         file.peer(&node.name(), node.addresses()[0], node.asn, Connect::Await)?;
     }
     Ok(file.text)
@@ -144,7 +144,7 @@ const POLICY: &str = "everything";
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::AsnPlan;
+    use crate::options::{AsnPlan, Encap};
 
     #[test]
     fn a_router_peers_with_the_spine_and_each_of_its_nodes() -> Result<(), Error> {
@@ -157,6 +157,17 @@ mod tests {
         assert_eq!(text.matches("passive: true").count(), 2, "{text}");
         for part in ["asn: 65201", "172.31.1.11", "asn: 65101", "\"172.31.0.2\"", "172.31.1.0/24"] {
             assert!(text.contains(part), "{part} is not in\n{text}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_fabric_that_knows_no_pods_hears_no_node() -> Result<(), Error> {
+        let layout =
+            Layout::new("lab", 3, AsnPlan::Single, Families::Dual).with_encap(Encap::Vxlan);
+        for (name, text) in files(&layout)? {
+            let peers = if name == SPINE { 2 } else { 1 };
+            assert_eq!(text.matches("kind: BGPPeer").count(), peers, "{name}:\n{text}");
         }
         Ok(())
     }

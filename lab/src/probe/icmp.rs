@@ -22,11 +22,18 @@ pub(super) struct Witness {
     seen: Mutex<BTreeMap<(Family, Tag), IpAddr>>,
 }
 
-/// What tells one request from all others, in its payload.
+/// What tells one request from all others, in its payload: the sender, and which of its probes. The
+/// identifier in the header is another one behind address translation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Tag {
     sender: u16,
-    sequence: u16,
+    number: u16,
+}
+
+impl Tag {
+    fn new(sender: usize, number: usize) -> Tag {
+        Tag { sender: sender as u16, number: number as u16 }
+    }
 }
 
 impl Witness {
@@ -105,16 +112,19 @@ pub(super) fn attempt(
         if pending.iter().any(ours) {
             let socket = open_raw(family).map_err(Error::io("open a raw socket"))?;
             exchange(&socket, family, from, pending, ours);
-            for one in pending.iter_mut().filter(|one| one.failure.is_none() && !one.done) {
-                let tag = Tag { sender: from as u16, sequence: one.probe.to as u16 };
+            for (number, one) in pending.iter_mut().enumerate() {
+                if one.failure.is_some() || one.done {
+                    continue;
+                }
+                let tag = Tag::new(from, number);
                 if one.probe.protocol != Protocol::Icmp || family_of(one.probe.address) != family {
                     continue;
                 }
                 let witness = witnesses.get(one.probe.to);
                 one.failure = match witness.and_then(|witness| witness.source_of(family, tag)) {
-                    Some(source) if source == one.own => None,
+                    Some(source) if source == one.seen_as => None,
                     Some(source) => {
-                        Some(format!("the receiver saw {source} instead of {}", one.own))
+                        Some(format!("the receiver saw {source} instead of {}", one.seen_as))
                     }
                     None => Some("answered by somebody else than the receiver".into()),
                 };
@@ -136,7 +146,7 @@ fn exchange(
     let mut missing = BTreeMap::new();
     for (index, one) in pending.iter_mut().enumerate().filter(|(_, one)| ours(one)) {
         one.attempts += 1;
-        let tag = Tag { sender: from as u16, sequence: one.probe.to as u16 };
+        let tag = Tag::new(from, index);
         one.failure = Some("no answer".into());
         match socket.send_to(&request(family, tag), SocketAddr::new(one.probe.address, 0)) {
             Ok(_) => drop(missing.insert((tag, one.probe.address), index)),
@@ -179,8 +189,10 @@ fn request(family: Family, tag: Tag) -> [u8; REQUEST_BYTES] {
     let mut message = [0; REQUEST_BYTES];
     message[0] = request_type(family);
     message[4..6].copy_from_slice(&tag.sender.to_be_bytes());
-    message[6..8].copy_from_slice(&tag.sequence.to_be_bytes());
-    message[8..].copy_from_slice(MAGIC);
+    message[6..8].copy_from_slice(&tag.number.to_be_bytes());
+    message[8..16].copy_from_slice(MAGIC);
+    message[16..18].copy_from_slice(&tag.sender.to_be_bytes());
+    message[18..].copy_from_slice(&tag.number.to_be_bytes());
     if family == Family::V4 {
         // The kernel does this for ICMPv6 only.
         let sum = checksum(&message);
@@ -200,12 +212,10 @@ fn icmp_part(family: Family, packet: &[u8]) -> &[u8] {
 /// The tag of a message of type `kind` that a lab sent.
 fn parse(kind: u8, message: &[u8]) -> Option<Tag> {
     let (header, payload) = message.split_first_chunk::<8>()?;
-    if header[0] != kind || payload != MAGIC {
-        return None;
-    }
-    Some(Tag {
-        sender: u16::from_be_bytes([header[4], header[5]]),
-        sequence: u16::from_be_bytes([header[6], header[7]]),
+    let tag: &[u8; TAG_BYTES] = payload.strip_prefix(MAGIC)?.try_into().ok()?;
+    (header[0] == kind).then_some(Tag {
+        sender: u16::from_be_bytes([tag[0], tag[1]]),
+        number: u16::from_be_bytes([tag[2], tag[3]]),
     })
 }
 
@@ -234,7 +244,8 @@ fn checksum(bytes: &[u8]) -> u16 {
 }
 
 const MAGIC: &[u8; 8] = b"cairnlab";
-const REQUEST_BYTES: usize = 8 + MAGIC.len();
+const TAG_BYTES: usize = 4;
+const REQUEST_BYTES: usize = 8 + MAGIC.len() + TAG_BYTES;
 const PACKET_MAX: usize = 256;
 const TIMEOUT: Duration = Duration::from_millis(500);
 
@@ -244,9 +255,12 @@ mod tests {
 
     #[test]
     fn a_request_is_read_back_and_its_sum_is_right() {
-        let tag = Tag { sender: 3, sequence: 700 };
+        let tag = Tag::new(3, 700);
         for family in Family::ALL {
-            let message = request(family, tag);
+            let mut message = request(family, tag);
+            assert_eq!(parse(request_type(family), &message), Some(tag));
+            // Address translation may change the identifier.
+            message[4] ^= 1;
             assert_eq!(parse(request_type(family), &message), Some(tag));
             assert_eq!(parse(reply_type(family), &message), None);
         }
@@ -258,7 +272,7 @@ mod tests {
     #[test]
     fn an_ip_header_with_options_is_skipped() {
         let mut packet = vec![0x46; 24];
-        packet.extend_from_slice(&request(Family::V4, Tag { sender: 1, sequence: 2 }));
+        packet.extend_from_slice(&request(Family::V4, Tag::new(1, 2)));
         assert!(parse(8, icmp_part(Family::V4, &packet)).is_some());
         assert_eq!(icmp_part(Family::V4, &[0x4f]), &[] as &[u8]);
     }

@@ -1,8 +1,8 @@
 //! Whether namespaces reach each other, and under which address the receiver sees the sender.
 //!
 //! Every endpoint listens; every probe goes from one endpoint to one address of another. A probe
-//! succeeds only when the answer came back and the receiver saw the sender's own address, so that
-//! any address translation on the way is a failure.
+//! succeeds only when the answer came back and the receiver saw the address that it must see, which is
+//! the sender's own unless said otherwise: any other address translation on the way is a failure.
 
 mod icmp;
 mod tcp;
@@ -23,7 +23,7 @@ pub struct Endpoint<'a> {
     pub name: String,
     /// Its namespace.
     pub netns: &'a NetNs,
-    /// Its addresses, at most one a family.
+    /// Its addresses. It sends from the first of a family, unless its kernel chooses another.
     pub addresses: Vec<IpAddr>,
 }
 
@@ -54,6 +54,8 @@ pub struct Probe {
     pub protocol: Protocol,
     /// The receiver's address.
     pub address: IpAddr,
+    /// The address that the receiver must see, where that is not the sender's own.
+    pub seen_as: Option<IpAddr>,
 }
 
 /// How a probe went.
@@ -71,7 +73,7 @@ pub struct Outcome {
 struct Pending {
     probe: Probe,
     /// The address that the receiver must see.
-    own: IpAddr,
+    seen_as: IpAddr,
     attempts: u32,
     failure: Option<String>,
     done: bool,
@@ -89,10 +91,11 @@ pub fn run(endpoints: &[Endpoint<'_>], probes: &[Probe]) -> Result<Vec<Outcome>,
     let mut by_sender: BTreeMap<usize, Vec<Pending>> = BTreeMap::new();
     let mut outcomes = Vec::new();
     for probe in probes {
-        match endpoints.get(probe.from).and_then(|sender| sender.address_like(probe.address)) {
-            Some(own) => by_sender.entry(probe.from).or_default().push(Pending {
+        let own = || endpoints.get(probe.from)?.address_like(probe.address);
+        match probe.seen_as.or_else(own) {
+            Some(seen_as) => by_sender.entry(probe.from).or_default().push(Pending {
                 probe: *probe,
-                own,
+                seen_as,
                 attempts: 0,
                 failure: None,
                 done: false,
@@ -147,7 +150,7 @@ fn send_all(
         for one in pending.iter_mut().filter(|one| one.probe.protocol == Protocol::Tcp) {
             if !one.done && (one.attempts == 0 || Instant::now() < deadline) {
                 one.attempts += 1;
-                one.failure = tcp::attempt(one.probe.address, one.own).err();
+                one.failure = tcp::attempt(one.probe.address, one.seen_as).err();
                 one.done = one.failure.is_none();
             }
         }

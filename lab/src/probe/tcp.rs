@@ -1,7 +1,8 @@
 //! TCP probes: the receiver answers each connection with the address that it came from.
 
+use std::collections::BTreeSet;
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -17,20 +18,20 @@ impl Listener {
     /// When the port is taken.
     pub(super) fn open(endpoint: &Endpoint<'_>) -> Result<Listener, Error> {
         let what = || format!("listen in {}", endpoint.name);
+        // An IPv6 socket of any address takes IPv4 as well and would collide with the other.
+        let any = |address: &IpAddr| match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => *address,
+        };
+        let at: BTreeSet<IpAddr> = endpoint.addresses.iter().map(any).collect();
         let open = |address: &IpAddr| {
-            let any: IpAddr = match address {
-                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-            };
-            // An IPv6 socket of any address takes IPv4 as well and would collide with the other.
-            let at = if any.is_ipv6() { *address } else { any };
-            let listener = TcpListener::bind((at, PORT))?;
+            let listener = TcpListener::bind((*address, PORT))?;
             listener.set_nonblocking(true)?;
             Ok(listener)
         };
         endpoint
             .netns
-            .run(|| endpoint.addresses.iter().map(open).collect::<std::io::Result<Vec<_>>>())
+            .run(|| at.iter().map(open).collect::<std::io::Result<Vec<_>>>())
             .map_err(Error::kernel(what()))?
             .map(Listener)
             .map_err(Error::io(what()))
@@ -61,8 +62,8 @@ fn answer(mut stream: TcpStream, peer: SocketAddr) -> std::io::Result<()> {
 }
 
 /// Connects to `address` and asks under which address the receiver sees this namespace; it must be
-/// `own`.
-pub(super) fn attempt(address: IpAddr, own: IpAddr) -> Result<(), String> {
+/// `seen_as`.
+pub(super) fn attempt(address: IpAddr, seen_as: IpAddr) -> Result<(), String> {
     let reason = |error: std::io::Error| match error.kind() {
         ErrorKind::TimedOut | ErrorKind::WouldBlock => "no answer".to_owned(),
         _ => error.to_string(),
@@ -72,10 +73,10 @@ pub(super) fn attempt(address: IpAddr, own: IpAddr) -> Result<(), String> {
     stream.set_read_timeout(Some(TIMEOUT)).map_err(reason)?;
     let mut seen = String::new();
     stream.read_to_string(&mut seen).map_err(reason)?;
-    if seen == own.to_string() {
+    if seen == seen_as.to_string() {
         Ok(())
     } else {
-        Err(format!("the receiver saw {seen:?} instead of {own}"))
+        Err(format!("the receiver saw {seen:?} instead of {seen_as}"))
     }
 }
 

@@ -7,11 +7,11 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
-use super::{model, node_routes, some_of, spread};
+use super::cast::{Cast, Flows};
+use super::{network, node_routes, some_of, spread, tunnel};
 use crate::cluster::{Block, Cluster};
 use crate::datacenter::{DataCenter, Node};
 use crate::error::Error;
-use crate::flow::{Flow, Loss};
 use crate::interrupt::{Interrupt, Seen};
 use crate::lab::{Lab, OFFLINE_SECS};
 use crate::report::{Report, Row, millis};
@@ -44,6 +44,9 @@ pub fn all(
     ));
     report.row(agent_killed(lab, &cast.near, &flows, workspace, interrupt)?);
     report.row(routes_deleted(lab, &cast.near, &flows, interrupt)?);
+    for row in tunnel::devices_deleted(lab, &cast, &flows, interrupt)? {
+        report.row(row);
+    }
     report.row(block_filled(lab, &cast, &flows, interrupt)?);
     report.row(api_away(lab, &cast, &flows, interrupt)?);
     lab.check()?;
@@ -51,61 +54,6 @@ pub fn all(
         report.row(row);
     }
     lab.check()
-}
-
-/// Who plays which part.
-struct Cast {
-    /// Carries one end of the flows.
-    near: Node,
-    /// Carries the other end, in the other rack.
-    far: Node,
-    /// Stands in the rack of `near` and will be lost.
-    victim: Node,
-}
-
-impl Cast {
-    fn choose(lab: &Lab) -> Option<Cast> {
-        let nodes: Vec<&Node> = lab.centre.layout.nodes().collect();
-        let (near, far) = (*nodes.first()?, *nodes.last()?);
-        let mut others = nodes.iter().filter(|node| node.number != near.number);
-        let victim = others.find(|node| node.rack == near.rack && node.number != far.number)?;
-        let hosts = |node: &Node| lab.pods.iter().any(|pod| pod.node == node.name());
-        if !hosts(near) || !hosts(far) {
-            return None;
-        }
-        Some(Cast { near: near.clone(), far: far.clone(), victim: (*victim).clone() })
-    }
-}
-
-/// A flow each way; the way back by IPv6 where the pods have it.
-struct Flows(Vec<Flow>);
-
-impl Flows {
-    fn start(lab: &Lab, cast: &Cast) -> Result<Flows, Error> {
-        let first = |node: &Node| lab.pods.iter().find(|pod| pod.node == node.name());
-        let mut flows = Vec::new();
-        if let (Some(near), Some(far)) = (first(&cast.near), first(&cast.far)) {
-            for (from, to, v4) in [(near, far, true), (far, near, false)] {
-                let address = model::address_of(to, v4).or_else(|| model::address_of(to, true));
-                if let Some(address) = address {
-                    flows.push(Flow::start(&from.netns, &to.netns, address)?);
-                }
-            }
-        }
-        Ok(Flows(flows))
-    }
-
-    fn mark(&self) -> Vec<usize> {
-        self.0.iter().map(Flow::position).collect()
-    }
-
-    fn since(&self, marks: &[usize]) -> Loss {
-        self.0
-            .iter()
-            .zip(marks)
-            .map(|(flow, mark)| flow.since(*mark))
-            .fold(Loss::default(), Loss::with)
-    }
 }
 
 fn agent_killed(
@@ -206,7 +154,7 @@ fn block_filled(
     let failed: Vec<String> =
         made.into_iter().filter_map(|pod| lab.keep(pod).err().map(|e| e.to_string())).collect();
     let reached = match (lab.last_pod(&cast.far.name()), lab.last_pod(&name)) {
-        (Some(from), Some(to)) => model::reach(from, to)?,
+        (Some(from), Some(to)) => network::reach(from, to)?,
         _ => Err("no pod".into()),
     };
     let loss = flows.since(&at);
@@ -283,7 +231,7 @@ fn api_away(
     let made = started
         .and_then(|started| lab.add(std::slice::from_ref(&name)).map(|()| started.elapsed()));
     let reached = match (lab.last_pod(&cast.far.name()), lab.last_pod(&name)) {
-        (Some(from), Some(to)) => model::reach(from, to),
+        (Some(from), Some(to)) => network::reach(from, to),
         _ => Ok(Err("no pod".into())),
     };
     lab.cluster.server().resume();

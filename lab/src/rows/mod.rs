@@ -1,7 +1,11 @@
 //! The statements that the lab makes about a data centre, in the order in which it makes them.
 
+mod cast;
 pub mod failure;
 pub mod model;
+pub mod network;
+pub mod size;
+pub mod tunnel;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -10,9 +14,11 @@ use std::thread;
 use ipnet::IpNet;
 
 use crate::cluster::Block;
-use crate::datacenter::{DataCenter, Layout};
+use crate::datacenter::build::UPLINK;
+use crate::datacenter::{DataCenter, Layout, Node};
 use crate::error::Error;
-use crate::tables::BgpRoutes;
+use crate::options::Encap;
+use crate::tables::{BgpRoutes, Way};
 
 /// Cairn's routes on every node.
 type NodeRoutes = BTreeMap<String, BgpRoutes>;
@@ -31,7 +37,7 @@ fn node_routes(centre: &DataCenter) -> Result<NodeRoutes, Error> {
 fn spread<'a>(
     blocks: &'a [Block],
     tables: &'a NodeRoutes,
-) -> impl Iterator<Item = (&'a Block, &'a str, Option<&'a BTreeSet<IpAddr>>)> {
+) -> impl Iterator<Item = (&'a Block, &'a str, Option<&'a BTreeSet<Way>>)> {
     blocks.iter().flat_map(move |block| {
         tables
             .iter()
@@ -40,17 +46,36 @@ fn spread<'a>(
     })
 }
 
-/// The gateways by which `node` must reach blocks of `owner`, in the family of `like`: the owner on
-/// the same subnet, else the rack's router.
-fn gateway(layout: &Layout, node: &str, owner: &str, like: &IpNet) -> Option<IpAddr> {
-    let find = |name: &str| layout.nodes().find(|node| node.name() == name);
-    let (from, to) = (find(node)?, find(owner)?);
+/// The way by which `from` must reach blocks of `to`, in the family of `like`: a tunnel where `encap`
+/// has one, else the owner on the same subnet, else the rack's router. In a tunnel an IPv4 route leads
+/// to the owner's address, and an IPv6 route to a link-local one, which is not told here.
+fn way(layout: &Layout, encap: Encap, from: &Node, to: &Node, like: &IpNet) -> Option<Way> {
+    let v4 = like.addr().is_ipv4();
+    let of_family = |addresses: [IpAddr; 2]| addresses.into_iter().find(|at| at.is_ipv4() == v4);
+    if Layout::is_tunnelled(encap, from, to) {
+        let gateway = if v4 { of_family(to.addresses()) } else { None };
+        return Some(Way { device: encap.tunnel(v4)?.device().into(), gateway });
+    }
     let addresses = if from.rack == to.rack {
         to.addresses()
     } else {
         layout.racks.iter().find(|rack| rack.number == from.rack)?.gateways()
     };
-    addresses.into_iter().find(|at| at.is_ipv4() == like.addr().is_ipv4())
+    Some(Way { device: UPLINK.into(), gateway: of_family(addresses) })
+}
+
+/// Whether the ways of a route are the one that it must have; a gateway that is not told may be any
+/// link-local one.
+fn leads(ways: &BTreeSet<Way>, wanted: &Way) -> bool {
+    let link_local = |at: IpAddr| matches!(at, IpAddr::V6(at) if at.is_unicast_link_local());
+    let same = |way: &Way| {
+        way.device == wanted.device
+            && match wanted.gateway {
+                Some(gateway) => way.gateway == Some(gateway),
+                None => way.gateway.is_some_and(link_local),
+            }
+    };
+    ways.len() == 1 && ways.iter().all(same)
 }
 
 /// Does `work` for every item at once, each on a thread of its own, and returns the results in
@@ -88,14 +113,39 @@ mod tests {
     #[test]
     fn neighbours_are_direct_and_others_behind_the_router() {
         let layout = Layout::new("lab", 3, AsnPlan::Rack, Families::Dual);
+        let nodes: Vec<&Node> = layout.nodes().collect();
         let v4 = "10.244.0.0/28".parse().unwrap_or_default();
-        let at = |node, owner, net| gateway(&layout, node, owner, net).map(|at| at.to_string());
-        assert_eq!(at("n1", "n2", &v4).as_deref(), Some("172.31.1.12"));
-        assert_eq!(at("n1", "n3", &v4).as_deref(), Some("172.31.1.1"));
-        assert_eq!(at("n3", "n1", &v4).as_deref(), Some("172.31.2.1"));
         let v6 = "fd00:10:244::/124".parse().unwrap_or_default();
-        assert_eq!(at("n2", "n3", &v6).as_deref(), Some("fd00:31:1::1"));
-        assert_eq!(at("n2", "n9", &v6), None);
+        let at = |encap, from: usize, to: usize, net| {
+            let way = way(&layout, encap, nodes[from], nodes[to], net);
+            way.map(|way| way.to_string()).unwrap_or_default()
+        };
+        assert_eq!(at(Encap::None, 0, 1, &v4), "via 172.31.1.12 dev eth0");
+        assert_eq!(at(Encap::None, 0, 2, &v4), "via 172.31.1.1 dev eth0");
+        assert_eq!(at(Encap::None, 2, 0, &v4), "via 172.31.2.1 dev eth0");
+        assert_eq!(at(Encap::None, 1, 2, &v6), "via fd00:31:1::1 dev eth0");
+        assert_eq!(at(Encap::Ipip, 0, 1, &v4), "via 172.31.1.12 dev cairn.ipip");
+        assert_eq!(at(Encap::Ipip, 0, 1, &v6), "dev cairn.vxlan");
+        assert_eq!(at(Encap::VxlanCrossSubnet, 0, 1, &v4), "via 172.31.1.12 dev eth0");
+        assert_eq!(at(Encap::VxlanCrossSubnet, 0, 2, &v4), "via 172.31.2.13 dev cairn.vxlan");
+    }
+
+    #[test]
+    fn a_route_leads_by_its_one_way() {
+        let way = |device: &str, gateway: &str| Way {
+            device: device.into(),
+            gateway: gateway.parse().ok(),
+        };
+        let ways = |ways: &[&Way]| ways.iter().map(|way| (*way).clone()).collect::<BTreeSet<_>>();
+        let (right, other) = (way("eth0", "172.31.1.12"), way("eth0", "172.31.1.1"));
+        assert!(leads(&ways(&[&right]), &right));
+        for wrong in [ways(&[]), ways(&[&other]), ways(&[&right, &other])] {
+            assert!(!leads(&wrong, &right), "{wrong:?}");
+        }
+        let tunnel = way("cairn.vxlan", "");
+        assert!(leads(&ways(&[&way("cairn.vxlan", "fe80::1")]), &tunnel));
+        assert!(!leads(&ways(&[&way("eth0", "fe80::1")]), &tunnel));
+        assert!(!leads(&ways(&[&tunnel]), &tunnel));
     }
 
     #[test]
