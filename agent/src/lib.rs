@@ -15,6 +15,7 @@
 pub mod agent;
 pub mod bgp;
 pub mod carrier;
+pub mod cleanup;
 pub mod control;
 pub mod disabled;
 pub mod fib;

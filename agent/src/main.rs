@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use cairn_agent::control::protocol::Ask;
 use cairn_agent::report::Report;
-use cairn_agent::{DEFAULT_RUN_DIR, agent, bgp, control, ipam_command, logging, speaker};
+use cairn_agent::{DEFAULT_RUN_DIR, agent, bgp, cleanup, control, ipam_command, logging, speaker};
 use clap::{Parser, Subcommand};
 
 /// A BGP pod network for Kubernetes.
@@ -39,6 +39,8 @@ enum Command {
     Bgp(bgp::Options),
     /// Show who has which addresses, find leaks and conflicts, and release what a dead machine holds.
     Ipam(ipam_command::Options),
+    /// Remove what Cairn left on this machine: routes, tunnels, packet filter, network configuration.
+    Cleanup(cleanup::Options),
     /// Print the custom resource definitions as YAML.
     Crds,
     /// Build a small data centre of network namespaces on this machine and prove that it works.
@@ -79,6 +81,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Bgp(options) => bgp::run(options),
         Command::Ipam(options) => block_on(ipam_command::run(options)),
+        Command::Cleanup(options) => block_on(cleanup::run(options)),
         Command::Crds => {
             print!("{}", crds()?);
             Ok(ExitCode::SUCCESS)

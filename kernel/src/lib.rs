@@ -5,6 +5,7 @@
 //! values and get back what the kernel holds and what failed.
 
 pub mod batch;
+pub mod cleanup;
 pub mod error;
 pub mod feature;
 pub mod firewall;

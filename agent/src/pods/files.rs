@@ -14,13 +14,16 @@ use super::PodsError;
 /// The lock that only one agent of a node holds, for as long as the value lives. The kernel frees it
 /// with the process, however that ends.
 #[derive(Debug)]
-pub(super) struct Lock {
+pub struct Lock {
     _file: File,
 }
 
 impl Lock {
-    /// Takes the lock of `run_dir` without waiting.
-    pub(super) fn take(run_dir: &Path) -> Result<Lock, PodsError> {
+    /// Takes the lock of `run_dir`, which is made if need be, without waiting.
+    ///
+    /// # Errors
+    /// [`PodsError::Locked`] while an agent runs, and [`PodsError::RunDir`].
+    pub fn take(run_dir: &Path) -> Result<Lock, PodsError> {
         fs::create_dir_all(run_dir).map_err(failed("create", run_dir))?;
         let path = run_dir.join(LOCK);
         // Not truncated before the lock is held: the text is the holder's.

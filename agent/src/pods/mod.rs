@@ -37,7 +37,7 @@ use tokio::sync::{Notify, watch};
 pub use annotations::{AnnotationSource, ApiAnnotations};
 pub use calls::PodCalls;
 pub use error::PodsError;
-pub use files::socket_path;
+pub use files::{Lock, socket_path};
 pub use kernel::{Attachment, Found, Listed, PodKernel, Question};
 pub use network::PodNetwork;
 

@@ -27,6 +27,7 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
+pub(crate) use self::device::ALIAS;
 #[cfg(test)]
 pub(crate) use self::device::parse_settings;
 pub use self::device::{Device, Encapsulation, TunnelKind, VxlanSettings};
