@@ -190,7 +190,7 @@ async fn read(stream: Option<impl AsyncRead + Unpin>, bytes_max: u64) -> Option<
 fn shortened(complaint: &str, status: &str) -> String {
     let lines = || complaint.lines().map(str::trim).filter(|line| !line.is_empty());
     let mut chosen: Vec<&str> =
-        lines().filter(|line| line.contains("rror:")).take(LINES_MAX).collect();
+        lines().filter(|line| line.contains("Error:")).take(LINES_MAX).collect();
     if chosen.is_empty() {
         chosen = lines().take(LINES_MAX).collect();
     }
