@@ -7,14 +7,16 @@
 //! ```
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use cairn_api::{BGPNode, BGPNodeStatus, BGPNodeStatusSpec, ObjectReference, RoutesStatus};
+use cairn_api::{
+    BGPNode, BGPNodeStatus, BGPNodeStatusSpec, NodeConfigurationSpec, ObjectReference,
+    RoutesStatus, TunnelKind,
+};
 use cairn_bgp::config::SpeakerConfig;
 use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
 use clap::Args;
@@ -26,13 +28,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::disabled::DisabledPeers;
-use crate::fib::Fib;
+use crate::fib::{Fib, Wrapping};
+use crate::firewall::{self, Keeper};
 use crate::ipam::Holdings;
 use crate::ipam::disk::Owner;
 use crate::plan::{Local, plan};
 use crate::problems::{Line, ProblemLog};
 use crate::publish::{self, Wanted};
 use crate::report::{self, BlockReport, Report};
+use crate::tunnels::Ways;
+use crate::underlay::KernelUnderlay;
 use crate::view::{ClusterView, WatchFailure};
 use crate::witness::SpeakerWitness;
 use crate::{control, ipam, last_view, memory, pods, until, watch as watches};
@@ -86,6 +91,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let listener = control::bind(&options.run_dir)?;
     let (client, server) = client(options.kubeconfig.as_deref()).await?;
     let mut fib = Fib::start(Some(pods.clone())).await?;
+    let firewall = Keeper::start().await?;
     let boot_id = ipam::boot_id().context("cannot read this machine's boot id")?;
     let storage: Arc<dyn ipam::Storage> = Arc::new(ipam::Directory::new(&options.run_dir));
     let owner =
@@ -154,6 +160,12 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         holdings,
         reachable: fib.reachable.clone(),
         routes: fib.state.clone(),
+        tunnels: fib.tunnels.clone(),
+        tunnel_problems: fib.problems.clone(),
+        filter_problems: firewall.problems.clone(),
+        firewall,
+        settings: NodeConfigurationSpec::default(),
+        underlay: fib.underlay.clone(),
         usage: pods.usage(),
         pods,
         speaker: None,
@@ -166,7 +178,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         log: ProblemLog::default(),
         first_plan: None,
         start_by: None,
-        uplink: None,
+        ways: Ways::default(),
+        addresses: pods::TunnelAddresses::default(),
     };
     agent.follow(&mut fib, served).await?;
     if let Some(speaker) = agent.speaker {
@@ -187,6 +200,14 @@ struct Agent {
     holdings: watch::Receiver<Arc<Holdings>>,
     reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     routes: watch::Receiver<RoutesStatus>,
+    /// The tunnels from which the kernel takes packets.
+    tunnels: watch::Receiver<BTreeSet<TunnelKind>>,
+    tunnel_problems: watch::Receiver<Vec<String>>,
+    filter_problems: watch::Receiver<Vec<String>>,
+    firewall: Keeper,
+    /// The settings of the node's kernel, as they were last planned.
+    settings: NodeConfigurationSpec,
+    underlay: watch::Receiver<Arc<KernelUnderlay>>,
     usage: watch::Receiver<pods::Usage>,
     pods: pods::PodsHandle,
     speaker: Option<Running>,
@@ -201,7 +222,10 @@ struct Agent {
     first_plan: Option<tokio::time::Instant>,
     /// When the speaker starts at the latest.
     start_by: Option<tokio::time::Instant>,
-    uplink: Option<Uplink>,
+    /// How others' blocks are reached, as it was last planned.
+    ways: Ways,
+    /// What the tunnel devices are to have, as it was last told.
+    addresses: pods::TunnelAddresses,
 }
 
 struct Running {
@@ -234,8 +258,28 @@ impl Agent {
                     changed.context("the kernel side ended")?;
                     self.plan(fib);
                 }
+                changed = self.tunnels.changed() => {
+                    changed.context("the kernel side ended")?;
+                    self.plan(fib);
+                }
+                changed = self.underlay.changed() => {
+                    changed.context("the kernel side ended")?;
+                    self.plan(fib);
+                }
                 changed = self.routes.changed() => changed.context("the kernel side ended")?,
-                changed = self.usage.changed() => changed.context("the pod network ended")?,
+                changed = self.tunnel_problems.changed() => {
+                    changed.context("the kernel side ended")?;
+                }
+                changed = self.filter_problems.changed() => {
+                    changed.context("the packet filter's thread ended")?;
+                }
+                changed = self.usage.changed() => {
+                    changed.context("the pod network ended")?;
+                    // Pods come and go without it.
+                    if self.knows_cluster && self.usage.borrow().tunnels != self.addresses {
+                        self.follow_tunnels(fib);
+                    }
+                }
                 () = until(self.start_by) => {
                     self.start_by = None;
                     self.plan(fib);
@@ -267,10 +311,14 @@ impl Agent {
         let holdings = self.holdings.borrow_and_update().clone();
         let reachable = self.reachable.borrow_and_update().clone();
         let running = self.speaker.as_ref().map(|running| Arc::clone(&running.config));
+        let tunnels = self.tunnels.borrow_and_update().clone();
+        let underlay = self.underlay.borrow_and_update().clone();
         let local = Local {
             blocks: &holdings.announced,
             reachable: &reachable,
             running: running.as_deref(),
+            tunnels: &tunnels,
+            interfaces: &underlay.own,
         };
         let plan = plan(&view, &self.name, &local);
         self.pods.set_supply(pods::Supply {
@@ -278,6 +326,8 @@ impl Agent {
             families: holdings.families.clone(),
             pools: holdings.pools.clone(),
             reserved: holdings.reserved.clone(),
+            tunnels: plan.tunnel_pools,
+            lodgings: holdings.lodgings.clone(),
             refusals: holdings.refusals.clone(),
             namespaces: Arc::clone(&view.namespaces),
         });
@@ -289,9 +339,12 @@ impl Agent {
         fib.may_sweep
             .send_if_modified(|may| std::mem::replace(may, !view.restored) == view.restored);
         if !plan.addresses.is_empty() {
-            let mtu = self.uplink_mtu(&plan.addresses);
+            let mtu = plan.ways.pod_mtu(|address| underlay.mtu(address)).unwrap_or(DEFAULT_MTU);
             self.pods.set_config(pods::PodConfig { node_addresses: plan.addresses.clone(), mtu });
         }
+        self.ways = plan.ways;
+        self.settings = plan.settings;
+        self.follow_tunnels(fib);
         // Others know this node by that object alone, so it comes back when somebody deletes it.
         let shown = view.own_bgp_node.as_ref();
         let drifted = plan.bgp_node.as_ref().is_some_and(|(_, wanted)| Some(wanted) != shown);
@@ -311,19 +364,28 @@ impl Agent {
         }
     }
 
-    /// The MTU for pods. Links are listed for it, of which each pod has one, and most plans are made
-    /// for other reasons.
-    fn uplink_mtu(&mut self, addresses: &[IpAddr]) -> u32 {
-        let now = tokio::time::Instant::now();
-        let fresh = |known: &&Uplink| {
-            known.addresses == addresses && now.duration_since(known.read) < UPLINK_INTERVAL
-        };
-        if let Some(known) = self.uplink.as_ref().filter(fresh) {
-            return known.mtu;
-        }
-        let mtu = underlay_mtu(addresses);
-        self.uplink = Some(Uplink { addresses: addresses.to_vec(), mtu, read: now });
-        mtu
+    /// Tells the kernel side what is reached through tunnels, what their devices have, and what may
+    /// pass.
+    fn follow_tunnels(&mut self, fib: &Fib) {
+        self.addresses = self.usage.borrow().tunnels.clone();
+        let addresses = self.addresses.clone();
+        let (view, own) = (self.views.borrow().clone(), self.underlay.borrow().clone());
+        let wanted = firewall::wanted(&view, &self.ways, &self.settings, &addresses, &own.own);
+        self.firewall.wanted.send_if_modified(|held| {
+            let differs = held.as_ref() != Some(&wanted);
+            if differs {
+                *held = Some(wanted);
+            }
+            differs
+        });
+        let wanted = Wrapping { node: self.name.clone(), ways: self.ways.clone(), addresses };
+        fib.wrapping.send_if_modified(|held| {
+            let differs = **held != wanted;
+            if differs {
+                *held = Arc::new(wanted);
+            }
+            differs
+        });
     }
 
     /// What is wrong with the way to the API server. The reason of an outage is the first one: the
@@ -400,6 +462,8 @@ impl Agent {
         };
         let mut problems = self.problems.clone();
         problems.extend(self.holdings.borrow().problems.iter().cloned());
+        problems.extend(self.tunnel_problems.borrow_and_update().iter().cloned());
+        problems.extend(self.filter_problems.borrow_and_update().iter().cloned());
         let (lines, log_due) = self.log.observe(Instant::now(), &problems);
         for line in lines {
             match line {
@@ -442,13 +506,6 @@ impl Agent {
     }
 }
 
-/// The links that hold the node's addresses, as they were last read.
-struct Uplink {
-    addresses: Vec<IpAddr>,
-    mtu: u32,
-    read: tokio::time::Instant,
-}
-
 /// How long after the first plan the speaker starts at the latest.
 ///
 /// Peers that kept our routes over a restart drop those that are missing at our End-of-RIB, so the
@@ -478,28 +535,6 @@ async fn changed(speaker: &mut Option<Running>) -> Result<(), watch::error::Recv
     match speaker {
         Some(running) => running.changes.changed().await,
         None => std::future::pending().await,
-    }
-}
-
-/// The smallest MTU of the links that hold the node's addresses; 1500 where it cannot be read.
-fn underlay_mtu(addresses: &[IpAddr]) -> u32 {
-    let read = || -> Result<Option<u32>, cairn_kernel::Error> {
-        let mut netlink = cairn_kernel::Netlink::open()?;
-        let links = cairn_kernel::link::list(&mut netlink)?;
-        let holders: BTreeSet<u32> = cairn_kernel::link::addresses(&mut netlink)?
-            .iter()
-            .filter(|held| addresses.contains(&held.address.addr()))
-            .map(|held| held.ifindex)
-            .collect();
-        let mtus = links.iter().filter(|link| holders.contains(&link.index)).map(|link| link.mtu);
-        Ok(mtus.min())
-    };
-    match read() {
-        Ok(mtu) => mtu.unwrap_or(DEFAULT_MTU),
-        Err(error) => {
-            tracing::warn!(%error, "cannot read the uplink's MTU: pods get {DEFAULT_MTU}");
-            DEFAULT_MTU
-        }
     }
 }
 
@@ -541,9 +576,6 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 /// How long the first session waits for a block that does not get into the kernel.
 const START_WAIT: Duration = Duration::from_secs(5);
 
-/// A plan that comes later than this after the links were read reads them again.
-const UPLINK_INTERVAL: Duration = Duration::from_secs(10);
-
 /// Changes that come together are one report.
 const REPORT_DELAY: Duration = Duration::from_millis(100);
 
@@ -575,7 +607,7 @@ mod tests {
         let view = ClusterView { own_blocks: cidrs.map(block).into(), ..ClusterView::default() };
         let wait = |announced: &[IpNet], reachable: &[IpNet]| {
             let reachable = reachable.iter().copied().collect();
-            start_wait(&view, &Local { blocks: announced, reachable: &reachable, running: None })
+            start_wait(&view, &Local::new(announced, &reachable, None))
         };
         assert_eq!(wait(&cidrs, &cidrs), Duration::ZERO);
         assert_eq!(wait(&cidrs[..1], &cidrs[..1]), IDLE_WAIT);

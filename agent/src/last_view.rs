@@ -64,7 +64,7 @@ pub async fn keep(
 const INTERVAL: Duration = Duration::from_secs(2);
 const VIEW: &str = "view.json";
 /// Raised by every change of what stands in it.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 #[cfg(test)]
 mod tests {

@@ -9,16 +9,20 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use cairn_api::{
-    BGPConfigurationSpec, BGPNodeSpec, BGPPeerSpec, IPPool, LABEL_ASN, ObjectReference, Topology,
+    BGPConfigurationSpec, BGPNodeSpec, BGPPeerSpec, Encapsulation, IPPool, LABEL_ASN,
+    NodeConfigurationSpec, ObjectReference, Topology, TunnelKind,
 };
 use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{BlockOwner, OriginTable};
+use cairn_ipam::Family as AddressFamily;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 
+use crate::node_address::{self, AddressChooser, OwnAddress};
 use crate::objects::{self, DefaultPolicies, Policies};
+use crate::tunnels::{self, Ways};
 use crate::view::{ClusterView, PeerNode};
 
 /// Everything that one node should do.
@@ -32,6 +36,12 @@ pub struct NodePlan {
     pub addresses: Vec<IpAddr>,
     /// Blocks that the node owns: a blackhole route each.
     pub blackholes: BTreeSet<IpNet>,
+    /// How others' blocks are reached.
+    pub ways: Ways,
+    /// The pools, by name, in whose blocks each tunnel device has its address of a family.
+    pub tunnel_pools: BTreeMap<(TunnelKind, AddressFamily), Vec<String>>,
+    /// The settings of the node's kernel.
+    pub settings: NodeConfigurationSpec,
     /// What is wrong and what to do, one sentence each.
     pub problems: Vec<String>,
 }
@@ -45,6 +55,22 @@ pub struct Local<'a> {
     pub reachable: &'a BTreeSet<IpNet>,
     /// What its speaker runs on: a peer that cannot be used any more stays as it is.
     pub running: Option<&'a SpeakerConfig>,
+    /// The tunnels from which its kernel takes packets.
+    pub tunnels: &'a BTreeSet<TunnelKind>,
+    /// Its own addresses with their interfaces.
+    pub interfaces: &'a [OwnAddress],
+}
+
+impl<'a> Local<'a> {
+    /// Of a node without tunnels, whose interfaces are not known.
+    pub fn new(
+        blocks: &'a [IpNet],
+        reachable: &'a BTreeSet<IpNet>,
+        running: Option<&'a SpeakerConfig>,
+    ) -> Local<'a> {
+        static NO_TUNNELS: BTreeSet<TunnelKind> = BTreeSet::new();
+        Local { blocks, reachable, running, tunnels: &NO_TUNNELS, interfaces: &[] }
+    }
 }
 
 /// Plans what the node `name` should do. A block is announced once it is reachable.
@@ -53,18 +79,25 @@ pub struct Local<'a> {
 pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     let mut problems = Vec::new();
     let configuration = configuration(view, &mut problems);
-    let identity = Identity::of(view, name, &configuration, &mut problems);
+    let settings = settings(view, &mut problems);
+    let chooser = AddressChooser { settings: &settings.node_address, own: local.interfaces };
+    let identity = Identity::of(view, name, &configuration, Some(&chooser), &mut problems);
+    let addresses = identity.as_ref().map(|me| me.addresses.clone()).unwrap_or_default();
+    let ways = Ways::of(view, &addresses, settings.vxlan);
     let speaker =
         identity.as_ref().map(|me| speaker(view, name, me, &configuration, local, &mut problems));
     let bgp_node = identity.as_ref().and_then(|me| {
         let owner = me.owner.clone()?;
-        Some((owner, me.bgp_node()))
+        Some((owner, me.bgp_node(&ways, local)))
     });
     NodePlan {
         speaker,
         bgp_node,
-        addresses: identity.map(|me| me.addresses).unwrap_or_default(),
+        addresses,
         blackholes: local.blocks.iter().copied().collect(),
+        ways,
+        tunnel_pools: tunnel_pools(view),
+        settings,
         problems,
     }
 }
@@ -73,7 +106,7 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
 pub fn own_asn(view: &ClusterView, name: &str) -> Option<u32> {
     let problems = &mut Vec::new();
     let configuration = configuration(view, problems);
-    Identity::of(view, name, &configuration, problems).map(|me| me.asn)
+    Identity::of(view, name, &configuration, None, problems).map(|me| me.asn)
 }
 
 fn configuration(view: &ClusterView, problems: &mut Vec<String>) -> BGPConfigurationSpec {
@@ -126,10 +159,11 @@ impl Identity {
         view: &ClusterView,
         name: &str,
         configuration: &BGPConfigurationSpec,
+        chooser: Option<&AddressChooser<'_>>,
         problems: &mut Vec<String>,
     ) -> Option<Identity> {
         match (&view.node, &view.own_bgp_node) {
-            (Some(node), _) => Identity::from_node(node, name, configuration, problems),
+            (Some(node), _) => Identity::from_node(node, name, configuration, chooser, problems),
             (None, Some(spec)) => Identity::from_bgp_node(spec),
             (None, None) => {
                 problems.push(format!(
@@ -144,6 +178,7 @@ impl Identity {
         node: &Node,
         name: &str,
         configuration: &BGPConfigurationSpec,
+        chooser: Option<&AddressChooser<'_>>,
         problems: &mut Vec<String>,
     ) -> Option<Identity> {
         let labels = node.metadata.labels.clone().unwrap_or_default();
@@ -166,7 +201,10 @@ impl Identity {
                 }
             },
         };
-        let addresses = internal_addresses(node);
+        let addresses = match chooser {
+            Some(chooser) => chooser.choose(node, name, problems),
+            None => node_address::internal_addresses(node),
+        };
         if addresses.is_empty() {
             problems.push(format!(
                 "Node {name} has no InternalIP in its status: the kubelet sets it, see --node-ip"
@@ -193,8 +231,13 @@ impl Identity {
         })
     }
 
-    fn bgp_node(&self) -> BGPNodeSpec {
+    fn bgp_node(&self, ways: &Ways, local: &Local<'_>) -> BGPNodeSpec {
+        let wrapped = |block: &&IpNet| ways.encapsulation(**block) != Encapsulation::None;
+        let mut blocks: Vec<IpNet> = local.blocks.iter().filter(wrapped).copied().collect();
+        blocks.sort_unstable();
         BGPNodeSpec {
+            tunnels: ways.kinds().intersection(local.tunnels).copied().collect(),
+            blocks: blocks.iter().map(IpNet::to_string).collect(),
             addresses: self.addresses.iter().map(IpAddr::to_string).collect(),
             asn: self.asn,
             router_id: self.router_id.to_string(),
@@ -203,17 +246,40 @@ impl Identity {
     }
 }
 
-/// The first InternalIP of each family, IPv4 first.
-fn internal_addresses(node: &Node) -> Vec<IpAddr> {
-    let all: Vec<IpAddr> = node
-        .status
-        .iter()
-        .flat_map(|status| status.addresses.iter().flatten())
-        .filter(|address| address.type_ == "InternalIP")
-        .filter_map(|address| address.address.parse().ok())
-        .collect();
-    let first = |v4: bool| all.iter().copied().find(|address| address.is_ipv4() == v4);
-    first(true).into_iter().chain(first(false)).collect()
+/// The settings of this node's kernel: those of the first NodeConfiguration by name that selects it,
+/// else those of the one named default, else the defaults.
+fn settings(view: &ClusterView, problems: &mut Vec<String>) -> NodeConfigurationSpec {
+    let labels = view.node.as_ref().map(|n| n.metadata.labels.clone().unwrap_or_default());
+    let selects = |spec: &NodeConfigurationSpec| {
+        let selector = spec.node_selector.as_ref();
+        selector.zip(labels.as_ref()).is_some_and(|(selector, labels)| selector.matches(labels))
+    };
+    let mut selecting = view.node_configurations.iter().filter(|(_, object)| selects(&object.spec));
+    let Some((first, chosen)) = selecting.next() else {
+        let default = view.node_configurations.get("default");
+        return default.map(|object| object.spec.clone()).unwrap_or_default();
+    };
+    for (other, _) in selecting {
+        problems.push(format!(
+            "NodeConfiguration {other} selects this node too and is not used here: {first} comes \
+             first by name; let their nodeSelectors not overlap"
+        ));
+    }
+    chosen.spec.clone()
+}
+
+/// Where the tunnel devices have their addresses: in blocks of the pools that need them.
+fn tunnel_pools(view: &ClusterView) -> BTreeMap<(TunnelKind, AddressFamily), Vec<String>> {
+    let mut pools: BTreeMap<_, Vec<String>> = BTreeMap::new();
+    for (name, pool) in &view.pools {
+        let kind = tunnels::kind_of(pool.spec.encapsulation);
+        let cidr = pool.spec.cidr.parse::<IpNet>().ok();
+        let Some((kind, cidr)) = kind.zip(cidr) else { continue };
+        if pool.metadata.deletion_timestamp.is_none() {
+            pools.entry((kind, AddressFamily::of_net(cidr))).or_default().push(name.clone());
+        }
+    }
+    pools
 }
 
 fn router_id(

@@ -1,22 +1,33 @@
-//! What the kernel says about the way below BGP, for the speaker's judgement of routes.
+//! What the kernel says about the way below BGP: for the speaker's judgement of routes, and for where
+//! tunnels begin.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::{LocalNetworks, Underlay};
 use cairn_bgp::speaker::SpeakerHandle;
+use cairn_kernel::link::{self, Link};
+use cairn_kernel::pod::HOST_INTERFACE_PREFIX;
 use cairn_kernel::resolve::Resolver;
 use cairn_kernel::route::{DumpFilter, Family, Route, RouteSocket, TABLE_MAIN, Target};
-use cairn_kernel::{ROUTE_PROTOCOL, link, nexthop};
+use cairn_kernel::{ROUTE_PROTOCOL, nexthop};
 use tokio::sync::watch;
+
+use crate::node_address::{self, OwnAddress};
+use crate::tunnels;
 
 /// Addresses and the routes of others, at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct KernelUnderlay {
     /// How next hops are reached.
     pub resolver: Resolver,
+    /// The node's own addresses, but those of pods' and tunnels' interfaces and link-local ones.
+    pub own: Vec<OwnAddress>,
     networks: LocalNetworks,
+    /// The MTU of the link that has an address.
+    mtus: BTreeMap<IpAddr, u32>,
 }
 
 impl KernelUnderlay {
@@ -42,8 +53,42 @@ impl KernelUnderlay {
         } else {
             Vec::new()
         };
-        Ok(KernelUnderlay { resolver: Resolver::new(&addresses, &routes, &objects), networks })
+        let links = link::list(socket.netlink())?;
+        let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
+        let mut underlay = KernelUnderlay {
+            resolver: Resolver::new(&addresses, &routes, &objects),
+            own: Vec::new(),
+            networks,
+            mtus: BTreeMap::new(),
+        };
+        for held in &addresses {
+            let Some(link) = links.get(&held.ifindex).filter(|link| is_underlay(link)) else {
+                continue;
+            };
+            if !tunnels::is_link_local(held.address.addr()) {
+                underlay.mtus.insert(held.address.addr(), link.mtu);
+                underlay
+                    .own
+                    .push(OwnAddress { interface: link.name.clone(), address: held.address });
+            }
+        }
+        Ok(underlay)
     }
+
+    /// Whether `address` is in a subnet of this node, so that no router is between.
+    pub fn is_near(&self, address: IpAddr) -> bool {
+        node_address::is_near(&self.own, address)
+    }
+
+    /// The MTU in bytes of the link that has `address`.
+    pub fn mtu(&self, address: IpAddr) -> Option<u32> {
+        self.mtus.get(&address).copied()
+    }
+}
+
+/// Whether a link is neither a pod's nor a tunnel.
+fn is_underlay(link: &Link) -> bool {
+    !link.is_loopback() && !link.name.starts_with(HOST_INTERFACE_PREFIX) && !tunnels::is_ours(link)
 }
 
 impl Underlay for KernelUnderlay {

@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 use cairn_api::{
     BGPAdvertisement, BGPConfiguration, BGPNodeSpec, BGPPeer, BGPPolicy, IPBlock, IPPool,
-    IPReservation,
+    IPReservation, NodeConfiguration, TunnelKind,
 };
+use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use serde::{Deserialize, Serialize};
 
@@ -58,6 +59,11 @@ pub struct ClusterView {
     /// The other nodes of this node's AS, by name.
     #[serde(with = "shared_peers")]
     pub peer_nodes: Arc<BTreeMap<Arc<str>, PeerNode>>,
+    /// Every node, with what it takes to reach its blocks; while no pool needs it, none.
+    #[serde(with = "shared_members")]
+    pub members: Arc<BTreeMap<Arc<str>, Arc<Member>>>,
+    /// NodeConfigurations by name.
+    pub node_configurations: BTreeMap<String, NodeConfiguration>,
     /// This node is among the few that stand for leader.
     #[serde(skip)]
     pub stands: bool,
@@ -84,6 +90,36 @@ pub struct PeerNode {
     pub ipv4: Option<Ipv4Addr>,
     /// Its IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
+}
+
+/// A node, as its BGPNode tells how to reach its blocks.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// Its IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// The tunnels from which it takes packets.
+    pub tunnels: Vec<TunnelKind>,
+    /// Its blocks of pools with an encapsulation, in order.
+    pub blocks: Vec<IpNet>,
+}
+
+impl Member {
+    /// Its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let v4 = self.ipv4.map(IpAddr::V4);
+        v4.into_iter().chain(self.ipv6.map(IpAddr::V6))
+    }
+}
+
+impl From<&BGPNodeSpec> for Member {
+    fn from(spec: &BGPNodeSpec) -> Member {
+        let PeerNode { ipv4, ipv6, .. } = PeerNode::from(spec);
+        let mut blocks: Vec<IpNet> = spec.blocks.iter().filter_map(|b| b.parse().ok()).collect();
+        blocks.sort_unstable();
+        Member { ipv4, ipv6, tunnels: spec.tunnels.clone(), blocks }
+    }
 }
 
 impl From<&BGPNodeSpec> for PeerNode {
@@ -161,5 +197,27 @@ mod shared_peers {
     pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Shared, D::Error> {
         let peers = BTreeMap::<String, PeerNode>::deserialize(from)?;
         Ok(Arc::new(peers.into_iter().map(|(name, peer)| (name.into(), peer)).collect()))
+    }
+}
+
+/// Members that views share, as plain ones.
+mod shared_members {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+
+    use serde::{Deserialize, Deserializer, Serializer};
+
+    use super::Member;
+
+    type Shared = Arc<BTreeMap<Arc<str>, Arc<Member>>>;
+
+    pub(super) fn serialize<S: Serializer>(members: &Shared, to: S) -> Result<S::Ok, S::Error> {
+        to.collect_map(members.iter().map(|(name, member)| (name.as_ref(), member.as_ref())))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Shared, D::Error> {
+        let members = BTreeMap::<String, Member>::deserialize(from)?;
+        let members = members.into_iter().map(|(name, member)| (name.into(), Arc::new(member)));
+        Ok(Arc::new(members.collect()))
     }
 }

@@ -120,6 +120,7 @@ pub fn start(client: &Client, options: WatchOptions) -> watch::Receiver<Arc<Clus
         watches.all(None, |view| &mut view.bgp_peers),
         watches.all(None, |view| &mut view.bgp_policies),
         watches.all(None, |view| &mut view.bgp_advertisements),
+        watches.all(None, |view| &mut view.node_configurations),
     ];
 
     let mut view = restored.unwrap_or_default();

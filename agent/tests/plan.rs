@@ -3,7 +3,7 @@
 //! `CAIRN_BLESS=1 cargo test -p cairn-agent --test plan` writes the golden files anew; read the
 //! difference before committing it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -48,10 +48,12 @@ fn view(yaml: &str, node: &str) -> ClusterView {
     }
 }
 
+static NOTHING: BTreeSet<IpNet> = BTreeSet::new();
+
 fn planned(yaml: &str, node: &str, blocks: &[&str]) -> NodePlan {
     let blocks: Vec<IpNet> = blocks.iter().map(|b| b.parse().expect("a network")).collect();
     let reachable = blocks.iter().copied().collect();
-    plan(&view(yaml, node), node, &Local { blocks: &blocks, reachable: &reachable, running: None })
+    plan(&view(yaml, node), node, &Local::new(&blocks, &reachable, None))
 }
 
 fn golden(name: &str, plan: &NodePlan) {
@@ -94,7 +96,8 @@ fn one_as_makes_one_mesh() {
 #[test]
 fn a_block_is_announced_only_once_its_route_is_in_the_kernel() {
     let block: IpNet = "10.244.0.16/28".parse().expect("a network");
-    let local = Local { blocks: &[block], reachable: &Default::default(), running: None };
+    let blocks = [block];
+    let local = Local::new(&blocks, &NOTHING, None);
     let plan = plan(&view(RACK, "n1"), "n1", &local);
     assert!(plan.blackholes.contains(&block));
     assert!(plan.speaker.expect("known").originate.is_empty());
@@ -104,7 +107,7 @@ fn a_block_is_announced_only_once_its_route_is_in_the_kernel() {
 fn without_its_node_object_an_agent_keeps_its_sessions_and_writes_nothing() {
     let mut view = view(RACK, "n1");
     view.node = None;
-    let local = Local { blocks: &[], reachable: &Default::default(), running: None };
+    let local = Local::new(&[], &NOTHING, None);
     let plan = plan(&view, "n1", &local);
     assert!(plan.bgp_node.is_none());
     assert!(plan.speaker.expect("known from its BGPNode").peers.contains_key("mesh/n2"));
@@ -162,7 +165,7 @@ fn a_peer_whose_policy_goes_keeps_its_session() {
         RACK.replace("  address: 172.31.1.1\n", &format!("  address: 172.31.1.1\n{policies}"))
     };
     let before = planned(&with(""), "n1", &[]).speaker.expect("known");
-    let running = Local { blocks: &[], reachable: &Default::default(), running: Some(&before) };
+    let running = Local::new(&[], &NOTHING, Some(&before));
     let after = plan(&view(&with("  importPolicies: [gone]\n"), "n1"), "n1", &running);
     assert_eq!(after.speaker.as_ref(), Some(&before));
     assert!(after.problems.iter().any(|p| p.contains("keeps its old settings")));
@@ -195,6 +198,6 @@ spec: {cidrs: [172.31.1.0/24], nodeSelector: {matchLabels: {rack: '1'}}}
     assert!(before.peers.contains_key("bgppeer/tor1"));
     let mut view = view(&cluster, "n1");
     view.node = None;
-    let local = Local { blocks: &[], reachable: &Default::default(), running: Some(&before) };
+    let local = Local::new(&[], &NOTHING, Some(&before));
     assert_eq!(plan(&view, "n1", &local).speaker, Some(before));
 }

@@ -71,7 +71,7 @@ impl PodKernel for Kernel {
     fn read(&self) -> BoxFuture<'static, Result<Found, Error>> {
         let foreign = self.0.lock().unwrap().foreign.clone();
         let attachments = self.listed();
-        async move { Ok(Found { attachments, foreign }) }.boxed()
+        async move { Ok(Found { attachments, foreign, ..Found::default() }) }.boxed()
     }
 
     fn attach(&self, (): (), spec: PodSpec, _: PodIdentity) -> BoxFuture<'static, Attachment> {

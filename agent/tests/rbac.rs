@@ -110,6 +110,8 @@ async fn everything_that_agents_do(cluster: &Cluster, client: &Client, older: &C
             asn,
             router_id: "192.0.2.11".to_owned(),
             topology: Default::default(),
+            tunnels: Vec::new(),
+            blocks: Vec::new(),
         }),
     )
     .await;

@@ -150,7 +150,8 @@ async fn without_the_right_to_read_secrets_the_agent_goes_on_and_says_so(api: Ap
     };
     let view = agent.until("the refusal", refused).await;
     assert!(view.synced, "nothing else waits for it");
-    let local = Local { blocks: &[], reachable: &Default::default(), running: None };
+    let nothing = Default::default();
+    let local = Local::new(&[], &nothing, None);
     let planned = plan(&view, "n1", &local);
     assert!(planned.speaker.as_ref().is_some_and(|speaker| speaker.peers.is_empty()));
     let problem =

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What other nodes need to know of a node to peer with it. Its agent writes it, and changes it
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "ASN", type_ = "integer", json_path = ".spec.asn"),
     printcolumn(name = "RouterID", type_ = "string", json_path = ".spec.routerID"),
     printcolumn(name = "Addresses", type_ = "string", json_path = ".spec.addresses"),
+    printcolumn(name = "Tunnels", type_ = "string", json_path = ".spec.tunnels", priority = 1),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -39,4 +41,24 @@ pub struct BGPNodeSpec {
     /// Where the node stands: its topology labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub topology: BTreeMap<String, String>,
+    /// The tunnels from which the node takes packets: no other node sends by one before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 2))]
+    pub tunnels: Vec<TunnelKind>,
+    /// The node's blocks that others reach by a tunnel: those of pools with an encapsulation. They
+    /// change when the node claims one or gives one back, not when a pod starts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16384), inner(length(min = 1, max = 43)))]
+    pub blocks: Vec<String>,
+}
+
+/// A kind of tunnel between nodes.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema,
+)]
+pub enum TunnelKind {
+    /// VXLAN (RFC 7348).
+    VXLAN,
+    /// IP in IP (RFC 2003).
+    IPIP,
 }

@@ -23,6 +23,9 @@ pub const ANNOTATION_IPPOOLS: &str = "cairn.network/ippools";
 /// The annotation of a Pod that asks for fixed addresses, at most one a family, with a comma between.
 pub const ANNOTATION_IPS: &str = "cairn.network/ips";
 
+/// The annotation of a Node that names its addresses, at most one a family, with a comma between.
+pub const ANNOTATION_NODE_ADDRESSES: &str = "cairn.network/node-addresses";
+
 /// A reference to an object by name and UID: a new object of the same name is another object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

@@ -92,6 +92,9 @@ pub struct Allocation {
     /// The container id of the pod's sandbox.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub container: Option<String>,
+    /// The node's own tunnel device, in the place of a pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
 }
 
 /// The name of the IPBlock for `cidr`, for example `10.244.3.64-26` or `fd00-10-244--40-122`.

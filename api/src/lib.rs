@@ -17,13 +17,14 @@ mod common;
 mod ipblock;
 mod ippool;
 mod ipreservation;
+mod nodeconfiguration;
 
 pub use advertisement::{BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus};
 pub use bgpconfiguration::{
     BGPConfiguration, BGPConfigurationSpec, BGPConfigurationStatus, GracefulRestart, Multipath,
     Timers, Topology,
 };
-pub use bgpnode::{BGPNode, BGPNodeSpec};
+pub use bgpnode::{BGPNode, BGPNodeSpec, TunnelKind};
 pub use bgpnodestatus::{
     BGPNodeStatus, BGPNodeStatusSpec, FailedRoute, RoutesStatus, SessionStatus,
 };
@@ -34,15 +35,16 @@ pub use bgppolicy::{
     Set, SetNextHop,
 };
 pub use common::{
-    ANNOTATION_IPPOOLS, ANNOTATION_IPS, AddressFamily, Condition, ConditionStatus, GROUP,
-    LABEL_ASN, LabelSelector, LabelSelectorRequirement, ObjectReference, Operator, VERSION,
-    set_condition,
+    ANNOTATION_IPPOOLS, ANNOTATION_IPS, ANNOTATION_NODE_ADDRESSES, AddressFamily, Condition,
+    ConditionStatus, GROUP, LABEL_ASN, LabelSelector, LabelSelectorRequirement, ObjectReference,
+    Operator, VERSION, set_condition,
 };
 pub use ipblock::{
     Allocation, FINALIZER, IPBlock, IPBlockSpec, IPBlockStatus, block_name, block_range,
 };
 pub use ippool::{BlockAllocation, Encapsulation, IPPool, IPPoolSpec, IPPoolStatus, PoolUse};
 pub use ipreservation::{IPReservation, IPReservationSpec};
+pub use nodeconfiguration::{NodeAddress, NodeConfiguration, NodeConfigurationSpec, Switch, Vxlan};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;
@@ -53,6 +55,7 @@ pub fn crds() -> Vec<CustomResourceDefinition> {
         IPPool::crd(),
         IPBlock::crd(),
         IPReservation::crd(),
+        NodeConfiguration::crd(),
         BGPConfiguration::crd(),
         BGPNode::crd(),
         BGPPeer::crd(),

@@ -201,6 +201,9 @@ pub struct Decision {
     /// Blocks in which pods live and whose object is gone, to be created again as they were, each
     /// with its pool.
     pub reasserts: Vec<(IpNet, Pool)>,
+    /// Blocks in which the node's own devices may have addresses: those that stay. From others they
+    /// move, as a block goes only when nothing is left in it.
+    pub lodgings: Vec<IpNet>,
     /// Demands of [`Knowledge::short`] that cannot be met now, with the reason.
     pub refusals: BTreeMap<Demand, String>,
     /// What a person should know, one sentence each.
@@ -240,7 +243,7 @@ pub fn pod_pools(pools: &[Pool], own: &[OwnBlock]) -> Vec<PodPool> {
 
 /// Decides what to claim, which blocks hand out, and which go back.
 pub fn decide(known: &Knowledge<'_>) -> Decision {
-    let mut decision = Decision::default();
+    let mut decision = Decision { lodgings: lodgings(known), ..Decision::default() };
     decision.problems.extend(known.standing.problem().map(str::to_owned));
     for pool in known.pools {
         if let Some(first) = overlapped_by(pool, known.pools) {
@@ -395,9 +398,7 @@ fn release(family: Family, known: &Knowledge<'_>, decision: &mut Decision) {
         let ends = match block.state {
             BlockState::Terminating | BlockState::Conflict | BlockState::Releasing => true,
             BlockState::Lost | BlockState::OfEarlierNode | BlockState::OtherMachine => false,
-            BlockState::Confirmed | BlockState::Unverified => pool.is_none_or(|pool| {
-                is_abandoned(pool, known) || !pool.selected || is_no_pod_cidr(block, pool, known)
-            }),
+            BlockState::Confirmed | BlockState::Unverified => is_unwanted(block, known),
         };
         // Nobody but this node knows of something else that uses an address of the block: its next
         // owner would give that address to a pod.
@@ -437,6 +438,34 @@ fn release(family: Family, known: &Knowledge<'_>, decision: &mut Decision) {
             && (drained || pool.namespaces.is_some() || left >= size_of(block.cidr))
     });
     decision.releases.extend(idle.map(|(block, _)| block.cidr).max());
+}
+
+/// Whether a block that is in order goes for the sake of its pool or of the node's podCIDRs.
+fn is_unwanted(block: &OwnBlock, known: &Knowledge<'_>) -> bool {
+    pool_of(block, known).is_none_or(|pool| {
+        is_abandoned(pool, known) || !pool.selected || is_no_pod_cidr(block, pool, known)
+    })
+}
+
+/// The blocks of which [`Decision::lodgings`] tells.
+fn lodgings(known: &Knowledge<'_>) -> Vec<IpNet> {
+    if wanted::is_drained(known) {
+        return Vec::new();
+    }
+    let stays = |block: &&OwnBlock| match block.state {
+        // While no pool is known nothing is known of any.
+        BlockState::Confirmed | BlockState::Unverified => {
+            known.pools.is_empty() || !is_unwanted(block, known)
+        }
+        // It is asserted again.
+        BlockState::Lost => true,
+        BlockState::Terminating
+        | BlockState::Conflict
+        | BlockState::Releasing
+        | BlockState::OfEarlierNode
+        | BlockState::OtherMachine => false,
+    };
+    known.own.iter().filter(stays).map(|block| block.cidr).collect()
 }
 
 /// Whether nobody claims from the pool any more. Before that changes, or another pool takes its place,

@@ -33,7 +33,7 @@ pub(crate) fn claims(known: &Knowledge<'_>, decision: &mut Decision) {
 pub(crate) fn is_drained(known: &Knowledge<'_>) -> bool {
     known.scheduling == Scheduling::Cordoned
         && known.short.is_empty()
-        && known.own.iter().all(|block| block.used().unwrap_or_default() == 0)
+        && known.own.iter().all(|block| block.usage.as_ref().is_none_or(|usage| usage.pods() == 0))
 }
 
 /// Claims a block of the first of the named pools that gives one.

@@ -43,6 +43,7 @@ fn own(pool: &Pool, cidr: &str, used: u64) -> OwnBlock {
         pool_uid: pool.uid.clone(),
         state: BlockState::Confirmed,
         usage: Some(BlockUsage {
+            devices: 0,
             cidr,
             pool: pool.name.clone(),
             hand_out: true,

@@ -185,7 +185,8 @@ fn status_of(held: &BlockUsage, usage: &Usage, holdings: &Holdings) -> IPBlockSt
             .map(|(address, id)| Allocation {
                 address: address.to_string(),
                 pod: usage.pods.get(id).filter(|pod| pod.name().is_some()).map(|p| p.to_string()),
-                container: Some(id.container_id.clone()),
+                container: id.device().is_none().then(|| id.container_id.clone()),
+                device: id.device().map(str::to_owned),
             })
             .collect(),
         conditions: Vec::new(),
@@ -213,7 +214,7 @@ fn conditions(
         .take(CONDITION_PODS_MAX)
         .map(|(address, id)| match usage.pods.get(id).filter(|pod| pod.name().is_some()) {
             Some(pod) => format!("{address} ({pod})"),
-            None => format!("{address} (container {})", id.container_id),
+            None => format!("{address} ({})", tell::holder(id)),
         })
         .collect();
     let reserved = (!reserved.is_empty())

@@ -155,6 +155,7 @@ impl Blocks {
         self.shared.reports.change(|holdings| {
             holdings.announced = announced;
             holdings.blocks = blocks;
+            holdings.lodgings = decision.lodgings.clone();
             holdings.families = site.families();
             holdings.pools = pools;
             holdings.reserved = site.reserved.clone();
@@ -213,7 +214,7 @@ pub(super) fn conflict(
         .take(pods_max)
         .map(|(address, id)| match pods.get(id).filter(|pod| pod.name().is_some()) {
             Some(pod) => format!("{address} ({pod})"),
-            None => format!("{address} (container {})", id.container_id),
+            None => format!("{address} ({})", holder(id)),
         })
         .collect();
     let more = allocations.len().saturating_sub(held.len());
@@ -225,6 +226,14 @@ pub(super) fn conflict(
          each side keeps what runs",
         held.join(", ")
     )
+}
+
+/// Who holds an address for which no pod is known.
+pub(super) fn holder(id: &AttachmentId) -> String {
+    match id.device() {
+        Some(device) => format!("this node's {device}"),
+        None => format!("container {}", id.container_id),
+    }
 }
 
 fn margin(offline: Duration) -> Duration {

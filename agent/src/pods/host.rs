@@ -3,11 +3,12 @@
 //! Each piece of work holds the lock while it writes, so that the next agent does not read the kernel
 //! while the last write of this one is under way. None keeps a descriptor of a pod's namespace.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use cairn_api::TunnelKind;
 use cairn_cni::PodIdentity;
 use cairn_ipam::AttachmentId;
 use cairn_kernel::pod::{self, AttachError, PodAttachment, PodSpec};
@@ -17,7 +18,8 @@ use futures::future::BoxFuture;
 
 use super::PodsError;
 use super::files::{Lock, PodNames};
-use super::kernel::{Attachment, Found, Listed, PodKernel, Question};
+use super::kernel::{Attachment, Found, Listed, PodKernel, Question, TunnelsFound};
+use crate::tunnels;
 
 /// The kernel of this machine, of which one agent at a time is in charge.
 #[derive(Clone, Debug)]
@@ -76,7 +78,8 @@ impl PodKernel for HostKernel {
                 pod::remove_half_done(&mut host, &half)?;
                 tracing::info!(interface = half.host_ifname, "removed a half-done pod interface");
             }
-            Ok(Found { attachments, foreign: foreign(&mut host)? })
+            let (foreign, tunnels) = node_addresses(&mut host)?;
+            Ok(Found { attachments, foreign, tunnels })
         })
     }
 
@@ -120,7 +123,7 @@ impl PodKernel for HostKernel {
             for found in attachments.iter().filter(|found| !found.missing_routes().is_empty()) {
                 incomplete |= own.is_none_or(|own| !restore(&mut host, found, own));
             }
-            let foreign = foreign(&mut host)?;
+            let (foreign, _) = node_addresses(&mut host)?;
             let mut freed = Vec::new();
             for address in question.foreign {
                 let held = foreign.contains(&address)
@@ -134,12 +137,26 @@ impl PodKernel for HostKernel {
     }
 }
 
-/// What the kernel holds for others than pods. Addresses of links that are down or in a VRF are found
-/// by no route lookup.
-fn foreign(host: &mut Netlink) -> Result<BTreeSet<IpAddr>, Error> {
+/// What the kernel holds for others than pods, and what the node's own tunnel devices have. Addresses
+/// of links that are down or in a VRF are found by no route lookup.
+fn node_addresses(host: &mut Netlink) -> Result<(BTreeSet<IpAddr>, TunnelsFound), Error> {
+    let mut devices = BTreeMap::new();
+    for kind in [TunnelKind::VXLAN, TunnelKind::IPIP] {
+        let found = link::find(host, tunnels::device_name(kind))?;
+        devices.extend(found.filter(tunnels::is_ours).map(|link| (link.index, kind)));
+    }
     let mut foreign: BTreeSet<IpAddr> = link::permanent_neighbours(host)?.into_iter().collect();
-    foreign.extend(link::addresses(host)?.iter().map(|held| held.address.addr()));
-    Ok(foreign)
+    let mut own = TunnelsFound::new();
+    for held in link::addresses(host)? {
+        let address = held.address.addr();
+        match devices.get(&held.ifindex) {
+            // The link-local one is the peers' gateway.
+            Some(_) if tunnels::is_link_local(address) => {}
+            Some(kind) => drop(own.entry(*kind).or_default().insert(address)),
+            None => drop(foreign.insert(address)),
+        }
+    }
+    Ok((foreign, own))
 }
 
 /// Whether every host route of `found` is there again.

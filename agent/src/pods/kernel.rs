@@ -1,9 +1,10 @@
 //! What the pod network asks of the kernel: the seam below which the simulator puts its own.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::IpAddr;
 
+use cairn_api::TunnelKind;
 use cairn_cni::PodIdentity;
 use cairn_ipam::AttachmentId;
 use cairn_kernel::Error;
@@ -64,7 +65,12 @@ pub struct Found {
     pub attachments: Vec<PodAttachment>,
     /// Addresses that the node has itself or of which it has permanent neighbours: somebody else's.
     pub foreign: BTreeSet<IpAddr>,
+    /// Addresses of the node's own tunnel devices.
+    pub tunnels: TunnelsFound,
 }
+
+/// The addresses that tunnel devices have.
+pub type TunnelsFound = BTreeMap<TunnelKind, BTreeSet<IpAddr>>;
 
 /// How an attempt to attach a pod ended.
 #[derive(Debug)]

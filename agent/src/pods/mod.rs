@@ -28,6 +28,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cairn_api::TunnelKind;
 use cairn_cni::PodIdentity;
 use cairn_ipam::{AttachmentId, BlockUsage, Demand, Family, OwnedBlock, PodPool, Rules};
 use cairn_kernel::NetNs;
@@ -88,6 +89,17 @@ pub struct Usage {
     pub pods: BTreeMap<AttachmentId, PodIdentity>,
     /// What ADDs found no address for since the blocks last changed: a block is needed now.
     pub exhausted: BTreeSet<Demand>,
+    /// The addresses of the node's tunnel devices.
+    pub tunnels: TunnelAddresses,
+}
+
+/// The addresses that the node's tunnel devices are to have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TunnelAddresses {
+    /// Rises with every change.
+    pub revision: u64,
+    /// At most one a device and family.
+    pub held: BTreeMap<(TunnelKind, Family), IpAddr>,
 }
 
 /// What pods may be given.
@@ -102,6 +114,10 @@ pub struct Supply {
     pub pools: Vec<PodPool>,
     /// What is never handed out.
     pub reserved: Vec<IpNet>,
+    /// The pools, by name, in whose blocks each tunnel device has its address of a family.
+    pub tunnels: BTreeMap<(TunnelKind, Family), Vec<String>>,
+    /// The blocks in which they may be.
+    pub lodgings: Vec<IpNet>,
     /// Demands that cannot be met now, each with the reason for the pod that waits.
     pub refusals: BTreeMap<Demand, String>,
     /// Namespaces by name. A pod whose namespace is not there waits; if there are none at all, and
@@ -115,6 +131,7 @@ pub struct PodsHandle {
     config: Arc<watch::Sender<Option<PodConfig>>>,
     supply: Arc<watch::Sender<Supply>>,
     elsewhere: Arc<watch::Sender<BTreeSet<IpNet>>>,
+    tunnels_applied: Arc<watch::Sender<u64>>,
     resync: Arc<Notify>,
     usage: watch::Receiver<Usage>,
 }
@@ -147,6 +164,12 @@ impl PodsHandle {
             *held = elsewhere;
             changed
         });
+    }
+
+    /// Says that the kernel's tunnel devices have exactly the addresses of this
+    /// [`TunnelAddresses::revision`]: those that they had before are free from then on.
+    pub fn tunnels_applied(&self, revision: u64) {
+        self.tunnels_applied.send_if_modified(|held| std::mem::replace(held, revision) != revision);
     }
 
     /// Compares the book with the kernel soon: interfaces that are gone free their addresses, host

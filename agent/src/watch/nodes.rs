@@ -1,30 +1,49 @@
 //! All BGPNodes, of which the view holds what concerns this node.
 //!
 //! ```text
-//!  BGPNodes ──take()──► all, an AS and two addresses each ──choose()──► those of this node's AS
+//!  BGPNodes ──take()──► all, an AS and a Member each ──choose()──► those of this node's AS
+//!                  │                                  └─► while a pool needs it: every member
 //!                  └──► Candidacy ──► whether this node stands for leader
 //! ```
 //!
 //! A node peers with those of its own AS, and counts the others only. So a change of a node elsewhere
-//! makes no new view, no plan and no write, however large the cluster is.
+//! makes no new view, no plan and no write, however large the cluster is. That ends where a pool has an
+//! encapsulation, as tunnels lead to every node, or masquerades, which spares what goes to nodes.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use cairn_api::{BGPNode, BGPNodeSpec};
+use cairn_api::{BGPNode, BGPNodeSpec, Encapsulation};
 use cairn_ipam::election::Candidacy;
 use kube::ResourceExt;
 
 use super::feed::Change;
 use crate::plan;
-use crate::view::{ClusterView, PeerNode};
+use crate::view::{ClusterView, Member, PeerNode};
 
 /// What is kept of a BGPNode.
 #[derive(Debug)]
 pub(super) enum Seen {
     /// This node's own, whole: it is compared with what it should be.
     Own(Box<BGPNodeSpec>),
-    Other(PeerNode),
+    Other(Other),
+}
+
+/// Another node.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Other {
+    asn: u32,
+    member: Arc<Member>,
+}
+
+impl Other {
+    fn of(spec: &BGPNodeSpec) -> Other {
+        Other { asn: spec.asn, member: Arc::new(Member::from(spec)) }
+    }
+
+    fn peer(&self) -> PeerNode {
+        PeerNode { asn: self.asn, ipv4: self.member.ipv4, ipv6: self.member.ipv6 }
+    }
 }
 
 impl Seen {
@@ -32,7 +51,7 @@ impl Seen {
     pub(super) fn of(object: BGPNode, own: &str) -> Seen {
         match object.name_any() == own {
             true => Seen::Own(Box::new(object.spec)),
-            false => Seen::Other(PeerNode::from(&object.spec)),
+            false => Seen::Other(Other::of(&object.spec)),
         }
     }
 }
@@ -40,12 +59,14 @@ impl Seen {
 /// All BGPNodes.
 pub(super) struct Nodes {
     own: String,
-    others: BTreeMap<Arc<str>, PeerNode>,
+    others: BTreeMap<Arc<str>, Other>,
     candidacy: Candidacy,
     /// They have been listed. Before that the view holds what an earlier process knew.
     listed: bool,
     /// The AS whose nodes are in the view.
     asn: Option<u32>,
+    /// Whether every node is.
+    all: bool,
 }
 
 impl Nodes {
@@ -56,6 +77,7 @@ impl Nodes {
             candidacy: Candidacy::new(own),
             listed: false,
             asn: None,
+            all: false,
         }
     }
 
@@ -65,7 +87,7 @@ impl Nodes {
             Change::All(objects) => self.list(objects, view),
             Change::Set(name, seen) => match *seen {
                 Seen::Own(spec) => replace(&mut view.own_bgp_node, Some(*spec)),
-                Seen::Other(node) => self.set(&name, Some(node), view),
+                Seen::Other(other) => self.set(&name, Some(other), view),
             },
             Change::Remove(name) if name == self.own => replace(&mut view.own_bgp_node, None),
             Change::Remove(name) => self.set(&name, None, view),
@@ -74,9 +96,9 @@ impl Nodes {
 
     /// Chooses anew when this node has come to another AS.
     pub(super) fn follow(&mut self, view: &mut ClusterView) {
-        let asn = plan::own_asn(view, &self.own);
-        if self.listed && self.asn != asn {
-            self.asn = asn;
+        let wanted = (plan::own_asn(view, &self.own), needs_members(view));
+        if self.listed && (self.asn, self.all) != wanted {
+            (self.asn, self.all) = wanted;
             self.choose(view);
         }
     }
@@ -88,9 +110,9 @@ impl Nodes {
         for (name, seen) in objects {
             match seen {
                 Seen::Own(spec) => own = Some(*spec),
-                Seen::Other(node) => {
+                Seen::Other(other) => {
                     self.candidacy.came(&name);
-                    self.others.insert(name.into(), node);
+                    self.others.insert(name.into(), other);
                 }
             }
         }
@@ -103,32 +125,46 @@ impl Nodes {
         differs.contains(&true)
     }
 
-    fn set(&mut self, name: &str, node: Option<PeerNode>, view: &mut ClusterView) -> bool {
-        let old = match node {
-            Some(node) => self.others.insert(name.into(), node),
+    fn set(&mut self, name: &str, new: Option<Other>, view: &mut ClusterView) -> bool {
+        let old = match new.clone() {
+            Some(new) => self.others.insert(name.into(), new),
             None => self.others.remove(name),
         };
-        match (old, node) {
+        match (&old, &new) {
             (None, Some(_)) => self.candidacy.came(name),
             (Some(_), None) => self.candidacy.went(name),
             _ => {}
         }
-        let mut both = [old, node].into_iter().flatten();
-        let concerns = old != node && both.any(|node| Some(node.asn) == self.asn);
+        let mut both = [&old, &new].into_iter().flatten();
+        let concerns = old != new && (self.all || both.any(|other| Some(other.asn) == self.asn));
         let peers_differ = concerns && self.choose(view);
         replace(&mut view.stands, self.candidacy.stands()) || peers_differ
     }
 
-    /// Puts those of this node's AS into the view.
+    /// Puts those of this node's AS into the view, and where it is needed what reaches all.
     fn choose(&self, view: &mut ClusterView) -> bool {
-        let of_own_as = self.others.iter().filter(|(_, node)| Some(node.asn) == self.asn);
-        let chosen = of_own_as.map(|(name, node)| (Arc::clone(name), *node)).collect();
-        let differs = *view.peer_nodes != chosen;
-        if differs {
-            view.peer_nodes = Arc::new(chosen);
+        let of_own_as = self.others.iter().filter(|(_, other)| Some(other.asn) == self.asn);
+        let peers = of_own_as.map(|(name, other)| (Arc::clone(name), other.peer())).collect();
+        let all = self.others.iter().filter(|_| self.all);
+        let members =
+            all.map(|(name, other)| (Arc::clone(name), Arc::clone(&other.member))).collect();
+        let differs = (*view.peer_nodes != peers, *view.members != members);
+        if differs.0 {
+            view.peer_nodes = Arc::new(peers);
         }
-        differs
+        if differs.1 {
+            view.members = Arc::new(members);
+        }
+        differs.0 || differs.1
     }
+}
+
+/// Whether a pool needs to know every node.
+fn needs_members(view: &ClusterView) -> bool {
+    let needs = |pool: &cairn_api::IPPool| {
+        pool.spec.encapsulation != Encapsulation::None || pool.spec.nat_outgoing
+    };
+    view.pools.values().any(needs)
 }
 
 /// Whether `new` is not what was held.
@@ -152,6 +188,8 @@ mod tests {
             asn,
             router_id: "192.0.2.1".into(),
             topology: BTreeMap::new(),
+            tunnels: Vec::new(),
+            blocks: Vec::new(),
         }
     }
 
@@ -246,5 +284,37 @@ mod tests {
         let fifth = names.find(|name| nodes.take(change(name, 1, "192.0.2.1"), &mut view));
         assert!(!view.stands);
         assert!(nodes.take(Change::Remove(fifth.expect("a node")), &mut view) && view.stands);
+    }
+
+    #[test]
+    fn every_node_is_a_member_while_a_pool_needs_it() {
+        let (mut nodes, mut view) = listed();
+        assert!(view.members.is_empty());
+        let pool = |encapsulation: &str| {
+            serde_json::from_value(serde_json::json!({
+                "apiVersion": "cairn.network/v1alpha1", "kind": "IPPool", "metadata": {"name": "p"},
+                "spec": {"cidr": "10.0.0.0/16", "encapsulation": encapsulation},
+            }))
+            .expect("an IPPool")
+        };
+        view.pools.insert("p".into(), pool("VXLAN"));
+        nodes.follow(&mut view);
+        assert_eq!(view.members.len(), 99);
+        let spec = BGPNodeSpec {
+            tunnels: vec![cairn_api::TunnelKind::VXLAN],
+            blocks: vec!["10.0.1.0/26".into(), "10.0.0.0/26".into()],
+            ..bgp_node(3, "192.0.2.3")
+        };
+        let seen = Seen::of(BGPNode::new("node-3", spec), OWN);
+        assert!(nodes.take(Change::Set("node-3".into(), Box::new(seen)), &mut view));
+        let member = view.members.get("node-3").cloned().unwrap_or_default();
+        assert_eq!(member.addresses().map(|a| a.to_string()).collect::<Vec<_>>(), ["192.0.2.3"]);
+        assert_eq!(
+            member.blocks.iter().map(ToString::to_string).collect::<Vec<_>>(),
+            ["10.0.0.0/26", "10.0.1.0/26"]
+        );
+        view.pools.insert("p".into(), pool("None"));
+        nodes.follow(&mut view);
+        assert!(view.members.is_empty());
     }
 }

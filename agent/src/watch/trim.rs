@@ -4,7 +4,7 @@
 
 use cairn_api::{
     BGPAdvertisement, BGPConfiguration, BGPPeer, BGPPolicy, GROUP, IPBlock, IPPool, IPPoolStatus,
-    IPReservation,
+    IPReservation, NodeConfiguration,
 };
 use k8s_openapi::api::core::v1::{self, Node, NodeSpec, NodeStatus, NodeSystemInfo};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -87,6 +87,12 @@ impl Trim for IPBlock {
 }
 
 impl Trim for IPReservation {
+    fn trim(&mut self) {
+        self.metadata.resource_version = None;
+    }
+}
+
+impl Trim for NodeConfiguration {
     fn trim(&mut self) {
         self.metadata.resource_version = None;
     }

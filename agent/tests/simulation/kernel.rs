@@ -347,7 +347,7 @@ impl PodKernel for AgentKernel {
                     }
                     let mut attachments = kernel.attachments();
                     attachments.retain(|found| !found.is_half_done());
-                    Found { attachments, foreign: kernel.neighbours() }
+                    Found { attachments, foreign: kernel.neighbours(), ..Found::default() }
                 })
                 .await;
             Ok(found)

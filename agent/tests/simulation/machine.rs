@@ -346,6 +346,7 @@ impl Machine {
                         reserved: held.reserved.clone(),
                         refusals: held.refusals.clone(),
                         namespaces: Arc::clone(&seen.namespaces),
+                        ..Supply::default()
                     });
                     if told.as_ref() != Some(&held.announced) {
                         self.say(format_args!("announces {:?}", held.announced));

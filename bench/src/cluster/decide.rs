@@ -30,7 +30,7 @@ pub fn measure(extent: Extent) -> Result<Vec<Line>> {
         let blocks: [IpNet; 2] = ["10.128.7.0/26".parse()?, "10.128.9.64/26".parse()?];
         let reachable: BTreeSet<IpNet> = blocks.into();
         let own = objects::name(OWN);
-        let local = Local { blocks: &blocks, reachable: &reachable, running: None };
+        let local = Local::new(&blocks, &reachable, None);
         let each = |work: &mut dyn FnMut()| -> String {
             let runs = extent.pick(200, 3);
             let mut times: Vec<f64> =

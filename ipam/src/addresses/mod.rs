@@ -48,6 +48,21 @@ pub struct AttachmentId {
     pub ifname: String,
 }
 
+impl AttachmentId {
+    /// Stands for the address of `family` of the node's own device `name`. No container has this id:
+    /// CNI allows no colon.
+    pub fn of_device(name: &str, family: Family) -> AttachmentId {
+        AttachmentId { container_id: format!("{DEVICE}{name}"), ifname: family.to_string() }
+    }
+
+    /// The node's own device that it stands for, if it does.
+    pub fn device(&self) -> Option<&str> {
+        self.container_id.strip_prefix(DEVICE)
+    }
+}
+
+const DEVICE: &str = "device:";
+
 impl fmt::Display for AttachmentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}", self.container_id, self.ifname)
@@ -128,6 +143,8 @@ pub struct BlockUsage {
     pub total: u128,
     /// Addresses that attachments hold.
     pub used: u64,
+    /// Of the used ones those of the node's own devices.
+    pub devices: u64,
     /// Addresses that can be handed out, cooling ones among them.
     pub free: u128,
     /// Addresses that are reserved and that nothing holds. Together with the used, the free and the
@@ -147,6 +164,11 @@ impl BlockUsage {
     /// Whether no address of the block is in use on this node, by a pod or by anything else.
     pub fn is_vacant(&self) -> bool {
         self.used == 0 && self.foreign.is_empty()
+    }
+
+    /// Addresses that pods hold.
+    pub fn pods(&self) -> u64 {
+        self.used.saturating_sub(self.devices)
     }
 }
 
@@ -417,6 +439,7 @@ impl AddressBook {
                 revision: block.revision,
                 total: block.size,
                 used: 0,
+                devices: 0,
                 free: block.size.saturating_sub(block.reserved).saturating_sub(block.taken.into()),
                 reserved: block.reserved,
                 reserved_in_use: Vec::new(),
@@ -430,6 +453,7 @@ impl AddressBook {
             let block = place.checked_sub(1).and_then(|i| usage.get_mut(i));
             if let Some(block) = block.filter(|block| block.cidr.contains(address)) {
                 block.used += 1;
+                block.devices += u64::from(id.device().is_some());
                 block.allocations.push((*address, id.clone()));
                 if self.reserved.contains(*address) {
                     block.reserved_in_use.push(*address);

@@ -5,6 +5,7 @@
 //! has no interface any more, so that nothing in between can give it twice.
 
 mod listing;
+mod tunnels;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -29,6 +30,7 @@ use super::files::PodNames;
 use super::kernel::{Attachment, Found, Listed, PodKernel};
 use super::{NetworkOptions, PodConfig, PodsError, PodsHandle, Supply, Usage};
 use listing::Listing;
+use tunnels::Tunnels;
 
 /// Where the owner's work comes from.
 #[derive(Debug)]
@@ -37,6 +39,7 @@ struct Inputs<N> {
     config: watch::Receiver<Option<PodConfig>>,
     supply: watch::Receiver<Supply>,
     elsewhere: watch::Receiver<BTreeSet<IpNet>>,
+    tunnels_applied: watch::Receiver<u64>,
     resync: Arc<Notify>,
 }
 
@@ -59,6 +62,7 @@ pub struct PodNetwork<K: PodKernel> {
     /// Parts of own blocks that the kernel routes elsewhere.
     elsewhere: BTreeSet<IpNet>,
     exhausted: BTreeSet<Demand>,
+    tunnels: Tunnels,
     names: PodNames,
     /// Counts changes to the kernel's pods, so that an older dump is not taken for the truth.
     generation: u64,
@@ -125,6 +129,7 @@ impl<K: PodKernel> PodNetwork<K> {
         let (config, config_changes) = watch::channel(None);
         let (supply, supply_changes) = watch::channel(Supply::default());
         let (elsewhere, elsewhere_changes) = watch::channel(BTreeSet::new());
+        let (applied, tunnels_applied) = watch::channel(0);
         let (usage_changes, usage) = watch::channel(Usage::default());
         let resync = Arc::new(Notify::new());
         let inputs = Inputs {
@@ -132,6 +137,7 @@ impl<K: PodKernel> PodNetwork<K> {
             config: config_changes,
             supply: supply_changes,
             elsewhere: elsewhere_changes,
+            tunnels_applied,
             resync: Arc::clone(&resync),
         };
         let network = PodNetwork::new(kernel, options, names, found, inputs, usage_changes);
@@ -139,6 +145,7 @@ impl<K: PodKernel> PodNetwork<K> {
             config: Arc::new(config),
             supply: Arc::new(supply),
             elsewhere: Arc::new(elsewhere),
+            tunnels_applied: Arc::new(applied),
             resync,
             usage,
         };
@@ -166,6 +173,7 @@ impl<K: PodKernel> PodNetwork<K> {
             foreign: BTreeSet::new(),
             elsewhere: BTreeSet::new(),
             exhausted: BTreeSet::new(),
+            tunnels: Tunnels::default(),
             names,
             generation: 0,
             listing: Listing::Idle,
@@ -178,6 +186,7 @@ impl<K: PodKernel> PodNetwork<K> {
                 network.adopt(&attachment);
             }
         }
+        network.adopt_tunnels(found.tunnels);
         network.take_foreign(found.foreign);
         let known = &network.attachments;
         network.names.retain(|name| known.values().any(|held| held.host_ifname == name));
@@ -221,6 +230,13 @@ impl<K: PodKernel> PodNetwork<K> {
                     }
                     let elsewhere = inputs.elsewhere.borrow_and_update().clone();
                     self.take_elsewhere(elsewhere);
+                }
+                changed = inputs.tunnels_applied.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let revision = *inputs.tunnels_applied.borrow_and_update();
+                    self.free_tunnel_addresses(revision);
                 }
                 () = inputs.resync.notified() => self.request_listing(),
                 () = sleep(wake), if wake.is_some() => self.expire(),
@@ -479,6 +495,7 @@ impl<K: PodKernel> PodNetwork<K> {
         let blocks = supply.blocks.iter().map(|b| OwnedBlock { until: until(b), ..b.clone() });
         self.book.set_blocks(blocks.collect());
         self.supply = supply;
+        self.settle_tunnels();
         self.mark_foreign();
         self.exhausted.clear();
         self.retry_waiting();
@@ -500,6 +517,7 @@ impl<K: PodKernel> PodNetwork<K> {
                 .map(|(id, held)| (id.clone(), held.pod.clone()))
                 .collect(),
             exhausted: self.exhausted.clone(),
+            tunnels: self.tunnels.wanted.clone(),
         };
         self.usage.send_if_modified(|held| {
             let changed = *held != usage;

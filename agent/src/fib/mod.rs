@@ -6,16 +6,20 @@
 //! kernel ──Monitor───►┘                        └──► reachable blocks, FibState
 //! ```
 //!
+//! Prefixes of pools with an encapsulation lead through tunnels ([`wrap`]).
+//!
 //! Writing 100,000 routes takes the kernel a while; a keepalive must not wait for it, so this runs
 //! beside the speaker's thread. Nothing is removed before BGP is in sync, the own blocks are known and
 //! the API server has shown the peers.
+
+mod wrap;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use cairn_api::{FailedRoute, RoutesStatus};
+use cairn_api::{FailedRoute, RoutesStatus, TunnelKind};
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::FibRoute;
 use cairn_bgp::speaker::{FibBatch, FibFeed};
@@ -36,6 +40,9 @@ use crate::pods::PodsHandle;
 use crate::report::FAILURES_MAX;
 use crate::underlay::KernelUnderlay;
 use crate::until;
+use wrap::{Moved, Wrap};
+
+pub use wrap::Wrapping;
 
 /// The thread's other end.
 pub struct Fib {
@@ -46,6 +53,12 @@ pub struct Fib {
     /// Whether routes of ours that nobody wants may go, which are those of an earlier process. Not
     /// while the peers are known from before only: one that waits for its password tells nothing.
     pub may_sweep: watch::Sender<bool>,
+    /// What is reached through tunnels.
+    pub wrapping: watch::Sender<Arc<Wrapping>>,
+    /// The tunnels from which this node takes packets now.
+    pub tunnels: watch::Receiver<BTreeSet<TunnelKind>>,
+    /// What is wrong with tunnels, one sentence each.
+    pub problems: watch::Receiver<Vec<String>>,
     /// Own blocks whose pods can be reached from outside: their route is in the kernel.
     pub reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     /// How next hops are reached, and which networks are the machine's own.
@@ -68,6 +81,9 @@ impl Fib {
     pub async fn start(pods: Option<PodsHandle>) -> anyhow::Result<Fib> {
         let (blocks, blocks_wanted) = watch::channel(None);
         let (may_sweep, sweep_allowed) = watch::channel(true);
+        let (wrapping, wrapping_wanted) = watch::channel(Arc::default());
+        let (tunnels, tunnels_in) = watch::channel(BTreeSet::new());
+        let (problems, problems_in) = watch::channel(Vec::new());
         let (reachable, reachable_in) = watch::channel(Arc::default());
         let (state, state_in) = watch::channel(RoutesStatus::default());
         let (prefixes, learned) = watch::channel(Arc::default());
@@ -85,12 +101,17 @@ impl Fib {
                 }
             };
             runtime.block_on(async move {
-                let tell = Tell { reachable, state, prefixes, underlay, pods };
+                let tell = Tell { reachable, state, prefixes, underlay, tunnels, problems, pods };
+                let wanted = Wanted {
+                    blocks: blocks_wanted,
+                    may_sweep: sweep_allowed,
+                    wrapping: wrapping_wanted,
+                };
                 match Worker::open(tell) {
                     Err(error) => drop(started.send(Err(error))),
                     Ok((worker, preserved)) => {
                         if started.send(Ok(preserved)).is_ok() {
-                            worker.run(feed_in, blocks_wanted, sweep_allowed, withdraw_in).await;
+                            worker.run(feed_in, wanted, withdraw_in).await;
                         }
                     }
                 }
@@ -105,6 +126,9 @@ impl Fib {
             preserved,
             blocks,
             may_sweep,
+            wrapping,
+            tunnels: tunnels_in,
+            problems: problems_in,
             reachable: reachable_in,
             underlay: underlay_in,
             state: state_in,
@@ -131,11 +155,20 @@ impl Fib {
     }
 }
 
+/// What the planner wants.
+struct Wanted {
+    blocks: watch::Receiver<Option<BTreeSet<IpNet>>>,
+    may_sweep: watch::Receiver<bool>,
+    wrapping: watch::Receiver<Arc<Wrapping>>,
+}
+
 struct Worker {
     socket: RouteSocket,
     monitor: Monitor,
     reconciler: RouteReconciler,
+    wrap: Wrap,
     resolver: Resolver,
+    underlay: Arc<KernelUnderlay>,
     /// Links of local pods: no next hop is behind one, so their coming and going is no change of the
     /// underlay.
     pod_links: BTreeSet<u32>,
@@ -146,7 +179,8 @@ struct Worker {
     /// What BGP wants, as it was told: next hops are resolved anew when the underlay changes.
     learned: BTreeMap<Prefix, FibRoute>,
     blocks: Option<BTreeSet<IpNet>>,
-    unresolved: BTreeSet<Prefix>,
+    /// Learned prefixes that cannot be routed, each with the reason.
+    unresolved: BTreeMap<Prefix, String>,
     bgp_in_sync: bool,
     may_sweep: bool,
     swept: bool,
@@ -162,6 +196,8 @@ struct Tell {
     state: watch::Sender<RoutesStatus>,
     prefixes: watch::Sender<Arc<BTreeSet<IpNet>>>,
     underlay: watch::Sender<Arc<KernelUnderlay>>,
+    tunnels: watch::Sender<BTreeSet<TunnelKind>>,
+    problems: watch::Sender<Vec<String>>,
     pods: Option<PodsHandle>,
 }
 
@@ -175,25 +211,28 @@ impl Worker {
             sysctl::enable_forwarding(family)
                 .context("packets for others must be forwarded, which is off")?;
         }
-        let underlay = KernelUnderlay::read(&mut socket)?;
+        let underlay = Arc::new(KernelUnderlay::read(&mut socket)?);
         let resolver = underlay.resolver.clone();
-        tell.underlay.send_replace(Arc::new(underlay));
+        tell.underlay.send_replace(Arc::clone(&underlay));
         let filter = DumpFilter { protocol: Some(ROUTE_PROTOCOL), ..DumpFilter::default() };
         let mut preserved = false;
         for family in Family::ALL {
             preserved |= !socket.dump(family, filter)?.is_empty();
         }
+        let wrap = Wrap::new(&mut socket)?;
         let worker = Worker {
             socket,
             monitor,
             reconciler: RouteReconciler::new(ROUTE_PROTOCOL),
+            wrap,
             resolver,
+            underlay,
             pod_links: BTreeSet::new(),
             underlay_due: None,
             gather: GATHER,
             learned: BTreeMap::new(),
             blocks: None,
-            unresolved: BTreeSet::new(),
+            unresolved: BTreeMap::new(),
             bgp_in_sync: false,
             may_sweep: true,
             swept: false,
@@ -207,18 +246,19 @@ impl Worker {
     async fn run(
         mut self,
         mut feed_in: oneshot::Receiver<FibFeed>,
-        mut blocks: watch::Receiver<Option<BTreeSet<IpNet>>>,
-        mut may_sweep: watch::Receiver<bool>,
+        wanted: Wanted,
         mut withdraw: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
+        let Wanted { mut blocks, mut may_sweep, mut wrapping } = wanted;
         let mut feed: Option<FibFeed> = None;
         let mut state_due = tokio::time::Instant::now();
         loop {
             self.may_sweep = *may_sweep.borrow_and_update();
             self.write();
-            let retry = self.reconciler.next_deadline().map(tokio::time::Instant::from_std);
-            let retry_failed =
-                self.reconciler.is_dirty().then(|| tokio::time::Instant::now() + RETRY);
+            let retry = [self.reconciler.next_deadline(), self.wrap.next_deadline()];
+            let retry = retry.into_iter().flatten().min().map(tokio::time::Instant::from_std);
+            let is_dirty = self.reconciler.is_dirty() || self.wrap.is_dirty();
+            let retry_failed = is_dirty.then(|| tokio::time::Instant::now() + RETRY);
             let state = self.state_dirty.then_some(state_due);
             let deadline =
                 [retry, retry_failed, state, self.underlay_due].into_iter().flatten().min();
@@ -247,6 +287,14 @@ impl Worker {
                     Err(_) => return,
                 },
                 changed = may_sweep.changed() => if changed.is_err() { return },
+                changed = wrapping.changed() => match changed {
+                    Ok(()) => {
+                        let wanted = Wrapping::clone(&wrapping.borrow_and_update());
+                        let moved = self.wrap.set(wanted, &self.underlay, Instant::now());
+                        self.want_moved(&moved);
+                    }
+                    Err(_) => return,
+                },
                 events = self.monitor.next() => match events {
                     Ok(events) => self.observe(events),
                     Err(error) => {
@@ -284,8 +332,23 @@ impl Worker {
         if !self.swept && self.may_sweep && self.bgp_in_sync && self.blocks.is_some() {
             self.swept = true;
             self.reconciler.allow_sweep();
+            self.wrap.allow_sweep();
         }
         let now = Instant::now();
+        self.wrap.linger(&self.underlay, now);
+        match self.wrap.prepare(&mut self.socket, now) {
+            Ok((_, false)) => {}
+            // What routes lead through may be there now, or elsewhere.
+            Ok((moved, true)) => {
+                let moved = moved.into_iter().map(Prefix::from);
+                let concerned: Vec<Prefix> = moved.chain(self.unresolved.keys().copied()).collect();
+                concerned.into_iter().for_each(|prefix| self.want(prefix));
+                self.state_dirty = true;
+            }
+            Err(error) => {
+                self.complain(format!("cannot write tunnels to the kernel, retrying: {error}"));
+            }
+        }
         let due = self.reconciler.next_deadline().is_some_and(|at| at <= now);
         if self.reconciler.is_dirty() || due {
             match self.reconciler.apply(&mut self.socket, now) {
@@ -304,6 +367,7 @@ impl Worker {
                 }
             }
         }
+        self.clean(now);
         let reachable: BTreeSet<IpNet> = self
             .blocks
             .iter()
@@ -318,6 +382,42 @@ impl Worker {
             }
             differs
         });
+    }
+
+    /// What is left of tunnels when the routes are as wanted, and who hears of it.
+    fn clean(&mut self, now: Instant) {
+        // No route of ours may lead through what is removed.
+        if !self.reconciler.is_dirty()
+            && let Err(error) = self.wrap.clean(&mut self.socket, now)
+        {
+            self.complain(format!("cannot remove tunnels from the kernel, retrying: {error}"));
+        }
+        if let (Some(revision), Some(pods)) = (self.wrap.applied(), &self.tell.pods) {
+            pods.tunnels_applied(revision);
+        }
+        let ready = self.wrap.ready();
+        self.tell.tunnels.send_if_modified(|old| {
+            let differs = *old != ready;
+            *old = ready;
+            differs
+        });
+        let problems = self.wrap.problems();
+        self.tell.problems.send_if_modified(|old| {
+            let differs = *old != problems;
+            *old = problems;
+            differs
+        });
+    }
+
+    /// Decides anew on learned prefixes.
+    fn want_moved(&mut self, moved: &Moved) {
+        if matches!(moved, Moved::Nothing) {
+            return;
+        }
+        let concerned = self.learned.keys().filter(|prefix| moved.concerns((**prefix).into()));
+        let prefixes: Vec<Prefix> = concerned.copied().collect();
+        prefixes.into_iter().for_each(|prefix| self.want(prefix));
+        self.state_dirty = true;
     }
 
     fn learn(&mut self, batch: FibBatch) {
@@ -345,26 +445,37 @@ impl Worker {
         let key = RouteKey { prefix: net, table: TABLE_MAIN, metric: ROUTE_METRIC };
         let target = match self.learned.get(&prefix) {
             None => {
+                self.wrap.forget(net);
                 self.unresolved.remove(&prefix);
                 None
             }
             Some(route) => {
-                let target = self.resolve(route);
-                if target.is_some() {
-                    self.unresolved.remove(&prefix);
-                } else {
-                    self.unresolved.insert(prefix);
+                let installed = self.reconciler.is_installed(&key);
+                let target = match self.wrap.target(net, &self.underlay, installed) {
+                    Ok(Some(target)) => Ok(target),
+                    Ok(None) => self.resolve(route).ok_or_else(|| unreachable(route)),
+                    Err(why) => Err(why),
+                };
+                match target {
+                    Ok(target) => {
+                        self.unresolved.remove(&prefix);
+                        Some(target)
+                    }
+                    Err(why) => {
+                        self.unresolved.insert(prefix, why);
+                        None
+                    }
                 }
-                target
             }
         };
+        let prefsrc = self.wrap.source(net);
         let wanted = target.map(|target| Route {
             prefix: net,
             table: TABLE_MAIN,
             metric: ROUTE_METRIC,
             protocol: ROUTE_PROTOCOL,
             target,
-            prefsrc: None,
+            prefsrc,
         });
         self.reconciler.set(key, wanted);
     }
@@ -410,6 +521,10 @@ impl Worker {
             }
         }
         for event in events {
+            if self.wrap.observe(&event) {
+                tracing::info!("a tunnel was changed by somebody else: repairing");
+                self.state_dirty = true;
+            }
             match event {
                 KernelEvent::Route(event) => {
                     let removed = matches!(event, RouteEvent::Removed(_));
@@ -435,6 +550,7 @@ impl Worker {
                 KernelEvent::Overrun => {
                     tracing::warn!("kernel notifications were lost: reading all again");
                     self.reconciler.request_resync();
+                    self.wrap.request_resync();
                     underlay_changed = true;
                     pods_changed = true;
                 }
@@ -461,7 +577,9 @@ impl Worker {
                     }
                 }
                 KernelEvent::Neighbour { permanent, .. } => pods_changed |= permanent,
-                KernelEvent::Object { .. } => underlay_changed = true,
+                KernelEvent::Object { id, .. } => {
+                    underlay_changed |= !cairn_kernel::TUNNEL_OBJECTS.contains(&id);
+                }
                 KernelEvent::Forwarding { .. } => {}
             }
         }
@@ -494,15 +612,15 @@ impl Worker {
         // A host may hold a full table that somebody else changes all the time.
         self.gather = GATHER.max(began.elapsed() * READ_SHARE);
         match read {
-            Ok(underlay) if underlay.resolver == self.resolver => {}
+            Ok(underlay) if underlay == *self.underlay => {}
             Ok(underlay) => {
-                self.resolver = underlay.resolver.clone();
+                self.underlay = Arc::new(underlay);
+                self.resolver = self.underlay.resolver.clone();
                 self.tell_elsewhere();
-                self.tell.underlay.send_replace(Arc::new(underlay));
-                let prefixes: Vec<Prefix> = self.learned.keys().copied().collect();
-                prefixes.into_iter().for_each(|prefix| self.want(prefix));
+                self.tell.underlay.send_replace(Arc::clone(&self.underlay));
+                self.wrap.place(&self.underlay, Instant::now());
+                self.want_moved(&Moved::All);
                 self.reconciler.retry_failures();
-                self.state_dirty = true;
             }
             Err(error) => {
                 self.complain(format!("cannot read the underlay's routes, retrying: {error}"));
@@ -539,7 +657,10 @@ impl Worker {
             .unresolved
             .iter()
             .take(FAILURES_MAX)
-            .map(|prefix| FailedRoute { prefix: prefix.to_string(), reason: self.why(*prefix) })
+            .map(|(prefix, reason)| FailedRoute {
+                prefix: prefix.to_string(),
+                reason: reason.clone(),
+            })
             .collect();
         let room = FAILURES_MAX.saturating_sub(failures.len());
         failures.extend(self.reconciler.failures().take(room).map(|(key, failure)| FailedRoute {
@@ -558,19 +679,15 @@ impl Worker {
             differs
         });
     }
+}
 
-    fn why(&self, prefix: Prefix) -> String {
-        let hops: Vec<String> = self
-            .learned
-            .get(&prefix)
-            .iter()
-            .flat_map(|route| route.paths.iter().map(|path| path.next_hop.to_string()))
-            .collect();
-        format!(
-            "no route to the next hop {}: this host needs a route to it that is not from BGP",
-            hops.join(", ")
-        )
-    }
+/// Why nothing leads to the next hops of `route`.
+fn unreachable(route: &FibRoute) -> String {
+    let hops: Vec<String> = route.paths.iter().map(|path| path.next_hop.to_string()).collect();
+    format!(
+        "no route to the next hop {}: this host needs a route to it that is not from BGP",
+        hops.join(", ")
+    )
 }
 
 fn reason(failure: &Failure) -> String {

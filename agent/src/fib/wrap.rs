@@ -1,0 +1,363 @@
+//! Packets in packets: which prefixes are reached through a tunnel, and the devices and peers that
+//! takes.
+//!
+//! ```text
+//!  Ways, TunnelAddresses, underlay ──set()──► wanted devices and peers ──prepare()──► kernel
+//!  learned prefix ──target()──► plain | through the peer's object | not yet
+//!                                             clean() ◄── after the routes
+//! ```
+//!
+//! A device goes some time after the last pool that needs it, as other nodes hear of that later. What
+//! a prefix was reached by stays while there is no better answer, as when the owner's BGPNode is gone
+//! and BGP still says that the block can be reached.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cairn_api::TunnelKind;
+use cairn_ipam::Family as AddressFamily;
+use cairn_kernel::monitor::KernelEvent;
+use cairn_kernel::route::{Family, RouteSocket, Target};
+use cairn_kernel::tunnel::{self, Device, ObjectUse, Peer, Tunnels, VxlanSettings};
+use cairn_kernel::{nexthop, sysctl};
+use ipnet::IpNet;
+
+use crate::pods::TunnelAddresses;
+use crate::tunnels::{Owners, Way, Ways, kind_of, overhead};
+use crate::underlay::KernelUnderlay;
+
+/// What the planner tells of tunnels.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Wrapping {
+    /// The node's name, from which the address of its VXLAN device follows.
+    pub node: String,
+    /// How others' blocks are reached.
+    pub ways: Ways,
+    /// What the devices are to have.
+    pub addresses: TunnelAddresses,
+}
+
+/// Which prefixes may be reached another way than before.
+pub(super) enum Moved {
+    /// None.
+    Nothing,
+    /// Those in these networks.
+    Within(BTreeSet<IpNet>),
+    /// Every one.
+    All,
+}
+
+impl Moved {
+    fn between(before: &Wrapping, after: &Wrapping) -> Moved {
+        let (old, new) = (&before.ways, &after.ways);
+        if (&old.addresses, &old.pools) != (&new.addresses, &new.pools)
+            || before.addresses != after.addresses
+        {
+            return Moved::All;
+        }
+        let mut blocks = BTreeSet::new();
+        if !Arc::ptr_eq(&old.members, &new.members) {
+            for (these, others) in [(&old.members, &new.members), (&new.members, &old.members)] {
+                let changed = these.iter().filter(|(name, member)| {
+                    !others.get(*name).is_some_and(|other| Arc::ptr_eq(member, other))
+                });
+                blocks.extend(changed.flat_map(|(_, member)| member.blocks.iter().copied()));
+            }
+        }
+        if blocks.is_empty() { Moved::Nothing } else { Moved::Within(blocks) }
+    }
+
+    /// Whether it is said of `prefix`.
+    pub(super) fn concerns(&self, prefix: IpNet) -> bool {
+        match self {
+            Moved::Nothing => false,
+            Moved::Within(blocks) => {
+                let block = blocks.range(..=prefix).next_back();
+                block.is_some_and(|block| block.contains(&prefix))
+            }
+            Moved::All => true,
+        }
+    }
+}
+
+/// The tunnels of this node.
+pub(super) struct Wrap {
+    wanted: Wrapping,
+    owners: Owners,
+    tunnels: Tunnels,
+    peers: BTreeMap<(TunnelKind, Arc<str>), Peer>,
+    /// Prefixes that are reached through a tunnel.
+    through: BTreeMap<IpNet, (TunnelKind, Arc<str>)>,
+    /// Kinds that no pool needs any more, and until when they stay.
+    lingering: BTreeMap<TunnelKind, Instant>,
+}
+
+impl Wrap {
+    /// Finds out whether this kernel has next-hop objects.
+    pub(super) fn new(socket: &mut RouteSocket) -> Result<Wrap, cairn_kernel::Error> {
+        let objects = if nexthop::supported(socket.netlink())? {
+            ObjectUse::Objects
+        } else {
+            tracing::info!("this kernel has no next-hop objects: routes name tunnels' gateways");
+            ObjectUse::Plain
+        };
+        Ok(Wrap {
+            wanted: Wrapping::default(),
+            owners: Owners::default(),
+            tunnels: Tunnels::new(objects),
+            peers: BTreeMap::new(),
+            through: BTreeMap::new(),
+            lingering: BTreeMap::new(),
+        })
+    }
+
+    /// Lets go of what has stayed long enough.
+    pub(super) fn linger(&mut self, underlay: &KernelUnderlay, now: Instant) {
+        if self.lingering.values().any(|until| *until <= now) {
+            self.place(underlay, now);
+        }
+    }
+
+    /// Takes in what is wanted, and what the devices stand on. Says which prefixes may be reached
+    /// another way now.
+    pub(super) fn set(
+        &mut self,
+        wanted: Wrapping,
+        underlay: &KernelUnderlay,
+        now: Instant,
+    ) -> Moved {
+        let before = std::mem::replace(&mut self.wanted, wanted);
+        let moved = Moved::between(&before, &self.wanted);
+        if !matches!(moved, Moved::Nothing) {
+            self.owners = Owners::new(&self.wanted.ways.members);
+        }
+        let kinds = self.wanted.ways.kinds();
+        for gone in before.ways.kinds().difference(&kinds) {
+            self.lingering.insert(*gone, now + LINGER);
+        }
+        self.lingering.retain(|kind, _| !kinds.contains(kind));
+        self.place(underlay, now);
+        moved
+    }
+
+    /// Says which devices and peers are wanted on this underlay.
+    pub(super) fn place(&mut self, underlay: &KernelUnderlay, now: Instant) {
+        self.lingering.retain(|_, until| *until > now);
+        let mut peers = BTreeMap::new();
+        for kind in [TunnelKind::VXLAN, TunnelKind::IPIP] {
+            let stays = self.kinds().contains(&kind);
+            match if stays { self.device(kind, underlay) } else { None } {
+                Some(device) => self.tunnels.set_device(device),
+                None => {
+                    self.tunnels.remove_device(of_kernel(kind));
+                    continue;
+                }
+            }
+            let ways = &self.wanted.ways;
+            for (name, member) in ways.members.iter() {
+                if let Some(outer) = ways.outer(kind, member)
+                    && member.tunnels.contains(&kind)
+                {
+                    let peer = Peer { outer, mac: tunnel::mac_of(name) };
+                    peers.insert((kind, Arc::clone(name)), peer);
+                }
+            }
+            // Where a route leads as long as nothing better is known.
+            for (by, node) in self.through.values().filter(|(by, _)| *by == kind) {
+                let held = self.peers.get(&(*by, Arc::clone(node))).copied();
+                if let (Some(held), false) = (held, ways.members.contains_key(node)) {
+                    peers.insert((kind, Arc::clone(node)), held);
+                }
+            }
+        }
+        for ((kind, node), peer) in &peers {
+            self.tunnels.set_peer(of_kernel(*kind), node, Some(*peer));
+        }
+        for (kind, node) in self.peers.keys().filter(|key| !peers.contains_key(*key)) {
+            self.tunnels.set_peer(of_kernel(*kind), node, None);
+        }
+        self.peers = peers;
+    }
+
+    fn kinds(&self) -> BTreeSet<TunnelKind> {
+        let lingering = self.lingering.keys().copied();
+        self.wanted.ways.kinds().into_iter().chain(lingering).collect()
+    }
+
+    fn device(&self, kind: TunnelKind, underlay: &KernelUnderlay) -> Option<Device> {
+        let Wrapping { node, ways, addresses } = &self.wanted;
+        let local = ways.local(kind)?;
+        let mtu = underlay.mtu(local)?.saturating_sub(overhead(kind, local));
+        let held = [AddressFamily::V4, AddressFamily::V6]
+            .into_iter()
+            .filter_map(|family| addresses.held.get(&(kind, family)).copied());
+        let encapsulation = match kind {
+            TunnelKind::IPIP => tunnel::Encapsulation::Ipip,
+            TunnelKind::VXLAN => tunnel::Encapsulation::Vxlan(VxlanSettings {
+                vni: ways.vxlan.vni,
+                port: ways.vxlan.port,
+                mac: tunnel::mac_of(node),
+                dont_fragment: learns_path_mtu(),
+            }),
+        };
+        let families = ways.pools.iter().filter(|(_, wrapped)| kind_of(**wrapped) == Some(kind));
+        let mut inner: BTreeSet<Family> = families.map(|(pool, _)| family_of(*pool)).collect();
+        if inner.is_empty() {
+            // It only stays for a while.
+            inner = Family::ALL.into();
+        }
+        Some(Device { local, mtu, addresses: held.collect(), inner, encapsulation })
+    }
+
+    /// What leads to `prefix`: a target through a tunnel, `None` where it is reached plainly.
+    ///
+    /// # Errors
+    /// It cannot be reached yet: why, as a clause.
+    pub(super) fn target(
+        &mut self,
+        prefix: IpNet,
+        underlay: &KernelUnderlay,
+        is_installed: bool,
+    ) -> Result<Option<Target>, String> {
+        let is_plain = is_installed && !self.through.contains_key(&prefix);
+        let is_near = |address: IpAddr| underlay.is_near(address);
+        let way = match self.wanted.ways.way(prefix, &self.owners, is_near, is_plain) {
+            Ok(way) => way,
+            Err(why) => match self.through.get(&prefix) {
+                Some((kind, node)) => Way::Tunnel(*kind, Arc::clone(node)),
+                None => return Err(why),
+            },
+        };
+        match way {
+            Way::Plain => {
+                self.through.remove(&prefix);
+                Ok(None)
+            }
+            Way::Tunnel(kind, node) => {
+                let target =
+                    self.tunnels.target(of_kernel(kind), &node, family_of(prefix)).cloned();
+                let Some(target) = target else {
+                    return Err(format!(
+                        "the way through {kind:?} to {node} is not in the kernel yet"
+                    ));
+                };
+                self.through.insert(prefix, (kind, node));
+                Ok(Some(target))
+            }
+        }
+    }
+
+    /// The source that this node's own packets to `prefix` have.
+    pub(super) fn source(&self, prefix: IpNet) -> Option<IpAddr> {
+        let (kind, _) = self.through.get(&prefix)?;
+        let family = AddressFamily::of_net(prefix);
+        self.wanted.addresses.held.get(&(*kind, family)).copied()
+    }
+
+    /// Nobody announces `prefix` any more.
+    pub(super) fn forget(&mut self, prefix: IpNet) {
+        self.through.remove(&prefix);
+    }
+
+    /// Before the routes: creates what they lead through. Returns the prefixes whose target has changed,
+    /// and whether others may have one now.
+    pub(super) fn prepare(
+        &mut self,
+        socket: &mut RouteSocket,
+        now: Instant,
+    ) -> Result<(Vec<IpNet>, bool), cairn_kernel::Error> {
+        if !self.tunnels.is_dirty() && !self.is_due(now) {
+            return Ok((Vec::new(), false));
+        }
+        self.tunnels.prepare(socket.netlink(), now)?;
+        let changed = self.tunnels.take_changed();
+        let concerned = self
+            .through
+            .iter()
+            .filter(|(_, (kind, node))| changed.contains(&(of_kernel(*kind), node.to_string())))
+            .map(|(prefix, _)| *prefix);
+        Ok((concerned.collect(), !changed.is_empty()))
+    }
+
+    /// After the routes: removes what no route leads through.
+    pub(super) fn clean(
+        &mut self,
+        socket: &mut RouteSocket,
+        now: Instant,
+    ) -> Result<(), cairn_kernel::Error> {
+        if self.tunnels.is_dirty() || self.is_due(now) {
+            self.tunnels.clean(socket.netlink(), now)?;
+        }
+        Ok(())
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.tunnels.next_deadline().is_some_and(|at| at <= now)
+    }
+
+    /// The tunnels from which packets are taken: the device is there with the node's addresses.
+    pub(super) fn ready(&self) -> BTreeSet<TunnelKind> {
+        let has_address =
+            |kind: &TunnelKind| self.wanted.addresses.held.keys().any(|(of, _)| of == kind);
+        let ready = |kind: &TunnelKind| self.tunnels.ready(of_kernel(*kind)).is_some();
+        self.kinds().into_iter().filter(has_address).filter(ready).collect()
+    }
+
+    /// The revision of the addresses that the devices have, once they have them.
+    pub(super) fn applied(&self) -> Option<u64> {
+        (!self.tunnels.is_dirty()).then_some(self.wanted.addresses.revision)
+    }
+
+    pub(super) fn observe(&mut self, event: &KernelEvent) -> bool {
+        self.tunnels.observe(event)
+    }
+
+    pub(super) fn request_resync(&mut self) {
+        self.tunnels.request_resync();
+    }
+
+    pub(super) fn allow_sweep(&mut self) {
+        self.tunnels.allow_sweep();
+    }
+
+    pub(super) fn is_dirty(&self) -> bool {
+        self.tunnels.is_dirty()
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        let lingers = self.lingering.values().copied();
+        lingers.chain(self.tunnels.next_deadline()).min()
+    }
+
+    pub(super) fn problems(&self) -> Vec<String> {
+        self.tunnels.problems()
+    }
+}
+
+fn of_kernel(kind: TunnelKind) -> tunnel::TunnelKind {
+    match kind {
+        TunnelKind::VXLAN => tunnel::TunnelKind::Vxlan,
+        TunnelKind::IPIP => tunnel::TunnelKind::Ipip,
+    }
+}
+
+fn family_of(prefix: IpNet) -> Family {
+    if prefix.addr().is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
+/// Whether the host tells senders behind it how long a packet in a tunnel may be. Only then the outer
+/// packets may forbid to be fragmented: elsewhere too long ones would vanish.
+fn learns_path_mtu() -> bool {
+    match sysctl::ensure("ipv4/ip_forward_use_pmtu", 1) {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::warn!(%error, "tunnel packets are fragmented where the path is narrower");
+            false
+        }
+    }
+}
+
+/// How long a device stays that no pool needs: others may send to it until they have heard.
+const LINGER: Duration = Duration::from_secs(60);

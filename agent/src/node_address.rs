@@ -1,0 +1,179 @@
+//! Which addresses others reach this node at, at most one a family.
+//!
+//! In this order: the annotation of the Node, the configured interface or networks, what the kubelet
+//! says. An address that is only one of many on the node, as a service's, is never chosen by itself.
+
+use std::net::IpAddr;
+
+use cairn_api::{ANNOTATION_NODE_ADDRESSES, NodeAddress};
+use ipnet::IpNet;
+use k8s_openapi::api::core::v1::Node;
+
+/// An address of this node.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct OwnAddress {
+    /// The name of its interface.
+    pub interface: String,
+    /// The address, with the prefix length of its subnet.
+    pub address: IpNet,
+}
+
+/// Whether `address` lies in a subnet of `own`, so that no router is between.
+pub fn is_near(own: &[OwnAddress], address: IpAddr) -> bool {
+    own.iter().any(|own| own.address.contains(&address))
+}
+
+/// Chooses.
+#[derive(Clone, Copy, Debug)]
+pub struct AddressChooser<'a> {
+    /// What is configured.
+    pub settings: &'a NodeAddress,
+    /// The node's own addresses, in the kernel's order.
+    pub own: &'a [OwnAddress],
+}
+
+impl AddressChooser<'_> {
+    /// The addresses of `node`, IPv4 first. What cannot be followed is a problem, and the next rule
+    /// decides.
+    pub fn choose(&self, node: &Node, name: &str, problems: &mut Vec<String>) -> Vec<IpAddr> {
+        let annotations = node.metadata.annotations.as_ref();
+        if let Some(text) = annotations.and_then(|map| map.get(ANNOTATION_NODE_ADDRESSES)) {
+            match annotated(text) {
+                Some(addresses) => return addresses,
+                None => problems.push(format!(
+                    "Node {name}: annotation {ANNOTATION_NODE_ADDRESSES}=\"{text}\" is not used: write \
+                     at most one IPv4 and one IPv6 address with a comma between"
+                )),
+            }
+        }
+        if let Some(interface) = &self.settings.interface {
+            let found = self.first(|own| own.interface == *interface);
+            if !found.is_empty() {
+                return found;
+            }
+            problems.push(format!(
+                "this node has no interface {interface} with an address, which its \
+                 NodeConfiguration's nodeAddress names: the InternalIP of the Node is used"
+            ));
+        }
+        if let Some(cidrs) = &self.settings.cidrs {
+            let cidrs: Vec<IpNet> = cidrs.iter().filter_map(|text| text.parse().ok()).collect();
+            let found =
+                self.first(|own| cidrs.iter().any(|cidr| cidr.contains(&own.address.addr())));
+            if !found.is_empty() {
+                return found;
+            }
+            problems.push(
+                "this node has no address in the networks that its NodeConfiguration's nodeAddress \
+                 names: the InternalIP of the Node is used"
+                    .into(),
+            );
+        }
+        internal_addresses(node)
+    }
+
+    /// The first address of each family that passes.
+    fn first(&self, passes: impl Fn(&OwnAddress) -> bool) -> Vec<IpAddr> {
+        let single = |own: &&OwnAddress| {
+            // A service's address has no subnet.
+            own.address.prefix_len() < own.address.max_prefix_len()
+        };
+        let passing: Vec<IpAddr> = self
+            .own
+            .iter()
+            .filter(single)
+            .filter(|own| passes(own))
+            .map(|own| own.address.addr())
+            .collect();
+        one_a_family(&passing)
+    }
+}
+
+/// The addresses in an annotation.
+fn annotated(text: &str) -> Option<Vec<IpAddr>> {
+    let all: Option<Vec<IpAddr>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+    let all = all?;
+    let chosen = one_a_family(&all);
+    let usable = |address: &IpAddr| !address.is_unspecified() && !address.is_loopback();
+    (chosen.len() == all.len() && chosen.iter().all(usable)).then_some(chosen)
+}
+
+/// The first InternalIP of each family, IPv4 first.
+pub fn internal_addresses(node: &Node) -> Vec<IpAddr> {
+    let all: Vec<IpAddr> = node
+        .status
+        .iter()
+        .flat_map(|status| status.addresses.iter().flatten())
+        .filter(|address| address.type_ == "InternalIP")
+        .filter_map(|address| address.address.parse().ok())
+        .collect();
+    one_a_family(&all)
+}
+
+fn one_a_family(all: &[IpAddr]) -> Vec<IpAddr> {
+    let first = |v4: bool| all.iter().copied().find(|address| address.is_ipv4() == v4);
+    first(true).into_iter().chain(first(false)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn own(interface: &str, address: &str) -> OwnAddress {
+        OwnAddress { interface: interface.into(), address: address.parse().expect("a network") }
+    }
+
+    fn node(annotation: Option<&str>) -> Node {
+        let annotations = annotation.map(|text| json!({ANNOTATION_NODE_ADDRESSES: text}));
+        serde_json::from_value(json!({
+            "metadata": {"name": "n1", "annotations": annotations},
+            "status": {"addresses": [
+                {"type": "Hostname", "address": "n1"},
+                {"type": "InternalIP", "address": "fd00::1"},
+                {"type": "InternalIP", "address": "192.0.2.1"},
+                {"type": "InternalIP", "address": "192.0.2.9"},
+            ]},
+        }))
+        .expect("a Node")
+    }
+
+    fn chosen(annotation: Option<&str>, settings: &NodeAddress) -> (Vec<String>, usize) {
+        let own = [
+            own("lo", "203.0.113.1/32"),
+            own("eth0", "203.0.113.7/32"),
+            own("eth0", "192.0.2.1/24"),
+            own("eth1", "198.51.100.1/24"),
+            own("eth1", "fd01::1/64"),
+        ];
+        let mut problems = Vec::new();
+        let chooser = AddressChooser { settings, own: &own };
+        let found = chooser.choose(&node(annotation), "n1", &mut problems);
+        (found.iter().map(ToString::to_string).collect(), problems.len())
+    }
+
+    #[test]
+    fn the_annotation_then_what_is_configured_then_the_kubelet() {
+        let none = NodeAddress::default();
+        let interface = |name: &str| NodeAddress { interface: Some(name.into()), cidrs: None };
+        let cidrs = |cidr: &str| NodeAddress { interface: None, cidrs: Some(vec![cidr.into()]) };
+        let kubelet = ["192.0.2.1", "fd00::1"];
+        let cases: [(Option<&str>, NodeAddress, &[&str], usize); 9] = [
+            (None, none.clone(), &kubelet, 0),
+            (Some("fd09::9, 192.0.2.8"), interface("eth1"), &["192.0.2.8", "fd09::9"], 0),
+            (Some("192.0.2.8,192.0.2.9"), none.clone(), &kubelet, 1),
+            (Some("nonsense"), interface("eth1"), &["198.51.100.1", "fd01::1"], 1),
+            (None, interface("eth1"), &["198.51.100.1", "fd01::1"], 0),
+            // A service's address is on the interface as well.
+            (None, interface("eth0"), &["192.0.2.1"], 0),
+            (None, interface("eth7"), &kubelet, 1),
+            (None, cidrs("198.51.0.0/16"), &["198.51.100.1"], 0),
+            (None, cidrs("203.0.113.0/24"), &kubelet, 1),
+        ];
+        for (annotation, settings, expected, problems) in cases {
+            let (found, told) = chosen(annotation, &settings);
+            assert_eq!((found, told), (expected.iter().map(|a| a.to_string()).collect(), problems));
+        }
+    }
+}
