@@ -5,6 +5,8 @@
 //! the kernel does not tell: when a link goes down or an address goes, IPv4 routes vanish without a
 //! notification ([`KernelEvent::RoutesLost`]).
 
+mod filter;
+
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::os::fd::OwnedFd;
@@ -170,9 +172,14 @@ impl Monitor {
         Ok(monitor)
     }
 
-    /// Leaves out routes and next-hop objects that the socket with `port` writes ([`route::RouteSocket::port`]).
+    /// Leaves out routes and next-hop objects that the socket with `port` writes
+    /// ([`route::RouteSocket::port`]).
     pub fn ignore_port(&mut self, port: u32) {
         self.own_ports.push(port);
+        // Without it they are sorted out here, after those of a full table have not fit the buffer.
+        if let Err(error) = filter::leave_out(self.fd.get_ref(), &OWN_KINDS, &self.own_ports) {
+            tracing::debug!(%error, "the kernel tells of our own writes, too");
+        }
     }
 
     /// Sets the size of the receive buffer in bytes and returns what the kernel granted. 8 MiB
@@ -470,6 +477,9 @@ pub(crate) fn receive(fd: &OwnedFd, buffer: &mut [u8]) -> Result<Option<usize>, 
     }
 }
 
+/// What is left out when we have written it.
+const OWN_KINDS: [u16; 4] =
+    [libc::RTM_NEWROUTE, libc::RTM_DELROUTE, RTM_NEWNEXTHOP, RTM_DELNEXTHOP];
 /// The most events that are joined before they are handed on.
 const EVENTS_MAX: usize = 8192;
 /// The most datagrams that are thrown away after an overrun before the next look.

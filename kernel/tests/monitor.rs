@@ -114,6 +114,25 @@ async fn our_own_writes_cause_no_events() {
     assert_eq!(stranger.reconciler.edits(), 0);
 }
 
+/// The watch is not read while a full table is written.
+#[tokio::test]
+async fn a_full_table_of_our_own_does_not_fill_the_buffer() {
+    let mut bed = Bed::new();
+    bed.monitor.set_receive_buffer(64 << 10).unwrap();
+    bed.events().await;
+    for number in 0..5000_u32 {
+        let prefix = format!("10.{}.{}.0/24", 100 + (number >> 8), number & 255);
+        let route = Route { prefix: prefix.parse().unwrap(), ..bed.routes[0].clone() };
+        bed.reconciler.set(route.key(), Some(route));
+    }
+    assert_eq!(bed.apply().created, 5004);
+    ip(&bed.netns, "route del 10.1.0.0/24 proto 198 metric 198");
+    let events = bed.events().await;
+    assert!(!events.contains(&KernelEvent::Overrun), "{} events", events.len());
+    let gone = KernelEvent::Route(RouteEvent::Removed(bed.routes[0].clone()));
+    assert!(events.contains(&gone), "what others do is still told: {events:?}");
+}
+
 #[tokio::test]
 async fn flushed_routes_are_noticed_and_repaired() {
     let mut bed = Bed::new();
