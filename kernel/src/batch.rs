@@ -57,6 +57,11 @@ impl Batch {
         self
     }
 
+    /// What was appended since the start, for [`Batch::raw`]: without a request begun, attributes.
+    pub(crate) fn into_octets(self) -> Box<[u8]> {
+        self.bytes.into()
+    }
+
     /// Adds an attribute to the request begun last.
     pub fn attr(&mut self, kind: u16, value: &[u8]) -> &mut Batch {
         let Ok(len) = u16::try_from(value.len() + ATTR_HEADER) else {

@@ -73,7 +73,7 @@ proptest! {
     #[test]
     fn a_route_survives_the_wire(route in routes()) {
         let mut batch = Batch::new();
-        route::encode_create(&mut batch, &route);
+        batch.add_route(&route);
         batch.number(7);
         let bytes = batch.slice(0..1).unwrap();
         let messages: Vec<_> = socket::messages(bytes).collect::<Result<_, _>>().unwrap();
@@ -106,7 +106,9 @@ proptest! {
         cut in any::<prop::sample::Index>(),
     ) {
         let mut batch = Batch::new();
-        routes.iter().for_each(|route| route::encode_create(&mut batch, route));
+        for route in &routes {
+            batch.add_route(route);
+        }
         for object in &objects {
  batch.create_object(object);
 }

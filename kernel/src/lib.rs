@@ -1,11 +1,12 @@
 //! The only code of Cairn that talks to the Linux kernel's network stack.
 //!
 //! Everything that is read from or written to rtnetlink, nftables, network namespaces and network
-//! sysctls goes through this crate. It decides nothing about the cluster: callers hand in what they want as plain
-//! values and get back what the kernel holds and what failed.
+//! sysctls goes through this crate. It decides nothing about the cluster: callers hand in what they want
+//! as plain values and get back what the kernel holds and what failed.
 
 pub mod batch;
 pub mod cleanup;
+mod entries;
 pub mod error;
 pub mod feature;
 pub mod firewall;

@@ -524,7 +524,7 @@ impl Batch {
 
     /// As [`add_route`].
     pub fn add_route(&mut self, route: &Route) -> &mut Batch {
-        route::encode_create(self, route);
+        route::encode_create(self, route.key(), route.protocol, &route.attributes());
         self
     }
 

@@ -1,17 +1,22 @@
 //! What routes do, stored once however many routes do it.
 
-use std::collections::HashMap;
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::num::NonZeroU32;
-use std::sync::Arc;
 
-use crate::route::{Route, Target};
+use foldhash::fast::RandomState;
+use hashbrown::HashTable;
+
+use crate::route::{Attributes, Family, Route, Target};
 
 /// A route without its key and owner.
-#[derive(Debug, PartialEq, Eq, Hash)]
+#[derive(Debug)]
 pub(crate) struct Path {
     pub(crate) target: Target,
     pub(crate) prefsrc: Option<IpAddr>,
+    family: Family,
+    /// The same as the kernel is told it.
+    pub(crate) attributes: Attributes,
 }
 
 /// The number of a path in [`Paths`].
@@ -22,21 +27,24 @@ pub(crate) struct PathId(NonZeroU32);
 /// for each.
 #[derive(Debug, Default)]
 pub(crate) struct Paths {
-    slots: Vec<Option<(Arc<Path>, u32)>>,
+    slots: Vec<Option<(Path, u32)>>,
     free: Vec<PathId>,
-    ids: HashMap<Arc<Path>, PathId>,
+    ids: HashTable<PathId>,
+    hasher: RandomState,
 }
 
 impl Paths {
     /// The number of what `route` does, counted once more.
     pub(crate) fn acquire(&mut self, route: Route) -> PathId {
-        let path = Path { target: route.target.normalized(), prefsrc: route.prefsrc };
-        if let Some(id) = self.ids.get(&path).copied() {
+        let (family, prefsrc) = (Family::of(route.prefix.addr()), route.prefsrc);
+        let target = route.target.normalized();
+        let hash = self.hasher.hash_one((&target, prefsrc));
+        if let Some(id) = self.find_hashed(hash, family, &target, prefsrc) {
             self.count(id);
             return id;
         }
-        let path = Arc::new(path);
-        let slot = Some((Arc::clone(&path), 1));
+        let attributes = Attributes::new(family, &target, prefsrc);
+        let slot = Some((Path { target, prefsrc, family, attributes }, 1));
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[index(id)] = slot;
@@ -48,14 +56,39 @@ impl Paths {
                 PathId(number.expect("fewer than 2^32 routes fit into memory"))
             }
         };
-        self.ids.insert(path, id);
+        let Paths { slots, ids, hasher, .. } = self;
+        ids.insert_unique(hash, id, |id| {
+            let path = slots[index(*id)].as_ref();
+            path.map_or(0, |(path, _)| hasher.hash_one((&path.target, path.prefsrc)))
+        });
         id
     }
 
-    /// The number of what `route` does, uncounted, if any route does it.
+    /// The number of what `route`, whose target is normalized, does, uncounted, if any route does it.
     pub(crate) fn find(&self, route: &Route) -> Option<PathId> {
-        let path = Path { target: route.target.clone().normalized(), prefsrc: route.prefsrc };
-        self.ids.get(&path).copied()
+        let hash = self.hasher.hash_one((&route.target, route.prefsrc));
+        self.find_hashed(hash, Family::of(route.prefix.addr()), &route.target, route.prefsrc)
+    }
+
+    /// Whether `route`, whose target is normalized and family the path's, does what this path does.
+    pub(crate) fn is(&self, id: PathId, route: &Route) -> bool {
+        self.path(id)
+            .is_some_and(|path| path.target == route.target && path.prefsrc == route.prefsrc)
+    }
+
+    fn find_hashed(
+        &self,
+        hash: u64,
+        family: Family,
+        target: &Target,
+        prefsrc: Option<IpAddr>,
+    ) -> Option<PathId> {
+        let is_it = |id: &PathId| {
+            self.path(*id).is_some_and(|path| {
+                path.family == family && path.target == *target && path.prefsrc == prefsrc
+            })
+        };
+        self.ids.find(hash, is_it).copied()
     }
 
     /// Counts `id` once more.
@@ -72,14 +105,17 @@ impl Paths {
         let Some((path, count)) = slot else { return };
         *count -= 1;
         if *count == 0 {
-            self.ids.remove(path);
+            let hash = self.hasher.hash_one((&path.target, path.prefsrc));
+            if let Ok(found) = self.ids.find_entry(hash, |found| *found == id) {
+                found.remove();
+            }
             *slot = None;
             self.free.push(id);
         }
     }
 
     pub(crate) fn path(&self, id: PathId) -> Option<&Path> {
-        self.slots.get(index(id))?.as_ref().map(|(path, _)| &**path)
+        self.slots.get(index(id))?.as_ref().map(|(path, _)| path)
     }
 }
 
@@ -110,6 +146,8 @@ mod tests {
         assert_eq!(paths.acquire(route(1)), first);
         let second = paths.acquire(route(2));
         assert_ne!(first, second);
+        let other = Route { prefix: "fd00::/64".parse().unwrap(), ..route(1) };
+        assert_ne!(paths.acquire(other), first, "IPv6 is told otherwise");
         paths.release(Some(first));
         assert_eq!(paths.find(&route(1)), Some(first));
         paths.release(Some(first));

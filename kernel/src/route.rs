@@ -5,16 +5,22 @@
 //! IPv6 routes, a deletion without protocol removes a stranger's. So routes are created exclusively,
 //! replaced only where a dump showed ours, and deleted with their protocol.
 
+mod message;
+
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use crate::batch::{Batch, attributes, read_ip, read_u32};
+use self::message::HEADER_BYTES;
+pub(crate) use self::message::{
+    Attributes, RTNH_F_ONLINK, encode_create, encode_delete, encode_replace, family_of, parse,
+};
+use crate::batch::Batch;
 use crate::error::{Error, Refusal};
 use crate::netns::NetNs;
-use crate::socket::{Acknowledge, Netlink};
+use crate::socket::{Acknowledge, DUMP_ATTEMPTS, Netlink};
 
 /// The table of routes that the kernel consults by default (`RT_TABLE_MAIN`).
 pub const TABLE_MAIN: u32 = 254;
@@ -116,6 +122,11 @@ impl Route {
     pub fn key(&self) -> RouteKey {
         RouteKey { prefix: self.prefix, table: self.table, metric: self.metric }.normalized()
     }
+
+    /// What the kernel is told besides its key and owner.
+    pub(crate) fn attributes(&self) -> Attributes {
+        Attributes::new(Family::of(self.prefix.addr()), &self.target, self.prefsrc)
+    }
 }
 
 impl Target {
@@ -152,6 +163,11 @@ pub enum Family {
 impl Family {
     /// Both versions.
     pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
+    /// The version of an address.
+    pub fn of(address: IpAddr) -> Family {
+        if address.is_ipv4() { Family::V4 } else { Family::V6 }
+    }
 }
 
 /// Which routes a dump returns; what is `None` does not matter.
@@ -256,7 +272,12 @@ pub fn plan<'a>(
             })
         });
         let state = State { same, copies: slot.copies, foreign: slot.foreign };
-        steps(key, protocol, slot.wanted.cloned(), state, &mut plan.changes);
+        let (deletions, put) = decide(slot.wanted.is_some(), state);
+        plan.changes.extend((0..deletions).map(|_| Change::Delete { key, protocol }));
+        plan.changes.extend(slot.wanted.zip(put).map(|(route, put)| match put {
+            Put::Create => Change::Create(route.clone()),
+            Put::Replace => Change::Replace(route.clone()),
+        }));
     }
     plan
 }
@@ -280,27 +301,24 @@ pub(crate) struct State {
     pub(crate) foreign: bool,
 }
 
-/// Appends what leads from `state` to `wanted` under one key. This is the only place that decides
-/// about a write.
-pub(crate) fn steps(
-    key: RouteKey,
-    protocol: u8,
-    wanted: Option<Route>,
-    state: State,
-    changes: &mut Vec<Change>,
-) {
-    let delete = Change::Delete { key, protocol };
-    match (wanted, state) {
-        (None, _) => changes.extend((0..state.copies).map(|_| delete.clone())),
+/// A write of a wanted route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Put {
+    Create,
+    Replace,
+}
+
+/// What leads to the wanted state of a key: so many deletions, then a write. This is the only place that
+/// decides about a write.
+pub(crate) fn decide(is_wanted: bool, state: State) -> (u32, Option<Put>) {
+    match (is_wanted, state) {
+        (false, _) => (state.copies, None),
         // The kernel would create or replace beside or instead of the other's route.
-        (Some(_), State { foreign: true, .. }) => {}
-        (Some(_), State { same: true, copies: 1, .. }) => {}
-        (Some(route), State { copies: 0, .. }) => changes.push(Change::Create(route)),
-        (Some(route), State { copies: 1, .. }) => changes.push(Change::Replace(route)),
-        (Some(route), _) => {
-            changes.extend((0..state.copies).map(|_| delete.clone()));
-            changes.push(Change::Create(route));
-        }
+        (true, State { foreign: true, .. }) => (0, None),
+        (true, State { same: true, copies: 1, .. }) => (0, None),
+        (true, State { copies: 0, .. }) => (0, Some(Put::Create)),
+        (true, State { copies: 1, .. }) => (0, Some(Put::Replace)),
+        (true, State { copies, .. }) => (copies, Some(Put::Create)),
     }
 }
 
@@ -350,6 +368,23 @@ impl RouteSocket {
     /// # Errors
     /// Those of [`Netlink::dump`].
     pub fn dump(&mut self, family: Family, filter: DumpFilter) -> Result<Vec<Route>, Error> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let mut routes = Vec::new();
+            if self.read(family, filter, |route| routes.push(route))? {
+                return Ok(routes);
+            }
+        }
+        Err(Error::Interrupted(DUMP_ATTEMPTS))
+    }
+
+    /// As [`RouteSocket::dump`], but hands over each route as it is read, and is `false` when the table
+    /// changed meanwhile, so that all of it has to be read again.
+    pub(crate) fn read(
+        &mut self,
+        family: Family,
+        filter: DumpFilter,
+        mut each: impl FnMut(Route),
+    ) -> Result<bool, Error> {
         let mut header = [0; HEADER_BYTES];
         header[0] = match family {
             Family::V4 => libc::AF_INET as u8,
@@ -361,20 +396,23 @@ impl RouteSocket {
         if let Some(table) = filter.table {
             self.batch.attr_u32(libc::RTA_TABLE, table);
         }
-        let routes = self.netlink.dump(&mut self.batch, |kind, body| {
-            if kind != libc::RTM_NEWROUTE {
-                return Ok(None);
+        // Older kernels ignore the filter in the request; one without IPv6 dumps all families.
+        let is_meant = |route: &Route| {
+            Family::of(route.prefix.addr()) == family
+                && filter.table.is_none_or(|table| route.table == table)
+                && filter.protocol.is_none_or(|protocol| route.protocol == protocol)
+        };
+        let whole = self.netlink.dump_once(&mut self.batch, |kind, body| {
+            if kind == libc::RTM_NEWROUTE
+                && let Some(route) = parse(body)?.filter(is_meant)
+            {
+                each(route);
             }
-            // Older kernels ignore the filter in the request; one without IPv6 dumps all families.
-            Ok(parse(body)?.filter(|route| {
-                family_of(route.prefix.addr()) == header[0]
-                    && filter.table.is_none_or(|table| route.table == table)
-                    && filter.protocol.is_none_or(|protocol| route.protocol == protocol)
-            }))
+            Ok(())
         });
-        match routes {
-            Err(error) if error.is_absent() => Ok(Vec::new()),
-            routes => routes,
+        match whole {
+            Err(error) if error.is_absent() => Ok(true),
+            whole => whole,
         }
     }
 
@@ -384,218 +422,30 @@ impl RouteSocket {
     /// # Errors
     /// When the kernel's answers were lost: then only a dump tells what was carried out.
     pub fn apply(&mut self, changes: &[Change]) -> Result<Vec<Refusal>, Error> {
-        self.batch.clear();
-        for change in changes {
-            match change {
-                Change::Create(route) => encode_create(&mut self.batch, route),
-                Change::Replace(route) => encode_replace(&mut self.batch, route),
-                Change::Delete { key, protocol } => {
-                    encode_delete(&mut self.batch, *key, *protocol);
+        self.execute(|batch| {
+            for change in changes {
+                match change {
+                    Change::Create(route) => {
+                        encode_create(batch, route.key(), route.protocol, &route.attributes());
+                    }
+                    Change::Replace(route) => {
+                        encode_replace(batch, route.key(), route.protocol, &route.attributes());
+                    }
+                    Change::Delete { key, protocol } => encode_delete(batch, *key, *protocol),
                 }
             }
-        }
+        })
+    }
+
+    /// As [`RouteSocket::apply`], for the requests that `fill` appends.
+    pub(crate) fn execute(&mut self, fill: impl FnOnce(&mut Batch)) -> Result<Vec<Refusal>, Error> {
+        self.batch.clear();
+        fill(&mut self.batch);
         self.netlink.execute(&mut self.batch, Acknowledge::Last)
     }
 }
 
-/// Reads the body of an RTM_NEWROUTE or RTM_DELROUTE message; `None` for a route that
-/// [`RouteSocket::dump`] leaves out.
-pub(crate) fn parse(body: &[u8]) -> Result<Option<Route>, Error> {
-    let Some((header, rest)) = body.split_first_chunk::<HEADER_BYTES>() else {
-        return Err(Error::Malformed("a short route"));
-    };
-    let [family, len, _, tos, table, protocol, _, route_type, hop_flags, flags @ ..] = *header;
-    let cloned = u32::from_ne_bytes([hop_flags, flags[0], flags[1], flags[2]]) & RTM_F_CLONED != 0;
-    let v4 = match i32::from(family) {
-        libc::AF_INET => true,
-        libc::AF_INET6 => false,
-        _ => return Ok(None),
-    };
-    if cloned || tos != 0 || route_type == libc::RTN_MULTICAST {
-        return Ok(None);
-    }
-    let any = if v4 { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
-    let (mut address, mut table, mut metric, mut prefsrc) = (any, u32::from(table), 0, None);
-    let mut hop = NextHop { gateway: None, ifindex: 0, onlink: false, weight: 1 };
-    let (mut multipath, mut object) = (None, None);
-    for (kind, value) in attributes(rest) {
-        match kind {
-            libc::RTA_DST => address = read_ip(value).unwrap_or(any),
-            libc::RTA_TABLE => table = read_u32(value).unwrap_or(table),
-            libc::RTA_PRIORITY => metric = read_u32(value).unwrap_or(0),
-            libc::RTA_PREFSRC => prefsrc = read_ip(value),
-            libc::RTA_GATEWAY => hop.gateway = read_ip(value),
-            libc::RTA_VIA => hop.gateway = value.get(2..).and_then(read_ip),
-            libc::RTA_OIF => hop.ifindex = read_u32(value).unwrap_or(0),
-            libc::RTA_MULTIPATH => multipath = Some(value),
-            RTA_NH_ID => object = read_u32(value),
-            _ => {}
-        }
-    }
-    let target = match (route_type, object) {
-        // With nexthop_compat_mode=1 the kernel adds the object's own next hops, which are no property of
-        // the route; with 0 there is the number only.
-        (libc::RTN_UNICAST | libc::RTN_BLACKHOLE, Some(id)) => Target::Object(id),
-        (libc::RTN_BLACKHOLE, None) => Target::Blackhole,
-        (libc::RTN_UNICAST, None) => {
-            let hops = match multipath {
-                Some(hops) => parse_hops(hops)?,
-                None => {
-                    hop.onlink = hop_flags & RTNH_F_ONLINK != 0;
-                    vec![hop]
-                }
-            };
-            Target::Unicast(hops).normalized()
-        }
-        (other, _) => Target::Other(other),
-    };
-    let prefix = IpNet::new(address, len)
-        .map_err(|_| Error::Malformed("a route with an impossible prefix length"))?;
-    Ok(Some(Route { prefix, table, metric, protocol, target, prefsrc }))
-}
-
-/// Reads the `struct rtnexthop` sequence of RTA_MULTIPATH.
-fn parse_hops(mut bytes: &[u8]) -> Result<Vec<NextHop>, Error> {
-    let mut hops = Vec::new();
-    while let Some(header) = bytes.first_chunk::<8>() {
-        let len = usize::from(u16::from_ne_bytes([header[0], header[1]]));
-        let body = bytes.get(8..len).ok_or(Error::Malformed("a next hop with a wrong length"))?;
-        let mut hop = NextHop {
-            gateway: None,
-            ifindex: u32::from_ne_bytes([header[4], header[5], header[6], header[7]]),
-            onlink: header[2] & RTNH_F_ONLINK != 0,
-            weight: header[3].saturating_add(1),
-        };
-        for (kind, value) in attributes(body) {
-            match kind {
-                libc::RTA_GATEWAY => hop.gateway = read_ip(value),
-                libc::RTA_VIA => hop.gateway = value.get(2..).and_then(read_ip),
-                _ => {}
-            }
-        }
-        hops.push(hop);
-        bytes = bytes.get(len.next_multiple_of(4)..).unwrap_or_default();
-    }
-    Ok(hops)
-}
-
-pub(crate) fn family_of(address: IpAddr) -> u8 {
-    (if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 }) as u8
-}
-
-/// Appends a request that creates `route` and is refused when its key is taken.
-pub(crate) fn encode_create(batch: &mut Batch, route: &Route) {
-    encode(batch, libc::RTM_NEWROUTE, libc::NLM_F_CREATE as u16 | libc::NLM_F_EXCL as u16, route);
-}
-
-/// Appends a request that replaces the route of the same key and is refused when there is none.
-fn encode_replace(batch: &mut Batch, route: &Route) {
-    encode(batch, libc::RTM_NEWROUTE, libc::NLM_F_REPLACE as u16, route);
-}
-
-/// Appends a request that deletes the route of `key` if its protocol is `protocol`.
-pub(crate) fn encode_delete(batch: &mut Batch, key: RouteKey, protocol: u8) {
-    // The type stays 0 (any); scope NOWHERE matches any scope.
-    begin(batch, libc::RTM_DELROUTE, 0, key, protocol, libc::RT_SCOPE_NOWHERE, 0, 0);
-}
-
-fn encode(batch: &mut Batch, kind: u16, flags: u16, route: &Route) {
-    let (route_type, hops) = match &route.target {
-        Target::Unicast(hops) => (libc::RTN_UNICAST, hops.as_slice()),
-        Target::Object(_) => (libc::RTN_UNICAST, &[][..]),
-        Target::Blackhole => (libc::RTN_BLACKHOLE, &[][..]),
-        Target::Other(route_type) => (*route_type, &[][..]),
-    };
-    // The kernel accepts a gateway only through a route whose scope is narrower than its own.
-    let on_link = !hops.is_empty() && hops.iter().all(|hop| hop.gateway.is_none());
-    let scope = if on_link { libc::RT_SCOPE_LINK } else { libc::RT_SCOPE_UNIVERSE };
-    let hop_flags = match hops {
-        [hop] if hop.onlink => RTNH_F_ONLINK,
-        _ => 0,
-    };
-    begin(batch, kind, flags, route.key(), route.protocol, scope, route_type, hop_flags);
-    if let Some(source) = route.prefsrc {
-        batch.attr_ip(libc::RTA_PREFSRC, source);
-    }
-    if let Target::Object(id) = route.target {
-        batch.attr_u32(RTA_NH_ID, id);
-    }
-    let v4 = route.prefix.addr().is_ipv4();
-    match hops {
-        [] => {}
-        [hop] => {
-            encode_gateway(batch, hop, v4);
-            batch.attr_u32(libc::RTA_OIF, hop.ifindex);
-        }
-        hops => {
-            let multipath = batch.open(libc::RTA_MULTIPATH);
-            for hop in hops {
-                encode_hop(batch, hop, v4);
-            }
-            batch.close(multipath);
-        }
-    }
-}
-
-#[expect(clippy::too_many_arguments, reason = "these are the fields of one fixed header")]
-fn begin(
-    batch: &mut Batch,
-    kind: u16,
-    flags: u16,
-    key: RouteKey,
-    protocol: u8,
-    scope: u8,
-    route_type: u8,
-    hop_flags: u8,
-) {
-    let table = u8::try_from(key.table).unwrap_or(libc::RT_TABLE_COMPAT);
-    let family = family_of(key.prefix.addr());
-    let len = key.prefix.prefix_len();
-    let header = [family, len, 0, 0, table, protocol, scope, route_type, hop_flags, 0, 0, 0];
-    batch.begin(kind, flags, &header);
-    batch.attr_ip(libc::RTA_DST, key.prefix.network());
-    batch.attr_u32(libc::RTA_TABLE, key.table);
-    batch.attr_u32(libc::RTA_PRIORITY, key.metric);
-}
-
-fn encode_gateway(batch: &mut Batch, hop: &NextHop, v4: bool) {
-    match hop.gateway {
-        Some(IpAddr::V6(gateway)) if v4 => {
-            let mut via = [0; 18];
-            via[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
-            via[2..].copy_from_slice(&gateway.octets());
-            batch.attr(libc::RTA_VIA, &via);
-        }
-        Some(gateway) => {
-            batch.attr_ip(libc::RTA_GATEWAY, gateway);
-        }
-        None => {}
-    }
-}
-
-/// Appends one `struct rtnexthop` with its attributes.
-fn encode_hop(batch: &mut Batch, hop: &NextHop, v4: bool) {
-    let gateway_len: u16 = match hop.gateway {
-        None => 0,
-        Some(IpAddr::V4(_)) => 8,
-        Some(IpAddr::V6(_)) if v4 => 24,
-        Some(IpAddr::V6(_)) => 20,
-    };
-    let mut header = [0; 8];
-    header[..2].copy_from_slice(&(8 + gateway_len).to_ne_bytes());
-    header[2] = if hop.onlink { RTNH_F_ONLINK } else { 0 };
-    // The kernel counts weights from 0.
-    header[3] = hop.weight.saturating_sub(1);
-    header[4..].copy_from_slice(&hop.ifindex.to_ne_bytes());
-    batch.raw(&header);
-    encode_gateway(batch, hop, v4);
-}
-
-const HEADER_BYTES: usize = 12;
 const IP6_RT_PRIO_USER: u32 = 1024;
-pub(crate) const RTNH_F_ONLINK: u8 = 4;
-const RTM_F_CLONED: u32 = 0x200;
-const RTA_NH_ID: u16 = 30;
 /// Room for the refusals of a whole `sendmsg` of [`REQUESTS_MAX`], about 1 KiB each, and for dumps.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 const REQUESTS_MAX: usize = 1000;

@@ -149,13 +149,9 @@ impl Netlink {
         batch: &mut Batch,
         mut parse: impl FnMut(u16, &[u8]) -> Result<Option<T>, Error>,
     ) -> Result<Vec<T>, Error> {
-        batch.add_flags(0, NLM_F_DUMP);
         for _ in 0..DUMP_ATTEMPTS {
-            let seq = self.take_seqs(1);
-            batch.number(seq);
-            self.send(batch.slice(0..1)?)?;
             let mut found = Vec::new();
-            if self.await_dump(seq, |kind, body| {
+            if self.dump_once(batch, |kind, body| {
                 found.extend(parse(kind, body)?);
                 Ok(())
             })? {
@@ -163,6 +159,20 @@ impl Netlink {
             }
         }
         Err(Error::Interrupted(DUMP_ATTEMPTS))
+    }
+
+    /// As [`Netlink::dump`], but passes each message to `each` as it is read, and is `false` when the
+    /// table changed meanwhile.
+    pub(crate) fn dump_once(
+        &mut self,
+        batch: &mut Batch,
+        each: impl FnMut(u16, &[u8]) -> Result<(), Error>,
+    ) -> Result<bool, Error> {
+        batch.add_flags(0, NLM_F_DUMP);
+        let seq = self.take_seqs(1);
+        batch.number(seq);
+        self.send(batch.slice(0..1)?)?;
+        self.await_dump(seq, each)
     }
 
     /// Reads one object: sends the one request of `batch` and returns the body of the answer, `None`
@@ -453,7 +463,8 @@ const SEND_BYTES_MAX: usize = 64 << 10;
 /// costs about 1 KiB of it.
 const REQUESTS_MAX: usize = 200;
 const TIMEOUT: Duration = Duration::from_secs(10);
-const DUMP_ATTEMPTS: u32 = 20;
+/// How often a dump that changes while it is read is begun.
+pub(crate) const DUMP_ATTEMPTS: u32 = 20;
 const ERRNO_END: i32 = 4096;
 const DONT_WAIT: RecvFlags = RecvFlags::TRUNC.union(RecvFlags::DONTWAIT);
 const NLM_F_ACK: u16 = libc::NLM_F_ACK as u16;

@@ -206,7 +206,7 @@ fn write(reconciler: &mut RouteReconciler, fib: &mut Fib, now: Instant, answered
         }
         let refusals = fib.apply(&changes);
         let outcome = if answered { Ok(refusals) } else { Err(Error::Overrun) };
-        reconciler.applied(now, changes, outcome);
+        reconciler.applied(now, outcome);
         if !answered {
             return;
         }
@@ -379,7 +379,7 @@ fn a_withdrawn_route_goes_before_the_sweep_and_an_unclaimed_one_stays() {
     let delete = |route: &Route| Change::Delete { key: route.key(), protocol: 198 };
     let changes = reconciler.changes(now);
     assert_eq!(changes, [delete(&withdrawn)]);
-    reconciler.applied(now, changes, Ok(Vec::new()));
+    reconciler.applied(now, Ok(Vec::new()));
     reconciler.allow_sweep();
     assert_eq!(reconciler.changes(now), [delete(&kept)]);
 }
