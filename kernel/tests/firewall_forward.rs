@@ -128,24 +128,24 @@ async fn nft_based_iptables_that_drops_gets_a_rule_each_way_behind_its_own() {
     assert_eq!(bed.apply().await, FirewallPass::default(), "theirs is no news for ours");
 
     // Removed by others: repaired.
-    for (count, edit) in [
+    let mut spans = Vec::new();
+    for edit in [
         "iptables-nft -F FORWARD",
         "nft flush ruleset; iptables-nft -P FORWARD DROP; ip6tables-nft -P FORWARD DROP",
         "iptables-nft -D FORWARD -i cairn+ -m comment --comment cairn.network -j ACCEPT || \
          nft flush chain ip filter FORWARD",
-    ]
-    .iter()
-    .enumerate()
-    {
+    ] {
         let edits = bed.keeper.edits();
         sh(&bed.node, edit);
         let start = Instant::now();
         bed.news().await;
         assert!(bed.apply().await.writes > 0, "{edit}");
-        assert!(start.elapsed() < Duration::from_millis(500), "{count}: {:?}", start.elapsed());
+        spans.push(start.elapsed());
         assert!(bed.keeper.edits() > edits, "{edit}");
         assert!(bed.passes(), "{edit}");
     }
+    // The shortest, as other tests run at the same time.
+    assert!(spans.iter().min().unwrap() < &Duration::from_millis(50), "{spans:?}");
 
     // After a restart there is nothing to do.
     let mut second = FirewallKeeper::open_in(NetNs::open(&bed.node.name).unwrap()).unwrap();

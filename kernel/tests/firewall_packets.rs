@@ -29,6 +29,10 @@ struct Bed {
 
 impl Bed {
     fn new() -> Bed {
+        Bed::with_pod(&POD)
+    }
+
+    fn with_pod(addresses: &[&str]) -> Bed {
         let (node, pod, outside) = (TestNetNs::create(), TestNetNs::create(), TestNetNs::create());
         let mut netlink = node.netlink();
         let pair = Veth {
@@ -67,7 +71,7 @@ impl Bed {
             container_id: "c".into(),
             ifname: "eth0".into(),
             pod_uid: None,
-            addresses: POD.map(|address| address.parse().unwrap()).to_vec(),
+            addresses: addresses.iter().map(|address| address.parse().unwrap()).collect(),
             blocks: vec!["10.244.0.0/24".parse().unwrap(), "fd00::/64".parse().unwrap()],
             mtu: 1450,
             node_addresses: vec![NODE.parse().unwrap(), "2001:db8::1".parse().unwrap()],
@@ -210,6 +214,28 @@ fn neighbour_discovery_of_a_pod_passes() {
     assert_eq!(bed.dropped("from_pod"), 0);
 }
 
+/// It has a link-local address all the same, and tells its link about it.
+#[test]
+fn what_a_pod_without_ipv6_says_to_its_link_is_not_counted_as_spoofed() {
+    let bed = Bed::with_pod(&POD[..1]);
+    bed.protect();
+    sh(
+        &bed.node,
+        "nft 'table ip6 heard { chain c { type filter hook prerouting priority -310; \\
+         iifname cairn* ip6 saddr fe80::/10 counter; }; }'",
+    );
+    sh(
+        &bed.pod,
+        "sysctl -qw net.ipv6.conf.all.disable_ipv6=0 net.ipv6.conf.eth0.disable_ipv6=0
+         ip link set eth0 down; ip link set eth0 up
+         until ip -6 -o address show dev eth0 | grep 'fe80::' | grep -vq tentative; do sleep 0.05; done
+         ping -6 -c1 -W1 ff02::2%eth0 || true",
+    );
+    let heard = sh(&bed.node, "nft list table ip6 heard");
+    assert!(!heard.contains("packets 0 "), "the node hears it: {heard}");
+    assert_eq!(bed.dropped("from_pod"), 0);
+}
+
 /// A packet that VXLAN would deliver to the node's tunnel address, as if from another pod.
 fn injected(source: &str, to: &str, says: &[u8]) -> Vec<u8> {
     let inner = udp("10.244.9.9", TUNNEL, 9000, says);
@@ -255,6 +281,39 @@ fn fragments_do_not_bring_vxlan_past_the_rules() {
     send_in_two(OTHER_NODE, b"node");
     assert_eq!(said(&socket), "node", "nothing came before it");
     assert_eq!(bed.dropped("input"), 1);
+}
+
+#[test]
+fn vxlan_over_ipv6_comes_from_nodes_only_and_is_not_tracked() {
+    let mut bed = Bed::new().with_tunnels();
+    sh(
+        &bed.node,
+        "ip link delete cairn.vxlan
+         ip link add cairn.vxlan type vxlan id 198 dstport 4798 local 2001:db8::1 nolearning
+         ip link set cairn.vxlan address 02:00:00:00:00:01 up
+         ip address add 10.244.0.1/32 dev cairn.vxlan
+         sysctl -qw net.ipv4.conf.cairn/vxlan.rp_filter=0",
+    );
+    bed.wanted.tunnels.truncate(1);
+    bed.wanted.tunnels[0].local = "2001:db8::1".parse().unwrap();
+    let socket = listen(&bed.node, TUNNEL, 9000);
+    let outer = |source: &str, says: &[u8]| {
+        let inner = udp("10.244.9.9", TUNNEL, 9000, says);
+        udp(source, "2001:db8::1", 4798, &vxlan(198, [2, 0, 0, 0, 0, 1], &inner))
+    };
+    send(&bed.outside, &outer("2001:db8::3", b"injected"));
+    assert_eq!(said(&socket), "injected", "without the table");
+    bed.protect();
+    send(&bed.outside, &outer("2001:db8::3", b"stranger"));
+    send(&bed.pod, &outer(POD[1], b"pod"));
+    let before = bed.connections();
+    send(&bed.outside, &outer("2001:db8::2", b"node"));
+    assert_eq!(said(&socket), "node", "nothing came before it");
+    assert_eq!(bed.connections(), before + 1, "the inner packet");
+    assert_eq!(bed.dropped("input"), 2);
+    // Nor does it get to another node.
+    send(&bed.pod, &udp(POD[1], "2001:db8:0:1::7", 4798, &outer(POD[1], b"pod")[48..]));
+    assert_eq!(bed.dropped("forward"), 1);
 }
 
 #[test]
@@ -398,36 +457,65 @@ fn pods_leave_with_the_nodes_address_where_that_is_wanted() {
     }
 }
 
-/// kube-proxy's nftables mode in short: a Service whose only endpoint is the pod.
+/// A Service whose only endpoint is the pod, by kube-proxy's rules in short.
 #[test]
 fn a_pod_reaches_itself_through_its_service() {
-    let mut bed = Bed::new();
-    bed.wanted.nat_pools = bed.wanted.pools.clone();
-    sh(
-        &bed.node,
-        "nft -f - <<'END'
-         table ip kube-proxy {
-             chain nat-prerouting {
-                 type nat hook prerouting priority dstnat;
-                 ip daddr 10.96.0.10 tcp dport 80 dnat to 10.244.0.5:8080
-             }
-             chain nat-postrouting {
-                 type nat hook postrouting priority srcnat;
-                 ip saddr 10.244.0.5 ip daddr 10.244.0.5 masquerade fully-random
-             }
-         }\nEND",
-    );
-    bed.protect();
+    let nftables = "nft -f - <<'END'
+        table ip kube-proxy {
+            chain nat-prerouting {
+                type nat hook prerouting priority dstnat;
+                ip daddr 10.96.0.10 tcp dport 80 dnat to 10.244.0.5:8080
+            }
+            chain nat-postrouting {
+                type nat hook postrouting priority srcnat;
+                ip saddr 10.244.0.5 ip daddr 10.244.0.5 masquerade fully-random
+            }
+        }\nEND"
+        .to_owned();
+    let iptables = |command: &str| {
+        [
+            "-N KUBE-SEP",
+            "-A PREROUTING -d 10.96.0.10/32 -p tcp --dport 80 -j KUBE-SEP",
+            "-A KUBE-SEP -s 10.244.0.5/32 -j MARK --or-mark 0x4000",
+            "-A KUBE-SEP -p tcp -j DNAT --to-destination 10.244.0.5:8080",
+            "-A POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN",
+            "-A POSTROUTING -j MARK --xor-mark 0x4000",
+            "-A POSTROUTING -j MASQUERADE --random-fully",
+        ]
+        .map(|rule| format!("{command} -t nat {rule}\n"))
+        .concat()
+    };
+    for rules in [nftables, iptables("iptables-nft"), iptables("iptables-legacy")] {
+        // Whichever comes first.
+        for ours_first in [true, false] {
+            let mut bed = Bed::new();
+            bed.wanted.nat_pools = bed.wanted.pools.clone();
+            if ours_first {
+                bed.protect();
+            }
+            sh(&bed.node, &rules);
+            if !ours_first {
+                bed.protect();
+            }
+            assert_eq!(client_of(&bed, "10.96.0.10:80"), NODE, "{rules} {ours_first}");
+            let socket = listen(&bed.outside, OUTSIDE, 9000);
+            send(&bed.pod, &udp(POD[0], OUTSIDE, 9000, b"x"));
+            assert_eq!(received(&socket).0.to_string(), NODE, "{rules} {ours_first}");
+        }
+    }
+}
+
+/// Whom the pod's server on port 8080 sees when the pod connects to `service`.
+fn client_of(bed: &Bed, service: &str) -> String {
     let listener = bed.pod.run(|| TcpListener::bind("10.244.0.5:8080").unwrap()).unwrap();
-    let client = thread::scope(|scope| {
+    let service: SocketAddr = service.parse().unwrap();
+    thread::scope(|scope| {
         let server = scope.spawn(move || listener.accept().unwrap().1.ip().to_string());
-        let service: SocketAddr = "10.96.0.10:80".parse().unwrap();
         bed.pod
             .run(|| TcpStream::connect_timeout(&service, Duration::from_secs(5)).unwrap())
             .unwrap();
         server.join().unwrap()
-    });
-    assert_eq!(client, NODE, "kube-proxy's masquerading");
+    })
 }
 
 const NODE: &str = "192.0.2.1";

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::command::{CommandError, Commands, NFT};
@@ -21,7 +22,7 @@ use crate::netns::NetNs;
 pub struct FirewallKeeper {
     commands: Commands,
     watch: Watch,
-    wanted: Option<Firewall>,
+    wanted: Option<Arc<Firewall>>,
     table: Table,
     table_part: Part,
     nftables: Hook,
@@ -38,7 +39,7 @@ enum Table {
     /// Somebody changed it.
     Edited,
     /// As this says.
-    Known(Box<Firewall>),
+    Known(Arc<Firewall>),
 }
 
 /// Something that is brought in order on its own.
@@ -115,7 +116,7 @@ impl FirewallKeeper {
 
     /// Says what the firewall should be.
     pub fn set(&mut self, wanted: Firewall) {
-        let before = self.wanted.as_ref();
+        let before = self.wanted.as_deref();
         self.table_part.dirty |= before != Some(&wanted);
         if before.is_none_or(|before| {
             (before.accept_forwarded, before.pod_interfaces)
@@ -124,7 +125,7 @@ impl FirewallKeeper {
             self.nftables.part.dirty = true;
             self.legacy.part.dirty = true;
         }
-        self.wanted = Some(wanted);
+        self.wanted = Some(Arc::new(wanted));
     }
 
     /// Has the next pass read everything again.
@@ -232,7 +233,7 @@ impl FirewallKeeper {
         self.nftables.part.dirty |= seen.forward || seen.lost;
     }
 
-    async fn settle_table(&mut self, wanted: &Firewall) -> Result<usize, CommandError> {
+    async fn settle_table(&mut self, wanted: &Arc<Firewall>) -> Result<usize, CommandError> {
         let seen = self.watch.drain(None)?;
         self.observe(seen);
         // What was heard until now is seen to by this pass.
@@ -262,8 +263,8 @@ impl FirewallKeeper {
         Ok(1)
     }
 
-    fn written(&mut self, meanwhile: Seen, wanted: &Firewall) {
-        self.table = Table::Known(Box::new(wanted.clone()));
+    fn written(&mut self, meanwhile: Seen, wanted: &Arc<Firewall>) {
+        self.table = Table::Known(Arc::clone(wanted));
         self.observe(meanwhile);
     }
 
