@@ -30,6 +30,7 @@ use cairn_kernel::resolve::Resolver;
 use cairn_kernel::route::{
     DumpFilter, Family, NextHop, Route, RouteEvent, RouteKey, RouteSocket, TABLE_MAIN, Target,
 };
+use cairn_kernel::sysctl::NodeSettings;
 use cairn_kernel::{
     BLACKHOLE_METRIC, POD_ROUTE_PROTOCOL, ROUTE_METRIC, ROUTE_PROTOCOL, feature, sysctl,
 };
@@ -186,6 +187,11 @@ struct Worker {
     swept: bool,
     tell: Tell,
     state_dirty: bool,
+    /// The machine's settings that were last brought in order, and what could not be.
+    settings: Option<NodeSettings>,
+    deviations: Vec<String>,
+    /// When everything is looked at again.
+    audit_due: Instant,
     /// What failed last, and when.
     complaint: Option<(String, Instant)>,
 }
@@ -207,7 +213,7 @@ impl Worker {
         // Subscribed before the first dump, so that no change falls between.
         let mut monitor = Monitor::open()?;
         monitor.ignore_port(socket.port());
-        for family in Family::ALL.into_iter().filter(|f| *f == Family::V4 || feature::has_ipv6()) {
+        for family in forwarded() {
             sysctl::enable_forwarding(family)
                 .context("packets for others must be forwarded, which is off")?;
         }
@@ -238,6 +244,9 @@ impl Worker {
             swept: false,
             tell,
             state_dirty: true,
+            settings: None,
+            deviations: Vec::new(),
+            audit_due: Instant::now() + AUDIT_INTERVAL,
             complaint: None,
         };
         Ok((worker, preserved))
@@ -255,7 +264,8 @@ impl Worker {
         loop {
             self.may_sweep = *may_sweep.borrow_and_update();
             self.write();
-            let retry = [self.reconciler.next_deadline(), self.wrap.next_deadline()];
+            let audit = Some(self.audit_due);
+            let retry = [self.reconciler.next_deadline(), self.wrap.next_deadline(), audit];
             let retry = retry.into_iter().flatten().min().map(tokio::time::Instant::from_std);
             let is_dirty = self.reconciler.is_dirty() || self.wrap.is_dirty();
             let retry_failed = is_dirty.then(|| tokio::time::Instant::now() + RETRY);
@@ -310,6 +320,9 @@ impl Worker {
             if self.underlay_due.is_some_and(|at| tokio::time::Instant::now() >= at) {
                 self.underlay_due = None;
                 self.resolve_anew();
+            }
+            if self.audit_due <= Instant::now() {
+                self.audit();
             }
             if self.state_dirty && tokio::time::Instant::now() >= state_due {
                 self.publish();
@@ -395,18 +408,47 @@ impl Worker {
         if let (Some(revision), Some(pods)) = (self.wrap.applied(), &self.tell.pods) {
             pods.tunnels_applied(revision);
         }
+        self.settle();
         let ready = self.wrap.ready();
         self.tell.tunnels.send_if_modified(|old| {
             let differs = *old != ready;
             *old = ready;
             differs
         });
-        let problems = self.wrap.problems();
+        let mut problems = self.wrap.problems();
+        problems.extend(self.deviations.iter().cloned());
         self.tell.problems.send_if_modified(|old| {
             let differs = *old != problems;
             *old = problems;
             differs
         });
+    }
+
+    /// Brings the settings of the machine in order when others are needed: before anybody hears that
+    /// this node takes packets from a tunnel.
+    fn settle(&mut self) {
+        let needed = NodeSettings {
+            forwarding: forwarded().collect(),
+            loose: self.wrap.loose(&self.underlay).into_iter().collect(),
+            neighbours: u32::try_from(self.wrap.members()).unwrap_or(u32::MAX).max(NEIGHBOURS_MIN),
+        };
+        if self.settings.as_ref() == Some(&needed) {
+            return;
+        }
+        let settled = needed.settle();
+        for change in settled.changed {
+            tracing::info!("{change}");
+        }
+        self.deviations = settled.deviations;
+        self.settings = Some(needed);
+    }
+
+    /// Looks at everything once more: what no notification told.
+    fn audit(&mut self) {
+        self.audit_due = Instant::now() + AUDIT_INTERVAL;
+        self.reconciler.request_resync();
+        self.wrap.request_resync();
+        self.settings = None;
     }
 
     /// Decides anew on learned prefixes.
@@ -681,6 +723,11 @@ impl Worker {
     }
 }
 
+/// The families that this node forwards.
+fn forwarded() -> impl Iterator<Item = Family> {
+    Family::ALL.into_iter().filter(|family| *family == Family::V4 || feature::has_ipv6())
+}
+
 /// Why nothing leads to the next hops of `route`.
 fn unreachable(route: &FibRoute) -> String {
     let hops: Vec<String> = route.paths.iter().map(|path| path.next_hop.to_string()).collect();
@@ -733,6 +780,12 @@ const GATHER: Duration = Duration::from_millis(10);
 
 /// Of the time at most one part in this many goes into reading the underlay.
 const READ_SHARE: u32 = 8;
+
+/// The last net below the notifications.
+const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
+
+/// The neighbours for which a node has room at least: the kernel's own number.
+const NEIGHBOURS_MIN: u32 = 128;
 
 /// A failure that has not been seen for this long is news again.
 const COMPLAINT_REST: Duration = Duration::from_secs(60);

@@ -25,7 +25,7 @@ use cairn_kernel::{nexthop, sysctl};
 use ipnet::IpNet;
 
 use crate::pods::TunnelAddresses;
-use crate::tunnels::{Owners, Way, Ways, kind_of, overhead};
+use crate::tunnels::{Owners, Way, Ways, device_name, kind_of, overhead};
 use crate::underlay::KernelUnderlay;
 
 /// What the planner tells of tunnels.
@@ -303,6 +303,27 @@ impl Wrap {
             |kind: &TunnelKind| self.wanted.addresses.held.keys().any(|(of, _)| of == kind);
         let ready = |kind: &TunnelKind| self.tunnels.ready(of_kernel(*kind)).is_some();
         self.kinds().into_iter().filter(has_address).filter(ready).collect()
+    }
+
+    /// The interfaces that must take packets whose answers leave by another one, as some nodes send
+    /// through a tunnel what others still send plainly: the tunnels that have their address, and the
+    /// uplinks.
+    pub(super) fn loose(&self, underlay: &KernelUnderlay) -> BTreeSet<String> {
+        let kinds = self.kinds();
+        let ready = self.ready();
+        let devices =
+            kinds.iter().filter(|kind| ready.contains(kind)).map(|kind| device_name(*kind));
+        let uplinks = underlay.own.iter().filter(|own| {
+            let address = own.address.addr();
+            !kinds.is_empty() && address.is_ipv4() && self.wanted.ways.addresses.contains(&address)
+        });
+        let uplinks = uplinks.map(|own| own.interface.as_str());
+        devices.chain(uplinks).map(str::to_owned).collect()
+    }
+
+    /// How many other nodes this node knows.
+    pub(super) fn members(&self) -> usize {
+        self.wanted.ways.members.len()
     }
 
     /// The revision of the addresses that the devices have, once they have them.
