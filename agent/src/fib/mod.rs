@@ -449,6 +449,7 @@ impl Worker {
         self.reconciler.request_resync();
         self.wrap.request_resync();
         self.settings = None;
+        self.underlay_due = Some(tokio::time::Instant::now());
     }
 
     /// Decides anew on learned prefixes.

@@ -179,11 +179,11 @@ impl Election {
         self.deaf.is_some() && lasts(self.deaf, now) >= self.shared.options.offline / DEAF_PART
     }
 
-    /// Whether a leader gives the Lease up, which it does not try again soon: nobody else may hear
-    /// either.
+    /// Whether a leader gives the Lease up. It does not try that again soon: nobody else may hear
+    /// either, and then it has to see the waits of the fence through to say so.
     fn steps_aside(&self, now: Duration) -> bool {
-        let offline = self.shared.options.offline;
-        self.is_deaf(now) && self.stood_aside.is_none_or(|at| now.saturating_sub(at) >= offline)
+        let rest = self.shared.options.offline.saturating_mul(REST_FACTOR);
+        self.is_deaf(now) && self.stood_aside.is_none_or(|at| now.saturating_sub(at) >= rest)
     }
 }
 
@@ -199,3 +199,5 @@ const TERM_MAX: Duration = Duration::from_secs(15);
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_millis(200);
 /// The part of what a node may go on alone after which an agent that hears too few is deaf.
 const DEAF_PART: u32 = 10;
+/// How many times as long as a node may go on alone an agent leads on, deaf, after it stood aside.
+const REST_FACTOR: u32 = 8;
