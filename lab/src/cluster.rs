@@ -17,12 +17,12 @@ use serde_json::{Value, json};
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::oneshot;
 
-use crate::apiserver::{ApiError, ApiServer, Options, Serving};
+use crate::apiserver::{ApiError, ApiServer, Options, PatchType, Serving};
 use crate::datacenter::layout::{POOLS, SINGLE_ASN};
 use crate::datacenter::routers::{GRACEFUL_RESTART, TIMERS, families};
 use crate::datacenter::{Layout, Node, Rack};
 use crate::error::Error;
-use crate::options::AsnPlan;
+use crate::options::{AsnPlan, Encap};
 use crate::pod::{POD_NAMESPACE, Pod};
 
 /// A running API server with its objects. Dropping it stops it.
@@ -169,6 +169,24 @@ impl Cluster {
         }
         blocks.sort_unstable();
         Ok(blocks)
+    }
+
+    /// Changes how packets of all pools travel, as an administrator would.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when a change is refused.
+    pub fn encapsulate(&self, layout: &Layout, encap: Encap) -> Result<(), Error> {
+        let resource = resource::<IPPool>();
+        for (name, cidr, _) in POOLS {
+            let v4 = !cidr.contains(':');
+            if layout.versions().contains(&v4) {
+                let patch = json!({"spec": {"encapsulation": encap.of_pool(v4)}});
+                self.server
+                    .patch(&resource, None, name, PatchType::Merge, &patch)
+                    .map_err(|error| refused(&resource, name, &error))?;
+            }
+        }
+        Ok(())
     }
 
     /// What the agents report of themselves.

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use cairn_api::Encapsulation;
+use cairn_kernel::tunnel::TunnelKind;
 
 use crate::error::Error;
 
@@ -97,39 +98,11 @@ impl Encap {
     }
 
     /// The tunnel that packets of a family take.
-    pub fn tunnel(self, v4: bool) -> Option<Tunnel> {
+    pub fn tunnel(self, v4: bool) -> Option<TunnelKind> {
         match self.of_pool(v4) {
             Encapsulation::None => None,
-            Encapsulation::IPIP | Encapsulation::IPIPCrossSubnet => Some(Tunnel::Ipip),
-            Encapsulation::VXLAN | Encapsulation::VXLANCrossSubnet => Some(Tunnel::Vxlan),
-        }
-    }
-}
-
-/// A kind of tunnel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Tunnel {
-    /// VXLAN, whose outer packets are IPv4 in the lab.
-    Vxlan,
-    /// IPv4 in IPv4.
-    Ipip,
-}
-
-impl Tunnel {
-    /// The agents' device for it.
-    pub fn device(self) -> &'static str {
-        match self {
-            Tunnel::Vxlan => "cairn.vxlan",
-            Tunnel::Ipip => "cairn.ipip",
-        }
-    }
-
-    /// Octets that it adds to a packet: an IPv4 header, for VXLAN also those of UDP, VXLAN (RFC 7348
-    /// section 5) and Ethernet.
-    pub fn overhead(self) -> u32 {
-        match self {
-            Tunnel::Vxlan => 20 + 8 + 8 + 14,
-            Tunnel::Ipip => 20,
+            Encapsulation::IPIP | Encapsulation::IPIPCrossSubnet => Some(TunnelKind::Ipip),
+            Encapsulation::VXLAN | Encapsulation::VXLANCrossSubnet => Some(TunnelKind::Vxlan),
         }
     }
 }
@@ -242,7 +215,7 @@ mod tests {
         assert_eq!(encap.of_pool(true), Encapsulation::IPIPCrossSubnet);
         assert_eq!(encap.of_pool(false), Encapsulation::VXLANCrossSubnet);
         let tunnels = [true, false].map(|v4| Encap::Ipip.tunnel(v4));
-        assert_eq!(tunnels, [Some(Tunnel::Ipip), Some(Tunnel::Vxlan)]);
+        assert_eq!(tunnels, [Some(TunnelKind::Ipip), Some(TunnelKind::Vxlan)]);
         assert_eq!(Encap::None.tunnel(true), None);
     }
 

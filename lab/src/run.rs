@@ -7,7 +7,7 @@ use crate::interrupt::Interrupt;
 use crate::lab::Lab;
 use crate::options::{Encap, LabOptions};
 use crate::report::Report;
-use crate::rows::{failure, model, network, size, tunnel};
+use crate::rows::{failure, model, network, size, tunnels};
 use crate::workspace::{KUBECONFIG, Workspace};
 
 /// Runs `cairn lab` and returns its exit code: 1 when a row failed and `--check` was given, 130 when
@@ -101,8 +101,8 @@ fn prove(
     let mut rows = network::network(&lab.centre, &lab.pods)?;
     rows.extend(size::full_size(&lab.centre, &lab.pods)?);
     if options.encap != Encap::None {
-        rows.push(tunnel::addresses(&lab.centre, &lab.cluster)?);
-        rows.extend(tunnel::fabric(&lab.centre)?);
+        rows.push(tunnels::addresses(&lab.centre, &lab.cluster)?);
+        rows.extend(tunnels::fabric(&lab.centre)?);
     }
     rows.into_iter().for_each(|row| report.row(row));
     lab.check()?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use cairn_kernel::route::{Change, DumpFilter, Family, NextHop, Route, TABLE_MAIN, Target};
-use cairn_kernel::{ROUTE_PROTOCOL, link};
+use cairn_kernel::{ROUTE_PROTOCOL, link, nexthop};
 use ipnet::IpNet;
 
 use crate::datacenter::Machine;
@@ -47,6 +47,8 @@ impl BgpRoutes {
         let listed = dump(machine)?;
         let links = link::list(machine.routes().netlink());
         let links = links.map_err(Error::kernel("a list of links"))?;
+        let objects = nexthop::list(machine.routes().netlink());
+        let objects = objects.map_err(Error::kernel("a list of next-hop objects"))?;
         let way = |hop: &NextHop| {
             let link = links.iter().find(|link| link.index == hop.ifindex);
             let device = link.map_or_else(|| format!("#{}", hop.ifindex), |link| link.name.clone());
@@ -58,8 +60,13 @@ impl BgpRoutes {
                     let ways = routes.learned.entry(route.prefix).or_default();
                     ways.extend(hops.iter().map(way));
                 }
-                Target::Object(_) => {
-                    routes.learned.entry(route.prefix).or_default();
+                Target::Object(id) => {
+                    let ways = routes.learned.entry(route.prefix).or_default();
+                    let object = objects.iter().find(|object| object.id == id);
+                    // Agents and routers of the lab make no other ones.
+                    if let Some(nexthop::Way::Hop(hop)) = object.map(|object| &object.way) {
+                        ways.insert(way(hop));
+                    }
                 }
                 Target::Blackhole | Target::Other(_) => {
                     routes.own.insert(route.prefix);

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::ops::{Add, Sub};
 use std::process::{Command, Stdio};
 
-use cairn_kernel::NetNs;
+use cairn_kernel::{NetNs, VXLAN_PORT_DEFAULT};
 use serde::Deserialize;
 
 use super::build::{BRIDGE, DataCenter};
@@ -99,7 +99,7 @@ fn table(family: &str, drop_pods: bool) -> String {
     }
     text.push_str(&format!("    ip frag-off & 0x3fff != 0 counter name {FRAGMENTS}\n"));
     text.push_str(&format!("    exthdr frag exists counter name {FRAGMENTS}\n"));
-    text.push_str(&format!("    udp dport {VXLAN_PORT} counter name {VXLAN}\n"));
+    text.push_str(&format!("    udp dport {VXLAN_PORT_DEFAULT} counter name {VXLAN}\n"));
     text.push_str(&format!("    ip protocol {PROTOCOL_IPIP} counter name {IPIP}\n"));
     for (_, cidr, _) in POOLS {
         let ip = if cidr.contains(':') { "ip6" } else { "ip" };
@@ -208,8 +208,6 @@ const IPIP: &str = "ipip";
 const FRAGMENTS: &str = "fragments";
 /// `IPPROTO_IPIP`, which has several names.
 const PROTOCOL_IPIP: u8 = 4;
-/// The agents' port for VXLAN, unless configured.
-const VXLAN_PORT: u16 = 4798;
 
 #[cfg(test)]
 mod tests {

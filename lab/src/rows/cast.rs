@@ -53,6 +53,11 @@ impl Flows {
         Ok(Flows(flows))
     }
 
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        self.0.len()
+    }
+
     /// The numbers of the next packets, to begin a time with.
     pub fn mark(&self) -> Vec<usize> {
         self.0.iter().map(Flow::position).collect()

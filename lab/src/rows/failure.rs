@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
 use super::cast::{Cast, Flows};
-use super::{network, node_routes, some_of, spread, tunnel};
+use super::{network, node_routes, some_of, spread, tunnels};
 use crate::cluster::{Block, Cluster};
 use crate::datacenter::{DataCenter, Node};
 use crate::error::Error;
@@ -44,11 +44,16 @@ pub fn all(
     ));
     report.row(agent_killed(lab, &cast.near, &flows, workspace, interrupt)?);
     report.row(routes_deleted(lab, &cast.near, &flows, interrupt)?);
-    for row in tunnel::devices_deleted(lab, &cast, &flows, interrupt)? {
+    for row in tunnels::devices_deleted(lab, &cast, &flows, interrupt)? {
         report.row(row);
     }
     report.row(block_filled(lab, &cast, &flows, interrupt)?);
     report.row(api_away(lab, &cast, &flows, interrupt)?);
+    if lab.centre.layout.fabric_knows_pods() {
+        for row in tunnels::changed_live(lab, &flows, interrupt)? {
+            report.row(row);
+        }
+    }
     lab.check()?;
     for row in node_lost(lab, &cast.victim, &flows, interrupt)? {
         report.row(row);

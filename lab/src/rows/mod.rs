@@ -5,12 +5,13 @@ pub mod failure;
 pub mod model;
 pub mod network;
 pub mod size;
-pub mod tunnel;
+pub mod tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::thread;
 
+use cairn_kernel::tunnel;
 use ipnet::IpNet;
 
 use crate::cluster::Block;
@@ -48,13 +49,14 @@ fn spread<'a>(
 
 /// The way by which `from` must reach blocks of `to`, in the family of `like`: a tunnel where `encap`
 /// has one, else the owner on the same subnet, else the rack's router. In a tunnel an IPv4 route leads
-/// to the owner's address, and an IPv6 route to a link-local one, which is not told here.
+/// to the owner's address, and an IPv6 route to the link-local one of its device.
 fn way(layout: &Layout, encap: Encap, from: &Node, to: &Node, like: &IpNet) -> Option<Way> {
     let v4 = like.addr().is_ipv4();
     let of_family = |addresses: [IpAddr; 2]| addresses.into_iter().find(|at| at.is_ipv4() == v4);
     if Layout::is_tunnelled(encap, from, to) {
-        let gateway = if v4 { of_family(to.addresses()) } else { None };
-        return Some(Way { device: encap.tunnel(v4)?.device().into(), gateway });
+        let link_local = || IpAddr::from(tunnel::link_local(tunnel::mac_of(&to.name())));
+        let gateway = if v4 { of_family(to.addresses()) } else { Some(link_local()) };
+        return Some(Way { device: encap.tunnel(v4)?.device_name().into(), gateway });
     }
     let addresses = if from.rack == to.rack {
         to.addresses()
@@ -62,20 +64,6 @@ fn way(layout: &Layout, encap: Encap, from: &Node, to: &Node, like: &IpNet) -> O
         layout.racks.iter().find(|rack| rack.number == from.rack)?.gateways()
     };
     Some(Way { device: UPLINK.into(), gateway: of_family(addresses) })
-}
-
-/// Whether the ways of a route are the one that it must have; a gateway that is not told may be any
-/// link-local one.
-fn leads(ways: &BTreeSet<Way>, wanted: &Way) -> bool {
-    let link_local = |at: IpAddr| matches!(at, IpAddr::V6(at) if at.is_unicast_link_local());
-    let same = |way: &Way| {
-        way.device == wanted.device
-            && match wanted.gateway {
-                Some(gateway) => way.gateway == Some(gateway),
-                None => way.gateway.is_some_and(link_local),
-            }
-    };
-    ways.len() == 1 && ways.iter().all(same)
 }
 
 /// Does `work` for every item at once, each on a thread of its own, and returns the results in
@@ -125,27 +113,10 @@ mod tests {
         assert_eq!(at(Encap::None, 2, 0, &v4), "via 172.31.2.1 dev eth0");
         assert_eq!(at(Encap::None, 1, 2, &v6), "via fd00:31:1::1 dev eth0");
         assert_eq!(at(Encap::Ipip, 0, 1, &v4), "via 172.31.1.12 dev cairn.ipip");
-        assert_eq!(at(Encap::Ipip, 0, 1, &v6), "dev cairn.vxlan");
+        let link_local = tunnel::link_local(tunnel::mac_of("n2"));
+        assert_eq!(at(Encap::Ipip, 0, 1, &v6), format!("via {link_local} dev cairn.vxlan"));
         assert_eq!(at(Encap::VxlanCrossSubnet, 0, 1, &v4), "via 172.31.1.12 dev eth0");
         assert_eq!(at(Encap::VxlanCrossSubnet, 0, 2, &v4), "via 172.31.2.13 dev cairn.vxlan");
-    }
-
-    #[test]
-    fn a_route_leads_by_its_one_way() {
-        let way = |device: &str, gateway: &str| Way {
-            device: device.into(),
-            gateway: gateway.parse().ok(),
-        };
-        let ways = |ways: &[&Way]| ways.iter().map(|way| (*way).clone()).collect::<BTreeSet<_>>();
-        let (right, other) = (way("eth0", "172.31.1.12"), way("eth0", "172.31.1.1"));
-        assert!(leads(&ways(&[&right]), &right));
-        for wrong in [ways(&[]), ways(&[&other]), ways(&[&right, &other])] {
-            assert!(!leads(&wrong, &right), "{wrong:?}");
-        }
-        let tunnel = way("cairn.vxlan", "");
-        assert!(leads(&ways(&[&way("cairn.vxlan", "fe80::1")]), &tunnel));
-        assert!(!leads(&ways(&[&way("eth0", "fe80::1")]), &tunnel));
-        assert!(!leads(&ways(&[&tunnel]), &tunnel));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::{leads, node_routes, some_of, spread, way};
+use super::{node_routes, some_of, spread, way};
 use crate::cluster::{Block, Cluster};
 use crate::datacenter::DataCenter;
 use crate::datacenter::layout::POOLS;
@@ -111,7 +111,7 @@ pub(super) fn count_paths(
         let ends = layout.node(node).zip(layout.node(&block.node));
         let wanted = ends.and_then(|(from, to)| way(layout, encap, from, to, &block.cidr));
         match (ways, wanted) {
-            (Some(ways), Some(wanted)) if leads(ways, &wanted) => right += 1,
+            (Some(ways), Some(wanted)) if ways.iter().eq([&wanted]) => right += 1,
             (ways, Some(wanted)) => {
                 let seen: Vec<String> = ways.into_iter().flatten().map(Way::to_string).collect();
                 wrong.push(format!("{node} reaches {} {seen:?} instead of {wanted}", block.cidr));

@@ -15,7 +15,7 @@ use cairn_kernel::NetNs;
 
 use super::model::counted;
 use super::some_of;
-use super::tunnel::tunnel_addresses;
+use super::tunnels::tunnel_addresses;
 use crate::datacenter::{DataCenter, Layout, Node};
 use crate::error::Error;
 use crate::pod::Pod;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
+use cairn_kernel::tunnel::TunnelKind;
 use cairn_kernel::{NetNs, Netlink, link};
 
 use super::model::counted;
@@ -61,10 +62,15 @@ pub fn full_size(centre: &DataCenter, pods: &[Pod]) -> Result<Vec<Row>, Error> {
     Ok(rows)
 }
 
-/// Octets that the largest tunnel of the pods' families adds.
+/// Octets that the largest tunnel of the pods' families adds: an IPv4 header, for VXLAN also those of
+/// UDP, VXLAN (RFC 7348 section 5) and Ethernet.
 fn overhead(layout: &Layout) -> u32 {
     let tunnels = layout.versions().iter().filter_map(|v4| layout.encap.tunnel(*v4));
-    tunnels.map(|tunnel| tunnel.overhead()).max().unwrap_or_default()
+    let of = |tunnel| match tunnel {
+        TunnelKind::Vxlan => 20 + 8 + 8 + 14,
+        TunnelKind::Ipip => 20,
+    };
+    tunnels.map(of).max().unwrap_or_default()
 }
 
 fn mtu(netns: &NetNs, name: &str) -> Result<u32, Error> {

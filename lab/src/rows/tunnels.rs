@@ -5,10 +5,11 @@ use std::net::IpAddr;
 use std::time::{Duration, Instant};
 
 use cairn_kernel::link;
+use cairn_kernel::tunnel::TunnelKind;
 use ipnet::IpNet;
 
 use super::cast::{Cast, Flows};
-use super::model::counted;
+use super::model::{count_paths, counted};
 use super::some_of;
 use crate::cluster::Cluster;
 use crate::datacenter::fabric::{self, Passed, Traffic};
@@ -17,7 +18,7 @@ use crate::datacenter::{DataCenter, Layout, Machine, Role};
 use crate::error::Error;
 use crate::interrupt::{Interrupt, Seen};
 use crate::lab::Lab;
-use crate::options::Tunnel;
+use crate::options::Encap;
 use crate::report::{Row, millis};
 use crate::tables::BgpRoutes;
 
@@ -32,7 +33,7 @@ pub fn tunnel_addresses(machine: &Machine) -> Result<Vec<(String, IpAddr)>, Erro
     let addresses = link::addresses(netlink).map_err(Error::kernel("a list of addresses"))?;
     let of_tunnel = |address: link::Address| {
         let link = links.iter().find(|link| link.index == address.ifindex)?;
-        let ours = [Tunnel::Vxlan, Tunnel::Ipip].iter().any(|tunnel| tunnel.device() == link.name);
+        let ours = TunnelKind::of_device(&link.name).is_some();
         let at = address.address.addr();
         // A device makes itself a link-local address, which is nobody's to give.
         let scoped = matches!(at, IpAddr::V6(at) if at.is_unicast_link_local());
@@ -58,7 +59,7 @@ pub fn addresses(centre: &DataCenter, cluster: &Cluster) -> Result<Row, Error> {
             let of_family: Vec<_> = found.iter().filter(|(_, at)| at.is_ipv4() == *v4).collect();
             match (of_family.as_slice(), layout.encap.tunnel(*v4)) {
                 ([(device, at)], Some(tunnel))
-                    if device == tunnel.device() && own.iter().any(|net| net.contains(at)) =>
+                    if device == tunnel.device_name() && own.iter().any(|net| net.contains(at)) =>
                 {
                     right += 1;
                 }
@@ -101,14 +102,14 @@ fn is_of_pods(net: &IpNet) -> bool {
 
 /// Compares what was counted with what tunnels must look like.
 fn judge(layout: &Layout, traffic: Traffic) -> Vec<Row> {
-    let kinds: BTreeSet<Tunnel> =
+    let kinds: BTreeSet<TunnelKind> =
         layout.versions().iter().filter_map(|v4| layout.encap.tunnel(*v4)).collect();
-    let only_these = |passed: Passed, kinds: &BTreeSet<Tunnel>| {
-        [(Tunnel::Vxlan, passed.vxlan), (Tunnel::Ipip, passed.ipip)]
+    let only_these = |passed: Passed, kinds: &BTreeSet<TunnelKind>| {
+        [(TunnelKind::Vxlan, passed.vxlan), (TunnelKind::Ipip, passed.ipip)]
             .iter()
             .all(|(kind, packets)| (*packets > 0) == kinds.contains(kind))
     };
-    let tunnels = |what: &str, passed: Passed, kinds: &BTreeSet<Tunnel>| {
+    let tunnels = |what: &str, passed: Passed, kinds: &BTreeSet<TunnelKind>| {
         let expected: Vec<String> = (kinds.iter().map(|kind| format!("{kind:?}"))).collect();
         let expected = if expected.is_empty() {
             "0".into()
@@ -149,10 +150,10 @@ pub fn devices_deleted(
 ) -> Result<Vec<Row>, Error> {
     let name = cast.near.name();
     let layout = &lab.centre.layout;
-    let kinds: BTreeSet<Tunnel> =
+    let kinds: BTreeSet<TunnelKind> =
         layout.versions().iter().filter_map(|v4| layout.encap.tunnel(*v4)).collect();
     let mut rows = Vec::new();
-    for device in kinds.into_iter().map(Tunnel::device) {
+    for device in kinds.into_iter().map(TunnelKind::device_name) {
         let what = format!("{device} of {name} deleted by hand");
         let Some(machine) = lab.centre.machine(&name) else {
             rows.push(Row::new(what, "repaired", "the node is gone", false));
@@ -193,13 +194,69 @@ pub fn devices_deleted(
     Ok(rows)
 }
 
+/// Changes the pools from no encapsulation to VXLAN and back, under the flows. What must not happen is
+/// that somebody sends into a tunnel, or out of one, that the other end does not receive yet.
+///
+/// # Errors
+/// When the run ends.
+pub fn changed_live(
+    lab: &mut Lab,
+    flows: &Flows,
+    interrupt: &Interrupt,
+) -> Result<Vec<Row>, Error> {
+    let mut rows = Vec::new();
+    for (what, to) in [("None to VXLAN", Encap::Vxlan), ("VXLAN to None", Encap::None)] {
+        let at = flows.mark();
+        lab.cluster.encapsulate(&lab.centre.layout, to)?;
+        let started = Instant::now();
+        let moved = interrupt.poll(MOVED_WITHIN, || {
+            lab.check()?;
+            let (right, wrong) = count_paths(&lab.centre, &lab.cluster, to)?;
+            let all = right + wrong.len();
+            Ok(if wrong.is_empty() && right > 0 {
+                Seen::Done(started.elapsed())
+            } else {
+                Seen::NotYet(counted(right, all, wrong))
+            })
+        })?;
+        let loss = flows.since(&at);
+        let before = fabric::traffic(&lab.centre)?.spine;
+        let after = flows.mark();
+        interrupt.sleep(SETTLE)?;
+        let calm = flows.since(&after);
+        let passed = fabric::traffic(&lab.centre)?.spine - before;
+        let by_tunnel = passed.vxlan > 0 && passed.plain == 0;
+        let plainly = passed.vxlan == 0 && passed.plain > 0;
+        let right_way = if to == Encap::None { plainly } else { by_tunnel };
+        let lost_max = LOST_MAX * flows.count();
+        let (moved, in_time) = match moved {
+            Ok(time) => (format!("in {}", millis(time)), true),
+            Err(seen) => (seen, false),
+        };
+        rows.push(Row::new(
+            format!("encapsulation changed from {what}"),
+            format!("at most {lost_max} lost, then 0"),
+            format!(
+                "{moved}, {loss}, then {calm}, {} VXLAN and {} plain packets at the spine",
+                passed.vxlan, passed.plain
+            ),
+            in_time && right_way && loss.lost <= lost_max && calm.lost == 0,
+        ));
+    }
+    Ok(rows)
+}
+
 const RECOVERY: Duration = Duration::from_secs(10);
 const SETTLE: Duration = Duration::from_secs(1);
+/// Every node must say that it is ready before the first sends.
+const MOVED_WITHIN: Duration = Duration::from_secs(20);
+/// Packets of a flow of 1,000 a second that a change may lose.
+const LOST_MAX: usize = 5;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::{AsnPlan, Encap, Families};
+    use crate::options::{AsnPlan, Families};
 
     /// The rows that fail.
     fn failed(encap: Encap, families: Families, traffic: Traffic) -> Vec<String> {
