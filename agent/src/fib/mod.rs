@@ -24,7 +24,7 @@ use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::FibRoute;
 use cairn_bgp::speaker::{FibBatch, FibFeed};
 use cairn_kernel::monitor::{KernelEvent, LinkState, Monitor};
-use cairn_kernel::pod::HOST_INTERFACE_PREFIX;
+use cairn_kernel::pod;
 use cairn_kernel::reconcile::{Failure, RouteReconciler};
 use cairn_kernel::resolve::Resolver;
 use cairn_kernel::route::{
@@ -555,7 +555,7 @@ impl Worker {
         let mut gone = Vec::new();
         for event in &events {
             if let KernelEvent::Link { index, name, state } = event
-                && name.starts_with(HOST_INTERFACE_PREFIX)
+                && pod::is_host_interface_name(name)
             {
                 self.pod_links.insert(*index);
                 if *state == LinkState::Removed {
