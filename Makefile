@@ -39,11 +39,13 @@ lab-deps: ## Installs what the lab's agents need and this machine lacks, if it c
 
 # The tests start the two binaries, so these are built first, and the plugin again after them:
 # `cargo test` links a dynamic one to the same place.
-test: test-deps build ## Every test, then the lab in both its forms (root)
+test: test-deps build ## Every test, then the lab in its forms (root)
 	$(CARGO) test --locked --workspace
 	$(MAKE) --no-print-directory build
 	$(CAIRN) lab --check --asn rack
 	$(CAIRN) lab --check --asn single
+	$(CAIRN) lab --check --encap vxlan
+	$(CAIRN) lab --check --encap vxlan-cross-subnet
 
 test-deps: ## Installs what the tests need and this machine lacks: an API server, a kernel for a VM, other daemons
 	scripts/install-test-deps.sh $(TOOLS)

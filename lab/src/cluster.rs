@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::apiserver::{ApiError, ApiServer, Options, PatchType, Serving};
 use crate::datacenter::layout::{POOLS, SINGLE_ASN};
-use crate::datacenter::routers::{GRACEFUL_RESTART, TIMERS, families};
+use crate::datacenter::routers::{families, graceful_restart, timers};
 use crate::datacenter::{Layout, Node, Rack};
 use crate::error::Error;
 use crate::options::{AsnPlan, Encap};
@@ -124,8 +124,8 @@ impl Cluster {
             .to_owned();
         let configuration = BGPConfigurationSpec {
             asn: SINGLE_ASN,
-            timers: TIMERS,
-            graceful_restart: GRACEFUL_RESTART,
+            timers: timers(layout),
+            graceful_restart: graceful_restart(layout),
             ..BGPConfigurationSpec::default()
         };
         let configuration = BGPConfiguration::new("default", configuration);

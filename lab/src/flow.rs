@@ -1,8 +1,8 @@
 //! A steady UDP flow between two namespaces, and what of it was lost.
 //!
 //! Every packet carries its number. Loss is counted by number, and the longest gap is the time that
-//! the longest run of lost packets took to send, so that a busy machine which sends or reads late
-//! does not look like a broken network.
+//! the longest run of lost packets took to send. A busy machine which sends or reads late does not look
+//! like a broken network: what it is late with is not sent at once, and what it does not read waits.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -12,6 +12,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use cairn_kernel::NetNs;
+use rustix::net::sockopt;
 
 use crate::error::Error;
 
@@ -23,8 +24,9 @@ pub struct Flow {
 }
 
 /// Every packet sent so far.
-#[derive(Default)]
 struct Log {
+    /// From one packet to the next.
+    interval: Duration,
     /// When each was sent, since the beginning of the flow.
     sent: Vec<Duration>,
     arrived: Vec<bool>,
@@ -64,11 +66,11 @@ impl std::fmt::Display for Loss {
 }
 
 impl Flow {
-    /// Sends [`PACKETS_PER_SEC`] packets a second from `from` to the address `to` of `into`.
+    /// Sends `per_sec` packets a second from `from` to the address `to` of `into`.
     ///
     /// # Errors
     /// [`Error::Io`] or [`Error::Kernel`] when a socket or thread cannot be had.
-    pub fn start(from: &NetNs, into: &NetNs, to: IpAddr) -> Result<Flow, Error> {
+    pub fn start(from: &NetNs, into: &NetNs, to: IpAddr, per_sec: u32) -> Result<Flow, Error> {
         let any: IpAddr = match to {
             IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
             IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
@@ -85,15 +87,20 @@ impl Flow {
         receiver
             .set_read_timeout(Some(STOP_INTERVAL))
             .map_err(Error::io("set a socket's timeout"))?;
+        // The kernel's default holds a quarter of a second.
+        sockopt::set_socket_recv_buffer_size_force(&receiver, RECEIVE_BUFFER_BYTES)
+            .map_err(|errno| Error::io("enlarge a socket's buffer")(errno.into()))?;
+        let interval = Duration::from_secs(1) / per_sec.max(1);
+        let log = Log { interval, sent: Vec::new(), arrived: Vec::new() };
         let mut flow = Flow {
-            log: Arc::new(Mutex::new(Log::default())),
+            log: Arc::new(Mutex::new(log)),
             stop: Arc::new(AtomicBool::new(false)),
             threads: Vec::new(),
         };
         let (log, stop) = (Arc::clone(&flow.log), Arc::clone(&flow.stop));
         flow.spawn(move || receive(&receiver, &log, &stop))?;
         let (log, stop) = (Arc::clone(&flow.log), Arc::clone(&flow.stop));
-        flow.spawn(move || send(&sender, target, &log, &stop))?;
+        flow.spawn(move || send(&sender, target, interval, &log, &stop))?;
         Ok(flow)
     }
 
@@ -143,13 +150,19 @@ impl Log {
             }
             loss.lost += 1;
             let start = *run_start.get_or_insert(self.sent[index]);
-            loss.gap = loss.gap.max(self.sent[index] - start + INTERVAL);
+            loss.gap = loss.gap.max(self.sent[index] - start + self.interval);
         }
         loss
     }
 }
 
-fn send(socket: &UdpSocket, target: SocketAddr, log: &Mutex<Log>, stop: &AtomicBool) {
+fn send(
+    socket: &UdpSocket,
+    target: SocketAddr,
+    interval: Duration,
+    log: &Mutex<Log>,
+    stop: &AtomicBool,
+) {
     let start = Instant::now();
     let mut due = Duration::ZERO;
     while !stop.load(Ordering::Relaxed) {
@@ -166,7 +179,7 @@ fn send(socket: &UdpSocket, target: SocketAddr, log: &Mutex<Log>, stop: &AtomicB
         };
         // A packet that the kernel has no route for is lost like any other.
         let _ = socket.send_to(&number.to_be_bytes(), target);
-        due += INTERVAL;
+        due = (due + interval).max(now.saturating_sub(LATE_MAX));
     }
 }
 
@@ -193,9 +206,10 @@ fn lock(log: &Mutex<Log>) -> MutexGuard<'_, Log> {
     log.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The rate of a flow.
-pub const PACKETS_PER_SEC: u32 = 1_000;
-const INTERVAL: Duration = Duration::from_micros(1_000_000 / PACKETS_PER_SEC as u64);
+/// What a sender makes up for when it is late; more at once would fill queues.
+const LATE_MAX: Duration = Duration::from_millis(20);
+/// Some seconds of the flow: a packet takes less than a kibibyte with what the kernel holds of it.
+const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 const STOP_INTERVAL: Duration = Duration::from_millis(50);
 /// No packet in the lab is on its way for longer.
 const IN_FLIGHT: Duration = Duration::from_millis(100);
@@ -204,9 +218,11 @@ const IN_FLIGHT: Duration = Duration::from_millis(100);
 mod tests {
     use super::*;
 
+    const INTERVAL: Duration = Duration::from_millis(5);
+
     fn log(arrived: &[bool]) -> Log {
         let sent = (0..arrived.len() as u32).map(|number| INTERVAL * number).collect();
-        Log { sent, arrived: arrived.to_vec() }
+        Log { interval: INTERVAL, sent, arrived: arrived.to_vec() }
     }
 
     #[test]

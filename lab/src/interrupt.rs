@@ -11,12 +11,12 @@ use crate::error::Error;
 #[derive(Clone)]
 pub struct Interrupt {
     state: Arc<(Mutex<bool>, Condvar)>,
-    patience: u32,
+    patience: u16,
 }
 
 impl Interrupt {
     /// A flag that no signal raises. What is awaited gets `patience` times its usual time.
-    pub fn new(patience: u32) -> Interrupt {
+    pub fn new(patience: u16) -> Interrupt {
         Interrupt { state: Arc::default(), patience }
     }
 
@@ -25,7 +25,7 @@ impl Interrupt {
     ///
     /// # Errors
     /// [`Error::Io`] when no thread can be started.
-    pub fn install(patience: u32) -> Result<Interrupt, Error> {
+    pub fn install(patience: u16) -> Result<Interrupt, Error> {
         let interrupt = Interrupt::new(patience);
         let signals = signal_set();
         // SAFETY: `signals` is an initialised set, and a null pointer means that the old mask is not
@@ -90,7 +90,7 @@ impl Interrupt {
 
     /// What usually takes up to `time` may take this long.
     pub fn patient(&self, time: Duration) -> Duration {
-        time.saturating_mul(self.patience)
+        time.saturating_mul(self.patience.into())
     }
 
     /// Asks `probe` again and again until it has an answer, or until `within`, with

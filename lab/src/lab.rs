@@ -45,7 +45,8 @@ impl Lab {
         let programs = Programs::find(options, workspace)?;
         let asn = options.asn_plan()?;
         let layout = Layout::new(options.name.as_str(), options.nodes, asn, options.families)
-            .with_encap(options.encap);
+            .with_encap(options.encap)
+            .with_patience(options.patience);
         let centre = DataCenter::build(layout)?;
         fabric::guard(&centre)?;
         let mut cluster = Cluster::start()?;
@@ -89,7 +90,7 @@ impl Lab {
         command.args(["agent", "--node-name", node]);
         command.arg("--kubeconfig").arg(workspace.run().join(KUBECONFIG));
         command.arg("--run-dir").arg(directory);
-        command.arg("--offline-secs").arg(OFFLINE_SECS.to_string());
+        command.arg("--offline-secs").arg(self.centre.layout.offline_secs().to_string());
         self.spawn(node, command, workspace)
     }
 
@@ -230,8 +231,5 @@ impl Programs {
     }
 }
 
-/// How long an agent hands out addresses without the API server, in seconds. Blocks of a lost node
-/// return after 1.25 times as long.
-pub const OFFLINE_SECS: u32 = 4;
 const PLUGIN: &str = "cairn-cni";
 const CNI_SOCKET: &str = "cni.sock";

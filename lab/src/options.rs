@@ -29,9 +29,13 @@ pub struct LabOptions {
     /// Exit with 1 when a row of the table fails.
     #[arg(long)]
     pub check: bool,
-    /// How many times as long as usual things may take; for slow machines, such as emulated ones.
-    #[arg(long, default_value_t = 1, value_name = "TIMES", value_parser = clap::value_parser!(u32).range(1..=20))]
-    pub patience: u32,
+    /// How many times as long as usual things may take, and all timers are; for slow machines, such as
+    /// emulated ones.
+    #[arg(long, default_value_t = 1, value_name = "TIMES", value_parser = clap::value_parser!(u16).range(1..=20))]
+    pub patience: u16,
+    /// Packets a second of each of the two flows, while things are broken.
+    #[arg(long, default_value_t = 1000, value_name = "PACKETS", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rate: u32,
     /// What is printed at the end.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     pub output: Output,

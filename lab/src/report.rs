@@ -183,6 +183,7 @@ mod tests {
             families: Families::Dual,
             check: false,
             patience: 1,
+            rate: 1000,
             output,
             keep: false,
             name: LabName::default(),

@@ -98,17 +98,17 @@ fn prove(
     report.row(model::paths(&lab.centre, &lab.cluster, options.encap)?);
     report.row(model::objects(&lab.centre, &lab.cluster, interrupt)?);
     report.row(model::reports(&lab, interrupt)?);
-    let mut rows = network::network(&lab.centre, &lab.pods)?;
-    rows.extend(size::full_size(&lab.centre, &lab.pods)?);
+    let mut rows = network::network(&lab.centre, &lab.pods, interrupt)?;
+    rows.extend(size::full_size(&lab.centre, &lab.pods, interrupt)?);
     if options.encap != Encap::None {
         rows.push(tunnels::addresses(&lab.centre, &lab.cluster)?);
-        rows.extend(tunnels::fabric(&lab.centre)?);
+        rows.extend(tunnels::fabric(&lab.centre, &lab.pods, interrupt)?);
     }
     rows.into_iter().for_each(|row| report.row(row));
     lab.check()?;
     report.phase("network model");
 
-    failure::all(&mut lab, workspace, interrupt, report)?;
+    failure::all(&mut lab, workspace, interrupt, report, options.rate)?;
     report.phase("failures");
     Ok(lab)
 }

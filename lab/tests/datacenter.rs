@@ -53,12 +53,12 @@ fn neighbours_reach_each_other_and_racks_do_not_without_routers() -> Outcome {
     let centre = data_center("a")?;
     let endpoints = endpoints(&centre);
     let same_rack = [probes(&endpoints, 0, 1), probes(&endpoints, 1, 0)].concat();
-    let outcomes = probe::run(&endpoints, &same_rack)?;
+    let outcomes = probe::run(&endpoints, &same_rack, probe::WITHIN)?;
     assert_eq!(outcomes.len(), 8);
     assert!(outcomes.iter().all(|one| one.failure.is_none()), "{outcomes:?}");
 
     let other_rack = probes(&endpoints, 0, 2);
-    let outcomes = probe::run(&endpoints, &other_rack)?;
+    let outcomes = probe::run(&endpoints, &other_rack, probe::WITHIN)?;
     assert_eq!(outcomes.len(), 4);
     assert!(outcomes.iter().all(|one| one.failure.is_some() && one.attempts > 1), "{outcomes:?}");
     Ok(())
@@ -78,7 +78,7 @@ fn a_sender_seen_under_another_address_is_a_failure() -> Outcome {
     let both = [Protocol::Icmp, Protocol::Tcp];
     let seen = |seen_as: Option<IpAddr>| {
         let probe = |protocol| Probe { from: 0, to: 1, protocol, address: target, seen_as };
-        probe::run(&endpoints, &both.map(probe))
+        probe::run(&endpoints, &both.map(probe), probe::WITHIN)
     };
     let outcomes = seen(None)?;
     assert_eq!(outcomes.len(), 2);
@@ -118,7 +118,9 @@ fn neighbours_with_pods(name: &str, encap: Encap) -> Result<(bool, Passed), Box<
         address: endpoints[1].addresses[0],
         seen_as: None,
     };
-    let passes = probe::run(&endpoints, &[probe])?.iter().all(|one| one.failure.is_none());
+    let passes = probe::run(&endpoints, &[probe], Duration::from_secs(2))?
+        .iter()
+        .all(|one| one.failure.is_none());
     let traffic = fabric::traffic(&centre)?;
     // What is switched is not taken for routed.
     assert_eq!((traffic.spine, traffic.tors), Default::default());
@@ -142,7 +144,7 @@ fn a_flow_counts_what_a_cut_link_loses() -> Outcome {
     let nodes: Vec<_> = centre.layout.nodes().cloned().collect();
     let netns = |name: &str| centre.machine(name).map(|machine| &machine.netns);
     let (Some(n1), Some(n2)) = (netns("n1"), netns("n2")) else { return Err("no nodes".into()) };
-    let flow = Flow::start(n1, n2, nodes[1].addresses()[0])?;
+    let flow = Flow::start(n1, n2, nodes[1].addresses()[0], 1000)?;
     let at = flow.position();
     std::thread::sleep(Duration::from_millis(500));
     let whole = flow.since(at);

@@ -34,13 +34,30 @@ fn a_kernel_that_panics_is_told_from_a_job_that_ends() {
 }
 
 #[test]
-fn the_lab_passes_on_the_kernel_of_the_machine() {
-    lab("--families ipv4");
+fn pods_reach_each_other_in_ipip() {
+    lab("--encap ipip", &["tunnel packets between racks", "cairn.ipip of n1 deleted by hand"]);
 }
 
-/// Runs `cairn lab` with these options; all of its rows must be as expected.
-fn lab(options: &str) {
-    let script = format!("cairn lab --check --output json --verbose --patience 3 {options}");
+#[test]
+fn pods_reach_each_other_in_ipip_between_racks() {
+    lab("--encap ipip-cross-subnet", &["tunnel packets within racks", "cairn.ipip of n1"]);
+}
+
+#[test]
+fn pods_reach_each_other_in_vxlan() {
+    lab("--encap vxlan", &["tunnel packets between racks", "cairn.vxlan of n1 deleted by hand"]);
+}
+
+#[test]
+fn pods_reach_each_other_as_they_are_and_in_vxlan_without_a_break() {
+    lab("--encap none", &["encapsulation changed from None to VXLAN"]);
+}
+
+/// Runs `cairn lab` with these options, dual stack; all of its rows must be as expected, and these among
+/// them.
+fn lab(options: &str, wanted: &[&str]) {
+    let script =
+        format!("cairn lab --check --output json --verbose --patience 3 --rate 200 {options}");
     let programs = ["cairn", "cairn-cni"].map(built);
     let done = vm::run(&Job { script: &script, programs: &programs, within: LAB });
     let why = || format!("cairn lab {options}: {:?}\n{}\n{}", done.end, done.output, done.console);
@@ -48,8 +65,9 @@ fn lab(options: &str) {
     let report: Value = serde_json::from_str(&done.output).expect("the JSON of the lab");
     let rows = report["rows"].as_array().expect("rows");
     assert!(rows.iter().all(|row| row["ok"] == true), "{}", why());
-    // A run that ends early has few.
-    for part in ["pod to pod, IPv4, TCP", "node to pod, IPv4, ICMP", "gone: flow between others"] {
+    // The last one says that the run came to its end.
+    let always = ["pod to pod, IPv4, TCP", "node to pod, IPv6, ICMP", "gone: flow between others"];
+    for part in always.iter().chain(wanted) {
         let what = |row: &Value| row["what"].as_str().is_some_and(|what| what.contains(part));
         assert!(rows.iter().any(what), "no row says {part:?}: {}", why());
     }

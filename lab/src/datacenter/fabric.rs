@@ -190,6 +190,18 @@ impl Add for Passed {
     }
 }
 
+impl Sub for Traffic {
+    type Output = Traffic;
+
+    fn sub(self, other: Traffic) -> Traffic {
+        Traffic {
+            spine: self.spine - other.spine,
+            tors: self.tors - other.tors,
+            racks: self.racks - other.racks,
+        }
+    }
+}
+
 impl Sub for Passed {
     type Output = Passed;
 

@@ -17,6 +17,8 @@ pub struct Layout {
     pub families: Families,
     /// How packets between pods travel between nodes.
     pub encap: Encap,
+    /// How many times as long as usual the times of BGP and of the fence are.
+    pub patience: u16,
     /// The racks, two of them.
     pub racks: Vec<Rack>,
 }
@@ -74,13 +76,25 @@ impl Layout {
             }
         };
         let racks = vec![rack(1, 1..=first), rack(2, first + 1..=nodes)];
-        Layout { name: name.into(), asn, families, encap: Encap::None, racks }
+        Layout { name: name.into(), asn, families, encap: Encap::None, patience: 1, racks }
     }
 
     /// The same with packets between pods encapsulated, and routers that know no pods.
     #[must_use]
     pub fn with_encap(self, encap: Encap) -> Layout {
         Layout { encap, ..self }
+    }
+
+    /// The same with times that are `patience` times as long.
+    #[must_use]
+    pub fn with_patience(self, patience: u16) -> Layout {
+        Layout { patience, ..self }
+    }
+
+    /// How long an agent hands out addresses without the API server, in seconds. Blocks of a lost node
+    /// return after 1.25 times as long.
+    pub fn offline_secs(&self) -> u32 {
+        OFFLINE_SECS * u32::from(self.patience)
     }
 
     /// Whether the routers carry routes to pods; they do where packets between pods travel as they are.
@@ -227,6 +241,8 @@ pub const POOLS: [(&str, &str, u8); 2] =
 const TOR_ASN: u32 = 65200;
 /// The AS of rack N's nodes is this plus N.
 const NODE_ASN: u32 = 65100;
+/// Shorter than a cluster's hours, so that a lab takes seconds.
+const OFFLINE_SECS: u32 = 4;
 /// Sessions of a node with routers.
 const TOR_SESSIONS: usize = 1;
 /// Sessions of a rack's router with the spine.

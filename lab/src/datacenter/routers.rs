@@ -15,11 +15,15 @@ use crate::error::Error;
 use crate::options::Families;
 
 /// The timers of every session: a dead machine is noticed within the hold time of 3 s.
-pub const TIMERS: Timers =
-    Timers { hold_time_secs: 3, connect_retry_secs: 1, send_hold_time_secs: 480 };
+pub fn timers(layout: &Layout) -> Timers {
+    let hold_time_secs = 3 * layout.patience;
+    Timers { hold_time_secs, connect_retry_secs: 1, send_hold_time_secs: 480 }
+}
+
 /// How long routes of a restarting speaker are kept; blocks of a lost node return no sooner.
-pub const GRACEFUL_RESTART: GracefulRestart =
-    GracefulRestart { enabled: true, restart_time_secs: 5 };
+pub fn graceful_restart(layout: &Layout) -> GracefulRestart {
+    GracefulRestart { enabled: true, restart_time_secs: 5 * layout.patience }
+}
 
 /// The routers' names with the contents of their files.
 ///
@@ -78,8 +82,8 @@ impl RouterFile {
         let configuration = BGPConfigurationSpec {
             asn,
             topology: Topology::Disabled,
-            timers: TIMERS,
-            graceful_restart: GRACEFUL_RESTART,
+            timers: timers(layout),
+            graceful_restart: graceful_restart(layout),
             router_id,
             listen_addresses: listen.iter().filter(speaks).map(IpAddr::to_string).collect(),
             ..BGPConfigurationSpec::default()

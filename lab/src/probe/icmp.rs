@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -144,11 +144,16 @@ fn exchange(
     ours: impl Fn(&Pending) -> bool,
 ) {
     let mut missing = BTreeMap::new();
+    // As of a `ping` that is started again: by the same one the kernel would know it as part of what an
+    // earlier attempt began, and translate its addresses as it did then.
+    let identifier = ATTEMPTS.fetch_add(1, Ordering::Relaxed);
     for (index, one) in pending.iter_mut().enumerate().filter(|(_, one)| ours(one)) {
         one.attempts += 1;
         let tag = Tag::new(from, index);
         one.failure = Some("no answer".into());
-        match socket.send_to(&request(family, tag), SocketAddr::new(one.probe.address, 0)) {
+        match socket
+            .send_to(&request(family, tag, identifier), SocketAddr::new(one.probe.address, 0))
+        {
             Ok(_) => drop(missing.insert((tag, one.probe.address), index)),
             Err(error) => one.failure = Some(error.to_string()),
         }
@@ -185,10 +190,10 @@ fn family_of(address: IpAddr) -> Family {
 }
 
 /// An echo request (RFC 792, RFC 4443 section 4.1).
-fn request(family: Family, tag: Tag) -> [u8; REQUEST_BYTES] {
+fn request(family: Family, tag: Tag, identifier: u16) -> [u8; REQUEST_BYTES] {
     let mut message = [0; REQUEST_BYTES];
     message[0] = request_type(family);
-    message[4..6].copy_from_slice(&tag.sender.to_be_bytes());
+    message[4..6].copy_from_slice(&identifier.to_be_bytes());
     message[6..8].copy_from_slice(&tag.number.to_be_bytes());
     message[8..16].copy_from_slice(MAGIC);
     message[16..18].copy_from_slice(&tag.sender.to_be_bytes());
@@ -243,6 +248,7 @@ fn checksum(bytes: &[u8]) -> u16 {
     !(sum as u16)
 }
 
+static ATTEMPTS: AtomicU16 = AtomicU16::new(1);
 const MAGIC: &[u8; 8] = b"cairnlab";
 const TAG_BYTES: usize = 4;
 const REQUEST_BYTES: usize = 8 + MAGIC.len() + TAG_BYTES;
@@ -257,7 +263,7 @@ mod tests {
     fn a_request_is_read_back_and_its_sum_is_right() {
         let tag = Tag::new(3, 700);
         for family in Family::ALL {
-            let mut message = request(family, tag);
+            let mut message = request(family, tag, 1);
             assert_eq!(parse(request_type(family), &message), Some(tag));
             // Address translation may change the identifier.
             message[4] ^= 1;
@@ -265,14 +271,14 @@ mod tests {
             assert_eq!(parse(reply_type(family), &message), None);
         }
         // The sum over a message with its own checksum is zero.
-        assert_eq!(checksum(&request(Family::V4, tag)), 0);
+        assert_eq!(checksum(&request(Family::V4, tag, 1)), 0);
         assert_eq!(parse(8, b"short"), None);
     }
 
     #[test]
     fn an_ip_header_with_options_is_skipped() {
         let mut packet = vec![0x46; 24];
-        packet.extend_from_slice(&request(Family::V4, Tag::new(1, 2)));
+        packet.extend_from_slice(&request(Family::V4, Tag::new(1, 2), 1));
         assert!(parse(8, icmp_part(Family::V4, &packet)).is_some());
         assert_eq!(icmp_part(Family::V4, &[0x4f]), &[] as &[u8]);
     }

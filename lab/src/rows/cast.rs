@@ -32,40 +32,43 @@ impl Cast {
 }
 
 /// A flow each way; the way back by IPv6 where the pods have it.
-pub struct Flows(Vec<Flow>);
+pub struct Flows {
+    flows: Vec<Flow>,
+    per_sec: u32,
+}
 
 impl Flows {
     /// Starts them.
     ///
     /// # Errors
     /// When a socket or thread cannot be had.
-    pub fn start(lab: &Lab, cast: &Cast) -> Result<Flows, Error> {
+    pub fn start(lab: &Lab, cast: &Cast, per_sec: u32) -> Result<Flows, Error> {
         let first = |node: &Node| lab.pods.iter().find(|pod| pod.node == node.name());
         let mut flows = Vec::new();
         if let (Some(near), Some(far)) = (first(&cast.near), first(&cast.far)) {
             for (from, to, v4) in [(near, far, true), (far, near, false)] {
                 let address = address_of(to, v4).or_else(|| address_of(to, true));
                 if let Some(address) = address {
-                    flows.push(Flow::start(&from.netns, &to.netns, address)?);
+                    flows.push(Flow::start(&from.netns, &to.netns, address, per_sec)?);
                 }
             }
         }
-        Ok(Flows(flows))
+        Ok(Flows { flows, per_sec })
     }
 
-    /// How many there are.
-    pub fn count(&self) -> usize {
-        self.0.len()
+    /// Packets a second of all together.
+    pub fn per_sec(&self) -> usize {
+        self.flows.len() * self.per_sec as usize
     }
 
     /// The numbers of the next packets, to begin a time with.
     pub fn mark(&self) -> Vec<usize> {
-        self.0.iter().map(Flow::position).collect()
+        self.flows.iter().map(Flow::position).collect()
     }
 
     /// What became of the packets of all flows since `marks`.
     pub fn since(&self, marks: &[usize]) -> Loss {
-        self.0
+        self.flows
             .iter()
             .zip(marks)
             .map(|(flow, mark)| flow.since(*mark))

@@ -10,15 +10,16 @@ use k8s_openapi::jiff::Timestamp;
 use super::cast::{Cast, Flows};
 use super::{network, node_routes, some_of, spread, tunnels};
 use crate::cluster::{Block, Cluster};
+use crate::datacenter::routers::timers;
 use crate::datacenter::{DataCenter, Node};
 use crate::error::Error;
 use crate::interrupt::{Interrupt, Seen};
-use crate::lab::{Lab, OFFLINE_SECS};
+use crate::lab::Lab;
 use crate::report::{Report, Row, millis};
 use crate::tables::{self, BgpRoutes};
 use crate::workspace::Workspace;
 
-/// Breaks one thing after the other and adds a row for each.
+/// Breaks one thing after the other, under flows of `per_sec` packets a second, and adds a row for each.
 ///
 /// # Errors
 /// When the run ends. What a failure shows is said in its row.
@@ -27,12 +28,13 @@ pub fn all(
     workspace: &Workspace,
     interrupt: &Interrupt,
     report: &mut Report,
+    per_sec: u32,
 ) -> Result<(), Error> {
     let Some(cast) = Cast::choose(lab) else {
         report.row(Row::new("failures", "a flow between two pods", "too few nodes or pods", false));
         return Ok(());
     };
-    let flows = Flows::start(lab, &cast)?;
+    let flows = Flows::start(lab, &cast, per_sec)?;
     let at = flows.mark();
     interrupt.sleep(SETTLE)?;
     let loss = flows.since(&at);
@@ -159,7 +161,7 @@ fn block_filled(
     let failed: Vec<String> =
         made.into_iter().filter_map(|pod| lab.keep(pod).err().map(|e| e.to_string())).collect();
     let reached = match (lab.last_pod(&cast.far.name()), lab.last_pod(&name)) {
-        (Some(from), Some(to)) => network::reach(from, to)?,
+        (Some(from), Some(to)) => network::reach(from, to, interrupt)?,
         _ => Err("no pod".into()),
     };
     let loss = flows.since(&at);
@@ -236,7 +238,7 @@ fn api_away(
     let made = started
         .and_then(|started| lab.add(std::slice::from_ref(&name)).map(|()| started.elapsed()));
     let reached = match (lab.last_pod(&cast.far.name()), lab.last_pod(&name)) {
-        (Some(from), Some(to)) => network::reach(from, to),
+        (Some(from), Some(to)) => network::reach(from, to, interrupt),
         _ => Ok(Err("no pod".into())),
     };
     lab.cluster.server().resume();
@@ -288,7 +290,7 @@ fn node_lost(
     })?;
     let left = last.err().unwrap_or_default();
     let loss = flows.since(&at);
-    let fence = Duration::from_secs(OFFLINE_SECS.into()) * 5 / 4;
+    let fence = Duration::from_secs(lab.centre.layout.offline_secs().into()) * 5 / 4;
     let row = |what: &str, expected: String, time: Option<Duration>, in_time: bool| {
         let seen =
             time.map_or_else(|| format!("not yet: {left}"), |t| format!("after {}", millis(t)));
@@ -297,7 +299,8 @@ fn node_lost(
     let silence = gone.blocks.map(|time| silent + time);
     let within = |time: Option<Duration>, most: Duration| time.is_some_and(|time| time <= most);
     let at_once = interrupt.patient(AT_ONCE);
-    let by_hold_time = HOLD_TIME + at_once;
+    let hold_time = Duration::from_secs(timers(&lab.centre.layout).hold_time_secs.into());
+    let by_hold_time = hold_time + at_once;
     let blocks_within = interrupt.patient(BLOCKS_WITHIN);
     Ok(vec![
         row(
@@ -373,7 +376,6 @@ const DOWN: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_secs(1);
 const RECOVERY: Duration = Duration::from_secs(10);
 const AT_ONCE: Duration = Duration::from_secs(1);
-const HOLD_TIME: Duration = Duration::from_secs(3);
 /// When the lost node's agent led, another must take over first, and it counts the fence from the
 /// moment at which it began to watch: 2 s for the leader's Lease, then the fence.
 const BLOCKS_WITHIN: Duration = Duration::from_secs(15);

@@ -18,6 +18,7 @@ use super::some_of;
 use super::tunnels::tunnel_addresses;
 use crate::datacenter::{DataCenter, Layout, Node};
 use crate::error::Error;
+use crate::interrupt::Interrupt;
 use crate::pod::Pod;
 use crate::probe::{self, Endpoint, Outcome, Probe, Protocol};
 use crate::report::Row;
@@ -26,13 +27,17 @@ use crate::report::Row;
 ///
 /// # Errors
 /// When an endpoint cannot listen or send at all.
-pub fn network(centre: &DataCenter, pods: &[Pod]) -> Result<Vec<Row>, Error> {
+pub fn network(
+    centre: &DataCenter,
+    pods: &[Pod],
+    interrupt: &Interrupt,
+) -> Result<Vec<Row>, Error> {
     let layout = &centre.layout;
     let parties = parties(centre, pods)?;
     let pairs: BTreeMap<Probe, Pair> = probes(layout, &parties).collect();
     let probes: Vec<Probe> = pairs.keys().copied().collect();
     let endpoints: Vec<Endpoint<'_>> = parties.iter().map(Party::endpoint).collect();
-    let outcomes = probe::run(&endpoints, &probes)?;
+    let outcomes = probe::run(&endpoints, &probes, interrupt.patient(probe::WITHIN))?;
 
     let nodes = layout.nodes().count();
     let mut rows = Vec::new();
@@ -65,7 +70,7 @@ pub fn network(centre: &DataCenter, pods: &[Pod]) -> Result<Vec<Row>, Error> {
 ///
 /// # Errors
 /// When an endpoint cannot listen or send at all.
-pub fn reach(from: &Pod, to: &Pod) -> Result<Result<(), String>, Error> {
+pub fn reach(from: &Pod, to: &Pod, interrupt: &Interrupt) -> Result<Result<(), String>, Error> {
     let endpoints = [from, to].map(|pod| Endpoint {
         name: pod.name.clone(),
         netns: &pod.netns,
@@ -79,7 +84,7 @@ pub fn reach(from: &Pod, to: &Pod) -> Result<Result<(), String>, Error> {
             to.addresses.iter().map(probe)
         })
         .collect();
-    let outcomes = probe::run(&endpoints, &probes)?;
+    let outcomes = probe::run(&endpoints, &probes, interrupt.patient(probe::WITHIN))?;
     let failed: Vec<String> = outcomes
         .iter()
         .filter_map(|one| one.failure.as_ref().map(|why| format!("{}: {why}", one.probe.address)))

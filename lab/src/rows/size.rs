@@ -14,6 +14,7 @@ use super::network::address_of;
 use crate::datacenter::build::UPLINK;
 use crate::datacenter::{DataCenter, Layout};
 use crate::error::Error;
+use crate::interrupt::Interrupt;
 use crate::pod::Pod;
 use crate::report::Row;
 
@@ -22,7 +23,11 @@ use crate::report::Row;
 ///
 /// # Errors
 /// When a link cannot be read or a socket not be had.
-pub fn full_size(centre: &DataCenter, pods: &[Pod]) -> Result<Vec<Row>, Error> {
+pub fn full_size(
+    centre: &DataCenter,
+    pods: &[Pod],
+    interrupt: &Interrupt,
+) -> Result<Vec<Row>, Error> {
     let layout = &centre.layout;
     let Some(machine) = layout.nodes().find_map(|node| centre.machine(&node.name())) else {
         return Ok(Vec::new());
@@ -43,7 +48,7 @@ pub fn full_size(centre: &DataCenter, pods: &[Pod]) -> Result<Vec<Row>, Error> {
     for from in &ends {
         for to in ends.iter().filter(|to| to.node != from.node) {
             for address in layout.versions().iter().filter_map(|v4| address_of(to, *v4)) {
-                match pass(from, to, address, expected)? {
+                match pass(from, to, address, expected, interrupt.patient(TIMEOUT))? {
                     Ok(()) => good += 1,
                     Err(why) => wrong.push(format!("{} to {address}: {why}", from.name)),
                 }
@@ -81,7 +86,13 @@ fn mtu(netns: &NetNs, name: &str) -> Result<u32, Error> {
 }
 
 /// Sends one UDP packet of `size` bytes with its headers, and tries one that is larger.
-fn pass(from: &Pod, to: &Pod, address: IpAddr, size: u32) -> Result<Result<(), String>, Error> {
+fn pass(
+    from: &Pod,
+    to: &Pod,
+    address: IpAddr,
+    size: u32,
+    within: Duration,
+) -> Result<Result<(), String>, Error> {
     let open = |pod: &Pod, at: IpAddr| {
         pod.netns
             .run(|| UdpSocket::bind((at, 0)))
@@ -94,7 +105,7 @@ fn pass(from: &Pod, to: &Pod, address: IpAddr, size: u32) -> Result<Result<(), S
     let (sender, receiver) = (open(from, own)?, open(to, address)?);
     let exchange = || -> io::Result<Result<(), String>> {
         forbid_fragments(&sender, address.is_ipv4())?;
-        receiver.set_read_timeout(Some(TIMEOUT))?;
+        receiver.set_read_timeout(Some(within))?;
         let target = receiver.local_addr()?;
         let headers = if address.is_ipv4() { 20 + UDP_HEADER } else { 40 + UDP_HEADER };
         let payload = vec![0; (size as usize).saturating_sub(headers) + 1];
