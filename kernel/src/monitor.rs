@@ -30,7 +30,7 @@ use crate::tunnel::{TunnelKind, parse_forwarding};
 pub enum KernelEvent {
     /// A route was added, replaced or removed by somebody else, in any table but the local one.
     Route(RouteEvent),
-    /// A link appeared, changed its state or name, or went.
+    /// A link appeared, changed its state, name or MTU, or went.
     Link {
         /// The interface index.
         index: u32,
@@ -101,12 +101,20 @@ pub enum LinkState {
     Removed,
 }
 
+/// What is known of a link: a change of any of it is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    name: String,
+    state: LinkState,
+    mtu: u32,
+}
+
 /// A subscription to the notifications of one network namespace.
 pub struct Monitor {
     fd: AsyncFd<OwnedFd>,
     netlink: Netlink,
     own_ports: Vec<u32>,
-    links: HashMap<u32, (String, LinkState)>,
+    links: HashMap<u32, Known>,
     events: Vec<KernelEvent>,
     positions: HashMap<Subject, usize>,
     buffer: Vec<u8>,
@@ -282,7 +290,7 @@ impl Monitor {
 /// The part of a monitor that messages change.
 struct Sink<'a> {
     own_ports: &'a [u32],
-    links: &'a mut HashMap<u32, (String, LinkState)>,
+    links: &'a mut HashMap<u32, Known>,
     events: &'a mut Vec<KernelEvent>,
     positions: &'a mut HashMap<Subject, usize>,
 }
@@ -346,22 +354,21 @@ impl Sink<'_> {
             (true, false) => LinkState::NoCarrier,
             (false, false) => LinkState::Down,
         };
-        let now = (link.name, state);
+        let now = Known { name: link.name, state, mtu: link.mtu };
         let before = self.links.insert(link.index, now.clone());
-        // Of a tunnel device of ours every setting counts, and not only the state.
-        if before.as_ref() == Some(&now) && TunnelKind::of_device(&now.0).is_none() {
+        // Of a tunnel device of ours every setting counts, and not only these.
+        if before.as_ref() == Some(&now) && TunnelKind::of_device(&now.name).is_none() {
             return;
         }
-        if state != LinkState::Running
-            && before.is_some_and(|(_, before)| before != state && before != LinkState::Down)
-        {
+        let lost = |before: Known| before.state != state && before.state != LinkState::Down;
+        if state != LinkState::Running && before.is_some_and(lost) {
             self.push(KernelEvent::RoutesLost { ifindex: Some(link.index) });
         }
-        self.push(KernelEvent::Link { index: link.index, name: now.0, state });
+        self.push(KernelEvent::Link { index: link.index, name: now.name, state });
     }
 
     fn link_removed(&mut self, index: u32) {
-        let name = self.links.remove(&index).map(|(name, _)| name).unwrap_or_default();
+        let name = self.links.remove(&index).map(|known| known.name).unwrap_or_default();
         self.push(KernelEvent::RoutesLost { ifindex: Some(index) });
         self.push(KernelEvent::Link { index, name, state: LinkState::Removed });
     }
@@ -373,7 +380,7 @@ impl Sink<'_> {
         let added = message.kind == libc::RTM_NEWNEIGH;
         if header.first() == Some(&(libc::AF_BRIDGE as u8)) {
             // Bridges learn all the time.
-            let name = self.links.get(&ifindex).map(|(name, _)| name.as_str());
+            let name = self.links.get(&ifindex).map(|known| known.name.as_str());
             if let Some(entry) = parse_forwarding(message.body)?
                 && name.and_then(TunnelKind::of_device).is_some()
             {

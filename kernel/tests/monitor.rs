@@ -321,6 +321,19 @@ async fn leaving_a_bridge_is_not_taken_for_removal() {
 }
 
 #[tokio::test]
+async fn another_mtu_is_told_and_takes_no_route_along() {
+    let mut bed = Bed::new();
+    bed.apply();
+    bed.events().await;
+    ip(&bed.netns, "link set dev up mtu 1400");
+    let events = bed.events().await;
+    let told = |event: &KernelEvent| matches!(event, KernelEvent::Link { index, state: LinkState::Running, .. } if *index == bed.up.index);
+    assert!(events.iter().any(told), "{events:?}");
+    let lost = |event: &KernelEvent| matches!(event, KernelEvent::RoutesLost { .. });
+    assert!(!events.iter().any(lost), "{events:?}");
+}
+
+#[tokio::test]
 async fn lost_notifications_lead_to_a_full_resync() {
     let mut bed = Bed::new();
     bed.apply();
