@@ -6,7 +6,7 @@
 //!  fib ───────► reachable ┘
 //! ```
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use cairn_api::{
 };
 use cairn_bgp::config::SpeakerConfig;
 use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
+use cairn_ipam::Family;
 use clap::Args;
 use futures::FutureExt;
 use ipnet::IpNet;
@@ -36,7 +37,7 @@ use crate::plan::{Local, plan};
 use crate::problems::{Line, ProblemLog};
 use crate::publish::{self, Wanted};
 use crate::report::{self, BlockReport, Report};
-use crate::tunnels::Ways;
+use crate::tunnels::{LINGER, Ways, device_name};
 use crate::underlay::KernelUnderlay;
 use crate::view::{ClusterView, WatchFailure};
 use crate::witness::SpeakerWitness;
@@ -179,6 +180,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         first_plan: None,
         start_by: None,
         ways: Ways::default(),
+        lodges: BTreeMap::new(),
         addresses: pods::TunnelAddresses::default(),
     };
     agent.follow(&mut fib, served).await?;
@@ -224,6 +226,9 @@ struct Agent {
     start_by: Option<tokio::time::Instant>,
     /// How others' blocks are reached, as it was last planned.
     ways: Ways,
+    /// The pools in whose blocks each tunnel device has its address of a family, and until when, if it
+    /// is not needed any more.
+    lodges: BTreeMap<(TunnelKind, Family), (Vec<String>, Option<tokio::time::Instant>)>,
     /// What the tunnel devices are to have, as it was last told.
     addresses: pods::TunnelAddresses,
 }
@@ -280,6 +285,9 @@ impl Agent {
                         self.follow_tunnels(fib);
                     }
                 }
+                () = until(self.lodges.values().filter_map(|(_, until)| *until).min()) => {
+                    self.plan(fib);
+                }
                 () = until(self.start_by) => {
                     self.start_by = None;
                     self.plan(fib);
@@ -320,14 +328,23 @@ impl Agent {
             tunnels: &tunnels,
             interfaces: &underlay.own,
         };
-        let plan = plan(&view, &self.name, &local);
+        let mut plan = plan(&view, &self.name, &local);
+        if plan.addresses.is_empty() {
+            // What is not known for the moment takes no tunnel down.
+            plan.ways.addresses.clone_from(&self.ways.addresses);
+        }
+        self.lodge(plan.tunnel_pools);
         self.pods.set_supply(pods::Supply {
             blocks: holdings.blocks.clone(),
             families: holdings.families.clone(),
             pools: holdings.pools.clone(),
             reserved: holdings.reserved.clone(),
-            tunnels: plan.tunnel_pools,
-            lodgings: holdings.lodgings.clone(),
+            tunnels: self
+                .lodges
+                .iter()
+                .map(|(place, (pools, _))| (*place, pools.clone()))
+                .collect(),
+            lodgings: holdings.told.then(|| holdings.lodgings.clone()),
             refusals: holdings.refusals.clone(),
             namespaces: Arc::clone(&view.namespaces),
         });
@@ -362,6 +379,43 @@ impl Agent {
         {
             self.apply(config, fib);
         }
+    }
+
+    /// Says in blocks of which pools tunnel devices have their addresses. Those that no pool needs any
+    /// more keep theirs for a while, as the others hear of it later.
+    fn lodge(&mut self, needed: BTreeMap<(TunnelKind, Family), Vec<String>>) {
+        let now = tokio::time::Instant::now();
+        for (place, (_, until)) in &mut self.lodges {
+            if !needed.contains_key(place) {
+                until.get_or_insert(now + LINGER);
+            }
+        }
+        self.lodges.retain(|_, (_, until)| until.is_none_or(|at| at > now));
+        self.lodges.extend(needed.into_iter().map(|(place, pools)| (place, (pools, None))));
+    }
+
+    /// Tunnel devices for which no address is free.
+    fn lacks_addresses(&self, usage: &pods::Usage) -> Vec<String> {
+        let holdings = self.holdings.borrow();
+        let needed = self.lodges.iter().filter(|(_, (_, until))| until.is_none());
+        let lacking = needed.filter(|(place, (pools, _))| {
+            // A node without such blocks has none to be reached.
+            let lodges = |block: &cairn_ipam::OwnedBlock| {
+                Family::of_net(block.cidr) == place.1
+                    && pools.contains(&block.pool)
+                    && holdings.lodgings.contains(&block.cidr)
+            };
+            !usage.tunnels.held.contains_key(place) && holdings.blocks.iter().any(lodges)
+        });
+        let text = lacking.map(|((kind, family), (pools, _))| {
+            format!(
+                "{} has no {family} address, so that others do not send through it: no block of this \
+                 node has a free one; free addresses of IPPool {}, or enlarge it",
+                device_name(*kind),
+                pools.join(" or ")
+            )
+        });
+        text.collect()
     }
 
     /// Tells the kernel side what is reached through tunnels, what their devices have, and what may
@@ -474,7 +528,9 @@ impl Agent {
         // The speaker logs its own.
         problems.extend(listening);
         problems.extend(self.disabled.problem());
-        let usage = self.usage.borrow_and_update().clone();
+        // Not marked as seen: a change waits for its turn in the loop.
+        let usage = self.usage.borrow().clone();
+        problems.extend(self.lacks_addresses(&usage));
         let blocks = usage
             .blocks
             .iter()

@@ -5,6 +5,7 @@
 //!                                             problems ◄──────┘
 //! ```
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -114,18 +115,26 @@ pub fn wanted(
 ) -> Firewall {
     let nat = view.pools.values().filter(|pool| pool.spec.nat_outgoing);
     let nodes = ways.members.values().flat_map(|member| member.addresses());
-    let through = ways.members.values().filter(|member| {
-        ways.pools.values().any(|encapsulation| {
-            let Some(kind) = kind_of(*encapsulation) else { return false };
-            let Some(outer) = ways.outer(kind, member) else { return false };
-            let crosses = matches!(
-                encapsulation,
-                Encapsulation::VXLANCrossSubnet | Encapsulation::IPIPCrossSubnet
-            );
-            member.tunnels.contains(&kind) && !(crosses && is_near(own, outer))
+    // Of each family the nodes to whose blocks of that family a tunnel leads.
+    let through = ways.members.values().flat_map(|member| {
+        member.addresses().filter(move |address| {
+            ways.pools.iter().any(|(pool, encapsulation)| {
+                let Some(kind) = kind_of(*encapsulation) else { return false };
+                let Some(outer) = ways.outer(kind, member) else { return false };
+                let crosses = matches!(
+                    encapsulation,
+                    Encapsulation::VXLANCrossSubnet | Encapsulation::IPIPCrossSubnet
+                );
+                pool.addr().is_ipv4() == address.is_ipv4()
+                    && member.tunnels.contains(&kind)
+                    && !(crosses && is_near(own, outer))
+            })
         })
     });
-    let tunnels = ways.kinds().into_iter().filter_map(|kind| {
+    // A device that stays for a while is protected as long.
+    let kinds: BTreeSet<TunnelKind> =
+        ways.kinds().into_iter().chain(addresses.held.keys().map(|(kind, _)| *kind)).collect();
+    let tunnels = kinds.into_iter().filter_map(|kind| {
         Some(TunnelRule {
             device: device_name(kind),
             addresses: addresses
@@ -145,7 +154,7 @@ pub fn wanted(
         nat_pools: nat.filter_map(|pool| pool.spec.cidr.parse().ok()).collect(),
         excluded: settings.excluded_cidrs.iter().filter_map(|text| text.parse().ok()).collect(),
         nodes: nodes.chain(ways.addresses.iter().copied()).collect(),
-        tunnel_nodes: through.flat_map(|member| member.addresses()).collect(),
+        tunnel_nodes: through.collect(),
         tunnels: tunnels.collect(),
         accept_forwarded: settings.forward_rules == Switch::Enabled,
         ..Firewall::new(HOST_INTERFACE_PREFIX)
@@ -154,7 +163,7 @@ pub fn wanted(
 
 #[cfg(test)]
 mod tests {
-    use std::collections::{BTreeMap, BTreeSet};
+    use std::collections::BTreeMap;
     use std::net::IpAddr;
     use std::sync::Arc;
 
@@ -228,6 +237,7 @@ mod tests {
         assert_eq!(rule.addresses, ["10.0.0.9".parse::<IpAddr>().expect("an address")]);
         assert_eq!(firewall("VXLANCrossSubnet").tunnel_nodes, set(&["198.51.100.2"]));
         let plain = firewall("None");
-        assert!(plain.tunnels.is_empty() && plain.tunnel_nodes.is_empty());
+        assert!(plain.tunnel_nodes.is_empty());
+        assert_eq!(plain.tunnels, all.tunnels, "the device is there still, and protected");
     }
 }

@@ -11,6 +11,7 @@ use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use cairn_api::{Encapsulation, TunnelKind, Vxlan};
 use cairn_kernel::link::Link;
@@ -38,6 +39,9 @@ pub fn is_link_local(address: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     }
 }
+
+/// How long a device stays that no pool needs: others may send to it until they have heard.
+pub const LINGER: Duration = Duration::from_secs(60);
 
 const DEVICE_ALIAS: &str = "cairn.network/tunnel";
 

@@ -186,6 +186,7 @@ mod tests {
             pool_uid: "uid-a".into(),
             owner: Owner { name: "n".into(), uid: "u".into() }.into(),
             used,
+            device: false,
             terminating: false,
             finalizers: Default::default(),
         }

@@ -35,6 +35,8 @@ pub struct BlockSeen {
     pub owner: Arc<Owner>,
     /// The addresses in use, as its owner last said.
     pub used: Option<u128>,
+    /// A device of the owner's has an address in it, as it last said.
+    pub device: bool,
     /// The object is being deleted.
     pub terminating: bool,
     /// What holds the object.
@@ -294,6 +296,11 @@ fn kept_by(block: &BlockSeen, look: &LastLook) -> Option<String> {
         let end = "bring the agent back, or delete the node's pods";
         return Some(format!("pod {} has an address in it; {end}", pod.name));
     }
+    if block.device {
+        let end =
+            "bring the agent back, or run cairn cleanup on the node and then cairn ipam release";
+        return Some(format!("a tunnel device of the node has an address in it; {end}"));
+    }
     (!look.kubelet_heard).then(|| {
         "its kubelet is not heard, so nobody knows what runs there; bring the node back, or once the \
          machine is off delete the Node object or run cairn ipam fence"
@@ -322,6 +329,7 @@ mod tests {
             pool_uid: "p".into(),
             owner: owner(uid).into(),
             used: Some(3),
+            device: false,
             terminating: false,
             finalizers: Arc::default(),
         }
@@ -499,6 +507,26 @@ mod tests {
         assert_eq!(fate(&planned, &block("u1"), &gone("10"), Rules::ALL), Fate::Waits, "it writes");
         let marked = seen(Some("u2"), lease_taken_over("9", "u2", true));
         assert_eq!(fate(&planned, &block("u1"), &marked, Rules::ALL), Fate::Returns);
+    }
+
+    #[test]
+    fn a_tunnel_device_keeps_the_block_of_an_agent_that_left() {
+        let block = BlockSeen { device: true, used: Some(1), ..block("u1") };
+        let planned = NodeReturn {
+            owner: owner("u1"),
+            ground: Ground::AgentLeft,
+            lease: Some("7".to_owned()),
+            successor: None,
+            blocks: vec![block.clone()],
+        };
+        let look = LastLook {
+            node_uid: Some("u1".into()),
+            kubelet_heard: true,
+            lease: Some(lease("7", "u1", false)),
+            ..LastLook::default()
+        };
+        let Fate::Stays(why) = fate(&planned, &block, &look, Rules::ALL) else { panic!("it goes") };
+        assert!(why.contains("cairn cleanup"), "{why}");
     }
 
     #[test]

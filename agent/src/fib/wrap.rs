@@ -14,7 +14,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use cairn_api::TunnelKind;
 use cairn_ipam::Family as AddressFamily;
@@ -25,7 +25,7 @@ use cairn_kernel::{nexthop, sysctl};
 use ipnet::IpNet;
 
 use crate::pods::TunnelAddresses;
-use crate::tunnels::{Owners, Way, Ways, device_name, kind_of, overhead};
+use crate::tunnels::{LINGER, Owners, Way, Ways, device_name, kind_of, overhead};
 use crate::underlay::KernelUnderlay;
 
 /// What the planner tells of tunnels.
@@ -88,6 +88,8 @@ pub(super) struct Wrap {
     owners: Owners,
     tunnels: Tunnels,
     peers: BTreeMap<(TunnelKind, Arc<str>), Peer>,
+    /// Why there is no device that should be.
+    missing: Vec<String>,
     /// Prefixes that are reached through a tunnel.
     through: BTreeMap<IpNet, (TunnelKind, Arc<str>)>,
     /// Kinds that no pool needs any more, and until when they stay.
@@ -108,6 +110,7 @@ impl Wrap {
             owners: Owners::default(),
             tunnels: Tunnels::new(objects),
             peers: BTreeMap::new(),
+            missing: Vec::new(),
             through: BTreeMap::new(),
             lingering: BTreeMap::new(),
         })
@@ -145,10 +148,21 @@ impl Wrap {
     /// Says which devices and peers are wanted on this underlay.
     pub(super) fn place(&mut self, underlay: &KernelUnderlay, now: Instant) {
         self.lingering.retain(|_, until| *until > now);
-        let mut peers = BTreeMap::new();
+        let (mut peers, mut missing) = (BTreeMap::new(), Vec::new());
         for kind in [TunnelKind::VXLAN, TunnelKind::IPIP] {
             let stays = self.kinds().contains(&kind);
-            match if stays { self.device(kind, underlay) } else { None } {
+            let device = if stays { self.device(kind, underlay) } else { None };
+            if stays && device.is_none() {
+                missing.push(match self.wanted.ways.local(kind) {
+                    Some(local) => format!(
+                        "there is no {kind:?} tunnel: no link of this node but its loopback has the \
+                         address {local}, which others reach it at; see nodeAddress of a \
+                         NodeConfiguration"
+                    ),
+                    None => format!("there is no {kind:?} tunnel: this node has no address for it"),
+                });
+            }
+            match device {
                 Some(device) => self.tunnels.set_device(device),
                 None => {
                     self.tunnels.remove_device(of_kernel(kind));
@@ -167,8 +181,8 @@ impl Wrap {
             // Where a route leads as long as nothing better is known.
             for (by, node) in self.through.values().filter(|(by, _)| *by == kind) {
                 let held = self.peers.get(&(*by, Arc::clone(node))).copied();
-                if let (Some(held), false) = (held, ways.members.contains_key(node)) {
-                    peers.insert((kind, Arc::clone(node)), held);
+                if let Some(held) = held {
+                    peers.entry((kind, Arc::clone(node))).or_insert(held);
                 }
             }
         }
@@ -179,6 +193,7 @@ impl Wrap {
             self.tunnels.set_peer(of_kernel(*kind), node, None);
         }
         self.peers = peers;
+        self.missing = missing;
     }
 
     fn kinds(&self) -> BTreeSet<TunnelKind> {
@@ -326,9 +341,16 @@ impl Wrap {
         self.wanted.ways.members.len()
     }
 
-    /// The revision of the addresses that the devices have, once they have them.
+    /// The revision of the addresses that the devices have, once they have no others.
     pub(super) fn applied(&self) -> Option<u64> {
-        (!self.tunnels.is_dirty()).then_some(self.wanted.addresses.revision)
+        let alone = [TunnelKind::VXLAN, TunnelKind::IPIP].into_iter().all(|kind| {
+            let wanted = |address: &IpAddr| {
+                let held = self.wanted.addresses.held.iter();
+                held.filter(|((of, _), _)| *of == kind).any(|(_, own)| own == address)
+            };
+            self.tunnels.held(of_kernel(kind)).is_some_and(|held| held.iter().all(wanted))
+        });
+        alone.then_some(self.wanted.addresses.revision)
     }
 
     pub(super) fn observe(&mut self, event: &KernelEvent) -> bool {
@@ -353,7 +375,7 @@ impl Wrap {
     }
 
     pub(super) fn problems(&self) -> Vec<String> {
-        self.tunnels.problems()
+        self.missing.iter().cloned().chain(self.tunnels.problems()).collect()
     }
 }
 
@@ -379,6 +401,3 @@ fn learns_path_mtu() -> bool {
         }
     }
 }
-
-/// How long a device stays that no pool needs: others may send to it until they have heard.
-const LINGER: Duration = Duration::from_secs(60);

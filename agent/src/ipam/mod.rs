@@ -91,6 +91,8 @@ pub struct Holdings {
     pub announced: Vec<IpNet>,
     /// All blocks of the node, with whether each may hand out.
     pub blocks: Vec<OwnedBlock>,
+    /// That these are all of them is known.
+    pub told: bool,
     /// Those of them in which the node's own devices may have addresses.
     pub lodgings: Vec<IpNet>,
     /// The families of which a pod gets an address each.

@@ -176,7 +176,10 @@ async fn write(
 }
 
 fn status_of(held: &BlockUsage, usage: &Usage, holdings: &Holdings) -> IPBlockStatus {
-    let allocations = held.allocations.iter().take(ALLOCATIONS_MAX);
+    // The leader looks for devices before a block returns: they stand within the bound.
+    let (devices, pods): (Vec<_>, Vec<_>) =
+        held.allocations.iter().partition(|(_, id)| id.device().is_some());
+    let allocations = devices.into_iter().chain(pods).take(ALLOCATIONS_MAX);
     IPBlockStatus {
         used: Some(held.used.to_string()),
         free: Some(held.free.to_string()),

@@ -145,6 +145,9 @@ impl Blocks {
         announced.dedup();
         blocks.sort_unstable_by_key(|block| block.cidr);
         let conflicts = self.conflicts(now);
+        // One that another has claimed is not asserted again.
+        let lodgings = decision.lodgings.iter().filter(|cidr| !conflicts.contains_key(*cidr));
+        let lodgings = lodgings.copied().collect();
         let site = self.site();
         let mut pools = pod_pools(&site.pools, own);
         pools.extend(site.invalid.iter().cloned());
@@ -155,7 +158,8 @@ impl Blocks {
         self.shared.reports.change(|holdings| {
             holdings.announced = announced;
             holdings.blocks = blocks;
-            holdings.lodgings = decision.lodgings.clone();
+            holdings.lodgings = lodgings;
+            holdings.told = true;
             holdings.families = site.families();
             holdings.pools = pools;
             holdings.reserved = site.reserved.clone();

@@ -116,8 +116,8 @@ pub struct Supply {
     pub reserved: Vec<IpNet>,
     /// The pools, by name, in whose blocks each tunnel device has its address of a family.
     pub tunnels: BTreeMap<(TunnelKind, Family), Vec<String>>,
-    /// The blocks in which they may be.
-    pub lodgings: Vec<IpNet>,
+    /// The blocks in which they may be; `None` before the owner of the blocks has said.
+    pub lodgings: Option<Vec<IpNet>>,
     /// Demands that cannot be met now, each with the reason for the pod that waits.
     pub refusals: BTreeMap<Demand, String>,
     /// Namespaces by name. A pod whose namespace is not there waits; if there are none at all, and

@@ -39,6 +39,8 @@ use self::device::{Present, Step};
 use self::entries::{Forwarding, Neighbour, ObjectId};
 use self::peers::Gateways;
 use self::wanted::slot;
+use ipnet::IpNet;
+
 use crate::TUNNEL_OBJECTS;
 use crate::error::Error;
 use crate::link::Mac;
@@ -209,6 +211,19 @@ impl Tunnels {
     /// The index of the device of `kind`, if it is up and as it should be: packets of peers arrive.
     pub fn ready(&self, kind: TunnelKind) -> Option<u32> {
         self.devices.get(&kind)?.ready().map(|(_, index)| index)
+    }
+
+    /// The addresses that the device of `kind` has, but link-local ones, as far as it is ours. `None`
+    /// while the kernel may hold others than were read or written.
+    pub fn held(&self, kind: TunnelKind) -> Option<Vec<IpAddr>> {
+        if self.needs_read || self.dirty {
+            return None;
+        }
+        let held = self.devices.get(&kind).and_then(|state| {
+            let present = state.present.as_ref()?;
+            present.is_ours(state.wanted.as_ref()).then_some(&present.addresses)
+        });
+        Some(held.into_iter().flatten().map(IpNet::addr).collect())
     }
 
     /// Allows to remove what nobody wants, now and later. To be called once every input has said what

@@ -363,6 +363,10 @@ fn block_seen(block: &IPBlock, repeated: &mut Repeated) -> Option<BlockSeen> {
         pool_uid: shared(&mut repeated.pools, block.spec.pool.uid.as_str()),
         owner: shared(&mut repeated.owners, owner),
         used: block.status.as_ref().and_then(|status| status.used.as_ref()?.parse().ok()),
+        device: block
+            .status
+            .as_ref()
+            .is_some_and(|status| status.allocations.iter().any(|held| held.device.is_some())),
         terminating: block.metadata.deletion_timestamp.is_some(),
         finalizers: shared(&mut repeated.finalizers, block.finalizers()),
     })

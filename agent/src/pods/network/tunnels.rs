@@ -35,7 +35,13 @@ impl<K: PodKernel> PodNetwork<K> {
         for (kind, addresses) in found {
             for address in addresses {
                 let family = Family::of(address);
-                let id = AttachmentId::of_device(device_name(kind), family);
+                let mut id = AttachmentId::of_device(device_name(kind), family);
+                if self.tunnels.wanted.held.contains_key(&(kind, family)) {
+                    // One too many: the devices lose it.
+                    id.ifname = address.to_string();
+                    self.tunnels.wanted.revision = 1;
+                    self.tunnels.leaving.insert(id.clone(), 1);
+                }
                 for clash in self.book.adopt(id, vec![address]) {
                     tracing::error!(address = %clash, "a tunnel device and a pod hold one address");
                 }
@@ -47,7 +53,7 @@ impl<K: PodKernel> PodNetwork<K> {
     /// Gives each device that is wanted an address of each family, and takes away what is not.
     pub(super) fn settle_tunnels(&mut self) {
         // Before the first word about blocks what an earlier agent has left stays.
-        if self.supply.blocks.is_empty() {
+        if self.supply.lodgings.is_none() {
             return;
         }
         let before = self.tunnels.wanted.held.clone();
@@ -83,8 +89,15 @@ impl<K: PodKernel> PodNetwork<K> {
         let Some(pools) = pools.filter(|_| !self.tunnels.leaving.contains_key(&id)) else { return };
         let request = AddressRequest { family, choice: Choice::Pools(pools.clone()) };
         // Without a free address now it comes with the next block.
-        if let Ok(addresses) = self.book.assign(&id, &[request], self.options.clock.now()) {
-            self.tunnels.wanted.held.extend(addresses.first().map(|address| (place, *address)));
+        let now = self.options.clock.now();
+        let assigned = self.book.assign(&id, &[request], now).unwrap_or_default();
+        match assigned.first() {
+            Some(address) if self.may_lodge(*address, pools) => {
+                self.tunnels.wanted.held.insert(place, *address);
+            }
+            // Nobody has heard of it.
+            Some(_) => drop(self.book.release(&id, now)),
+            None => {}
         }
     }
 
@@ -93,7 +106,7 @@ impl<K: PodKernel> PodNetwork<K> {
         self.supply.blocks.iter().any(|block| {
             block.cidr.contains(&address)
                 && pools.contains(&block.pool)
-                && self.supply.lodgings.contains(&block.cidr)
+                && self.supply.lodgings.as_ref().is_some_and(|all| all.contains(&block.cidr))
         })
     }
 
