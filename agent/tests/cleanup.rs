@@ -73,7 +73,8 @@ impl Node {
     /// What others have, some of it almost like ours.
     fn furnish(&self) {
         self.sh(
-            "ip link add uplink type veth peer name far; ip link set uplink up; ip link set far up
+            "sysctl -qw net.ipv6.conf.all.accept_dad=0 net.ipv6.conf.default.accept_dad=0
+             ip link add uplink type veth peer name far; ip link set uplink up; ip link set far up
              ip address add 192.0.2.1/24 dev uplink; ip -6 address add 2001:db8::1/64 dev uplink nodad
              ip route add 10.9.0.0/24 via 192.0.2.9 proto static metric 198
              ip route add 10.9.1.0/24 via 192.0.2.9 proto 197

