@@ -6,7 +6,7 @@
 //! kernel ──Monitor───►┘                        └──► reachable blocks, FibState
 //! ```
 //!
-//! Prefixes of pools with an encapsulation lead through tunnels ([`wrap`]).
+//! Prefixes of pools with an encapsulation lead through tunnels (see `wrap`).
 //!
 //! Writing 100,000 routes takes the kernel a while; a keepalive must not wait for it, so this runs
 //! beside the speaker's thread. Nothing is removed before BGP is in sync, the own blocks are known and
