@@ -21,7 +21,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab lab-deps test check fmt clippy doc core deny typos shellcheck generated render \
-        sim bench bench-bgp bench-ipam crds fuzz image tools test-deps clean
+        sim bench bench-bgp bench-ipam bench-kernel crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -104,6 +104,11 @@ bench-ipam: ## The IPAM at the size of a cluster, against a real API server (roo
 	$(TARGET_DIR)/release/cairn-bench ipam $(BENCH_ARGS)
 	CAIRN_ORPHAN_NODES=5000 $(CARGO) test --locked --workspace --test leader \
 		orphans_go_in_one_pass -- --nocapture
+
+bench-kernel: ## Our kernel routes beside other writers of them (root; BENCH_ARGS="--only 100k-IPv4 --runs 5")
+	scripts/install-bench-deps.sh
+	$(CARGO) build --locked --release -p cairn-bench --bin cairn-bench
+	$(TARGET_DIR)/release/cairn-bench kernel $(BENCH_ARGS)
 
 sim: ## Plays many nodes' IPAM in virtual time (SEEDS=20000 FIRST=0)
 	CAIRN_SIM_SEEDS=$(SEEDS) CAIRN_SIM_FIRST=$(FIRST) $(CARGO) test --locked --workspace \

@@ -12,9 +12,9 @@ use rustix::net::{AddressFamily, RecvFlags, SocketType, bind, connect, recv, soc
 use rustix::time::{ClockId, clock_gettime};
 
 use super::cell::{Cell, DAEMON_ADDRESS, DAEMON_PORT, Tables, peer_address, peer_asn};
-use super::daemon::Process;
 use super::ledger::{Ledger, Recording};
 use crate::Result;
+use crate::process::Process;
 
 /// All peers of a daemon, with established sessions.
 pub struct Generator {

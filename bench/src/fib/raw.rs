@@ -1,4 +1,4 @@
-//! The least that a program can do to write or read routes: the limit that the kernel rows are
+//! The least that a program can do to write or read routes: the limit that every other writer is
 //! compared with.
 //!
 //! It shares no code with `cairn-kernel` on purpose.
@@ -7,12 +7,40 @@ use std::net::IpAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 
+use cairn_kernel::route::Family;
 use cairn_kernel::{NetNs, ROUTE_METRIC, ROUTE_PROTOCOL};
 use ipnet::IpNet;
 use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 
+use super::bed::{Bed, Samples, family_number, sample};
+use super::cell::{Load, Moment, Shape, object};
 use crate::Result;
+
+/// One run. The requests are built beforehand; a dump is read and not looked at.
+pub fn run(bed: &Bed) -> Result<Samples> {
+    let (load, count) = (&bed.load, bed.load.prefixes.len());
+    let mut socket = RawNetlink::open_in(&bed.netns)?;
+    let create = Requests::write(load, Moment::Before, libc::NLM_F_CREATE | libc::NLM_F_EXCL);
+    let (install, ()) = sample(|| socket.execute(&create))?;
+    bed.expect_routes(ROUTE_PROTOCOL, count)?;
+    // Both families, as every writer of both must.
+    let (resync, seen) = sample(|| {
+        let families = [libc::AF_INET, libc::AF_INET6];
+        families.into_iter().try_fold(0, |seen, family| Ok(seen + socket.dump(family as u8, None)?))
+    })?;
+    if seen < count {
+        return Err(format!("a dump shows {seen} of {count} routes").into());
+    }
+    let replace = Requests::write(load, Moment::After, libc::NLM_F_REPLACE);
+    let (replace, ()) = sample(|| socket.execute(&replace))?;
+    bed.expect_routes(ROUTE_PROTOCOL, count)?;
+    let delete = Requests::delete(load.prefixes.iter().copied());
+    let (remove, ()) = sample(|| socket.execute(&delete))?;
+    bed.expect_routes(ROUTE_PROTOCOL, 0)?;
+    let [install, resync, replace, remove] = [install, resync, replace, remove].map(Some);
+    Ok(Samples { install, resync, replace, remove })
+}
 
 /// Prebuilt requests, in portions that go out by one system call each.
 #[derive(Debug, Default)]
@@ -30,15 +58,39 @@ pub struct RawNetlink {
 }
 
 impl Requests {
-    /// Requests that create routes to `prefixes`, each by its gateway.
-    pub fn create(routes: impl IntoIterator<Item = (IpNet, IpAddr)>, ifindex: u32) -> Requests {
+    /// Requests that write the routes of a load.
+    fn write(load: &Load, moment: Moment, flags: libc::c_int) -> Requests {
         let mut requests = Requests::default();
-        for (prefix, gateway) in routes {
-            let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-            let (scope, kind) = (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST);
-            requests.begin(libc::RTM_NEWROUTE, flags, prefix, scope, kind);
-            requests.attribute(libc::RTA_GATEWAY, &octets_of(gateway));
-            requests.attribute(libc::RTA_OIF, &ifindex.to_ne_bytes());
+        let (scope, kind) = (libc::RT_SCOPE_UNIVERSE, libc::RTN_UNICAST);
+        let interface = load.ifindex.to_ne_bytes();
+        for (index, prefix) in load.prefixes.iter().enumerate() {
+            requests.begin(libc::RTM_NEWROUTE, flags, *prefix, scope, kind);
+            match load.cell.shape {
+                Shape::Object => {
+                    let id = object(load.hop(index, moment));
+                    requests.attribute(RTA_NH_ID, &id.to_ne_bytes());
+                }
+                Shape::Plain => {
+                    for gateway in load.gateways(index, moment) {
+                        requests.attribute(libc::RTA_GATEWAY, &octets_of(gateway));
+                    }
+                    requests.attribute(libc::RTA_OIF, &interface);
+                }
+                Shape::Ecmp => {
+                    let mut hops = Vec::new();
+                    for gateway in load.gateways(index, moment) {
+                        let gateway = octets_of(gateway);
+                        let len = gateway.len() as u16 + 4;
+                        hops.extend((8 + len).to_ne_bytes());
+                        hops.extend([0; 2]);
+                        hops.extend(interface);
+                        hops.extend(len.to_ne_bytes());
+                        hops.extend(libc::RTA_GATEWAY.to_ne_bytes());
+                        hops.extend(gateway);
+                    }
+                    requests.attribute(libc::RTA_MULTIPATH, &hops);
+                }
+            }
         }
         requests.divide();
         requests
@@ -133,27 +185,36 @@ impl RawNetlink {
         Ok(())
     }
 
-    /// Reads all routes of a family and looks at none; says how many.
-    pub fn dump(&mut self, family: libc::c_int) -> Result<usize> {
+    /// Reads all routes of a family and looks at none; says how many. With `protocol`, those of others do
+    /// not count.
+    pub fn dump(&mut self, family: u8, protocol: Option<u8>) -> Result<usize> {
         let mut request = Vec::with_capacity(28);
         request.extend(28u32.to_ne_bytes());
         request.extend(libc::RTM_GETROUTE.to_ne_bytes());
         request.extend((libc::NLM_F_REQUEST as u16 | libc::NLM_F_DUMP as u16).to_ne_bytes());
         request.extend([0; 8]);
-        request.push(family as u8);
+        request.push(family);
         request.extend([0; 11]);
         self.send(&request)?;
         let mut routes = 0;
         loop {
             let received = self.receive()?;
-            for (kind, _) in messages(self.answer.get(..received).unwrap_or_default()) {
+            for (kind, body) in messages(self.answer.get(..received).unwrap_or_default()) {
                 match i32::from(kind) {
                     libc::NLMSG_DONE => return Ok(routes),
                     libc::NLMSG_ERROR => return Err("the kernel refused a dump".into()),
-                    _ => routes += 1,
+                    _ => {
+                        let counts = protocol.is_none_or(|wanted| body.get(5) == Some(&wanted));
+                        routes += usize::from(counts);
+                    }
                 }
             }
         }
+    }
+
+    /// How many routes of a family have `protocol`.
+    pub fn count(&mut self, family: Family, protocol: u8) -> Result<usize> {
+        self.dump(family_number(family), Some(protocol))
     }
 
     fn send(&self, octets: &[u8]) -> Result<()> {
@@ -191,3 +252,4 @@ fn octets_of(address: IpAddr) -> Vec<u8> {
 const PORTION_OCTETS: usize = 64 << 10;
 /// The largest part of a dump that the kernel puts into one datagram is 32 KiB.
 const ANSWER_OCTETS: usize = 64 << 10;
+const RTA_NH_ID: u16 = 30;
