@@ -32,13 +32,16 @@ impl Tunnels {
             if self.needs_read {
                 continue;
             }
-            self.want_entries();
+            self.edits += std::mem::take(&mut self.undone);
+            if self.dirty {
+                self.want_entries();
+            }
             // Objects last: routes may point to them as soon as they are there.
             self.needs_read |= self.neighbours.write(netlink, now, pass)?;
             self.needs_read |= self.forwarding.write(netlink, now, pass)?;
             self.needs_read |= self.objects.write(netlink, now, pass)?;
             if !self.needs_read {
-                self.dirty = false;
+                (self.dirty, self.unwritten) = (false, false);
                 return Ok(());
             }
         }
@@ -95,6 +98,7 @@ impl Tunnels {
             state.present = present;
             if state.index() != index {
                 // All that was on it went with it: that is one edit and not thousands.
+                self.undone = 0;
                 self.neighbours.lose(|key, _| Some(key.ifindex) == index);
                 self.forwarding.lose(|key, _| Some(key.ifindex) == index);
                 self.objects.lose(|_, hop| Some(hop.ifindex) == index);
@@ -124,7 +128,7 @@ impl Tunnels {
             self.edits += self.objects.read(objects);
         }
         self.needs_read = false;
-        self.unclean = true;
+        (self.dirty, self.unclean) = (true, true);
         Ok(())
     }
 

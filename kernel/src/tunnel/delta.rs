@@ -38,6 +38,17 @@ pub(crate) struct Delta<K: Key> {
     failures: BTreeMap<K, Failure>,
 }
 
+/// What a notification means for the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// Nothing: as it was believed to be.
+    Known,
+    /// What was as wanted is not any more.
+    Undone,
+    /// Something else changed.
+    Other,
+}
+
 impl<K: Key> Delta<K> {
     pub(crate) fn new() -> Delta<K> {
         Delta { wanted: BTreeMap::new(), present: BTreeMap::new(), failures: BTreeMap::new() }
@@ -74,9 +85,17 @@ impl<K: Key> Delta<K> {
         self.present.get(&key) == Some(&value)
     }
 
-    /// Whether the kernel was believed to hold something else under `key`.
-    pub(crate) fn contradicts(&self, key: K, value: Option<K::Value>) -> bool {
-        self.present.get(&key).copied() != value
+    /// Takes what the kernel tells of `key`; `None`: it holds nothing.
+    pub(crate) fn tell(&mut self, key: K, value: Option<K::Value>) -> News {
+        let before = match value {
+            Some(value) => self.present.insert(key, value),
+            None => self.present.remove(&key),
+        };
+        match before == value {
+            true => News::Known,
+            false if before.is_some() && before.as_ref() == self.wanted.get(&key) => News::Undone,
+            false => News::Other,
+        }
     }
 
     /// Writes what differs and is not waiting after a failure. Returns whether an answer showed that

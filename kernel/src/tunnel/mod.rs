@@ -3,16 +3,16 @@
 //! ```text
 //!  set_device() ─► devices: wanted against present ─► plan() ─► steps ──┐
 //!  set_peer() ───► peers ─► neighbours, forwarding entries, objects ────┼─► kernel
-//!  observe() ────► read again                                           │
+//!  observe() ────► an entry is written, a device read again ────────────┤
 //!  target() ◄──── what of a peer is in the kernel ◄─────────────────────┘
 //! ```
 //!
 //! A route to a peer's addresses leads to a gateway on the device. A permanent neighbour entry gives the
 //! gateway's Ethernet address and a permanent forwarding entry the node where the tunnel to that ends;
 //! an IP-in-IP gateway is that node itself and needs neither. Where the kernel has next-hop objects, one
-//! holds the gateway, and routes name the object. What cannot be known for sure is read from the kernel
-//! and never guessed; nothing is written while nothing differs. All of it is pure except
-//! [`Tunnels::prepare`] and [`Tunnels::clean`], which act in the namespace of the socket they are given.
+//! holds the gateway, and routes name the object. Nothing is written while nothing differs. All of it is
+//! pure except [`Tunnels::prepare`] and [`Tunnels::clean`], which act in the namespace of the socket they
+//! are given.
 
 mod converge;
 mod delta;
@@ -34,7 +34,7 @@ pub use self::device::{Device, Encapsulation, TunnelKind, VxlanSettings};
 pub(crate) use self::entries::parse_forwarding;
 pub use self::peers::{link_local, mac_of};
 
-use self::delta::Delta;
+use self::delta::{Delta, News};
 use self::device::{Present, Step};
 use self::entries::{Forwarding, Neighbour, ObjectId};
 use self::peers::Gateways;
@@ -84,10 +84,14 @@ pub struct Tunnels {
     needs_read: bool,
     /// Something else is wanted than when [`Tunnels::prepare`] last succeeded.
     dirty: bool,
+    /// Somebody changed an entry of ours.
+    unwritten: bool,
     sweep_allowed: bool,
     /// Something may be there that nobody wants.
     unclean: bool,
     edits: u64,
+    /// Edits of entries that may turn out to be a device's, which took them along.
+    undone: u64,
 }
 
 #[derive(Debug, Default)]
@@ -145,9 +149,11 @@ impl Tunnels {
             peer_problems: Vec::new(),
             needs_read: true,
             dirty: true,
+            unwritten: false,
             sweep_allowed: false,
             unclean: true,
             edits: 0,
+            undone: 0,
         }
     }
 
@@ -238,7 +244,8 @@ impl Tunnels {
     }
 
     /// Takes what the kernel tells. Returns whether something of ours may be otherwise than it was
-    /// left: then the next [`Tunnels::prepare`] looks.
+    /// left: then the next [`Tunnels::prepare`] puts it right. Single entries are written anew at once, all
+    /// else is looked at first.
     pub fn observe(&mut self, event: &KernelEvent) -> bool {
         if let KernelEvent::Link { state: LinkState::Removed | LinkState::Down, .. } = event {
             // It may have been in the way of one of ours.
@@ -259,20 +266,33 @@ impl Tunnels {
             KernelEvent::Neighbour { ifindex, address, permanent, mac, .. } => {
                 let key = Neighbour { ifindex: *ifindex, address: *address };
                 let mac = mac.filter(|_| *permanent);
-                is_ours(*ifindex) && self.neighbours.contradicts(key, mac)
+                let news = is_ours(*ifindex).then(|| self.neighbours.tell(key, mac));
+                return self.take(news);
             }
             KernelEvent::Forwarding { ifindex, mac, outer } => {
                 let key = Forwarding { ifindex: *ifindex, mac: *mac };
-                is_ours(*ifindex) && self.forwarding.contradicts(key, *outer)
+                let news = is_ours(*ifindex).then(|| self.forwarding.tell(key, *outer));
+                return self.take(news);
             }
             KernelEvent::Object { id, object } => {
+                let ours = self.object_use == ObjectUse::Objects && TUNNEL_OBJECTS.contains(id);
                 let hop = object.as_ref().and_then(entries::own_hop);
-                TUNNEL_OBJECTS.contains(id) && self.objects.contradicts(ObjectId(*id), hop)
+                let news = ours.then(|| self.objects.tell(ObjectId(*id), hop));
+                return self.take(news);
             }
             _ => false,
         };
         self.needs_read |= concerns;
         concerns
+    }
+
+    /// Notes what a notification about an entry means; whether there is something to do.
+    fn take(&mut self, news: Option<News>) -> bool {
+        let news = news.unwrap_or(News::Known);
+        self.undone += u64::from(news == News::Undone);
+        self.unwritten |= news != News::Known;
+        self.unclean |= news != News::Known;
+        news != News::Known
     }
 
     fn retry_devices(&mut self) {
@@ -284,7 +304,7 @@ impl Tunnels {
 
     /// Whether there is something to do before any deadline.
     pub fn is_dirty(&self) -> bool {
-        self.needs_read || self.dirty || (self.unclean && self.sweep_allowed)
+        self.needs_read || self.dirty || self.unwritten || (self.unclean && self.sweep_allowed)
     }
 
     /// When something that failed is tried again.
@@ -319,7 +339,7 @@ impl Tunnels {
     pub fn prepare(&mut self, netlink: &mut Netlink, now: Instant) -> Result<Pass, Error> {
         let mut pass = Pass::default();
         let due = self.next_deadline().is_some_and(|at| at <= now);
-        if !(self.needs_read || self.dirty || due) {
+        if !(self.needs_read || self.dirty || self.unwritten || due) {
             return Ok(pass);
         }
         let done = self.converge(netlink, now, &mut pass);
@@ -337,7 +357,7 @@ impl Tunnels {
     pub fn clean(&mut self, netlink: &mut Netlink, now: Instant) -> Result<Pass, Error> {
         let mut pass = Pass::default();
         // While the model may be wrong nothing is removed by it.
-        if !self.sweep_allowed || self.needs_read || self.dirty {
+        if !self.sweep_allowed || self.needs_read || self.dirty || self.unwritten {
             return Ok(pass);
         }
         let due = self.next_deadline().is_some_and(|at| at <= now);
