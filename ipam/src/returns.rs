@@ -207,6 +207,8 @@ pub struct LastLook {
     /// Whether Kubernetes hears of that Node's kubelet: its condition Ready is True or False. When it
     /// does not, the API's word on the node's pods is of an earlier time.
     pub kubelet_heard: bool,
+    /// The boot id of the machine on which the kubelet of that Node runs; empty when it is not known.
+    pub boot_id: String,
     /// The Lease.
     pub lease: Option<LeaseSeen>,
     /// The node's pods; looked at for [`Ground::AgentLeft`] only.
@@ -301,10 +303,20 @@ fn kept_by(block: &BlockSeen, look: &LastLook) -> Option<String> {
             "bring the agent back, or run cairn cleanup on the node and then cairn ipam release";
         return Some(format!("a tunnel device of the node has an address in it; {end}"));
     }
-    (!look.kubelet_heard).then(|| {
-        "its kubelet is not heard, so nobody knows what runs there; bring the node back, or once the \
-         machine is off delete the Node object or run cairn ipam fence"
-            .to_owned()
+    if !look.kubelet_heard {
+        let why = "its kubelet is not heard, so nobody knows what runs there; bring the node back, or \
+                   once the machine is off delete the Node object or run cairn ipam fence";
+        return Some(why.to_owned());
+    }
+    // Of two machines of one name, the one that is heard knows nothing of the other's pods.
+    let left = look.lease.as_ref().map(|lease| &lease.holder.boot_id)?;
+    (*left != look.boot_id).then(|| {
+        format!(
+            "it ran on the machine of boot {left}, and the kubelet that is heard runs on that of boot \
+             {}, so nobody knows what runs on the former; bring the agent back, or if that machine is \
+             off or was started anew run cairn ipam fence",
+            if look.boot_id.is_empty() { "unknown" } else { &look.boot_id }
+        )
     })
 }
 
@@ -452,6 +464,7 @@ mod tests {
         let seen = |node: Option<&str>, lease: LeaseSeen| LastLook {
             node_uid: node.map(str::to_owned),
             kubelet_heard: true,
+            boot_id: "b1".into(),
             lease: Some(lease),
             ..LastLook::default()
         };
@@ -522,11 +535,36 @@ mod tests {
         let look = LastLook {
             node_uid: Some("u1".into()),
             kubelet_heard: true,
+            boot_id: "b1".into(),
             lease: Some(lease("7", "u1", false)),
             ..LastLook::default()
         };
         let Fate::Stays(why) = fate(&planned, &block, &look, Rules::ALL) else { panic!("it goes") };
         assert!(why.contains("cairn cleanup"), "{why}");
+    }
+
+    #[test]
+    fn a_kubelet_of_another_machine_does_not_speak_for_the_one_that_left() {
+        for (boot_id, returns) in [("b1", true), ("b2", false), ("", false)] {
+            let planned = NodeReturn {
+                owner: owner("u1"),
+                ground: Ground::AgentLeft,
+                lease: Some("7".to_owned()),
+                successor: None,
+                blocks: vec![block("u1")],
+            };
+            let look = LastLook {
+                node_uid: Some("u1".into()),
+                kubelet_heard: true,
+                boot_id: boot_id.into(),
+                lease: Some(lease("7", "u1", false)),
+                ..LastLook::default()
+            };
+            match fate(&planned, &planned.blocks[0], &look, Rules::ALL) {
+                Fate::Stays(why) => assert!(!returns && why.contains("boot b1"), "{why}"),
+                fate => assert_eq!(fate == Fate::Returns, returns, "{boot_id:?}"),
+            }
+        }
     }
 
     #[test]
@@ -556,6 +594,7 @@ mod tests {
             let look = LastLook {
                 node_uid: Some("u1".into()),
                 kubelet_heard,
+                boot_id: "b1".into(),
                 lease: Some(lease("7", "u1", false)),
                 pods,
                 ..LastLook::default()

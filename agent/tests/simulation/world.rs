@@ -187,12 +187,11 @@ impl World {
         }
         for machine in self.machines.iter().filter(|machine| machine.is_on()) {
             let boot_id = self.boot_id_of(&machine.node);
-            let others = self
-                .machines
-                .iter()
-                .any(|other| other.id != machine.id && other.is_on() && other.node == machine.node);
-            let is_cut = machine.way.condition().cut;
-            if !is_cut && !others && boot_id.is_some_and(|id| id != machine.boot_id()) {
+            let is_heard = |machine: &Machine| machine.is_on() && !machine.way.condition().cut;
+            let others = self.machines.iter().any(|other| {
+                other.id != machine.id && is_heard(other) && other.node == machine.node
+            });
+            if is_heard(machine) && !others && boot_id.is_some_and(|id| id != machine.boot_id()) {
                 self.register(machine);
             }
         }

@@ -61,7 +61,7 @@ pub struct Peer {
 /// Whether routes into tunnels name next-hop objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ObjectUse {
-    /// They do: the kernel has them ([`nexthop::supported`]).
+    /// They do: the kernel has them ([`crate::nexthop::supported`]).
     Objects,
     /// They name the gateway itself.
     Plain,

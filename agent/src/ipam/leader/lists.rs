@@ -83,6 +83,15 @@ struct TaintSeen {
 struct NodeStatusSeen {
     addresses: Vec<NodeAddressSeen>,
     conditions: Vec<NodeConditionSeen>,
+    #[serde(rename = "nodeInfo")]
+    node_info: NodeInfoSeen,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+struct NodeInfoSeen {
+    #[serde(rename = "bootID")]
+    boot_id: String,
 }
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -106,6 +115,8 @@ pub(super) struct NodeSeen {
     pub(super) out_of_service: bool,
     /// Its kubelet is heard.
     pub(super) kubelet_heard: bool,
+    /// The boot id of the machine on which that kubelet runs.
+    pub(super) boot_id: String,
 }
 
 impl Lists {
@@ -220,6 +231,7 @@ impl Lists {
             uid: node.uid().unwrap_or_default(),
             out_of_service: is_out_of_service(&node),
             kubelet_heard: is_kubelet_heard(&node),
+            boot_id: node.status.map(|status| status.node_info.boot_id).unwrap_or_default(),
         }))
     }
 

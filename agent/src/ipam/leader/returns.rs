@@ -112,6 +112,7 @@ impl Returns {
         if let Some(node) = self.lists.node(&planned.owner.name).await? {
             look.node_uid = Some(node.uid);
             (look.out_of_service, look.kubelet_heard) = (node.out_of_service, node.kubelet_heard);
+            look.boot_id = node.boot_id;
         }
         self.pace.turn(&self.shared).await;
         look.lease = self.lists.lease(&planned.owner.name).await?;
