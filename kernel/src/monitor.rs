@@ -78,6 +78,8 @@ pub enum KernelEvent {
         /// For which family.
         family: Family,
     },
+    /// Somebody changed, of a link or of all, how the sources of packets are checked.
+    ReversePath,
     /// Routes through a link, or through a next-hop object when the link is unknown, may be gone
     /// without a word: their table must be read again.
     RoutesLost {
@@ -131,6 +133,7 @@ enum Subject {
     Object(u32),
     RoutesLost(Option<u32>),
     ForwardingOff(Family),
+    ReversePath,
     Overrun,
 }
 
@@ -437,6 +440,9 @@ impl Sink<'_> {
         {
             self.push(KernelEvent::ForwardingOff { family });
         }
+        if value(NETCONFA_RP_FILTER).is_some() {
+            self.push(KernelEvent::ReversePath);
+        }
     }
 
     fn push(&mut self, event: KernelEvent) {
@@ -458,6 +464,7 @@ fn subject(event: &KernelEvent) -> Subject {
         KernelEvent::Object { id, .. } => Subject::Object(*id),
         KernelEvent::RoutesLost { ifindex } => Subject::RoutesLost(*ifindex),
         KernelEvent::ForwardingOff { family } => Subject::ForwardingOff(*family),
+        KernelEvent::ReversePath => Subject::ReversePath,
         KernelEvent::Overrun => Subject::Overrun,
     }
 }
@@ -504,6 +511,7 @@ const RTM_NEWNETCONF: u16 = 80;
 /// `NETCONFA_*` (linux/netconf.h).
 const NETCONFA_IFINDEX: u16 = 1;
 const NETCONFA_FORWARDING: u16 = 2;
+const NETCONFA_RP_FILTER: u16 = 3;
 const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 /// Links, neighbours, IPv4 and IPv6 addresses, routes and settings, next-hop objects: RTNLGRP_LINK,
 /// _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF, _IPV6_NETCONF and

@@ -113,13 +113,15 @@ pub struct NodeSettings {
 pub struct Settled {
     /// What was changed: the setting, its value before and its value now.
     pub changed: Vec<String>,
+    /// Interfaces that were loosened, each with its value before: for [`restore_reverse_path`].
+    pub loosened: Vec<(String, i64)>,
     /// What is not as it must be, each with what that does and why it could not be changed.
     pub deviations: Vec<String>,
 }
 
 impl NodeSettings {
-    /// Brings the settings in order and writes only those that differ. What is set is never set
-    /// back: it is not known who else relies on it by then.
+    /// Brings the settings in order and writes only those that differ. What is set is not set back,
+    /// as it is not known who else relies on it by then; of reverse paths the caller may know.
     pub fn settle(&self) -> Settled {
         let mut settled = Settled::default();
         for &family in &self.forwarding {
@@ -137,6 +139,9 @@ impl NodeSettings {
                 done => {
                     let effect =
                         "packets that come through a tunnel, or back from one, are dropped";
+                    if let Ok(Ensured::Changed { from }) = done {
+                        settled.loosened.push((interface.clone(), from));
+                    }
                     settled.note(&path, LOOSE, effect, done);
                 }
             }
@@ -182,6 +187,20 @@ pub fn loosen_reverse_path(interface: &str) -> Result<Ensured, Error> {
     }
     write(&path, LOOSE)?;
     Ok(Ensured::Changed { from: own })
+}
+
+/// Gives `interface` back the value that it had before it was loosened, unless somebody else has changed
+/// it since. Returns whether it was written.
+///
+/// # Errors
+/// Those of [`read()`] and [`write()`].
+pub fn restore_reverse_path(interface: &str, before: i64) -> Result<bool, Error> {
+    let path = reverse_path(interface);
+    if read(&path)? != LOOSE {
+        return Ok(false);
+    }
+    write(&path, before)?;
+    Ok(true)
 }
 
 /// Raises a setting to `least` if it is lower.

@@ -307,6 +307,19 @@ async fn forwarding_that_is_turned_off_is_told() {
 }
 
 #[tokio::test]
+async fn another_check_of_sources_is_told() {
+    let mut bed = Bed::new();
+    for link in ["all", "up"] {
+        let path = format!("ipv4/conf/{link}/rp_filter");
+        for value in [1, 2] {
+            bed.netns.run(|| sysctl::write(&path, value)).unwrap().unwrap();
+            let events = bed.events().await;
+            assert!(events.contains(&KernelEvent::ReversePath), "{link} {value}: {events:?}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn leaving_a_bridge_is_not_taken_for_removal() {
     let mut bed = Bed::new();
     ip(&bed.netns, "link add br0 type bridge");

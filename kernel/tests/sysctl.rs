@@ -107,8 +107,17 @@ fn a_nodes_settings_are_set_once() {
             ]
             .map(str::to_owned);
             let settled = settings.settle();
-            assert_eq!(settled, Settled { changed: changed.to_vec(), deviations: Vec::new() });
+            let expected = Settled {
+                changed: changed.to_vec(),
+                loosened: vec![("up.7".into(), 0)],
+                deviations: Vec::new(),
+            };
+            assert_eq!(settled, expected);
             assert_eq!(settings.settle(), Settled::default());
+            assert!(sysctl::restore_reverse_path("up.7", 0).unwrap());
+            assert_eq!(sysctl::read("ipv4/conf/up.7/rp_filter").unwrap(), 0);
+            sysctl::write("ipv4/conf/up.7/rp_filter", 1).unwrap();
+            assert!(!sysctl::restore_reverse_path("up.7", 0).unwrap(), "somebody else's");
         })
         .unwrap();
 }

@@ -190,6 +190,8 @@ struct Worker {
     /// The machine's settings that were last brought in order, and what could not be.
     settings: Option<NodeSettings>,
     deviations: Vec<String>,
+    /// Interfaces whose sources are checked loosely now, and what they had before.
+    loosened: BTreeMap<String, i64>,
     /// When everything is looked at again.
     audit_due: Instant,
     /// What failed last, and when.
@@ -246,6 +248,7 @@ impl Worker {
             state_dirty: true,
             settings: None,
             deviations: Vec::new(),
+            loosened: BTreeMap::new(),
             audit_due: Instant::now() + AUDIT_INTERVAL,
             complaint: None,
         };
@@ -440,6 +443,16 @@ impl Worker {
             tracing::info!("{change}");
         }
         self.deviations = settled.deviations;
+        self.loosened.extend(settled.loosened);
+        let kept = |interface: &String| needed.loose.contains(interface);
+        for (interface, before) in self.loosened.extract_if(.., |name, _| !kept(name)) {
+            match sysctl::restore_reverse_path(&interface, before) {
+                Ok(true) => tracing::info!("rp_filter of {interface} is {before} again"),
+                Ok(false) => {}
+                Err(error) if error.is_absent() => {}
+                Err(error) => tracing::warn!("rp_filter of {interface} stays loose: {error}"),
+            }
+        }
         self.settings = Some(needed);
     }
 
@@ -619,6 +632,8 @@ impl Worker {
                         self.complain(format!("this node does not forward: {error}"));
                     }
                 }
+                // Ours is one of these, and then nothing differs.
+                KernelEvent::ReversePath => self.settings = None,
                 KernelEvent::Neighbour { permanent, .. } => pods_changed |= permanent,
                 KernelEvent::Object { id, .. } => {
                     underlay_changed |= !cairn_kernel::TUNNEL_OBJECTS.contains(&id);
