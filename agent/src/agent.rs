@@ -7,6 +7,7 @@
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -24,7 +25,6 @@ use clap::Args;
 use futures::FutureExt;
 use ipnet::IpNet;
 use kube::Client;
-use kube::config::{KubeConfigOptions, Kubeconfig};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
@@ -41,7 +41,9 @@ use crate::tunnels::{LINGER, Ways, device_name};
 use crate::underlay::KernelUnderlay;
 use crate::view::{ClusterView, WatchFailure};
 use crate::witness::SpeakerWitness;
-use crate::{control, ipam, last_view, memory, pods, until, watch as watches};
+use crate::{
+    api_client, control, ipam, last_view, memory, node_address, pods, until, watch as watches,
+};
 
 /// Options of `cairn agent`.
 #[derive(Args)]
@@ -90,7 +92,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     })
     .await?;
     let listener = control::bind(&options.run_dir)?;
-    let (client, server) = client(options.kubeconfig.as_deref()).await?;
+    let (client, server, api_address) = reach(options.kubeconfig.as_deref()).await?;
     let mut fib = Fib::start(Some(pods.clone())).await?;
     let firewall = Keeper::start().await?;
     let boot_id = ipam::boot_id().context("cannot read this machine's boot id")?;
@@ -155,6 +157,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut agent = Agent {
         name,
         server,
+        api_address,
         unreachable: None,
         knows_cluster: false,
         views,
@@ -194,6 +197,8 @@ struct Agent {
     name: String,
     /// The API server's address, for messages.
     server: String,
+    /// The address in it, if it is one.
+    api_address: Option<IpAddr>,
     /// Why the API server could first not be reached, for as long as it cannot.
     unreachable: Option<String>,
     /// There has been a view that was whole: of this process, or of an earlier one.
@@ -327,6 +332,7 @@ impl Agent {
             running: running.as_deref(),
             tunnels: &tunnels,
             interfaces: &underlay.own,
+            towards_api: self.api_address.and_then(node_address::source_towards),
         };
         let mut plan = plan(&view, &self.name, &local);
         if plan.addresses.is_empty() {
@@ -597,21 +603,17 @@ async fn changed(speaker: &mut Option<Running>) -> Result<(), watch::error::Recv
 /// The way to the API server, and its address: a kubeconfig, or the environment of a pod. The address
 /// comes from the environment and not by DNS, since cluster DNS needs the network that this agent
 /// makes.
-async fn client(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<(Client, String)> {
+async fn reach(
+    kubeconfig: Option<&std::path::Path>,
+) -> anyhow::Result<(Client, String, Option<IpAddr>)> {
     let config = match kubeconfig {
-        Some(path) => {
-            let unusable = || format!("cannot use the kubeconfig {}", path.display());
-            let kubeconfig = Kubeconfig::read_from(path).with_context(unusable)?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(unusable)?
-        }
+        Some(path) => api_client::config_of(path).await?,
         None => kube::Config::incluster_env()
             .context("not a pod of a cluster: give --kubeconfig, or run it from the DaemonSet")?,
     };
     let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    let client = Client::try_from(config).context("cannot make a client for the API server")?;
-    Ok((client, server))
+    let address = api_client::address_of(&config);
+    Ok((api_client::client(config)?, server, address))
 }
 
 /// Ethernet's, where the uplink's cannot be read.

@@ -13,6 +13,7 @@
 //! says so and is retried, and what is in the kernel stays.
 
 pub mod agent;
+pub mod api_client;
 pub mod bgp;
 pub mod carrier;
 pub mod cleanup;

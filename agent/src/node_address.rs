@@ -1,9 +1,10 @@
 //! Which addresses others reach this node at, at most one a family.
 //!
 //! In this order: the annotation of the Node, the configured interface or networks, what the kubelet
-//! says. An address that is only one of many on the node, as a service's, is never chosen by itself.
+//! says, the way to the API server. An address that is only one of many on the node, as a service's, is
+//! never chosen by itself.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use cairn_api::{ANNOTATION_NODE_ADDRESSES, NodeAddress};
 use ipnet::IpNet;
@@ -30,6 +31,8 @@ pub struct AddressChooser<'a> {
     pub settings: &'a NodeAddress,
     /// The node's own addresses, in the kernel's order.
     pub own: &'a [OwnAddress],
+    /// The address from which it reaches the API server.
+    pub towards_api: Option<IpAddr>,
 }
 
 impl AddressChooser<'_> {
@@ -69,7 +72,18 @@ impl AddressChooser<'_> {
                     .into(),
             );
         }
-        internal_addresses(node)
+        let internal = internal_addresses(node);
+        if !internal.is_empty() {
+            return internal;
+        }
+        let found = self.first(|own| self.towards_api == Some(own.address.addr()));
+        if let Some(address) = found.first() {
+            problems.push(format!(
+                "Node {name} has no InternalIP in its status, which the kubelet or the cloud's controller \
+                 sets: the address towards the API server, {address}, is used until then"
+            ));
+        }
+        found
     }
 
     /// The first address of each family that passes.
@@ -110,6 +124,19 @@ pub fn internal_addresses(node: &Node) -> Vec<IpAddr> {
     one_a_family(&all)
 }
 
+/// The address from which packets of this host to `destination` come, as its routes are now. Nothing is
+/// sent.
+pub fn source_towards(destination: IpAddr) -> Option<IpAddr> {
+    let any: IpAddr = match destination {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let socket = UdpSocket::bind((any, 0)).ok()?;
+    // The discard port: a UDP socket is only told where it would send to.
+    socket.connect((destination, 9)).ok()?;
+    Some(socket.local_addr().ok()?.ip())
+}
+
 fn one_a_family(all: &[IpAddr]) -> Vec<IpAddr> {
     let first = |v4: bool| all.iter().copied().find(|address| address.is_ipv4() == v4);
     first(true).into_iter().chain(first(false)).collect()
@@ -148,9 +175,35 @@ mod tests {
             own("eth1", "fd01::1/64"),
         ];
         let mut problems = Vec::new();
-        let chooser = AddressChooser { settings, own: &own };
+        let chooser = AddressChooser { settings, own: &own, towards_api: None };
         let found = chooser.choose(&node(annotation), "n1", &mut problems);
         (found.iter().map(ToString::to_string).collect(), problems.len())
+    }
+
+    #[test]
+    fn a_node_of_which_nobody_has_said_an_address_has_that_towards_the_api_server() {
+        let own = [
+            own("kube-ipvs0", "10.96.0.1/32"),
+            own("eth0", "192.0.2.1/24"),
+            own("eth0", "192.0.2.2/24"),
+        ];
+        let settings = NodeAddress::default();
+        let own_of = |text: &str| vec![text.parse::<IpAddr>().expect("an address")];
+        let chosen = |text: &str, node: &Node| {
+            let (towards_api, mut problems) = (text.parse().ok(), Vec::new());
+            let chooser = AddressChooser { settings: &settings, own: &own, towards_api };
+            let found = chooser.choose(node, "n1", &mut problems);
+            assert_eq!(problems.len(), usize::from(found == own_of("192.0.2.2")), "{problems:?}");
+            found
+        };
+        let bare = Node::default();
+        assert_eq!(chosen("192.0.2.2", &bare), own_of("192.0.2.2"));
+        for useless in ["10.96.0.1", "127.0.0.1", "198.51.100.7", "none"] {
+            assert!(chosen(useless, &bare).is_empty(), "{useless}");
+        }
+        assert_eq!(chosen("192.0.2.2", &node(None)).len(), 2, "the kubelet has said");
+        let loopback: IpAddr = Ipv4Addr::LOCALHOST.into();
+        assert_eq!(source_towards(loopback), Some(loopback));
     }
 
     #[test]

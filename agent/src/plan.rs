@@ -59,6 +59,8 @@ pub struct Local<'a> {
     pub tunnels: &'a BTreeSet<TunnelKind>,
     /// Its own addresses with their interfaces.
     pub interfaces: &'a [OwnAddress],
+    /// The address from which it reaches the API server.
+    pub towards_api: Option<IpAddr>,
 }
 
 impl<'a> Local<'a> {
@@ -69,7 +71,14 @@ impl<'a> Local<'a> {
         running: Option<&'a SpeakerConfig>,
     ) -> Local<'a> {
         static NO_TUNNELS: BTreeSet<TunnelKind> = BTreeSet::new();
-        Local { blocks, reachable, running, tunnels: &NO_TUNNELS, interfaces: &[] }
+        Local {
+            blocks,
+            reachable,
+            running,
+            tunnels: &NO_TUNNELS,
+            interfaces: &[],
+            towards_api: None,
+        }
     }
 }
 
@@ -80,7 +89,11 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     let mut problems = Vec::new();
     let configuration = configuration(view, &mut problems);
     let settings = settings(view, &mut problems);
-    let chooser = AddressChooser { settings: &settings.node_address, own: local.interfaces };
+    let chooser = AddressChooser {
+        settings: &settings.node_address,
+        own: local.interfaces,
+        towards_api: local.towards_api,
+    };
     let identity = Identity::of(view, name, &configuration, Some(&chooser), &mut problems);
     let addresses = identity.as_ref().map(|me| me.addresses.clone()).unwrap_or_default();
     let ways = Ways::of(view, &addresses, settings.vxlan);
@@ -207,7 +220,8 @@ impl Identity {
         };
         if addresses.is_empty() {
             problems.push(format!(
-                "Node {name} has no InternalIP in its status: the kubelet sets it, see --node-ip"
+                "Node {name} has no InternalIP in its status, and none of this node's addresses leads to \
+                 the API server: the kubelet sets it, see --node-ip"
             ));
             return None;
         }

@@ -27,7 +27,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 use kube::Client;
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::KubeConfigOptions;
+
+use crate::api_client;
 
 /// Options of `cairn ipam`.
 #[derive(Args)]
@@ -90,13 +92,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
 /// A client by the file that was named, by KUBECONFIG, as a pod, or by the user's own file.
 async fn client(path: Option<PathBuf>) -> anyhow::Result<Client> {
     let config = match path {
-        Some(path) => {
-            let unusable = || format!("cannot use the kubeconfig {}", path.display());
-            let kubeconfig = Kubeconfig::read_from(&path).with_context(unusable)?;
-            kube::Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default())
-                .await
-                .with_context(unusable)?
-        }
+        Some(path) => api_client::config_of(&path).await?,
         None if std::env::var_os("KUBECONFIG").is_none()
             && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() =>
         {
@@ -106,5 +102,5 @@ async fn client(path: Option<PathBuf>) -> anyhow::Result<Client> {
             .await
             .context("no way to the API server: give --kubeconfig, or set KUBECONFIG")?,
     };
-    Client::try_from(config).context("cannot make a client for the API server")
+    api_client::client(config)
 }
