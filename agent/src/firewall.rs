@@ -154,6 +154,11 @@ pub fn wanted(
         nat_pools: nat.filter_map(|pool| pool.spec.cidr.parse().ok()).collect(),
         excluded: settings.excluded_cidrs.iter().filter_map(|text| text.parse().ok()).collect(),
         nodes: nodes.chain(ways.addresses.iter().copied()).collect(),
+        tunnel_pools: ways
+            .pools
+            .iter()
+            .filter_map(|(pool, encapsulation)| kind_of(*encapsulation).map(|_| *pool))
+            .collect(),
         tunnel_nodes: through.collect(),
         tunnels: tunnels.collect(),
         accept_forwarded: settings.forward_rules == Switch::Enabled,
@@ -230,6 +235,7 @@ mod tests {
         assert_eq!(all.nodes, set(&["192.0.2.1", "192.0.2.2", "198.51.100.2", "198.51.100.3"]));
         assert_eq!(all.tunnel_nodes, set(&["192.0.2.2", "198.51.100.2"]));
         assert_eq!(all.nat_pools.len(), 1);
+        assert_eq!(all.tunnel_pools, all.nat_pools);
         assert_eq!((all.pools.len(), all.excluded.len()), (2, 1));
         assert!(!all.accept_forwarded);
         let [rule] = &all.tunnels[..] else { panic!("{:?}", all.tunnels) };
@@ -237,7 +243,7 @@ mod tests {
         assert_eq!(rule.addresses, ["10.0.0.9".parse::<IpAddr>().expect("an address")]);
         assert_eq!(firewall("VXLANCrossSubnet").tunnel_nodes, set(&["198.51.100.2"]));
         let plain = firewall("None");
-        assert!(plain.tunnel_nodes.is_empty());
+        assert!(plain.tunnel_nodes.is_empty() && plain.tunnel_pools.is_empty());
         assert_eq!(plain.tunnels, all.tunnels, "the device is there still, and protected");
     }
 }

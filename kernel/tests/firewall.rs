@@ -29,6 +29,7 @@ fn full() -> Firewall {
         nat_pools: nets(&["10.244.0.0/16", "fd00:10::/64"]),
         excluded: nets(&["10.0.0.0/8", "10.1.0.0/16", "198.51.100.7/32", "2001:db8:e::/48"]),
         nodes: addresses(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]),
+        tunnel_pools: nets(&["10.244.0.0/16"]),
         tunnel_nodes: addresses(&["192.0.2.2"]),
         tunnels: vec![
             TunnelRule {
@@ -96,12 +97,13 @@ fn some_firewall() -> impl Strategy<Value = Firewall> {
     let nets = || proptest::collection::btree_set(net.clone(), 0..6);
     let address = (0u8..20).prop_map(|last| IpAddr::from([192, 0, 2, last]));
     let addresses = || proptest::collection::btree_set(address.clone(), 0..12);
-    (nets(), nets(), nets(), addresses(), addresses()).prop_map(
-        |(pools, nat_pools, excluded, nodes, tunnel_nodes)| Firewall {
+    (nets(), nets(), nets(), nets(), addresses(), addresses()).prop_map(
+        |(pools, nat_pools, tunnel_pools, excluded, nodes, tunnel_nodes)| Firewall {
             pools,
             nat_pools,
             excluded,
             nodes,
+            tunnel_pools,
             tunnel_nodes,
             ..full()
         },

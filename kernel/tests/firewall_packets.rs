@@ -319,6 +319,7 @@ fn vxlan_over_ipv6_comes_from_nodes_only_and_is_not_tracked() {
 #[test]
 fn a_pod_cannot_send_vxlan_to_another_node_with_this_nodes_address() {
     let mut bed = Bed::new().with_tunnels();
+    bed.wanted.tunnel_pools = bed.wanted.pools.clone();
     bed.wanted.tunnel_nodes.insert(OTHER_NODE.parse().unwrap());
     bed.wanted.nat_pools = bed.wanted.pools.clone();
     bed.protect();
@@ -448,13 +449,64 @@ fn pods_leave_with_the_nodes_address_where_that_is_wanted() {
     bed.wanted.excluded.insert("192.0.2.0/24".parse().unwrap());
     bed.wanted.nat_pools.clear();
     bed.protect();
-    // The flows from before keep what they have.
-    send(&bed.pod, &udp(POD[0], OTHER_NODE, 9001, b"x"));
+    assert_eq!(seen(&bed, OTHER_NODE), POD[0], "no tunnel leads to this pod's block");
+    sh(&bed.node, "nft delete table inet cairn");
+    bed.wanted.tunnel_pools = bed.wanted.pools.clone();
+    bed.protect();
     for (to, source) in [(OTHER_NODE, NODE), ("2001:db8::2", "2001:db8::1")] {
         let socket = listen(&bed.outside, to, 9002);
         send(&bed.pod, &udp(POD[usize::from(to.contains(':'))], to, 9002, b"x"));
         assert_eq!(received(&socket).0.to_string(), source);
     }
+}
+
+/// The kernel judges a flow by its first packet, and these began before there was a rule.
+#[test]
+fn an_unanswered_flow_gets_the_rule_that_came_later_and_an_answered_one_stays() {
+    let mut bed = Bed::new();
+    // To these nodes through a Service.
+    sh(
+        &bed.node,
+        "nft add table ip service; \
+         nft add chain ip service pre '{ type nat hook prerouting priority dstnat; }'; \
+         nft add rule ip service pre ip daddr 10.96.0.1 udp dport 443 dnat to 192.0.2.2:9001",
+    );
+    bed.wanted.tunnel_pools = bed.wanted.pools.clone();
+    bed.protect();
+    let cases = [
+        (OTHER_NODE, OTHER_NODE, 9000),
+        ("10.96.0.1", OTHER_NODE, 443),
+        ("2001:db8::2", "2001:db8::2", 9002),
+    ];
+    let port = |port: u16| if port == 443 { 9001 } else { port };
+    let sockets = cases.map(|(_, node, to)| listen(&bed.outside, node, port(to)));
+    let answered = listen(&bed.outside, OTHER_NODE, 9003);
+    let own = |to: &str| POD[usize::from(to.contains(':'))];
+    let round = |bed: &Bed| -> Vec<IpAddr> {
+        for (to, _, port) in cases {
+            send(&bed.pod, &udp(own(to), to, port, b"x"));
+        }
+        sockets.iter().map(|socket| received(socket).0).collect()
+    };
+    let from_pod: Vec<IpAddr> = cases.map(|(to, ..)| own(to).parse().unwrap()).into();
+    assert_eq!(round(&bed), from_pod);
+    let client = bed.pod.run(|| UdpSocket::bind((POD[0], 0)).unwrap()).unwrap();
+    let say = |socket: &UdpSocket| {
+        client.send_to(b"x", (OTHER_NODE, 9003)).unwrap();
+        let mut buffer = [0; 9];
+        let (_, from) = socket.recv_from(&mut buffer).unwrap();
+        socket.send_to(b"y", from).unwrap();
+        client.recv(&mut buffer).unwrap();
+        from.ip()
+    };
+    assert_eq!(say(&answered), from_pod[0]);
+
+    bed.wanted.tunnel_nodes =
+        [OTHER_NODE, "2001:db8::2"].map(|address| address.parse().unwrap()).into();
+    bed.protect();
+    let node: [IpAddr; 3] = [NODE, NODE, "2001:db8::1"].map(|address| address.parse().unwrap());
+    assert_eq!(round(&bed), node);
+    assert_eq!(say(&answered), from_pod[0], "a change of its address would end it");
 }
 
 /// A Service whose only endpoint is the pod, by kube-proxy's rules in short.

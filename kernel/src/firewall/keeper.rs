@@ -30,6 +30,8 @@ pub struct FirewallKeeper {
     look: Option<Instant>,
     audit: Option<Instant>,
     edits: u64,
+    /// Why flows may go on that began before the rules.
+    unforgotten: Option<String>,
 }
 
 /// What our table is.
@@ -105,6 +107,7 @@ impl FirewallKeeper {
             look: None,
             audit: None,
             edits: 0,
+            unforgotten: None,
         })
     }
 
@@ -164,6 +167,7 @@ impl FirewallKeeper {
                 failure.text
             ));
         }
+        problems.extend(self.unforgotten.clone());
         for hook in [&self.nftables, &self.legacy] {
             if let Some(failure) = &hook.part.failure {
                 problems.push(format!(
@@ -252,6 +256,10 @@ impl FirewallKeeper {
             self.written(Seen::default(), wanted);
             return Ok(0);
         }
+        let hides_more = match &present {
+            Table::Known(before) => wanted.hides_beyond(before),
+            Table::Edited | Table::Unknown => true,
+        };
         let seen = match self.watch.write(&self.commands, &text).await {
             // The sets are not what they were taken for.
             Err(CommandError::Refused { .. }) if matches!(present, Table::Known(_)) => {
@@ -260,7 +268,28 @@ impl FirewallKeeper {
             done => done?,
         };
         self.written(seen, wanted);
+        if hides_more {
+            self.forget_shown(wanted);
+        }
         Ok(1)
+    }
+
+    /// The rules decide on a flow's first packet only.
+    fn forget_shown(&mut self, wanted: &Firewall) {
+        self.unforgotten = match self.watch.forget_shown(wanted) {
+            Ok(0) => None,
+            Ok(flows) => {
+                tracing::info!(
+                    flows,
+                    "unanswered flows of pods begin anew, with this node's address"
+                );
+                None
+            }
+            Err(error) => Some(format!(
+                "what pods sent to other nodes or out of the cluster before the rules for it were there \
+                 goes on without them, until it rests for some minutes: {error}"
+            )),
+        };
     }
 
     fn written(&mut self, meanwhile: Seen, wanted: &Arc<Firewall>) {

@@ -23,6 +23,7 @@
 //! by the `nft` command: docs/adr/0011-nft-command.md.
 
 mod command;
+mod conntrack;
 mod forward;
 mod hook;
 mod keeper;
@@ -55,8 +56,10 @@ pub struct Firewall {
     pub excluded: BTreeSet<IpNet>,
     /// The addresses of all nodes, this one's too: who may send tunnel packets.
     pub nodes: BTreeSet<IpAddr>,
+    /// The networks of pools whose blocks are reached by tunnel.
+    pub tunnel_pools: BTreeSet<IpNet>,
     /// The addresses of nodes to whose blocks a tunnel leads: the network in between does not carry
-    /// pod addresses, so pods reach these nodes with this node's address.
+    /// addresses of `tunnel_pools`, so that their pods reach these nodes with this node's address.
     pub tunnel_nodes: BTreeSet<IpAddr>,
     /// The tunnel devices.
     pub tunnels: Vec<TunnelRule>,
@@ -76,11 +79,35 @@ impl Firewall {
             nat_pools: BTreeSet::new(),
             excluded: BTreeSet::new(),
             nodes: BTreeSet::new(),
+            tunnel_pools: BTreeSet::new(),
             tunnel_nodes: BTreeSet::new(),
             tunnels: Vec::new(),
             pod_interfaces,
             accept_forwarded: true,
         }
+    }
+
+    /// Whether packets of a pod from `source` to `destination` leave with this node's address.
+    fn hides(&self, source: IpAddr, destination: IpAddr) -> bool {
+        let within =
+            |nets: &BTreeSet<IpNet>, address| nets.iter().any(|net| net.contains(&address));
+        let outside = || {
+            !within(&self.pools, destination)
+                && !within(&self.excluded, destination)
+                && !self.nodes.contains(&destination)
+        };
+        within(&self.tunnel_pools, source) && self.tunnel_nodes.contains(&destination)
+            || within(&self.nat_pools, source) && outside()
+    }
+
+    /// Whether it may hide a source that `other` does not.
+    fn hides_beyond(&self, other: &Firewall) -> bool {
+        !(self.tunnel_pools.is_subset(&other.tunnel_pools)
+            && self.tunnel_nodes.is_subset(&other.tunnel_nodes)
+            && self.nat_pools.is_subset(&other.nat_pools)
+            && self.pools.is_superset(&other.pools)
+            && self.excluded.is_superset(&other.excluded)
+            && self.nodes.is_superset(&other.nodes))
     }
 }
 

@@ -75,7 +75,7 @@ fn list<'a>(elements: impl IntoIterator<Item = &'a String>) -> String {
 
 /// Every set is there whether it is empty or not, so that the rules do not depend on it.
 fn sets(firewall: &Firewall) -> Vec<Set> {
-    let Firewall { pools, nat_pools, excluded, nodes, tunnel_nodes, .. } = firewall;
+    let Firewall { pools, nat_pools, excluded, nodes, tunnel_pools, tunnel_nodes, .. } = firewall;
     let networks = |name, networks: &BTreeSet<IpNet>| {
         // nft refuses networks of one set that overlap.
         let merged = IpNet::aggregate(&networks.iter().map(IpNet::trunc).collect());
@@ -93,6 +93,7 @@ fn sets(firewall: &Firewall) -> Vec<Set> {
         networks("nat_pools", nat_pools),
         networks("excluded", excluded),
         addresses("nodes", nodes),
+        networks("tunnel_pools", tunnel_pools),
         addresses("tunnel_nodes", tunnel_nodes),
     ]
     .into_iter()
@@ -152,7 +153,7 @@ fn chains(firewall: &Firewall) -> String {
     for family in [Family::V4, Family::V6] {
         let (ip, six) = (keyword(family), digit(family));
         postrouting.push(format!(
-            "{ip} saddr @pools{six} {ip} daddr @tunnel_nodes{six} masquerade fully-random"
+            "{ip} saddr @tunnel_pools{six} {ip} daddr @tunnel_nodes{six} masquerade fully-random"
         ));
         postrouting.push(format!(
             "{ip} saddr @nat_pools{six} {ip} daddr != @pools{six} {ip} daddr != @nodes{six} {ip} \

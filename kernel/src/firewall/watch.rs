@@ -7,8 +7,8 @@ use rustix::net::SocketFlags;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::TABLE;
 use super::command::{CommandError, Commands};
+use super::{Firewall, TABLE, conntrack};
 use crate::batch::{Batch, attributes, read_str};
 use crate::error::Error;
 use crate::monitor::receive;
@@ -121,6 +121,11 @@ impl Watch {
     ) -> Result<Seen, CommandError> {
         let done = commands.nft(script).await?;
         Ok(self.drain(done.pid)?)
+    }
+
+    /// Has the kernel forget unanswered flows that show a source which `firewall` hides. Returns how many.
+    pub(super) fn forget_shown(&mut self, firewall: &Firewall) -> Result<usize, Error> {
+        conntrack::forget_shown(&mut self.netlink, firewall)
     }
 
     /// Lists the base chains at the forward hook, except ours. Changes of these and of their rules
