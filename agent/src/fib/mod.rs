@@ -266,6 +266,14 @@ impl Worker {
         let mut state_due = tokio::time::Instant::now();
         loop {
             self.may_sweep = *may_sweep.borrow_and_update();
+            // What the planner said before counts before what BGP said, in whatever order this thread
+            // hears of it: else routes into tunnels would be plain ones for a moment, and tunnels go.
+            if blocks.has_changed().unwrap_or(false) {
+                self.own(&mut blocks);
+            }
+            if wrapping.has_changed().unwrap_or(false) {
+                self.rewrap(&mut wrapping);
+            }
             self.write();
             let audit = Some(self.audit_due);
             let retry = [self.reconciler.next_deadline(), self.wrap.next_deadline(), audit];
@@ -293,19 +301,12 @@ impl Worker {
                     None => return,
                 },
                 changed = blocks.changed() => match changed {
-                    Ok(()) => {
-                        let wanted = blocks.borrow_and_update().clone();
-                        self.own(wanted);
-                    }
+                    Ok(()) => self.own(&mut blocks),
                     Err(_) => return,
                 },
                 changed = may_sweep.changed() => if changed.is_err() { return },
                 changed = wrapping.changed() => match changed {
-                    Ok(()) => {
-                        let wanted = Wrapping::clone(&wrapping.borrow_and_update());
-                        let moved = self.wrap.set(wanted, &self.underlay, Instant::now());
-                        self.want_moved(&moved);
-                    }
+                    Ok(()) => self.rewrap(&mut wrapping),
                     Err(_) => return,
                 },
                 events = self.monitor.next() => match events {
@@ -338,7 +339,7 @@ impl Worker {
         for prefix in std::mem::take(&mut self.learned).into_keys() {
             self.want(prefix);
         }
-        self.own(Some(BTreeSet::new()));
+        self.own_blocks(BTreeSet::new());
         self.reconciler.allow_sweep();
         self.write();
     }
@@ -542,8 +543,20 @@ impl Worker {
         (!hops.is_empty()).then(|| Target::Unicast(hops).normalized())
     }
 
-    fn own(&mut self, wanted: Option<BTreeSet<IpNet>>) {
-        let Some(wanted) = wanted else { return };
+    fn rewrap(&mut self, wanted: &mut watch::Receiver<Arc<Wrapping>>) {
+        let wanted = Wrapping::clone(&wanted.borrow_and_update());
+        let moved = self.wrap.set(wanted, &self.underlay, Instant::now());
+        self.want_moved(&moved);
+    }
+
+    fn own(&mut self, wanted: &mut watch::Receiver<Option<BTreeSet<IpNet>>>) {
+        let wanted = wanted.borrow_and_update().clone();
+        if let Some(wanted) = wanted {
+            self.own_blocks(wanted);
+        }
+    }
+
+    fn own_blocks(&mut self, wanted: BTreeSet<IpNet>) {
         let before = self.blocks.replace(wanted.clone()).unwrap_or_default();
         for gone in before.difference(&wanted) {
             self.reconciler.set(blackhole_key(*gone), None);
