@@ -236,6 +236,11 @@ impl SpeakerHandle {
 }
 
 impl FibFeed {
+    /// A feed of what the other end of `batches` tells, in place of a speaker: to try out its reader.
+    pub fn of(batches: mpsc::Receiver<FibBatch>) -> FibFeed {
+        FibFeed { batches }
+    }
+
     /// The next changes; `None` when the speaker has ended.
     pub async fn recv(&mut self) -> Option<FibBatch> {
         self.batches.recv().await
