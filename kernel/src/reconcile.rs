@@ -13,6 +13,7 @@
 //! life is removed only after [`RouteReconciler::allow_sweep`]. All of it is pure except
 //! [`RouteReconciler::apply`].
 
+mod compare;
 mod dump;
 mod writes;
 
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
+pub use self::compare::Difference;
 use self::writes::Write;
 use crate::entries::{Entries, Entry, Flag, RouteId};
 use crate::error::Error;
@@ -265,6 +267,16 @@ impl RouteReconciler {
     /// The routes that could not be written, in no order.
     pub fn failures(&self) -> impl Iterator<Item = (&RouteKey, &Failure)> {
         self.failures.iter()
+    }
+
+    /// What failed about the route of `key`.
+    pub fn failure(&self, key: &RouteKey) -> Option<&Failure> {
+        self.failures.get(&key.normalized())
+    }
+
+    /// The protocol number of its routes.
+    pub fn protocol(&self) -> u8 {
+        self.protocol
     }
 
     /// Whether the kernel holds the route of `key` as wanted.

@@ -12,7 +12,7 @@ use cairn_kernel::nexthop::{self, Object, Way};
 use cairn_kernel::reconcile::Pass;
 use cairn_kernel::route::{Change, Family, NextHop, Route, RouteSocket, TABLE_MAIN, Target};
 use cairn_kernel::tunnel::{
-    Device, Encapsulation, ObjectUse, Peer, TunnelKind, Tunnels, VxlanSettings, mac_of,
+    self, Device, Encapsulation, ObjectUse, Peer, TunnelKind, Tunnels, VxlanSettings, mac_of,
 };
 use cairn_kernel::{ROUTE_METRIC, ROUTE_PROTOCOL, TUNNEL_OBJECTS, VXLAN_VNI_DEFAULT, feature};
 use support::{TestNetNs, ip, ip_output, veth_up};
@@ -336,6 +336,11 @@ async fn a_restart_adopts_everything_and_writes_nothing() {
     }
     bed.settle().await;
     let (whole, index) = (bed.listing(), bed.index());
+    let inventory = tunnel::inventory(bed.socket.netlink()).unwrap();
+    // A device, its addresses, and of each peer a neighbour for either family, where the tunnel ends,
+    // and an object for either family.
+    assert_eq!(inventory.len(), 1 + 2 + 5 * nodes.len());
+    assert_eq!(bed.tunnels.inventory(), inventory);
     let targets: Vec<_> = nodes.iter().map(|(node, _)| bed.target(node, Family::V4)).collect();
 
     // One that is told of every write, also of its own.
@@ -350,6 +355,7 @@ async fn a_restart_adopts_everything_and_writes_nothing() {
     assert_eq!(bed.settle().await, Pass::default());
     let told = tokio::time::timeout(QUIET, watch.next()).await;
     assert!(told.is_err(), "somebody wrote: {told:?}");
+    assert_eq!(bed.tunnels.inventory(), inventory, "the same words after a restart");
     let adopted: Vec<_> = nodes.iter().map(|(node, _)| bed.target(node, Family::V4)).collect();
     assert_eq!((adopted, bed.listing(), bed.index()), (targets, whole, index));
     assert_eq!(bed.tunnels.edits(), 0);

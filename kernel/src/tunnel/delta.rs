@@ -76,6 +76,10 @@ impl<K: Key> Delta<K> {
         self.present.retain(|key, value| !lost(key, value));
     }
 
+    pub(crate) fn wanted(&self) -> &BTreeMap<K, K::Value> {
+        &self.wanted
+    }
+
     pub(crate) fn present(&self) -> &BTreeMap<K, K::Value> {
         &self.present
     }

@@ -108,13 +108,13 @@ pub(crate) struct Present {
 /// What the driver says of a tunnel device.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Settings {
-    vni: u32,
-    port: u16,
-    local: Option<IpAddr>,
+    pub(crate) vni: u32,
+    pub(crate) port: u16,
+    pub(crate) local: Option<IpAddr>,
     /// Kernels before 5.0 say nothing.
-    dont_fragment: Option<bool>,
+    pub(crate) dont_fragment: Option<bool>,
     /// Something that ours never has: a remote, an underlying link, learning, another mode.
-    strange: bool,
+    pub(crate) strange: bool,
 }
 
 impl Present {

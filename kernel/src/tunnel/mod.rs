@@ -20,6 +20,7 @@ mod device;
 #[cfg(test)]
 mod device_tests;
 mod entries;
+mod inventory;
 mod peers;
 mod wanted;
 
@@ -32,6 +33,7 @@ pub(crate) use self::device::ALIAS;
 pub(crate) use self::device::parse_settings;
 pub use self::device::{Device, Encapsulation, TunnelKind, VxlanSettings};
 pub(crate) use self::entries::parse_forwarding;
+pub use self::inventory::{Inventory, Part, inventory};
 pub use self::peers::{link_local, mac_of};
 
 use self::delta::{Delta, News};
