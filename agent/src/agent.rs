@@ -149,6 +149,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         }),
         speaker: speakers,
         disabled: Arc::clone(&disabled),
+        kernel: Some(fib.questions.clone()),
     };
     tokio::spawn(control::serve(listener, Arc::new(service)));
     tokio::spawn(memory::give_back());

@@ -24,6 +24,7 @@ pub mod file;
 pub mod firewall;
 pub mod ipam;
 pub mod ipam_command;
+pub mod kernel_command;
 pub mod last_view;
 pub mod logging;
 pub mod memory;

@@ -6,7 +6,9 @@ use std::process::ExitCode;
 use anyhow::Context;
 use cairn_agent::control::protocol::Ask;
 use cairn_agent::report::Report;
-use cairn_agent::{DEFAULT_RUN_DIR, agent, bgp, cleanup, control, ipam_command, logging, speaker};
+use cairn_agent::{
+    DEFAULT_RUN_DIR, agent, bgp, cleanup, control, ipam_command, kernel_command, logging, speaker,
+};
 use clap::{Parser, Subcommand};
 
 /// A BGP pod network for Kubernetes.
@@ -39,6 +41,8 @@ enum Command {
     Bgp(bgp::Options),
     /// Show who has which addresses, find leaks and conflicts, and release what a dead machine holds.
     Ipam(ipam_command::Options),
+    /// Show what Cairn has in the kernel of this machine, and whether it is what it wants.
+    Kernel(kernel_command::Options),
     /// Remove what Cairn left on this machine: routes, tunnels, packet filter, network configuration.
     Cleanup(cleanup::Options),
     /// Print the custom resource definitions as YAML.
@@ -81,6 +85,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Bgp(options) => bgp::run(options),
         Command::Ipam(options) => block_on(ipam_command::run(options)),
+        Command::Kernel(options) => kernel_command::run(options),
         Command::Cleanup(options) => block_on(cleanup::run(options)),
         Command::Crds => {
             print!("{}", crds()?);

@@ -93,6 +93,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         let service = Service {
             speaker: watch::channel(Some(speaker.clone())).1,
             disabled: Arc::clone(&reported.disabled),
+            kernel: fib.as_ref().map(|fib| fib.questions.clone()),
             report: Box::new(move || reported.clone().report().boxed()),
         };
         tokio::spawn(control::serve(listener, Arc::new(service)));

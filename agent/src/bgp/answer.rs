@@ -14,6 +14,7 @@ use crate::control::Service;
 use crate::control::protocol::{Ask, Direction, Done, HEARD_ASKED_MAX, Peer, PeerTable, Refusal};
 use crate::control::server::{Answer, Broken};
 use crate::disabled::DisabledPeers;
+use crate::kernel_command;
 
 /// Answers a request to its end.
 pub(crate) async fn answer(
@@ -24,12 +25,15 @@ pub(crate) async fn answer(
     if ask == Ask::Status {
         return answer.record(&(service.report)().await).await;
     }
+    if ask == Ask::Kernel {
+        return kernel_command::answer(service.kernel.as_ref(), answer).await;
+    }
     let speaker = service.speaker.borrow().clone();
     let speaker = speaker.ok_or_else(|| {
         Refusal::new("BGP has not started yet: `cairn status` says what it waits for")
     })?;
     match ask {
-        Ask::Status => Ok(()),
+        Ask::Status | Ask::Kernel => Ok(()),
         Ask::Peers { peer } => peers(&speaker, peer.as_deref(), answer).await,
         Ask::Routes { family, within, peer } => {
             let peer = match peer {

@@ -35,6 +35,8 @@ pub struct Request {
 pub enum Ask {
     /// The [`crate::report::Report`].
     Status,
+    /// A [`KernelRecord`](crate::kernel_command::record::KernelRecord) each: the routes and tunnels that are wanted in the kernel.
+    Kernel,
     /// A [`Peer`] each.
     Peers {
         /// Only this one.

@@ -15,6 +15,7 @@ use cairn_bgp::speaker::SpeakerHandle;
 use super::protocol::{Line, REQUEST_OCTETS_MAX, Refusal, Request, VERSION};
 use crate::bgp::answer;
 use crate::disabled::DisabledPeers;
+use crate::fib::FibQuestions;
 use crate::report::Report;
 
 /// What a daemon answers from.
@@ -25,6 +26,8 @@ pub struct Service {
     pub speaker: watch::Receiver<Option<SpeakerHandle>>,
     /// The peers without a session by an operator's wish.
     pub disabled: Arc<DisabledPeers>,
+    /// What is wanted in the kernel; a speaker may write nothing there.
+    pub kernel: Option<FibQuestions>,
 }
 
 /// Answers connections for ever, each on its own, some at once and the others refused.

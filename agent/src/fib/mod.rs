@@ -12,6 +12,7 @@
 //! beside the speaker's thread. Nothing is removed before BGP is in sync, the own blocks are known and
 //! the API server has shown the peers.
 
+mod questions;
 mod wrap;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -41,8 +42,11 @@ use crate::pods::PodsHandle;
 use crate::report::FAILURES_MAX;
 use crate::underlay::KernelUnderlay;
 use crate::until;
+use questions::Questions;
 use wrap::{Moved, Wrap};
 
+pub(crate) use questions::netns;
+pub use questions::{Cursor, FibQuestions, Page};
 pub use wrap::Wrapping;
 
 /// The thread's other end.
@@ -68,6 +72,8 @@ pub struct Fib {
     pub state: watch::Receiver<RoutesStatus>,
     /// Prefixes that BGP has a path to.
     pub learned: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    /// Where to ask what the thread wants.
+    pub questions: FibQuestions,
     feed: Option<oneshot::Sender<FibFeed>>,
     withdraw: oneshot::Sender<oneshot::Sender<()>>,
 }
@@ -91,6 +97,7 @@ impl Fib {
         let (underlay, underlay_in) = watch::channel(Arc::default());
         let (feed, feed_in) = oneshot::channel();
         let (withdraw, withdraw_in) = oneshot::channel();
+        let (questions, asked) = FibQuestions::channel();
         let (started, ready) = oneshot::channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -112,7 +119,7 @@ impl Fib {
                     Err(error) => drop(started.send(Err(error))),
                     Ok((worker, preserved)) => {
                         if started.send(Ok(preserved)).is_ok() {
-                            worker.run(feed_in, wanted, withdraw_in).await;
+                            worker.run(feed_in, wanted, asked, withdraw_in).await;
                         }
                     }
                 }
@@ -134,6 +141,7 @@ impl Fib {
             underlay: underlay_in,
             state: state_in,
             learned,
+            questions,
             feed: Some(feed),
             withdraw,
         })
@@ -259,6 +267,7 @@ impl Worker {
         mut self,
         mut feed_in: oneshot::Receiver<FibFeed>,
         wanted: Wanted,
+        mut asked: Questions,
         mut withdraw: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
         let Wanted { mut blocks, mut may_sweep, mut wrapping } = wanted;
@@ -319,6 +328,7 @@ impl Worker {
                         tokio::time::sleep(RETRY).await;
                     }
                 },
+                Some(question) = asked.recv() => self.answer(question),
                 () = until(deadline) => {}
             }
             if self.underlay_due.is_some_and(|at| tokio::time::Instant::now() >= at) {
@@ -390,7 +400,7 @@ impl Worker {
             .iter()
             .flatten()
             .copied()
-            .filter(|block| self.reconciler.is_installed(&blackhole_key(*block)))
+            .filter(|block| self.reconciler.is_installed(&self.blackhole_key(*block)))
             .collect();
         self.tell.reachable.send_if_modified(|old| {
             let differs = **old != reachable;
@@ -499,7 +509,7 @@ impl Worker {
     /// Tells the reconciler what is wanted for a learned prefix.
     fn want(&mut self, prefix: Prefix) {
         let net = IpNet::from(prefix);
-        let key = RouteKey { prefix: net, table: TABLE_MAIN, metric: ROUTE_METRIC };
+        let key = self.learned_key(net);
         let target = match self.learned.get(&prefix) {
             None => {
                 self.wrap.forget(net);
@@ -537,6 +547,16 @@ impl Worker {
         self.reconciler.set(key, wanted);
     }
 
+    /// The key of the route to a learned prefix.
+    fn learned_key(&self, prefix: IpNet) -> RouteKey {
+        RouteKey { prefix, table: TABLE_MAIN, metric: ROUTE_METRIC }
+    }
+
+    /// The key of the route that holds an own block.
+    fn blackhole_key(&self, block: IpNet) -> RouteKey {
+        RouteKey { prefix: block, table: TABLE_MAIN, metric: BLACKHOLE_METRIC }
+    }
+
     fn resolve(&self, route: &FibRoute) -> Option<Target> {
         let hops: Vec<NextHop> =
             route.paths.iter().filter_map(|path| self.resolver.resolve(path.next_hop)).collect();
@@ -559,10 +579,10 @@ impl Worker {
     fn own_blocks(&mut self, wanted: BTreeSet<IpNet>) {
         let before = self.blocks.replace(wanted.clone()).unwrap_or_default();
         for gone in before.difference(&wanted) {
-            self.reconciler.set(blackhole_key(*gone), None);
+            self.reconciler.set(self.blackhole_key(*gone), None);
         }
         for block in &wanted {
-            self.reconciler.set(blackhole_key(*block), Some(blackhole(*block)));
+            self.reconciler.set(self.blackhole_key(*block), Some(blackhole(*block)));
         }
         self.tell_elsewhere();
         self.state_dirty = true;
@@ -778,10 +798,6 @@ fn reason(failure: &Failure) -> String {
         Some(text) => format!("the kernel refuses it: {text} ({errno})"),
         None => format!("the kernel refuses it: {errno}"),
     }
-}
-
-fn blackhole_key(block: IpNet) -> RouteKey {
-    RouteKey { prefix: block, table: TABLE_MAIN, metric: BLACKHOLE_METRIC }
 }
 
 /// Packets to addresses of the block that no pod has must not leave by the default route and come

@@ -271,6 +271,16 @@ impl Wrap {
         self.wanted.addresses.held.get(&(*kind, family)).copied()
     }
 
+    /// The tunnel that `prefix` is reached through, and the node at its other end.
+    pub(super) fn tunnel_of(&self, prefix: IpNet) -> Option<(TunnelKind, &str)> {
+        self.through.get(&prefix).map(|(kind, node)| (*kind, &**node))
+    }
+
+    /// What tunnels should consist of.
+    pub(super) fn inventory(&self) -> tunnel::Inventory {
+        self.tunnels.inventory()
+    }
+
     /// Nobody announces `prefix` any more.
     pub(super) fn forget(&mut self, prefix: IpNet) {
         self.through.remove(&prefix);
