@@ -4,9 +4,9 @@
 //! Nothing else is touched: a link with the name of a tunnel device and without its mark, and an
 //! interface with a pod's name and the alias of somebody else, are others'.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
-use crate::POD_ROUTE_PROTOCOL;
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::link;
@@ -14,6 +14,7 @@ use crate::nexthop;
 use crate::pod::{self, PodAttachment};
 use crate::route::{Change, DumpFilter, Family, Route, RouteSocket, Target};
 use crate::tunnel::{self, TunnelKind};
+use crate::{POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, TUNNEL_OBJECTS};
 
 /// Something of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,15 +52,19 @@ impl fmt::Display for Remnant {
 }
 
 /// Everything of ours in the namespace of `socket` that is not a pod's, in the order in which it must
-/// go: routes before what they lead to. `protocol` is that of the routes and objects.
+/// go: routes before what they lead to. `protocols` are the numbers of the routes.
 ///
 /// # Errors
 /// Those of the dumps.
-pub fn find(socket: &mut RouteSocket, protocol: u8) -> Result<Vec<Remnant>, Error> {
-    let mut found = routes(socket, protocol)?;
+pub fn find(socket: &mut RouteSocket, protocols: &BTreeSet<u8>) -> Result<Vec<Remnant>, Error> {
+    let mut found = Vec::new();
+    for protocol in protocols {
+        found.append(&mut routes(socket, *protocol)?);
+    }
     let netlink = socket.netlink();
     let objects = nexthop::list(netlink)?.into_iter();
-    let ours = objects.filter(|object| object.protocol == protocol);
+    let ours = objects
+        .filter(|object| object.protocol == ROUTE_PROTOCOL && TUNNEL_OBJECTS.contains(&object.id));
     found.extend(ours.map(|object| Remnant::Object(object.id)));
     for kind in TunnelKind::ALL {
         let link = link::find(netlink, kind.device_name())?;

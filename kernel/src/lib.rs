@@ -19,6 +19,7 @@ pub mod pod;
 pub mod reconcile;
 pub mod resolve;
 pub mod route;
+pub mod rule;
 pub mod socket;
 pub mod sysctl;
 pub mod tunnel;
@@ -32,18 +33,19 @@ pub use netns::NetNs;
 pub use rustix::io::Errno;
 pub use socket::Netlink;
 
-/// Route protocol number (`rtm_protocol`) of routes that come from BGP and of own blocks.
+/// Route protocol number (`rtm_protocol`) of routes that come from BGP and of own blocks, unless
+/// configured, and of next-hop objects.
 pub const ROUTE_PROTOCOL: u8 = 198;
 
 /// Route protocol number of host routes to local pods. They are the pods' database and are never
 /// swept together with the routes of [`ROUTE_PROTOCOL`].
 pub const POD_ROUTE_PROTOCOL: u8 = 199;
 
-/// Metric of routes that come from BGP. No other daemon uses it by default, so that neither side
+/// Metric of routes that come from BGP unless configured. No other daemon uses it by default, so that neither side
 /// replaces the other's route to the same prefix.
 pub const ROUTE_METRIC: u32 = 198;
 
-/// Metric of the blackhole route that holds an own block: above every pod's host route, so that a
+/// Metric of the blackhole route that holds an own block: above that of learned routes and every pod's host route, so that a
 /// block of one address does not hide its own pod.
 pub const BLACKHOLE_METRIC: u32 = 4198;
 

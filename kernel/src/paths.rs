@@ -9,11 +9,13 @@ use hashbrown::HashTable;
 
 use crate::route::{Attributes, Family, Route, Target};
 
-/// A route without its key and owner.
+/// A route without its key.
 #[derive(Debug)]
 pub(crate) struct Path {
     pub(crate) target: Target,
     pub(crate) prefsrc: Option<IpAddr>,
+    /// Who made it: the current number or a former one.
+    pub(crate) protocol: u8,
     family: Family,
     /// The same as the kernel is told it.
     pub(crate) attributes: Attributes,
@@ -37,14 +39,15 @@ impl Paths {
     /// The number of what `route` does, counted once more.
     pub(crate) fn acquire(&mut self, route: Route) -> PathId {
         let (family, prefsrc) = (Family::of(route.prefix.addr()), route.prefsrc);
+        let protocol = route.protocol;
         let target = route.target.normalized();
-        let hash = self.hasher.hash_one((&target, prefsrc));
-        if let Some(id) = self.find_hashed(hash, family, &target, prefsrc) {
+        let hash = self.hasher.hash_one((&target, prefsrc, protocol));
+        if let Some(id) = self.find_hashed(hash, family, &target, prefsrc, protocol) {
             self.count(id);
             return id;
         }
         let attributes = Attributes::new(family, &target, prefsrc);
-        let slot = Some((Path { target, prefsrc, family, attributes }, 1));
+        let slot = Some((Path { target, prefsrc, protocol, family, attributes }, 1));
         let id = match self.free.pop() {
             Some(id) => {
                 self.slots[index(id)] = slot;
@@ -59,21 +62,25 @@ impl Paths {
         let Paths { slots, ids, hasher, .. } = self;
         ids.insert_unique(hash, id, |id| {
             let path = slots[index(*id)].as_ref();
-            path.map_or(0, |(path, _)| hasher.hash_one((&path.target, path.prefsrc)))
+            path.map_or(0, |(path, _)| hasher.hash_one((&path.target, path.prefsrc, path.protocol)))
         });
         id
     }
 
     /// The number of what `route`, whose target is normalized, does, uncounted, if any route does it.
     pub(crate) fn find(&self, route: &Route) -> Option<PathId> {
-        let hash = self.hasher.hash_one((&route.target, route.prefsrc));
-        self.find_hashed(hash, Family::of(route.prefix.addr()), &route.target, route.prefsrc)
+        let Route { target, prefsrc, protocol, .. } = route;
+        let hash = self.hasher.hash_one((target, *prefsrc, *protocol));
+        self.find_hashed(hash, Family::of(route.prefix.addr()), target, *prefsrc, *protocol)
     }
 
     /// Whether `route`, whose target is normalized and family the path's, does what this path does.
     pub(crate) fn is(&self, id: PathId, route: &Route) -> bool {
-        self.path(id)
-            .is_some_and(|path| path.target == route.target && path.prefsrc == route.prefsrc)
+        self.path(id).is_some_and(|path| {
+            path.target == route.target
+                && path.prefsrc == route.prefsrc
+                && path.protocol == route.protocol
+        })
     }
 
     fn find_hashed(
@@ -82,10 +89,14 @@ impl Paths {
         family: Family,
         target: &Target,
         prefsrc: Option<IpAddr>,
+        protocol: u8,
     ) -> Option<PathId> {
         let is_it = |id: &PathId| {
             self.path(*id).is_some_and(|path| {
-                path.family == family && path.target == *target && path.prefsrc == prefsrc
+                path.family == family
+                    && path.target == *target
+                    && path.prefsrc == prefsrc
+                    && path.protocol == protocol
             })
         };
         self.ids.find(hash, is_it).copied()
@@ -105,13 +116,18 @@ impl Paths {
         let Some((path, count)) = slot else { return };
         *count -= 1;
         if *count == 0 {
-            let hash = self.hasher.hash_one((&path.target, path.prefsrc));
+            let hash = self.hasher.hash_one((&path.target, path.prefsrc, path.protocol));
             if let Ok(found) = self.ids.find_entry(hash, |found| *found == id) {
                 found.remove();
             }
             *slot = None;
             self.free.push(id);
         }
+    }
+
+    /// All that any route does.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Path> {
+        self.slots.iter().flatten().map(|(path, _)| path)
     }
 
     pub(crate) fn path(&self, id: PathId) -> Option<&Path> {
@@ -148,6 +164,8 @@ mod tests {
         assert_ne!(first, second);
         let other = Route { prefix: "fd00::/64".parse().unwrap(), ..route(1) };
         assert_ne!(paths.acquire(other), first, "IPv6 is told otherwise");
+        let former = Route { protocol: 150, ..route(1) };
+        assert_ne!(paths.acquire(former), first, "it has to be written anew");
         paths.release(Some(first));
         assert_eq!(paths.find(&route(1)), Some(first));
         paths.release(Some(first));

@@ -29,10 +29,12 @@ use crate::error::Error;
 use crate::paths::Paths;
 use crate::route::{Route, RouteEvent, RouteKey, RouteSocket};
 
-/// The wanted routes of one protocol number and a model of the kernel's.
+/// The wanted routes of one protocol number and a model of the kernel's. Routes of former numbers are ours
+/// as well, and none is wanted.
 #[derive(Debug)]
 pub struct RouteReconciler {
     protocol: u8,
+    former: BTreeSet<u8>,
     entries: Entries,
     paths: Paths,
     /// Further routes of ours under a key, beyond the first; nearly always empty.
@@ -97,6 +99,7 @@ impl RouteReconciler {
     pub fn new(protocol: u8) -> RouteReconciler {
         RouteReconciler {
             protocol,
+            former: BTreeSet::new(),
             entries: Entries::default(),
             paths: Paths::default(),
             extra: HashMap::new(),
@@ -121,7 +124,8 @@ impl RouteReconciler {
                 None => return,
             },
         };
-        let wanted = wanted.map(|route| self.paths.acquire(route));
+        let protocol = self.protocol;
+        let wanted = wanted.map(|route| self.paths.acquire(Route { protocol, ..route }));
         let Some(entry) = self.entries.get_mut(id) else { return };
         let before = std::mem::replace(&mut entry.wanted, wanted);
         let withdrawn = wanted.is_none() && (entry.is(Flag::Withdrawn) || before.is_some());
@@ -131,6 +135,57 @@ impl RouteReconciler {
             self.forgive(&key);
             self.touch(id);
         }
+    }
+
+    /// Takes routes with the number `former` as ours, which an earlier process had written: they are
+    /// replaced, or removed when nobody wants them.
+    pub fn adopt(&mut self, former: u8) {
+        if former != self.protocol && self.former.insert(former) {
+            self.needs_resync = true;
+        }
+    }
+
+    /// Gives all routes the number `protocol` from now on. Those with the number before stay ours until
+    /// [`RouteReconciler::forget_former`].
+    pub fn set_protocol(&mut self, protocol: u8) {
+        if protocol == self.protocol {
+            return;
+        }
+        self.former.insert(std::mem::replace(&mut self.protocol, protocol));
+        self.former.remove(&protocol);
+        for id in self.entries.ids() {
+            let wanted =
+                self.entries.get(id).filter(|e| !e.is(Flag::Vacant)).and_then(|e| e.wanted);
+            let Some(route) = wanted.and_then(|path| self.route(id, path)) else { continue };
+            let path = self.paths.acquire(Route { protocol, ..route });
+            if let Some(entry) = self.entries.get_mut(id) {
+                entry.wanted = Some(path);
+            }
+            self.paths.release(wanted);
+            self.touch(id);
+        }
+        // Routes with the new number were others' until now.
+        self.needs_resync = true;
+    }
+
+    /// Gives up former numbers if no route of the kernel has one any more; whether none has.
+    pub fn forget_former(&mut self) -> bool {
+        let none = !self.needs_resync
+            && !self.paths.iter().any(|path| self.former.contains(&path.protocol));
+        if none {
+            self.former.clear();
+        }
+        none
+    }
+
+    /// Whether a route with this number is ours.
+    pub fn is_ours(&self, protocol: u8) -> bool {
+        protocol == self.protocol || self.former.contains(&protocol)
+    }
+
+    /// The numbers of our routes, the current one first.
+    pub fn protocols(&self) -> impl Iterator<Item = u8> {
+        std::iter::once(self.protocol).chain(self.former.iter().copied())
     }
 
     /// Allows to remove routes of ours that nobody wanted in this life, now and later. To be called
@@ -161,7 +216,7 @@ impl RouteReconciler {
     pub fn observe(&mut self, event: &RouteEvent) -> bool {
         let route = event.route();
         let key = route.key();
-        let ours = route.protocol == self.protocol;
+        let ours = self.is_ours(route.protocol);
         let added = matches!(event, RouteEvent::Added { .. });
         let id = match self.entries.find(&key) {
             Some(id) => id,

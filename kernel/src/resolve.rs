@@ -9,10 +9,10 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
+use crate::POD_ROUTE_PROTOCOL;
 use crate::link::Address;
 use crate::nexthop::{Object, Way};
 use crate::route::{NextHop, Route, TABLE_MAIN, Target};
-use crate::{POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL};
 
 /// A snapshot of a host's addresses and of the routes in its main table that are not ours. Pure.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,12 +27,13 @@ pub struct Resolver {
 
 impl Resolver {
     /// Builds a resolver from dumps of one namespace. `routes` may hold everything: routes with the
-    /// protocol numbers of Cairn and those of other tables are left out here. `objects` are what others'
+    /// protocol numbers `own`, those to pods and those of other tables are left out here. `objects` are what others'
     /// routes may go through.
     pub fn new<'a>(
         addresses: impl IntoIterator<Item = &'a Address>,
         routes: impl IntoIterator<Item = &'a Route>,
         objects: impl IntoIterator<Item = &'a Object>,
+        own: &BTreeSet<u8>,
     ) -> Resolver {
         let objects: HashMap<u32, &Way> =
             objects.into_iter().map(|object| (object.id, &object.way)).collect();
@@ -41,7 +42,7 @@ impl Resolver {
             ..Resolver::default()
         };
         for route in routes {
-            let ours = matches!(route.protocol, ROUTE_PROTOCOL | POD_ROUTE_PROTOCOL);
+            let ours = route.protocol == POD_ROUTE_PROTOCOL || own.contains(&route.protocol);
             if !ours && route.table == TABLE_MAIN {
                 resolver.add(route, &objects);
             }
@@ -134,6 +135,7 @@ fn is_link_local(ip: IpAddr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ROUTE_PROTOCOL;
 
     fn route(prefix: &str, via: Option<&str>, ifindex: u32, metric: u32, protocol: u8) -> Route {
         let gateway = via.map(|via| via.parse().unwrap());
@@ -155,7 +157,7 @@ mod tests {
             scope: 0,
             flags: 0,
         };
-        Resolver::new([&address], routes, &objects())
+        Resolver::new([&address], routes, &objects(), &[ROUTE_PROTOCOL, 150].into())
     }
 
     fn objects() -> Vec<Object> {
@@ -204,6 +206,7 @@ mod tests {
         elsewhere.table = 100;
         let resolver = resolver(&[
             route("10.0.0.0/8", Some("192.0.2.254"), 2, 198, ROUTE_PROTOCOL),
+            route("10.0.0.0/16", Some("192.0.2.254"), 2, 198, 150),
             route("10.0.0.1/32", None, 9, 0, POD_ROUTE_PROTOCOL),
             elsewhere,
         ]);

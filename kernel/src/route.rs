@@ -55,7 +55,7 @@ pub enum Target {
     Object(u32),
     /// Drop silently.
     Blackhole,
-    /// Another type of route (`rtm_type`): only read, never written.
+    /// Another type of route (`rtm_type`): only read, never written, but for [`Target::THROW`].
     Other(u8),
 }
 
@@ -130,6 +130,9 @@ impl Route {
 }
 
 impl Target {
+    /// Look on in the table of the next rule.
+    pub const THROW: Target = Target::Other(libc::RTN_THROW);
+
     /// The target in the one form in which the kernel reports it, so that equal targets compare
     /// equal: next hops sorted, none twice, a single one with weight 1.
     #[must_use]

@@ -106,6 +106,9 @@ pub struct NodeSettings {
     pub loose: Vec<String>,
     /// How many neighbours of a family this node may talk to at a time.
     pub neighbours: u32,
+    /// Whether routes through next-hop objects are shown without the objects' next hops, so that a change
+    /// of an object takes no time however many routes lead through it.
+    pub bare_objects: bool,
 }
 
 /// What [`NodeSettings::settle`] did.
@@ -130,6 +133,16 @@ impl NodeSettings {
                 Family::V6 => (FORWARDING_V6, "pods are cut off for IPv6"),
             };
             settled.note(path, 1, effect, enable_forwarding(family));
+        }
+        if self.bare_objects {
+            match ensure(NEXTHOP_COMPAT, 0) {
+                // The kernel is older than the setting.
+                Err(error) if error.is_absent() => {}
+                done => {
+                    let effect = "a change of a node's address takes long with many routes to it";
+                    settled.note(NEXTHOP_COMPAT, 0, effect, done);
+                }
+            }
         }
         for interface in &self.loose {
             let path = reverse_path(interface);
@@ -266,6 +279,7 @@ fn file_of(path: &str) -> Result<PathBuf, Error> {
 const ROOT: &str = "/proc/sys/net";
 const FORWARDING_V4: &str = "ipv4/ip_forward";
 const FORWARDING_V6: &str = "ipv6/conf/all/forwarding";
+const NEXTHOP_COMPAT: &str = "ipv4/nexthop_compat_mode";
 /// Values of rp_filter.
 const STRICT: i64 = 1;
 const LOOSE: i64 = 2;

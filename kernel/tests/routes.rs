@@ -198,7 +198,7 @@ fn routes_through_objects_are_known_by_their_number_alone() {
         support::ip(&netns, "route add 203.0.113.0/24 nhid 7 proto static");
         let routes = dump(&mut socket, DumpFilter::default());
         let objects = nexthop::list(socket.netlink()).unwrap();
-        let resolver = Resolver::new([], &routes, &objects);
+        let resolver = Resolver::new([], &routes, &objects, &[ROUTE_PROTOCOL].into());
         let hop = resolver.resolve(ip("203.0.113.9")).unwrap();
         assert_eq!((hop.gateway, hop.ifindex), (Some(ip("198.51.100.70")), up));
     }
@@ -384,7 +384,12 @@ fn the_resolver_sees_what_the_kernel_has() {
     let bgp = ours("198.51.100.0/24", vec![NextHop::via(ip("192.0.2.66"), up)]);
     link::add_route(socket.netlink(), &bgp).unwrap();
     let addresses = link::addresses(socket.netlink()).unwrap();
-    let resolver = Resolver::new(&addresses, &dump(&mut socket, DumpFilter::default()), []);
+    let resolver = Resolver::new(
+        &addresses,
+        &dump(&mut socket, DumpFilter::default()),
+        [],
+        &[ROUTE_PROTOCOL].into(),
+    );
     let via = |text| Some(NextHop::via(ip(text), up));
     assert_eq!(resolver.resolve(ip("192.0.2.7")), via("192.0.2.7"));
     assert_eq!(resolver.resolve(ip("2001:db8::7")), via("2001:db8::7"));

@@ -94,6 +94,7 @@ fn a_nodes_settings_are_set_once() {
         loose: vec!["up.7".into(), "gone".into()],
         // The table sizes exist in the first namespace only.
         neighbours: 5000,
+        bare_objects: true,
     };
     netns
         .run(|| {
@@ -103,6 +104,7 @@ fn a_nodes_settings_are_set_once() {
             sysctl::write("ipv4/ip_forward", 1).unwrap();
             let changed = [
                 "net/ipv6/conf/all/forwarding was 0 and is now 1",
+                "net/ipv4/nexthop_compat_mode was 1 and is now 0",
                 "net/ipv4/conf/up.7/rp_filter was 0 and is now 2",
             ]
             .map(str::to_owned);

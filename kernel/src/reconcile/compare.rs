@@ -67,13 +67,13 @@ impl RouteReconciler {
         u32::from(entry.present.is_some()).saturating_add(more)
     }
 
-    fn route(&self, id: RouteId, path: PathId) -> Option<Route> {
+    pub(super) fn route(&self, id: RouteId, path: PathId) -> Option<Route> {
         let (key, path) = (self.entries.key(id)?, self.paths.path(path)?);
         Some(Route {
             prefix: key.prefix,
             table: key.table,
             metric: key.metric,
-            protocol: self.protocol,
+            protocol: path.protocol,
             target: path.target.clone(),
             prefsrc: path.prefsrc,
         })

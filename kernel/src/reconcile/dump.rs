@@ -27,7 +27,7 @@ impl RouteReconciler {
     /// Takes a route of a dump.
     fn see(&mut self, route: Route, foreign: &mut Vec<RouteKey>) {
         let key = route.key();
-        if route.protocol != self.protocol {
+        if !self.is_ours(route.protocol) {
             let known = self.entries.find(&key).and_then(|id| self.entries.get_mut(id));
             match known {
                 Some(entry) => entry.put(Flag::Foreign, true),

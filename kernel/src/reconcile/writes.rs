@@ -33,7 +33,7 @@ impl RouteReconciler {
         let change = |write: &Write| {
             let key = self.entries.key(write.id)?;
             let Does::Put(put, path) = write.does else {
-                return Some(Change::Delete { key, protocol: self.protocol });
+                return Some(Change::Delete { key, protocol: self.protocol_of(write.id) });
             };
             let path = self.paths.path(path)?;
             let route = Route {
@@ -112,7 +112,7 @@ impl RouteReconciler {
         for write in &self.in_flight {
             let Some(key) = self.entries.key(write.id) else { continue };
             match write.does {
-                Does::Delete => route::encode_delete(batch, key, self.protocol),
+                Does::Delete => route::encode_delete(batch, key, self.protocol_of(write.id)),
                 Does::Put(put, path) => {
                     let Some(path) = self.paths.path(path) else { continue };
                     let encode = match put {
@@ -123,6 +123,13 @@ impl RouteReconciler {
                 }
             }
         }
+    }
+
+    /// The number of the route that the kernel holds.
+    fn protocol_of(&self, id: RouteId) -> u8 {
+        let present = self.entries.get(id).and_then(|entry| entry.present);
+        let path = present.and_then(|path| self.paths.path(path));
+        path.map_or(self.protocol, |path| path.protocol)
     }
 
     /// Takes the outcome of the last [`RouteReconciler::changes`] as [`route::RouteSocket::apply`] returned
