@@ -29,7 +29,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
 use crate::disabled::DisabledPeers;
-use crate::fib::{Fib, Wrapping};
+use crate::fib::{Fib, RouteMemory, RouteSettings, Wrapping};
 use crate::firewall::{self, Keeper};
 use crate::ipam::Holdings;
 use crate::ipam::disk::Owner;
@@ -93,10 +93,11 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     .await?;
     let listener = control::bind(&options.run_dir)?;
     let (client, server, api_address) = reach(options.kubeconfig.as_deref()).await?;
-    let mut fib = Fib::start(Some(pods.clone())).await?;
-    let firewall = Keeper::start().await?;
     let boot_id = ipam::boot_id().context("cannot read this machine's boot id")?;
     let storage: Arc<dyn ipam::Storage> = Arc::new(ipam::Directory::new(&options.run_dir));
+    let memory = RouteMemory::new(Arc::clone(&storage), boot_id.clone());
+    let mut fib = Fib::start_with(Some(pods.clone()), Some(memory)).await?;
+    let firewall = Keeper::start().await?;
     let owner =
         Owner { node: name.clone(), boot_id: boot_id.clone(), rules: cairn_ipam::Rules::ALL };
     let relist = watch::Sender::new(0);
@@ -355,6 +356,9 @@ impl Agent {
             refusals: holdings.refusals.clone(),
             namespaces: Arc::clone(&view.namespaces),
         });
+        // Before anything is wanted.
+        let settings = Some(RouteSettings::from(&plan.settings));
+        fib.settings.send_if_modified(|held| std::mem::replace(held, settings) != settings);
         fib.blocks.send_if_modified(|held| {
             let differs = held.as_ref() != Some(&plan.blackholes);
             *held = Some(plan.blackholes.clone());

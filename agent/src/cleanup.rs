@@ -1,11 +1,13 @@
 //! `cairn cleanup`: removes what Cairn left on a machine, and nothing else.
 
+use std::collections::BTreeSet;
 use std::fmt::Display;
 use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use cairn_kernel::ROUTE_PROTOCOL;
@@ -16,8 +18,9 @@ use cairn_kernel::route::RouteSocket;
 use clap::Args;
 use serde_json::Value;
 
-use crate::control;
+use crate::fib::RouteMemory;
 use crate::pods::Lock;
+use crate::{control, ipam};
 
 /// Options of `cairn cleanup`.
 #[derive(Args)]
@@ -38,9 +41,10 @@ pub struct Options {
     /// The CNI plugin.
     #[arg(long, default_value = "/opt/cni/bin/cairn-cni")]
     cni_plugin: PathBuf,
-    /// The protocol number of the agent's routes, if it was configured.
-    #[arg(long, default_value_t = ROUTE_PROTOCOL, value_parser = clap::value_parser!(u8).range(5..))]
-    route_protocol: u8,
+    /// The protocol number of the routes; may be given several times. Without it, the numbers that the
+    /// run directory names as those of routes since the last boot, or else 198.
+    #[arg(long, value_parser = route_protocol)]
+    route_protocol: Vec<u8>,
 }
 
 /// Removes and prints one thing after the other; what fails is told and does not stop the rest.
@@ -58,7 +62,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
     let mut socket = RouteSocket::open()?;
     let of_pods = cleanup::find_pods(&mut socket);
-    let mut remnants = cleanup::find(&mut socket, options.route_protocol)
+    let mut remnants = cleanup::find(&mut socket, &protocols(&options)?)
         .context("cannot read what is in the kernel")?;
     let of_pods = of_pods.context("cannot read the pods' interfaces")?;
     let kept = if options.pods { 0 } else { of_pods.len() };
@@ -84,6 +88,29 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         println!("left: {kept} interfaces of pods or routes to them (--pods removes them)");
     }
     Ok(outcome.end())
+}
+
+/// The numbers of the agent's routes.
+fn protocols(options: &Options) -> anyhow::Result<BTreeSet<u8>> {
+    let mut protocols = options.route_protocol.clone();
+    if protocols.is_empty() {
+        let boot_id = ipam::boot_id().context("cannot read this machine's boot id")?;
+        let storage = Arc::new(ipam::Directory::new(&options.run_dir));
+        protocols = RouteMemory::new(storage, boot_id).read();
+    }
+    if protocols.is_empty() {
+        protocols.push(ROUTE_PROTOCOL);
+    }
+    Ok(protocols.into_iter().collect())
+}
+
+/// A number that routes of ours can have.
+fn route_protocol(text: &str) -> Result<u8, String> {
+    let protocol: u8 = text.parse().map_err(|_| "write a number up to 255".to_owned())?;
+    match cairn_api::Routes::is_taken(protocol) {
+        true => Err("routes with this number are the kernel's or other programs'".into()),
+        false => Ok(protocol),
+    }
 }
 
 /// The lock that an agent holds while it runs; `None` when there is no run directory. A speaker has

@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use crate::control::Service;
 use crate::disabled::DisabledPeers;
-use crate::fib::Fib;
+use crate::fib::{Fib, RouteSettings};
 use crate::report::{self, Report};
 use crate::{control, file, restart};
 
@@ -63,6 +63,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let mut fib = None;
     if options.fib {
         let started = Fib::start(None).await?;
+        started.settings.send_replace(Some(RouteSettings::default()));
         started.blocks.send_replace(Some(Default::default()));
         fib = Some(started);
     }

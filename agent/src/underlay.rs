@@ -1,7 +1,7 @@
 //! What the kernel says about the way below BGP: for the speaker's judgement of routes, and for where
 //! tunnels begin.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::{LocalNetworks, Underlay};
 use cairn_bgp::speaker::SpeakerHandle;
 use cairn_kernel::link::{self, Link};
+use cairn_kernel::nexthop;
 use cairn_kernel::pod::HOST_INTERFACE_PREFIX;
 use cairn_kernel::resolve::Resolver;
 use cairn_kernel::route::{DumpFilter, Family, Route, RouteSocket, TABLE_MAIN, Target};
-use cairn_kernel::{ROUTE_PROTOCOL, nexthop};
 use tokio::sync::watch;
 
 use crate::node_address::{self, OwnAddress};
@@ -31,11 +31,14 @@ pub struct KernelUnderlay {
 }
 
 impl KernelUnderlay {
-    /// Reads the network namespace of `socket`.
+    /// Reads the network namespace of `socket`, in which our routes have the protocol numbers `own`.
     ///
     /// # Errors
     /// The kernel does not answer.
-    pub fn read(socket: &mut RouteSocket) -> Result<KernelUnderlay, cairn_kernel::error::Error> {
+    pub fn read(
+        socket: &mut RouteSocket,
+        own: &BTreeSet<u8>,
+    ) -> Result<KernelUnderlay, cairn_kernel::error::Error> {
         let addresses = link::addresses(socket.netlink())?;
         let mut routes = Vec::new();
         for family in Family::ALL {
@@ -46,7 +49,7 @@ impl KernelUnderlay {
             addresses.iter().map(|own| (own.address.addr(), Prefix::from(own.address))),
         );
         let through_object = |route: &Route| {
-            matches!(route.target, Target::Object(_)) && route.protocol != ROUTE_PROTOCOL
+            matches!(route.target, Target::Object(_)) && !own.contains(&route.protocol)
         };
         let objects = if routes.iter().any(through_object) {
             nexthop::list(socket.netlink())?
@@ -56,7 +59,7 @@ impl KernelUnderlay {
         let links = link::list(socket.netlink())?;
         let links: BTreeMap<u32, &Link> = links.iter().map(|link| (link.index, link)).collect();
         let mut underlay = KernelUnderlay {
-            resolver: Resolver::new(&addresses, &routes, &objects),
+            resolver: Resolver::new(&addresses, &routes, &objects, own),
             own: Vec::new(),
             networks,
             mtus: BTreeMap::new(),

@@ -218,8 +218,21 @@ fn a_network_configuration_of_others_and_another_protocol_stay() {
         ["removed route 10.244.8.0/26 metric 198 proto 150"]
     );
     assert!(node.disk.join("10-cairn.conflist").exists());
-    // The kernel's own, an administrator's: never a number of ours.
-    for protocol in ["2", "4"] {
+    // What an agent has written down since the boot, and nothing else.
+    node.sh("ip route add 10.244.8.0/26 via 192.0.2.3 proto 150 metric 300 table 77
+         ip route add 10.244.9.0/26 via 192.0.2.3 proto 198 metric 198");
+    let boot_id = cairn_agent::ipam::boot_id().unwrap();
+    let document = |boot_id: &str| {
+        let document =
+            serde_json::json!({"version": 1, "bootId": boot_id, "protocols": [150, 151]});
+        fs::write(node.disk.join("run/routes.json"), document.to_string()).unwrap();
+    };
+    document(&boot_id);
+    assert_eq!(node.lines(&[]), ["removed route 10.244.8.0/26 metric 300 table 77 proto 150"]);
+    document("another boot");
+    assert_eq!(node.lines(&[]), ["removed route 10.244.9.0/26 metric 198 proto 198"]);
+    // The kernel's own, an administrator's, a pod's, BIRD's: never a number of ours.
+    for protocol in ["2", "4", "199", "12"] {
         assert!(!node.cleanup(&["--route-protocol", protocol]).status.success(), "{protocol}");
     }
 }

@@ -44,7 +44,9 @@ pub use ipblock::{
 };
 pub use ippool::{BlockAllocation, Encapsulation, IPPool, IPPoolSpec, IPPoolStatus, PoolUse};
 pub use ipreservation::{IPReservation, IPReservationSpec};
-pub use nodeconfiguration::{NodeAddress, NodeConfiguration, NodeConfigurationSpec, Switch, Vxlan};
+pub use nodeconfiguration::{
+    CompatMode, NodeAddress, NodeConfiguration, NodeConfigurationSpec, Routes, Switch, Vxlan,
+};
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use kube::CustomResourceExt;

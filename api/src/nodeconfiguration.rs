@@ -31,6 +31,13 @@ pub struct NodeConfigurationSpec {
     /// The VXLAN device. The same on every node, or they do not reach each other.
     #[serde(default)]
     pub vxlan: Vxlan,
+    /// The routes that Cairn writes.
+    #[serde(default)]
+    pub routes: Routes,
+    /// Whether the kernel lists the next hops of an object with every IPv4 route through it
+    /// (net.ipv4.nexthop_compat_mode).
+    #[serde(default)]
+    pub nexthop_compat_mode: CompatMode,
     /// Destinations that natOutgoing leaves as they are, besides pools and nodes, for example
     /// 192.168.0.0/16.
     #[serde(default, skip_serializing_if = "Vec::is_empty", rename = "excludedCIDRs")]
@@ -75,6 +82,60 @@ impl Default for Vxlan {
     }
 }
 
+/// How the routes from BGP are marked in a node's kernel. A change takes effect at once: routes are
+/// written anew first and those of the former setting are removed then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Routes {
+    /// The protocol number, by which routes are known as Cairn's: routes with it that nobody wants are
+    /// removed, so no other program may use it. A number with which others' routes are in the kernel is not
+    /// taken.
+    #[serde(default = "default_protocol")]
+    #[schemars(range(min = 19, max = 255))]
+    #[x_kube(validation = Rule::new("!(self in [42, 80, 84, 99, 199]) && (self < 186 || self > 197)").message("this number is Babel's (42), Calico's (80), OVN's (84), Open/R's (99), one of FRR's (186 to 197) or that of Cairn's routes to pods (199)"))]
+    pub protocol: u8,
+    /// The metric of routes from BGP: of several routes to a prefix the kernel takes that with the
+    /// smallest. Own blocks keep 4198.
+    #[serde(default = "default_metric")]
+    #[schemars(range(min = 1, max = 4197))]
+    pub metric: u32,
+    /// The table of routes from BGP: 254 is main. Another one needs a routing rule that leads to it, which
+    /// Cairn does not make. Routes to own blocks and pods stay in main.
+    #[serde(default = "default_table")]
+    #[schemars(range(min = 1, max = 4294967295i64))]
+    #[x_kube(validation = Rule::new("self != 255").message("table 255 (local) holds the kernel's own routes"))]
+    pub table: u32,
+}
+
+impl Routes {
+    /// Whether routes with this protocol number are the kernel's, an administrator's, those of another
+    /// program, or those to pods.
+    pub fn is_taken(protocol: u8) -> bool {
+        protocol < 19 || matches!(protocol, 42 | 80 | 84 | 99 | 186..=197 | 199)
+    }
+}
+
+/// None of iproute2's list. FRR has it for SR-TE, of which it writes no routes.
+fn default_protocol() -> u8 {
+    198
+}
+
+/// Of no other daemon, so that neither replaces the other's route to the same prefix.
+fn default_metric() -> u32 {
+    198
+}
+
+/// The main table.
+fn default_table() -> u32 {
+    254
+}
+
+impl Default for Routes {
+    fn default() -> Self {
+        Routes { protocol: default_protocol(), metric: default_metric(), table: default_table() }
+    }
+}
+
 /// How a node's address is found, of each family. The annotation `cairn.network/node-addresses` of a
 /// Node comes before all of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
@@ -90,6 +151,18 @@ pub struct NodeAddress {
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 43)))]
     #[x_kube(validation = Rule::new("self.all(c, isCIDR(c))").message("write networks such as 192.0.2.0/24"))]
     pub cidrs: Option<Vec<String>>,
+}
+
+/// The setting net.ipv4.nexthop_compat_mode of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CompatMode {
+    /// It stays as it is: the kernel's own value is 1, with which other programs and `ip route` see
+    /// where routes through objects lead.
+    #[default]
+    Leave,
+    /// 0: `ip route` shows only the object's number, and a node that moves takes no time however many
+    /// routes lead to it.
+    Off,
 }
 
 /// Whether something is done.

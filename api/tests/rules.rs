@@ -190,3 +190,29 @@ fn no_schema_forbids_unknown_fields_in_a_way_that_the_api_server_refuses() {
         walk(&crd.spec.names.kind.clone(), &serde_json::to_value(&crd).expect("JSON"));
     }
 }
+
+#[test]
+fn routes_take_no_number_of_others_and_no_table_of_the_kernel() {
+    let found = |routes: Value| {
+        let object = json!({"metadata": {"name": "default"}, "spec": {"routes": routes}});
+        errors("NodeConfiguration", &object, None)
+    };
+    // Numbers below 19 are refused by the schema's minimum.
+    for protocol in 19..=255u8 {
+        let faults = found(json!({"protocol": protocol, "metric": 198, "table": 254}));
+        let taken = cairn_api::Routes::is_taken(protocol);
+        assert_eq!(!faults.is_empty(), taken, "{protocol}: {faults:?}");
+        assert!(faults.iter().all(|fault| fault.contains("this number is")), "{faults:?}");
+    }
+    assert!((0..19).all(cairn_api::Routes::is_taken));
+    let bounds = &schema("NodeConfiguration")["properties"]["spec"]["properties"]["routes"];
+    let bounds = |field: &str| {
+        let field = &bounds["properties"][field];
+        (field["minimum"].as_f64(), field["maximum"].as_f64())
+    };
+    assert_eq!(bounds("protocol"), (Some(19.0), Some(255.0)));
+    assert_eq!(bounds("metric"), (Some(1.0), Some(4197.0)));
+    assert_eq!(bounds("table"), (Some(1.0), Some(4294967295.0)));
+    let local = found(json!({"protocol": 198, "metric": 198, "table": 255}));
+    assert!(local.iter().any(|fault| fault.contains("table 255 (local)")), "{local:?}");
+}

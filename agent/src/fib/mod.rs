@@ -12,6 +12,7 @@
 //! beside the speaker's thread. Nothing is removed before BGP is in sync, the own blocks are known and
 //! the API server has shown the peers.
 
+mod marks;
 mod questions;
 mod wrap;
 
@@ -20,7 +21,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use cairn_api::{FailedRoute, RoutesStatus, TunnelKind};
+use cairn_api::{CompatMode, FailedRoute, RoutesStatus, TunnelKind};
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::FibRoute;
 use cairn_bgp::speaker::{FibBatch, FibFeed};
@@ -29,12 +30,10 @@ use cairn_kernel::pod;
 use cairn_kernel::reconcile::{Failure, RouteReconciler};
 use cairn_kernel::resolve::Resolver;
 use cairn_kernel::route::{
-    DumpFilter, Family, NextHop, Route, RouteEvent, RouteKey, RouteSocket, TABLE_MAIN, Target,
+    DumpFilter, Family, NextHop, Route, RouteEvent, RouteKey, RouteSocket, Target,
 };
 use cairn_kernel::sysctl::NodeSettings;
-use cairn_kernel::{
-    BLACKHOLE_METRIC, POD_ROUTE_PROTOCOL, ROUTE_METRIC, ROUTE_PROTOCOL, feature, sysctl,
-};
+use cairn_kernel::{POD_ROUTE_PROTOCOL, feature, sysctl};
 use ipnet::IpNet;
 use tokio::sync::{oneshot, watch};
 
@@ -42,9 +41,11 @@ use crate::pods::PodsHandle;
 use crate::report::FAILURES_MAX;
 use crate::underlay::KernelUnderlay;
 use crate::until;
+use marks::Marking;
 use questions::Questions;
 use wrap::{Moved, Wrap};
 
+pub use marks::{RouteMarks, RouteMemory, RouteSettings};
 pub(crate) use questions::netns;
 pub use questions::{Cursor, FibQuestions, Page};
 pub use wrap::Wrapping;
@@ -58,6 +59,8 @@ pub struct Fib {
     /// Whether routes of ours that nobody wants may go, which are those of an earlier process. Not
     /// while the peers are known from before only: one that waits for its password tells nothing.
     pub may_sweep: watch::Sender<bool>,
+    /// What is configured; `None` until that is known. To be told before any route is wanted.
+    pub settings: watch::Sender<Option<RouteSettings>>,
     /// What is reached through tunnels.
     pub wrapping: watch::Sender<Arc<Wrapping>>,
     /// The tunnels from which this node takes packets now.
@@ -79,13 +82,25 @@ pub struct Fib {
 }
 
 impl Fib {
+    /// As [`Fib::start_with`], for one that has always the default number.
+    ///
+    /// # Errors
+    /// As [`Fib::start_with`].
+    pub async fn start(pods: Option<PodsHandle>) -> anyhow::Result<Fib> {
+        Fib::start_with(pods, None).await
+    }
+
     /// Starts the thread in the network namespace of the caller and waits until it has read the
     /// kernel. `pods` is told when an interface or a host route of a pod goes, and what others have in
-    /// own blocks.
+    /// own blocks; `memory` keeps the numbers that routes have.
     ///
     /// # Errors
     /// The kernel gives no sockets, or forwarding cannot be turned on.
-    pub async fn start(pods: Option<PodsHandle>) -> anyhow::Result<Fib> {
+    pub async fn start_with(
+        pods: Option<PodsHandle>,
+        memory: Option<RouteMemory>,
+    ) -> anyhow::Result<Fib> {
+        let (settings, settings_wanted) = watch::channel(None);
         let (blocks, blocks_wanted) = watch::channel(None);
         let (may_sweep, sweep_allowed) = watch::channel(true);
         let (wrapping, wrapping_wanted) = watch::channel(Arc::default());
@@ -113,9 +128,10 @@ impl Fib {
                 let wanted = Wanted {
                     blocks: blocks_wanted,
                     may_sweep: sweep_allowed,
+                    settings: settings_wanted,
                     wrapping: wrapping_wanted,
                 };
-                match Worker::open(tell) {
+                match Worker::open(tell, memory) {
                     Err(error) => drop(started.send(Err(error))),
                     Ok((worker, preserved)) => {
                         if started.send(Ok(preserved)).is_ok() {
@@ -134,6 +150,7 @@ impl Fib {
             preserved,
             blocks,
             may_sweep,
+            settings,
             wrapping,
             tunnels: tunnels_in,
             problems: problems_in,
@@ -168,6 +185,7 @@ impl Fib {
 struct Wanted {
     blocks: watch::Receiver<Option<BTreeSet<IpNet>>>,
     may_sweep: watch::Receiver<bool>,
+    settings: watch::Receiver<Option<RouteSettings>>,
     wrapping: watch::Receiver<Arc<Wrapping>>,
 }
 
@@ -175,6 +193,8 @@ struct Worker {
     socket: RouteSocket,
     monitor: Monitor,
     reconciler: RouteReconciler,
+    marking: Marking,
+    compat_mode: CompatMode,
     wrap: Wrap,
     resolver: Resolver,
     underlay: Arc<KernelUnderlay>,
@@ -218,7 +238,7 @@ struct Tell {
 }
 
 impl Worker {
-    fn open(tell: Tell) -> anyhow::Result<(Worker, bool)> {
+    fn open(tell: Tell, memory: Option<RouteMemory>) -> anyhow::Result<(Worker, bool)> {
         let mut socket = RouteSocket::open()?;
         // Subscribed before the first dump, so that no change falls between.
         let mut monitor = Monitor::open()?;
@@ -227,19 +247,25 @@ impl Worker {
             sysctl::enable_forwarding(family)
                 .context("packets for others must be forwarded, which is off")?;
         }
-        let underlay = Arc::new(KernelUnderlay::read(&mut socket)?);
+        let (marking, reconciler) = Marking::new(memory);
+        let own = reconciler.protocols().collect();
+        let underlay = Arc::new(KernelUnderlay::read(&mut socket, &own)?);
         let resolver = underlay.resolver.clone();
         tell.underlay.send_replace(Arc::clone(&underlay));
-        let filter = DumpFilter { protocol: Some(ROUTE_PROTOCOL), ..DumpFilter::default() };
         let mut preserved = false;
-        for family in Family::ALL {
-            preserved |= !socket.dump(family, filter)?.is_empty();
+        for protocol in reconciler.protocols() {
+            let filter = DumpFilter { protocol: Some(protocol), ..DumpFilter::default() };
+            for family in Family::ALL {
+                preserved |= !socket.dump(family, filter)?.is_empty();
+            }
         }
         let wrap = Wrap::new(&mut socket)?;
         let worker = Worker {
             socket,
             monitor,
-            reconciler: RouteReconciler::new(ROUTE_PROTOCOL),
+            reconciler,
+            marking,
+            compat_mode: CompatMode::Leave,
             wrap,
             resolver,
             underlay,
@@ -270,11 +296,15 @@ impl Worker {
         mut asked: Questions,
         mut withdraw: oneshot::Receiver<oneshot::Sender<()>>,
     ) {
-        let Wanted { mut blocks, mut may_sweep, mut wrapping } = wanted;
+        let Wanted { mut blocks, mut may_sweep, mut settings, mut wrapping } = wanted;
         let mut feed: Option<FibFeed> = None;
         let mut state_due = tokio::time::Instant::now();
         loop {
             self.may_sweep = *may_sweep.borrow_and_update();
+            if let Some(settings) = *settings.borrow_and_update() {
+                self.compat_mode = settings.compat_mode;
+                self.mark(settings.marks, Instant::now());
+            }
             // What the planner said before counts before what BGP said, in whatever order this thread
             // hears of it: else routes into tunnels would be plain ones for a moment, and tunnels go.
             if blocks.has_changed().unwrap_or(false) {
@@ -285,7 +315,12 @@ impl Worker {
             }
             self.write();
             let audit = Some(self.audit_due);
-            let retry = [self.reconciler.next_deadline(), self.wrap.next_deadline(), audit];
+            let retry = [
+                self.reconciler.next_deadline(),
+                self.wrap.next_deadline(),
+                self.marking.due,
+                audit,
+            ];
             let retry = retry.into_iter().flatten().min().map(tokio::time::Instant::from_std);
             let is_dirty = self.reconciler.is_dirty() || self.wrap.is_dirty();
             let retry_failed = is_dirty.then(|| tokio::time::Instant::now() + RETRY);
@@ -314,6 +349,7 @@ impl Worker {
                     Err(_) => return,
                 },
                 changed = may_sweep.changed() => if changed.is_err() { return },
+                changed = settings.changed() => if changed.is_err() { return },
                 changed = wrapping.changed() => match changed {
                     Ok(()) => self.rewrap(&mut wrapping),
                     Err(_) => return,
@@ -394,13 +430,14 @@ impl Worker {
                 }
             }
         }
+        self.forget_numbers();
         self.clean(now);
         let reachable: BTreeSet<IpNet> = self
             .blocks
             .iter()
             .flatten()
             .copied()
-            .filter(|block| self.reconciler.is_installed(&self.blackhole_key(*block)))
+            .filter(|block| self.own_keys(*block).all(|key| self.reconciler.is_installed(&key)))
             .collect();
         self.tell.reachable.send_if_modified(|old| {
             let differs = **old != reachable;
@@ -431,6 +468,7 @@ impl Worker {
         });
         let mut problems = self.wrap.problems();
         problems.extend(self.deviations.iter().cloned());
+        problems.extend(self.marking.problems.iter().cloned());
         self.tell.problems.send_if_modified(|old| {
             let differs = *old != problems;
             *old = problems;
@@ -445,6 +483,7 @@ impl Worker {
             forwarding: forwarded().collect(),
             loose: self.wrap.loose(&self.underlay).into_iter().collect(),
             neighbours: u32::try_from(self.wrap.members()).unwrap_or(u32::MAX).max(NEIGHBOURS_MIN),
+            bare_objects: self.compat_mode == CompatMode::Off,
         };
         if self.settings.as_ref() == Some(&needed) {
             return;
@@ -509,7 +548,7 @@ impl Worker {
     /// Tells the reconciler what is wanted for a learned prefix.
     fn want(&mut self, prefix: Prefix) {
         let net = IpNet::from(prefix);
-        let key = self.learned_key(net);
+        let key = self.marking.marks.learned(net);
         let target = match self.learned.get(&prefix) {
             None => {
                 self.wrap.forget(net);
@@ -538,23 +577,19 @@ impl Worker {
         let prefsrc = self.wrap.source(net);
         let wanted = target.map(|target| Route {
             prefix: net,
-            table: TABLE_MAIN,
-            metric: ROUTE_METRIC,
-            protocol: ROUTE_PROTOCOL,
+            table: key.table,
+            metric: key.metric,
+            protocol: self.reconciler.protocol(),
             target,
             prefsrc,
         });
         self.reconciler.set(key, wanted);
     }
 
-    /// The key of the route to a learned prefix.
-    fn learned_key(&self, prefix: IpNet) -> RouteKey {
-        RouteKey { prefix, table: TABLE_MAIN, metric: ROUTE_METRIC }
-    }
-
-    /// The key of the route that holds an own block.
-    fn blackhole_key(&self, block: IpNet) -> RouteKey {
-        RouteKey { prefix: block, table: TABLE_MAIN, metric: BLACKHOLE_METRIC }
+    /// The keys of the routes of an own block. Packets to addresses of the block that no pod has must not
+    /// leave by the default route and come back.
+    fn own_keys(&self, block: IpNet) -> impl Iterator<Item = RouteKey> + use<> {
+        std::iter::once(marks::blackhole(block)).chain(self.marking.marks.passage(block))
     }
 
     fn resolve(&self, route: &FibRoute) -> Option<Target> {
@@ -579,10 +614,10 @@ impl Worker {
     fn own_blocks(&mut self, wanted: BTreeSet<IpNet>) {
         let before = self.blocks.replace(wanted.clone()).unwrap_or_default();
         for gone in before.difference(&wanted) {
-            self.reconciler.set(self.blackhole_key(*gone), None);
+            self.own_keys(*gone).for_each(|key| self.reconciler.set(key, None));
         }
-        for block in &wanted {
-            self.reconciler.set(self.blackhole_key(*block), Some(blackhole(*block)));
+        for key in wanted.iter().flat_map(|block| self.own_keys(*block)).collect::<Vec<_>>() {
+            self.reconciler.set(key, Some(self.own_route(key)));
         }
         self.tell_elsewhere();
         self.state_dirty = true;
@@ -691,7 +726,7 @@ impl Worker {
         let behind_pods = |hops: &Vec<NextHop>| {
             !hops.is_empty() && hops.iter().all(|hop| self.pod_links.contains(&hop.ifindex))
         };
-        !matches!(route.protocol, ROUTE_PROTOCOL | POD_ROUTE_PROTOCOL)
+        self.is_foreign(route.protocol)
             && !matches!(&route.target, Target::Unicast(hops) if behind_pods(hops))
     }
 
@@ -699,7 +734,8 @@ impl Worker {
     /// differ from before.
     fn resolve_anew(&mut self) {
         let began = Instant::now();
-        let read = KernelUnderlay::read(&mut self.socket);
+        let own = self.own_protocols();
+        let read = KernelUnderlay::read(&mut self.socket, &own);
         // A host may hold a full table that somebody else changes all the time.
         self.gather = GATHER.max(began.elapsed() * READ_SHARE);
         match read {
@@ -756,7 +792,7 @@ impl Worker {
         let room = FAILURES_MAX.saturating_sub(failures.len());
         failures.extend(self.reconciler.failures().take(room).map(|(key, failure)| FailedRoute {
             prefix: key.prefix.to_string(),
-            reason: reason(failure),
+            reason: reason(key, failure),
         }));
         failures.sort_by(|a, b| a.prefix.cmp(&b.prefix));
         let status = RoutesStatus {
@@ -786,30 +822,18 @@ fn unreachable(route: &FibRoute) -> String {
     )
 }
 
-fn reason(failure: &Failure) -> String {
+fn reason(key: &RouteKey, failure: &Failure) -> String {
     let errno = failure.errno;
     if errno == rustix::io::Errno::EXIST {
         return format!(
-            "another route with metric {ROUTE_METRIC} or {BLACKHOLE_METRIC} is in its place and is \
-             left alone: remove it, or find out which program made it"
+            "another route with metric {} is in its place and is left alone: remove it, or find out \
+             which program made it",
+            key.metric
         );
     }
     match &failure.text {
         Some(text) => format!("the kernel refuses it: {text} ({errno})"),
         None => format!("the kernel refuses it: {errno}"),
-    }
-}
-
-/// Packets to addresses of the block that no pod has must not leave by the default route and come
-/// back.
-fn blackhole(block: IpNet) -> Route {
-    Route {
-        prefix: block,
-        table: TABLE_MAIN,
-        metric: BLACKHOLE_METRIC,
-        protocol: ROUTE_PROTOCOL,
-        target: Target::Blackhole,
-        prefsrc: None,
     }
 }
 

@@ -93,7 +93,12 @@ impl Worker {
     }
 
     fn node_kernel(&self) -> NodeKernel {
-        NodeKernel { netns: netns(), protocol: self.reconciler.protocol(), settled: self.swept }
+        NodeKernel {
+            netns: netns(),
+            protocol: self.reconciler.protocol(),
+            former: self.reconciler.protocols().skip(1).collect(),
+            settled: self.swept,
+        }
     }
 
     fn learned_record(&self, prefix: Prefix) -> Option<KernelRecord> {
@@ -107,7 +112,11 @@ impl Worker {
             self.wrap.tunnel_of(net).map(|(kind, node)| Tunnel { kind, node: node.into() });
         let origin = Origin::Bgp { paths: paths.collect(), tunnel };
         let waits = self.unresolved.get(&prefix).cloned();
-        Some(KernelRecord::Route(self.wanted_record(self.learned_key(net), origin, waits)))
+        Some(KernelRecord::Route(self.wanted_record(
+            self.marking.marks.learned(net),
+            origin,
+            waits,
+        )))
     }
 
     fn wanted_record(&self, key: RouteKey, origin: Origin, waits: Option<String>) -> WantedRoute {
@@ -123,15 +132,14 @@ impl Worker {
             source,
             origin,
             waits,
-            failure: self.reconciler.failure(&key).map(|failure| self.write_failure(failure)),
+            failure: self.reconciler.failure(&key).map(|failure| write_failure(&key, failure)),
         }
     }
 
     fn rest(&self) -> Vec<KernelRecord> {
-        let blocks = self.blocks.iter().flatten().map(|block| {
-            let key = self.blackhole_key(*block);
-            KernelRecord::Route(self.wanted_record(key, Origin::OwnBlock, None))
-        });
+        let keys = self.blocks.iter().flatten().flat_map(|block| self.own_keys(*block));
+        let blocks =
+            keys.map(|key| KernelRecord::Route(self.wanted_record(key, Origin::OwnBlock, None)));
         let unwanted = |key: &RouteKey| self.reconciler.wanted(key).is_none();
         let stuck =
             self.reconciler.failures().filter(|(key, _)| unwanted(key)).take(STUCK_MAX).map(
@@ -140,7 +148,7 @@ impl Worker {
                         prefix: key.prefix,
                         table: key.table,
                         metric: key.metric,
-                        failure: self.write_failure(failure),
+                        failure: write_failure(key, failure),
                     })
                 },
             );
@@ -149,15 +157,15 @@ impl Worker {
         });
         blocks.chain(stuck).chain(tunnels).collect()
     }
+}
 
-    fn write_failure(&self, failure: &Failure) -> WriteFailure {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        WriteFailure {
-            errno: failure.errno.raw_os_error(),
-            reason: super::reason(failure),
-            since_unix_secs: now.saturating_sub(failure.since.elapsed().as_secs()),
-            attempts: failure.attempts,
-        }
+fn write_failure(key: &RouteKey, failure: &Failure) -> WriteFailure {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    WriteFailure {
+        errno: failure.errno.raw_os_error(),
+        reason: super::reason(key, failure),
+        since_unix_secs: now.saturating_sub(failure.since.elapsed().as_secs()),
+        attempts: failure.attempts,
     }
 }
 

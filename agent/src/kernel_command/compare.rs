@@ -253,6 +253,13 @@ pub fn route_finding(difference: &Difference, why: Option<String>, names: &Names
         (Some(_), Some(_)) => State::Differs,
         (None, _) => State::Extra,
     };
+    let renumbered = wanted.as_ref().zip(present.as_ref());
+    let renumbered =
+        renumbered.is_some_and(|(wanted, present)| wanted.protocol != present.protocol);
+    let words = |route: &Route| match renumbered {
+        true => format!("{} proto {}", names.route(route), route.protocol),
+        false => names.route(route),
+    };
     let noted = match (foreign, copies) {
         (true, _) => Some("a route of another program is in its place".to_owned()),
         (false, 2..) => Some(format!("there are {copies} of it: another program has added some")),
@@ -262,8 +269,8 @@ pub fn route_finding(difference: &Difference, why: Option<String>, names: &Names
         state,
         what: "route".into(),
         name: key.to_string(),
-        wanted: wanted.as_ref().map(|route| names.route(route)),
-        present: present.as_ref().map(|route| names.route(route)),
+        wanted: wanted.as_ref().map(words),
+        present: present.as_ref().map(words),
         why: why.or(noted),
     }
 }

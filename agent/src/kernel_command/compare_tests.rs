@@ -160,6 +160,9 @@ fn a_finding_says_what_is_wanted_what_is_there_and_why() {
         "differs  route 10.0.1.0/26 metric 198\n    \
          wanted  via 192.0.2.2 dev eth0\n    present via 192.0.2.3 dev eth0\n"
     );
+    let former = route("192.0.2.2").map(|route| Route { protocol: 150, ..route });
+    let renumbered = finding(&difference(route("192.0.2.2"), former));
+    assert_eq!(renumbered.present.unwrap(), "via 192.0.2.2 dev eth0 proto 150");
     assert_eq!(finding(&difference(None, route("192.0.2.3"))).state, State::Extra);
     let clash = Difference { foreign: true, ..difference(route("192.0.2.2"), None) };
     let clash = finding(&clash);

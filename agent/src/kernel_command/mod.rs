@@ -108,7 +108,8 @@ pub(crate) async fn answer(
 /// The daemon's answer behind its first record.
 fn ask(run_dir: &Path) -> anyhow::Result<(NodeKernel, control::Records<KernelRecord>)> {
     let mut records = control::ask::<KernelRecord>(run_dir, Ask::Kernel).context(
-        "only the daemon knows what it wants (without it, `ip route show proto 198` shows its routes)",
+        "only the daemon knows what it wants (without it, `ip route show proto 198` shows its routes, or another \
+         number if that is configured)",
     )?;
     let Some(KernelRecord::Node(node)) = records.next().transpose()? else {
         bail!("the daemon's answer is not of this version of cairn");
@@ -163,6 +164,7 @@ fn routes(run_dir: &Path, output: Format) -> anyhow::Result<()> {
     let mut socket = RouteSocket::open()?;
     let names = names(&mut socket)?;
     let mut table = RouteReconciler::new(node.protocol);
+    node.former.iter().for_each(|former| table.adopt(*former));
     table.look(&mut socket)?;
     let mut out = Output::new(output);
     out.head(text::ROUTES_HEAD)?;
@@ -206,6 +208,7 @@ type Findings = BTreeMap<(String, String), Finding>;
 fn look(run_dir: &Path) -> anyhow::Result<(NodeKernel, Findings)> {
     let (node, records) = ask(run_dir)?;
     let mut table = RouteReconciler::new(node.protocol);
+    node.former.iter().for_each(|former| table.adopt(*former));
     let (mut reasons, mut found) = (BTreeMap::new(), Vec::new());
     let mut wanted_parts = Parts::new();
     for record in records {

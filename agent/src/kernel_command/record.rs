@@ -30,6 +30,9 @@ pub struct NodeKernel {
     pub netns: Option<u64>,
     /// The protocol number of its routes.
     pub protocol: u8,
+    /// Numbers that routes of former settings have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former: Vec<u8>,
     /// Whether all inputs have said what they want: before that nothing of an earlier process goes.
     pub settled: bool,
 }

@@ -14,6 +14,7 @@ mod raw_peer;
 mod site;
 
 mod kernel;
+mod settings;
 
 use std::net::Ipv4Addr;
 use std::path::Path;
