@@ -16,6 +16,7 @@ mod site;
 mod kernel;
 mod settings;
 
+use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -41,6 +42,16 @@ fn ip(text: &str) -> Ipv4Addr {
 fn announcement(asn: u16, second: u8) -> Vec<u8> {
     let mut body = raw_peer::announcement(asn, ROUTER, 0);
     *body.last_mut().expect("a prefix") = second;
+    body
+}
+
+/// An UPDATE of AS `asn` that announces 10.`second`.0.0/24 and so on, `count` of them.
+fn many(asn: u16, second: u8, count: usize) -> Vec<u8> {
+    let mut body = raw_peer::announcement(asn, ROUTER, 0);
+    body.truncate(body.len() - 3);
+    for third in (0..=u8::MAX).take(count) {
+        body.extend([24, 10, second, third]);
+    }
     body
 }
 
@@ -97,6 +108,23 @@ fn a_speakers_routes_are_shown_with_who_announced_them_and_what_is_wrong() {
 
     sh(&site, "ip route del 10.7.0.0/16 proto static");
     in_order(&site);
+
+    // More than the daemon tells at once, and exactly as many as it tells at once.
+    for (second, count) in [(100, 254), (101, 256), (102, 256), (103, 7)] {
+        tor.send(UPDATE, &many(65201, second, count));
+        let wanted: usize = until("all routes", || {
+            let all = sh(&site, "ip route show proto 198 | grep -c uplink").trim().to_owned();
+            let told = routes(&site, &["-o", "json"]);
+            let prefixes: BTreeSet<&str> =
+                told.lines().filter_map(|line| line.split('"').nth(3)).collect();
+            let lines = told.lines().count();
+            let complete = all == lines.to_string() && lines == prefixes.len();
+            let last = format!("\"10.{second}.{}.0/24\"", count - 1);
+            if complete && told.contains(&last) { Ok(lines) } else { Err(format!("{all} {lines}")) }
+        });
+        assert!(wanted > count, "{wanted}");
+        in_order(&site);
+    }
     drop(daemon);
 
     let mut command = site::cairn(["speaker", "-f"]);
