@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Prints the directory of kube-apiserver, etcd and etcdutl that the tests start, on standard output alone:
+# Prints the directory of kube-apiserver, etcd, etcdutl and kube-proxy that the tests start, alone on standard output:
 # KUBEBUILDER_ASSETS when that holds them, else the build of tests/kube, which is made when it is
 # missing and kept outside of the checkout, by the state of its source and the version of Go.
 #
@@ -7,7 +7,7 @@
 set -euo pipefail
 
 GO_MINOR_MIN=26
-COMPONENTS=(etcd etcdutl kube-apiserver)
+COMPONENTS=(etcd etcdutl kube-apiserver kube-proxy)
 
 source=$(cd "$(dirname "$0")/../tests/kube" && pwd)
 cache=${CAIRN_KUBE_CACHE:-${XDG_CACHE_HOME:-${HOME:?must be set, or CAIRN_KUBE_CACHE}/.cache}/cairn-kube}
@@ -59,7 +59,7 @@ exec 9>"$cache/lock"
 flock 9
 if ! whole "$built"; then
   version=$(sed -n 's|^[[:space:]]*k8s.io/kubernetes \(v[0-9.]*\).*|\1|p' go.mod)
-  say "building etcd and kube-apiserver $version into $built: once, about 8 minutes on 2 cores"
+  say "building etcd, kube-apiserver and kube-proxy $version into $built: once, about 8 minutes on 2 cores"
   work=$(mktemp -d "$cache/work.XXXXXX")
   trap 'rm -rf "$work"' EXIT
   kubernetes=k8s.io/component-base/version

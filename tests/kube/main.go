@@ -1,5 +1,5 @@
-// Command kube is the part of a Kubernetes control plane that the tests start, and what restores its
-// etcd: which component it is says the name that it is called by, so one build and a link for each of
+// Command kube is the part of a Kubernetes control plane that the tests start, what restores its etcd,
+// and kube-proxy: which component it is says the name that it is called by, so one build and a link for each of
 // them is enough.
 package main
 
@@ -18,6 +18,7 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
 )
 
 // components holds what each name starts, as upstream's own mains do; it returns the exit status.
@@ -36,6 +37,9 @@ var components = map[string]func() int{
 	},
 	"kube-apiserver": func() int {
 		return cli.Run(apiserver.NewAPIServerCommand())
+	},
+	"kube-proxy": func() int {
+		return cli.Run(proxy.NewProxyCommand())
 	},
 }
 

@@ -32,7 +32,8 @@ use tokio::sync::oneshot;
 pub use both::{Api, Backup, Cluster, Refusal, Server};
 use front::{Behind, Front};
 pub use objects::Objects;
-use processes::{ADMIN_TOKEN, AUDIT_LOG, ETCD_DATA, free_port, programs};
+pub use processes::programs;
+use processes::{ADMIN_TOKEN, AUDIT_LOG, ETCD_DATA, free_port};
 
 use crate::process::{Process, Scratch};
 
