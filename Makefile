@@ -107,8 +107,9 @@ bench-ipam: ## The IPAM at the size of a cluster, against a real API server (roo
 
 bench-kernel: ## Our kernel routes beside other writers of them (root; BENCH_ARGS="--only 100k-IPv4 --runs 5")
 	scripts/install-bench-deps.sh
-	$(CARGO) build --locked --release -p cairn-bench --bin cairn-bench
+	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(TARGET_DIR)/release/cairn-bench kernel $(BENCH_ARGS)
+	$(TARGET_DIR)/release/cairn-bench latency
 
 sim: ## Plays many nodes' IPAM in virtual time (SEEDS=20000 FIRST=0)
 	CAIRN_SIM_SEEDS=$(SEEDS) CAIRN_SIM_FIRST=$(FIRST) $(CARGO) test --locked --workspace \

@@ -9,4 +9,5 @@ here=$(dirname "$0")
 
 need ip iproute2 "namespaces and addresses, and a writer of routes to compare with"
 need bird bird2 "the daemon to compare with"
+need vtysh frr "a second daemon to compare the way into the kernel with"
 install_missing

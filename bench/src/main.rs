@@ -9,6 +9,7 @@
 //! cairn-bench bgp ...       our speaker beside other daemons: see [`bgp`]
 //! cairn-bench ipam ...      the IPAM at the size of a cluster: see [`cluster`]
 //! cairn-bench kernel ...    routes in the kernel beside other writers of them: see [`fib`]
+//! cairn-bench latency ...   from an UPDATE to the kernel beside other daemons: see [`latency`]
 //! ```
 //!
 //! # How it is measured
@@ -63,6 +64,7 @@ mod feed;
 mod fib;
 mod ipam;
 mod kernel;
+mod latency;
 mod memory;
 mod process;
 mod rib;
@@ -111,6 +113,7 @@ fn main() -> ExitCode {
         Some("bgp") => return bgp::main(arguments.skip(1)),
         Some("ipam") => return cluster::main(arguments.skip(1)),
         Some("kernel") => return fib::main(arguments.skip(1)),
+        Some("latency") => return latency::main(arguments.skip(1)),
         Some("bgp-copier") => return bgp::copier::main(arguments.skip(1)),
         _ => {}
     }

@@ -22,7 +22,7 @@
 mod cell;
 pub mod copier;
 mod daemon;
-mod generator;
+pub mod generator;
 mod ledger;
 pub mod namespace;
 mod report;
