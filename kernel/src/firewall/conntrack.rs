@@ -12,15 +12,25 @@ use crate::batch::{Batch, attributes, read_ip};
 use crate::error::Error;
 use crate::socket::{Acknowledge, Netlink};
 
-/// Forgets unanswered flows whose source `firewall` hides and that show it. Returns how many. Acts in
-/// the namespace of the socket, which is one of NETLINK_NETFILTER.
+/// What a look at the flows did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Forgotten {
+    /// How many flows begin anew.
+    pub(super) flows: usize,
+    /// There are more: another look is due.
+    pub(super) more: bool,
+}
+
+/// Forgets unanswered flows whose source `firewall` hides and that show it. Acts in the namespace of the
+/// socket, which is one of NETLINK_NETFILTER.
 ///
 /// # Errors
 /// The kernel does not list connections (it lacks `nf_conntrack_netlink`), or refuses to forget one.
-pub(super) fn forget_shown(netlink: &mut Netlink, firewall: &Firewall) -> Result<usize, Error> {
+pub(super) fn forget_shown(netlink: &mut Netlink, firewall: &Firewall) -> Result<Forgotten, Error> {
     let mut ask = Batch::new();
     ask.begin(CONNTRACK | CT_GET, 0, &[0; 4]);
     let mut forget = Batch::new();
+    let mut more = false;
     // A table that changes while it is read is nothing special, and says so to nobody.
     netlink.dump_once(&mut ask, |kind, body| {
         if kind == CONNTRACK | CT_NEW
@@ -28,20 +38,23 @@ pub(super) fn forget_shown(netlink: &mut Netlink, firewall: &Firewall) -> Result
             && flow.is_shown()
             && firewall.hides(flow.source, flow.destination)
         {
-            flow.delete(&mut forget);
+            more = forget.len() >= FLOWS_MAX;
+            if !more {
+                flow.delete(&mut forget);
+            }
         }
         Ok(())
     })?;
     if forget.is_empty() {
-        return Ok(0);
+        return Ok(Forgotten::default());
     }
-    let asked = forget.len();
-    let mut refusals = netlink.execute(&mut forget, Acknowledge::Each)?;
+    let mut refusals = netlink.execute(&mut forget, Acknowledge::Last)?;
     // It ended by itself meanwhile.
     refusals.retain(|refusal| refusal.errno != rustix::io::Errno::NOENT);
-    let forgotten = asked - refusals.len();
+    let asked = forget.len();
+    let flows = asked - refusals.len();
     match refusals.pop() {
-        None => Ok(forgotten),
+        None => Ok(Forgotten { flows, more }),
         Some(refusal) => Err(Error::Refused { action: "forget a connection".to_owned(), refusal }),
     }
 }
@@ -93,6 +106,8 @@ fn source(tuple: &[u8]) -> Option<IpAddr> {
     read_ip(attributes(addresses).find(|(kind, _)| is_source(*kind))?.1)
 }
 
+/// Flows that one look forgets at most: a megabyte of requests.
+const FLOWS_MAX: usize = 10_000;
 /// NFNL_SUBSYS_CTNETLINK, in the upper octet of a message's type.
 const CONNTRACK: u16 = 1 << 8;
 const CT_NEW: u16 = 0;

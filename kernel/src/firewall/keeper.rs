@@ -30,8 +30,7 @@ pub struct FirewallKeeper {
     look: Option<Instant>,
     audit: Option<Instant>,
     edits: u64,
-    /// Why flows may go on that began before the rules.
-    unforgotten: Option<String>,
+    flows: Flows,
 }
 
 /// What our table is.
@@ -42,6 +41,17 @@ enum Table {
     Edited,
     /// As this says.
     Known(Arc<Firewall>),
+}
+
+/// Flows of pods that began before a rule that is for them.
+#[derive(Default)]
+struct Flows {
+    /// When they are looked at.
+    due: Option<Instant>,
+    /// When they may be looked at again: a look reads every flow of the machine.
+    rest_until: Option<Instant>,
+    /// Why the last look failed, and how often in a row.
+    failure: Option<(String, u32)>,
 }
 
 /// Something that is brought in order on its own.
@@ -107,7 +117,7 @@ impl FirewallKeeper {
             look: None,
             audit: None,
             edits: 0,
-            unforgotten: None,
+            flows: Flows::default(),
         })
     }
 
@@ -149,7 +159,7 @@ impl FirewallKeeper {
     pub fn next_deadline(&self) -> Option<Instant> {
         self.wanted.as_ref()?;
         let retries = self.parts().map(|part| part.failure.as_ref().map(|failure| failure.retry));
-        retries.into_iter().chain([self.look, self.audit]).flatten().min()
+        retries.into_iter().chain([self.look, self.audit, self.flows.due]).flatten().min()
     }
 
     /// How often others changed or removed what is ours.
@@ -167,7 +177,7 @@ impl FirewallKeeper {
                 failure.text
             ));
         }
-        problems.extend(self.unforgotten.clone());
+        problems.extend(self.flows.failure.as_ref().map(|(text, _)| text.clone()));
         for hook in [&self.nftables, &self.legacy] {
             if let Some(failure) = &hook.part.failure {
                 problems.push(format!(
@@ -206,8 +216,11 @@ impl FirewallKeeper {
         }
         let mut pass = FirewallPass::default();
         if self.table_part.begin(now) {
-            let done = self.settle_table(&wanted).await;
+            let done = self.settle_table(&wanted, now).await;
             self.table_part.end(done, now, &mut pass);
+        }
+        if self.flows.due.is_some_and(|at| at <= now) && self.table_part.failure.is_none() {
+            self.forget_shown(&wanted, now);
         }
         if self.nftables.part.begin(now) {
             let done = hook::nftables(look(&self.commands, &wanted), &mut self.watch).await;
@@ -237,7 +250,11 @@ impl FirewallKeeper {
         self.nftables.part.dirty |= seen.forward || seen.lost;
     }
 
-    async fn settle_table(&mut self, wanted: &Arc<Firewall>) -> Result<usize, CommandError> {
+    async fn settle_table(
+        &mut self,
+        wanted: &Arc<Firewall>,
+        now: Instant,
+    ) -> Result<usize, CommandError> {
         let seen = self.watch.drain(None)?;
         self.observe(seen);
         // What was heard until now is seen to by this pass.
@@ -252,14 +269,17 @@ impl FirewallKeeper {
                 if self.is_present(&script).await? { String::new() } else { script }
             }
         };
-        if text.is_empty() {
-            self.written(Seen::default(), wanted);
-            return Ok(0);
-        }
         let hides_more = match &present {
             Table::Known(before) => wanted.hides_beyond(before),
+            // An earlier process may have ended between both.
             Table::Edited | Table::Unknown => true,
         };
+        let begins_anew = hides_more && wanted.hides_some();
+        if text.is_empty() {
+            self.written(Seen::default(), wanted);
+            self.flows.look(begins_anew, now);
+            return Ok(0);
+        }
         let seen = match self.watch.write(&self.commands, &text).await {
             // The sets are not what they were taken for.
             Err(CommandError::Refused { .. }) if matches!(present, Table::Known(_)) => {
@@ -268,28 +288,38 @@ impl FirewallKeeper {
             done => done?,
         };
         self.written(seen, wanted);
-        if hides_more {
-            self.forget_shown(wanted);
-        }
+        self.flows.look(begins_anew, now);
         Ok(1)
     }
 
     /// The rules decide on a flow's first packet only.
-    fn forget_shown(&mut self, wanted: &Firewall) {
-        self.unforgotten = match self.watch.forget_shown(wanted) {
-            Ok(0) => None,
-            Ok(flows) => {
-                tracing::info!(
-                    flows,
-                    "unanswered flows of pods begin anew, with this node's address"
-                );
-                None
+    fn forget_shown(&mut self, wanted: &Firewall, now: Instant) {
+        let done = self.watch.forget_shown(wanted);
+        // The look's own time does not count as rest.
+        let rest = Instant::now().max(now) + FLOWS_REST;
+        self.flows.rest_until = Some(rest);
+        match done {
+            Ok(forgotten) => {
+                if forgotten.flows > 0 {
+                    let flows = forgotten.flows;
+                    tracing::info!(
+                        flows,
+                        "unanswered flows of pods begin anew, with this node's address"
+                    );
+                }
+                self.flows.due = forgotten.more.then_some(rest);
+                self.flows.failure = None;
             }
-            Err(error) => Some(format!(
-                "what pods sent to other nodes or out of the cluster before the rules for it were there \
-                 goes on without them, until it rests for some minutes: {error}"
-            )),
-        };
+            Err(error) => {
+                let failures = self.flows.failure.take().map_or(0, |(_, failures)| failures);
+                self.flows.due = Some(rest + FLOWS_REST * (1 << failures.min(6)));
+                let text = format!(
+                    "what pods sent to other nodes or out of the cluster before the rules for it were \
+                     there may go on without them; looking at it again later: {error}"
+                );
+                self.flows.failure = Some((text, failures.saturating_add(1)));
+            }
+        }
     }
 
     fn written(&mut self, meanwhile: Seen, wanted: &Arc<Firewall>) {
@@ -325,6 +355,15 @@ impl FirewallKeeper {
 fn look<'a>(commands: &'a Commands, wanted: &Firewall) -> Look<'a> {
     let (pods, accept) = (wanted.pod_interfaces, wanted.accept_forwarded);
     Look { commands, pods, accept, write: true }
+}
+
+impl Flows {
+    /// Has them looked at, if that is due, as soon as the last look is long enough ago.
+    fn look(&mut self, is_due: bool, now: Instant) {
+        if is_due {
+            self.due = Some(self.rest_until.map_or(now, |at| at.max(now)));
+        }
+    }
 }
 
 impl Part {
@@ -393,5 +432,7 @@ async fn list_table(commands: &Commands) -> Result<Option<String>, CommandError>
 /// How often the legacy iptables is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(30);
 const AUDIT_INTERVAL: Duration = Duration::from_secs(600);
+/// Between two looks at all flows: a million of them take a second.
+const FLOWS_REST: Duration = Duration::from_secs(5);
 const RETRY_MIN: Duration = Duration::from_millis(200);
 const RETRY_MAX: Duration = Duration::from_secs(30);

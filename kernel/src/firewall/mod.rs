@@ -100,6 +100,11 @@ impl Firewall {
             || within(&self.nat_pools, source) && outside()
     }
 
+    /// Whether it hides any source.
+    fn hides_some(&self) -> bool {
+        !self.nat_pools.is_empty() || !self.tunnel_pools.is_empty() && !self.tunnel_nodes.is_empty()
+    }
+
     /// Whether it may hide a source that `other` does not.
     fn hides_beyond(&self, other: &Firewall) -> bool {
         !(self.tunnel_pools.is_subset(&other.tunnel_pools)

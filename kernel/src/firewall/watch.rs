@@ -8,7 +8,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::command::{CommandError, Commands};
-use super::{Firewall, TABLE, conntrack};
+use super::conntrack::{self, Forgotten};
+use super::{Firewall, TABLE};
 use crate::batch::{Batch, attributes, read_str};
 use crate::error::Error;
 use crate::monitor::receive;
@@ -123,8 +124,8 @@ impl Watch {
         Ok(self.drain(done.pid)?)
     }
 
-    /// Has the kernel forget unanswered flows that show a source which `firewall` hides. Returns how many.
-    pub(super) fn forget_shown(&mut self, firewall: &Firewall) -> Result<usize, Error> {
+    /// Has the kernel forget unanswered flows that show a source which `firewall` hides.
+    pub(super) fn forget_shown(&mut self, firewall: &Firewall) -> Result<Forgotten, Error> {
         conntrack::forget_shown(&mut self.netlink, firewall)
     }
 
