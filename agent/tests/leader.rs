@@ -82,6 +82,17 @@ impl Cluster {
         self.server.patch(LEASES, SYSTEM, &name, PatchType::Merge, &patch).expect("marked");
     }
 
+    /// The BGPNode of a node, as its agent has left it.
+    fn names_blocks(&self, node: &str, blocks: &[&str]) {
+        let object = json!({
+            "apiVersion": "cairn.network/v1alpha1", "kind": "BGPNode", "metadata": {"name": node},
+            "spec": {
+                "addresses": ["192.0.2.9"], "asn": 64512, "routerID": "192.0.2.9", "blocks": blocks,
+            },
+        });
+        self.server.create("bgpnodes.cairn.network", None, object).expect("a BGPNode");
+    }
+
     fn taint_out_of_service(&self, node: &str) {
         let taint = json!({"key": "node.kubernetes.io/out-of-service", "effect": "NoExecute"});
         let patch = json!({"spec": {"taints": [taint]}});
@@ -431,11 +442,16 @@ async fn blocks_of_a_live_node_without_an_agent_return_when_no_pod_is_in_them(ap
     cluster.pod("ended", "n3", &inside(of_n3), json!({}));
     cluster.pod_status("ended", "Succeeded", &inside(of_n3));
     cluster.pod("of-the-host", "n3", &inside(of_n3), json!({"hostNetwork": true}));
+    let elsewhere = "10.99.0.0/26";
+    cluster.names_blocks("n3", &[elsewhere, &of_n3.to_string()]);
     n2.tasks.shutdown().await;
     n3.tasks.shutdown().await;
     n4.tasks.shutdown().await;
     let stopped = std::time::Instant::now();
     until("the block without a pod returns", || cluster.owner(of_n3).is_none()).await;
+    // Nobody else writes it any more, and others would look for the block's next owner there.
+    let named = cluster.server.get("bgpnodes.cairn.network", None, "n3").expect("a BGPNode");
+    assert_eq!(named["spec"]["blocks"], json!([elsewhere]));
     assert!(stopped.elapsed() > SHORT, "the promise came first");
     let told = |p: &String| p.contains(&of_n2.to_string()) && p.contains("pod default/lives");
     leader.until("the pod keeps the other", |h| h.problems.iter().any(told)).await;

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_api::IPBlock;
+use cairn_api::{BGPNode, IPBlock};
 use cairn_ipam::fence::{LeaseSeen, Owner};
 use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, is_off, others_rest};
 use cairn_ipam::returns::{BlockSeen, PodSeen};
@@ -18,7 +18,9 @@ use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::api::networking::v1::ServiceCIDR;
-use kube::api::{Api, ApiResource, DeleteParams, ListParams, Object, ObjectList, Preconditions};
+use kube::api::{
+    Api, ApiResource, DeleteParams, ListParams, Object, ObjectList, PostParams, Preconditions,
+};
 use kube::{Client, ResourceExt};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -32,6 +34,7 @@ use crate::ipam::reads;
 pub(super) struct Lists {
     blocks: Api<IPBlock>,
     nodes: Api<Node>,
+    bgp_nodes: Api<BGPNode>,
     whole_nodes: Api<NodeObject>,
     leases: Api<Lease>,
     pods: Api<PodObject>,
@@ -124,6 +127,7 @@ impl Lists {
         Lists {
             blocks: Api::all(client.clone()),
             nodes: Api::all(client.clone()),
+            bgp_nodes: Api::all(client.clone()),
             whole_nodes: Api::all_with(client.clone(), &ApiResource::erase::<Node>(&())),
             leases: Api::namespaced(client.clone(), namespace),
             pods: Api::all_with(client.clone(), &ApiResource::erase::<Pod>(&())),
@@ -241,6 +245,25 @@ impl Lists {
         let name = crate::ipam::lease::lease_name(node);
         let lease = call(what, reads::get(&self.leases, &name, self.rules)).await?;
         Ok(lease.as_ref().and_then(lease_seen))
+    }
+
+    /// Takes `blocks` out of the BGPNode of this node, whose agent is gone and leaves it as it is: others
+    /// send a block's packets to the node that names it there.
+    pub(super) async fn disown(&self, node: &str, blocks: &[IpNet]) -> Result<(), IpamError> {
+        let what = || format!("cannot take returned blocks out of the BGPNode {node}");
+        let Some(mut object) = call(what, self.bgp_nodes.get_opt(node)).await? else {
+            return Ok(());
+        };
+        let named = &mut object.spec.blocks;
+        let before = named.len();
+        named.retain(|text| !text.parse().is_ok_and(|block| blocks.contains(&block)));
+        if named.len() == before {
+            return Ok(());
+        }
+        let what = || format!("cannot take returned blocks out of the BGPNode {node}");
+        // Refused if its agent is back and has written it meanwhile.
+        let params = PostParams::default();
+        call(what, self.bgp_nodes.replace(node, &params, &object)).await.map(drop)
     }
 
     /// Deletes the Lease of the node of this name if it is still in this version.

@@ -124,6 +124,17 @@ impl Returns {
                 Fate::Stays(why) => problems.add(why),
             }
         }
+        // Where the Node goes its BGPNode goes as well.
+        if !returning.is_empty() && planned.ground != Ground::NodeGone {
+            let cidrs: Vec<_> = returning.iter().map(|block| block.cidr).collect();
+            self.pace.turn(&self.shared).await;
+            match self.lists.disown(&planned.owner.name, &cidrs).await {
+                Ok(()) => {}
+                // It changes: the next look shows by whom.
+                Err(error) if error.is_conflict() => return Ok(Vec::new()),
+                Err(error) => return Err(error),
+            }
+        }
         let calls = returning.into_iter().map(|block| async {
             let outcome = self.block(planned, &block).await;
             (block, outcome)
