@@ -214,7 +214,7 @@ mod tests {
     fn firewall(encapsulation: &str) -> Firewall {
         let view = view(encapsulation);
         let own = "192.0.2.1/24".parse().expect("an address");
-        let own = [OwnAddress { interface: "eth0".into(), address: own }];
+        let own = [OwnAddress { interface: "eth0".into(), address: own, lasting: true }];
         let settings = NodeConfigurationSpec {
             excluded_cidrs: vec!["192.168.0.0/16".into()],
             forward_rules: Switch::Disabled,

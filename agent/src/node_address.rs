@@ -17,6 +17,8 @@ pub struct OwnAddress {
     pub interface: String,
     /// The address, with the prefix length of its subnet.
     pub address: IpNet,
+    /// It is to stay: neither temporary, deprecated nor tentative, nor one more of its subnet.
+    pub lasting: bool,
 }
 
 /// Whether `address` lies in a subnet of `own`, so that no router is between.
@@ -33,6 +35,8 @@ pub struct AddressChooser<'a> {
     pub own: &'a [OwnAddress],
     /// The address from which it reaches the API server.
     pub towards_api: Option<IpAddr>,
+    /// What others know: it stays where a rule allows it, and while none can be followed.
+    pub before: &'a [IpAddr],
 }
 
 impl AddressChooser<'_> {
@@ -56,8 +60,12 @@ impl AddressChooser<'_> {
             }
             problems.push(format!(
                 "this node has no interface {interface} with an address, which its \
-                 NodeConfiguration's nodeAddress names: the InternalIP of the Node is used"
+                 NodeConfiguration's nodeAddress names: {}",
+                self.instead()
             ));
+            if !self.before.is_empty() {
+                return self.before.to_vec();
+            }
         }
         if let Some(cidrs) = &self.settings.cidrs {
             let cidrs: Vec<IpNet> = cidrs.iter().filter_map(|text| text.parse().ok()).collect();
@@ -66,40 +74,60 @@ impl AddressChooser<'_> {
             if !found.is_empty() {
                 return found;
             }
-            problems.push(
+            problems.push(format!(
                 "this node has no address in the networks that its NodeConfiguration's nodeAddress \
-                 names: the InternalIP of the Node is used"
-                    .into(),
-            );
+                 names: {}",
+                self.instead()
+            ));
+            if !self.before.is_empty() {
+                return self.before.to_vec();
+            }
         }
         let internal = internal_addresses(node);
         if !internal.is_empty() {
             return internal;
         }
-        let found = self.first(|own| self.towards_api == Some(own.address.addr()));
-        if let Some(address) = found.first() {
+        // A Node that is registered anew is without for a while.
+        let is_own = |address: &IpAddr| self.own.iter().any(|own| own.address.addr() == *address);
+        let found = match self.before {
+            [] => self.first(|own| {
+                // kube-proxy and the like make Services the node's own.
+                let of_services = SERVICE_INTERFACES.contains(&own.interface.as_str());
+                !of_services && self.towards_api == Some(own.address.addr())
+            }),
+            before if before.iter().all(is_own) => before.to_vec(),
+            _ => Vec::new(),
+        };
+        if !found.is_empty() {
+            let addresses: Vec<String> = found.iter().map(IpAddr::to_string).collect();
             problems.push(format!(
                 "Node {name} has no InternalIP in its status, which the kubelet or the cloud's controller \
-                 sets: the address towards the API server, {address}, is used until then"
+                 sets: {} is used until then",
+                addresses.join(", ")
             ));
         }
         found
     }
 
-    /// The first address of each family that passes.
+    fn instead(&self) -> &'static str {
+        match self.before {
+            [] => "the InternalIP of the Node is used",
+            _ => "it stays at the address that others know",
+        }
+    }
+
+    /// Of the addresses that pass the best one of each family: that which others know, then one with a
+    /// subnet, which a service's has not, then one that is to stay, then the kernel's first.
     fn first(&self, passes: impl Fn(&OwnAddress) -> bool) -> Vec<IpAddr> {
-        let single = |own: &&OwnAddress| {
-            // A service's address has no subnet.
-            own.address.prefix_len() < own.address.max_prefix_len()
+        let worse = |own: &&OwnAddress| {
+            let alone = own.address.prefix_len() == own.address.max_prefix_len();
+            (!self.before.contains(&own.address.addr()), alone, !own.lasting)
         };
-        let passing: Vec<IpAddr> = self
-            .own
-            .iter()
-            .filter(single)
-            .filter(|own| passes(own))
-            .map(|own| own.address.addr())
-            .collect();
-        one_a_family(&passing)
+        let best = |v4: bool| {
+            let passing = self.own.iter().filter(|own| own.address.addr().is_ipv4() == v4);
+            passing.filter(|own| passes(own)).min_by_key(worse)
+        };
+        best(true).into_iter().chain(best(false)).map(|own| own.address.addr()).collect()
     }
 }
 
@@ -142,6 +170,9 @@ fn one_a_family(all: &[IpAddr]) -> Vec<IpAddr> {
     first(true).into_iter().chain(first(false)).collect()
 }
 
+/// Where kube-proxy in ipvs mode and the node-local DNS cache put addresses of Services.
+const SERVICE_INTERFACES: [&str; 2] = ["kube-ipvs0", "nodelocaldns"];
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -149,7 +180,11 @@ mod tests {
     use super::*;
 
     fn own(interface: &str, address: &str) -> OwnAddress {
-        OwnAddress { interface: interface.into(), address: address.parse().expect("a network") }
+        OwnAddress {
+            interface: interface.into(),
+            address: address.parse().expect("a network"),
+            lasting: true,
+        }
     }
 
     fn node(annotation: Option<&str>) -> Node {
@@ -175,7 +210,7 @@ mod tests {
             own("eth1", "fd01::1/64"),
         ];
         let mut problems = Vec::new();
-        let chooser = AddressChooser { settings, own: &own, towards_api: None };
+        let chooser = AddressChooser { settings, own: &own, towards_api: None, before: &[] };
         let found = chooser.choose(&node(annotation), "n1", &mut problems);
         (found.iter().map(ToString::to_string).collect(), problems.len())
     }
@@ -191,7 +226,8 @@ mod tests {
         let own_of = |text: &str| vec![text.parse::<IpAddr>().expect("an address")];
         let chosen = |text: &str, node: &Node| {
             let (towards_api, mut problems) = (text.parse().ok(), Vec::new());
-            let chooser = AddressChooser { settings: &settings, own: &own, towards_api };
+            let chooser =
+                AddressChooser { settings: &settings, own: &own, towards_api, before: &[] };
             let found = chooser.choose(node, "n1", &mut problems);
             assert_eq!(problems.len(), usize::from(found == own_of("192.0.2.2")), "{problems:?}");
             found
@@ -207,12 +243,46 @@ mod tests {
     }
 
     #[test]
+    fn what_others_know_stays_while_no_rule_says_better() {
+        let temporary = OwnAddress { lasting: false, ..own("eth0", "fd01::99/64") };
+        let own = [
+            temporary,
+            own("eth0", "fd01::1/64"),
+            own("eth0", "192.0.2.1/24"),
+            own("eth0", "192.0.2.7/24"),
+        ];
+        let chosen = |settings: &NodeAddress, node: &Node, before: &[&str]| -> Vec<String> {
+            let before: Vec<IpAddr> =
+                before.iter().map(|a| a.parse().expect("an address")).collect();
+            let chooser = AddressChooser {
+                settings,
+                own: &own,
+                towards_api: "192.0.2.7".parse().ok(),
+                before: &before,
+            };
+            chooser.choose(node, "n1", &mut Vec::new()).iter().map(ToString::to_string).collect()
+        };
+        let interface = |name: &str| NodeAddress { interface: Some(name.into()), cidrs: None };
+        let (eth0, bare) = (interface("eth0"), Node::default());
+        assert_eq!(chosen(&eth0, &bare, &[]), ["192.0.2.1", "fd01::1"], "nothing temporary");
+        assert_eq!(chosen(&eth0, &bare, &["192.0.2.7"]), ["192.0.2.7", "fd01::1"], "it was first");
+        // The interface lost its address for a moment.
+        let known = ["198.51.100.9"];
+        assert_eq!(chosen(&interface("eth1"), &node(None), &known), known);
+        // A Node that was registered anew.
+        let none = NodeAddress::default();
+        assert_eq!(chosen(&none, &bare, &["192.0.2.1"]), ["192.0.2.1"]);
+        assert!(chosen(&none, &bare, &known).is_empty(), "not this node's any more");
+        assert_eq!(chosen(&none, &bare, &[]), ["192.0.2.7"], "nobody knows any");
+    }
+
+    #[test]
     fn the_annotation_then_what_is_configured_then_the_kubelet() {
         let none = NodeAddress::default();
         let interface = |name: &str| NodeAddress { interface: Some(name.into()), cidrs: None };
         let cidrs = |cidr: &str| NodeAddress { interface: None, cidrs: Some(vec![cidr.into()]) };
         let kubelet = ["192.0.2.1", "fd00::1"];
-        let cases: [(Option<&str>, NodeAddress, &[&str], usize); 9] = [
+        let cases: [(Option<&str>, NodeAddress, &[&str], usize); 10] = [
             (None, none.clone(), &kubelet, 0),
             (Some("fd09::9, 192.0.2.8"), interface("eth1"), &["192.0.2.8", "fd09::9"], 0),
             (Some("192.0.2.8,192.0.2.9"), none.clone(), &kubelet, 1),
@@ -222,7 +292,9 @@ mod tests {
             (None, interface("eth0"), &["192.0.2.1"], 0),
             (None, interface("eth7"), &kubelet, 1),
             (None, cidrs("198.51.0.0/16"), &["198.51.100.1"], 0),
-            (None, cidrs("203.0.113.0/24"), &kubelet, 1),
+            // A cloud's only address has no subnet.
+            (None, cidrs("203.0.113.7/32"), &["203.0.113.7"], 0),
+            (None, cidrs("203.0.114.0/24"), &kubelet, 1),
         ];
         for (annotation, settings, expected, problems) in cases {
             let (found, told) = chosen(annotation, &settings);

@@ -89,10 +89,13 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     let mut problems = Vec::new();
     let configuration = configuration(view, &mut problems);
     let settings = settings(view, &mut problems);
+    let known = view.own_bgp_node.as_ref().map(|spec| &spec.addresses);
+    let before: Vec<IpAddr> = known.into_iter().flatten().filter_map(|a| a.parse().ok()).collect();
     let chooser = AddressChooser {
         settings: &settings.node_address,
         own: local.interfaces,
         towards_api: local.towards_api,
+        before: &before,
     };
     let identity = Identity::of(view, name, &configuration, Some(&chooser), &mut problems);
     let addresses = identity.as_ref().map(|me| me.addresses.clone()).unwrap_or_default();
@@ -567,7 +570,9 @@ fn originate(
             }
         }
     }
-    for block in local.reachable.iter().filter(|block| advertised(view, block)) {
+    // What leaves is withdrawn before its route goes.
+    let leads_here = |block: &&IpNet| local.blocks.contains(*block) && advertised(view, block);
+    for block in local.reachable.iter().filter(leads_here) {
         let source = format!("ipblock/{}", cairn_api::block_name(*block)).into();
         originate.insert(
             Prefix::from(*block),

@@ -70,9 +70,11 @@ impl KernelUnderlay {
             };
             if !tunnels::is_link_local(held.address.addr()) {
                 underlay.mtus.insert(held.address.addr(), link.mtu);
-                underlay
-                    .own
-                    .push(OwnAddress { interface: link.name.clone(), address: held.address });
+                underlay.own.push(OwnAddress {
+                    interface: link.name.clone(),
+                    address: held.address,
+                    lasting: held.is_lasting(),
+                });
             }
         }
         Ok(underlay)

@@ -144,6 +144,13 @@ impl Address {
     pub fn is_tentative(&self) -> bool {
         self.flags & (libc::IFA_F_TENTATIVE | libc::IFA_F_OPTIMISTIC) == libc::IFA_F_TENTATIVE
     }
+
+    /// Whether the address is one to be known by: it can be used and is not on its way out, and is of
+    /// IPv4 the first of its subnet, of IPv6 no temporary one (RFC 8981), which have the same flag.
+    pub fn is_lasting(&self) -> bool {
+        let passing = libc::IFA_F_TEMPORARY | libc::IFA_F_DEPRECATED | libc::IFA_F_DADFAILED;
+        self.flags & passing == 0 && !self.is_tentative()
+    }
 }
 
 /// Whether duplicate address detection runs for a new IPv6 address. It means nothing for IPv4.
