@@ -159,7 +159,7 @@ impl Ways {
             }
             None => return waits("no BGPNode names it as its node's block".into()),
         };
-        let Some(member) = self.members.get(owner) else {
+        let Some(member) = self.members.get(&owner) else {
             return waits(format!("the BGPNode {owner} of its owner is gone"));
         };
         let Some(outer) = self.outer(kind, member) else {
@@ -175,13 +175,51 @@ impl Ways {
         if !member.tunnels.contains(&kind) {
             return waits(format!("its owner {owner} does not take {kind:?} packets yet"));
         }
-        Ok(Way::Tunnel(kind, Arc::clone(owner)))
+        Ok(Way::Tunnel(kind, owner))
     }
 }
 
 /// Who owns the blocks of pools with an encapsulation, as the owners say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Owners(BTreeMap<IpNet, Owner>);
+pub struct Owners(Covering<Owner>);
+
+/// Networks of few different lengths, each with a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Covering<T> {
+    networks: BTreeMap<IpNet, T>,
+    lengths: BTreeSet<u8>,
+}
+
+impl<T> Default for Covering<T> {
+    fn default() -> Covering<T> {
+        Covering { networks: BTreeMap::new(), lengths: BTreeSet::new() }
+    }
+}
+
+impl<T> Covering<T> {
+    /// What stands at `network`.
+    pub fn entry(&mut self, network: IpNet) -> Entry<'_, IpNet, T> {
+        self.lengths.insert(network.prefix_len());
+        self.networks.entry(network.trunc())
+    }
+
+    /// The networks that are `prefix` or hold it, the smallest first.
+    pub fn of(&self, prefix: IpNet) -> impl Iterator<Item = &T> {
+        let lengths = self.lengths.range(..=prefix.prefix_len()).rev();
+        let within = move |length: &u8| IpNet::new(prefix.addr(), *length).ok();
+        lengths.filter_map(move |length| self.networks.get(&within(length)?.trunc()))
+    }
+}
+
+impl FromIterator<IpNet> for Covering<()> {
+    fn from_iter<I: IntoIterator<Item = IpNet>>(networks: I) -> Covering<()> {
+        let mut all = Covering::default();
+        for network in networks {
+            all.entry(network).or_insert(());
+        }
+        all
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Owner {
@@ -192,7 +230,7 @@ enum Owner {
 impl Owners {
     /// As `members` say.
     pub fn new(members: &BTreeMap<Arc<str>, Arc<Member>>) -> Owners {
-        let mut owners = BTreeMap::new();
+        let mut owners = Covering::default();
         for (name, member) in members {
             for block in &member.blocks {
                 match owners.entry(*block) {
@@ -209,10 +247,20 @@ impl Owners {
         Owners(owners)
     }
 
-    /// The owner of the block that is `prefix` or holds it.
-    fn of(&self, prefix: IpNet) -> Option<&Owner> {
-        let (block, owner) = self.0.range(..=prefix).next_back()?;
-        block.contains(&prefix).then_some(owner)
+    /// The owner of the block that is `prefix` or holds it. Where blocks overlap, as a block of a pool that was
+    /// made anew does with one that its owner still names, they may be several.
+    fn of(&self, prefix: IpNet) -> Option<Owner> {
+        let mut owners = self.0.of(prefix);
+        let first = owners.next()?;
+        let Owner::One(name) = first else { return Some(first.clone()) };
+        let other = owners.find_map(|owner| match owner {
+            Owner::One(other) if other == name => None,
+            Owner::One(other) | Owner::Several(other, _) => Some(other),
+        });
+        Some(match other {
+            None => Owner::One(Arc::clone(name)),
+            Some(other) => Owner::Several(Arc::clone(name), Arc::clone(other)),
+        })
     }
 }
 
@@ -297,6 +345,26 @@ mod tests {
         }
         let two = way(Encapsulation::VXLAN, "10.0.3.0/26", true).expect_err("two owners");
         assert_eq!(two, "the BGPNodes new and twin both name it as theirs");
+    }
+
+    #[test]
+    fn blocks_of_different_sizes_hide_no_owner() {
+        let of = |blocks: &[(&str, &[&str])], prefix: &str| {
+            let members = blocks.iter().map(|(name, blocks)| {
+                (Arc::from(*name), member("192.0.2.9", &[TunnelKind::VXLAN], blocks))
+            });
+            Owners::new(&members.collect()).of(net(prefix))
+        };
+        let blocks: [(&str, &[&str]); 2] =
+            [("old", &["10.0.0.0/26"]), ("new", &["10.0.0.0/24", "10.0.1.0/24"])];
+        let new = Some(Owner::One("new".into()));
+        assert_eq!(of(&blocks, "10.0.0.0/24"), new);
+        assert_eq!(of(&blocks, "10.0.0.70/32"), new);
+        assert_eq!(of(&blocks, "10.0.0.5/32"), Some(Owner::Several("old".into(), "new".into())));
+        assert_eq!(of(&blocks, "10.0.1.5/32"), new);
+        assert_eq!(of(&blocks, "10.0.2.5/32"), None);
+        let one: [(&str, &[&str]); 1] = [("new", &["10.0.0.0/26", "10.0.0.0/24"])];
+        assert_eq!(of(&one, "10.0.0.5/32"), new);
     }
 
     #[test]

@@ -109,6 +109,9 @@ pub struct NodeSettings {
     /// Whether routes through next-hop objects are shown without the objects' next hops, so that a change
     /// of an object takes no time however many routes lead through it.
     pub bare_objects: bool,
+    /// Whether senders behind this node are told how long their packets may be: tunnel packets that
+    /// must not be fragmented vanish otherwise where the path is narrower.
+    pub path_mtu: bool,
 }
 
 /// What [`NodeSettings::settle`] did.
@@ -120,6 +123,8 @@ pub struct Settled {
     pub loosened: Vec<(String, i64)>,
     /// What is not as it must be, each with what that does and why it could not be changed.
     pub deviations: Vec<String>,
+    /// Families that are not forwarded though they should be.
+    pub not_forwarded: Vec<Family>,
 }
 
 impl NodeSettings {
@@ -132,7 +137,15 @@ impl NodeSettings {
                 Family::V4 => (FORWARDING_V4, "pods are cut off for IPv4"),
                 Family::V6 => (FORWARDING_V6, "pods are cut off for IPv6"),
             };
-            settled.note(path, 1, effect, enable_forwarding(family));
+            let done = enable_forwarding(family);
+            if done.is_err() {
+                settled.not_forwarded.push(family);
+            }
+            settled.note(path, 1, effect, done);
+        }
+        if self.path_mtu {
+            let effect = "packets that are too long for a tunnel's path vanish";
+            settled.note(FORWARD_USE_PMTU, 1, effect, ensure(FORWARD_USE_PMTU, 1));
         }
         if self.bare_objects {
             match ensure(NEXTHOP_COMPAT, 0) {
@@ -277,6 +290,8 @@ fn file_of(path: &str) -> Result<PathBuf, Error> {
 }
 
 const ROOT: &str = "/proc/sys/net";
+/// Whether what this node forwards heeds what it has learned of the path.
+pub const FORWARD_USE_PMTU: &str = "ipv4/ip_forward_use_pmtu";
 const FORWARDING_V4: &str = "ipv4/ip_forward";
 const FORWARDING_V6: &str = "ipv6/conf/all/forwarding";
 const NEXTHOP_COMPAT: &str = "ipv4/nexthop_compat_mode";

@@ -95,6 +95,7 @@ fn a_nodes_settings_are_set_once() {
         // The table sizes exist in the first namespace only.
         neighbours: 5000,
         bare_objects: true,
+        path_mtu: true,
     };
     netns
         .run(|| {
@@ -104,6 +105,7 @@ fn a_nodes_settings_are_set_once() {
             sysctl::write("ipv4/ip_forward", 1).unwrap();
             let changed = [
                 "net/ipv6/conf/all/forwarding was 0 and is now 1",
+                "net/ipv4/ip_forward_use_pmtu was 0 and is now 1",
                 "net/ipv4/nexthop_compat_mode was 1 and is now 0",
                 "net/ipv4/conf/up.7/rp_filter was 0 and is now 2",
             ]
@@ -112,7 +114,7 @@ fn a_nodes_settings_are_set_once() {
             let expected = Settled {
                 changed: changed.to_vec(),
                 loosened: vec![("up.7".into(), 0)],
-                deviations: Vec::new(),
+                ..Settled::default()
             };
             assert_eq!(settled, expected);
             assert_eq!(settings.settle(), Settled::default());

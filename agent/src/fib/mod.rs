@@ -218,6 +218,13 @@ struct Worker {
     /// The machine's settings that were last brought in order, and what could not be.
     settings: Option<NodeSettings>,
     deviations: Vec<String>,
+    /// When what could not be is tried again.
+    settle_due: Option<Instant>,
+    /// Families of which nothing is forwarded: no block of them can be reached.
+    not_forwarded: Vec<Family>,
+    /// Blocks that are this node's no more, and until when packets to them are caught: by then others
+    /// have heard that they do not lead here.
+    leaving: BTreeMap<IpNet, Instant>,
     /// Interfaces whose sources are checked loosely now, and what they had before.
     loosened: BTreeMap<String, i64>,
     /// When everything is looked at again.
@@ -282,6 +289,9 @@ impl Worker {
             state_dirty: true,
             settings: None,
             deviations: Vec::new(),
+            settle_due: None,
+            not_forwarded: Vec::new(),
+            leaving: BTreeMap::new(),
             loosened: BTreeMap::new(),
             audit_due: Instant::now() + AUDIT_INTERVAL,
             complaint: None,
@@ -319,6 +329,8 @@ impl Worker {
                 self.reconciler.next_deadline(),
                 self.wrap.next_deadline(),
                 self.marking.due,
+                self.settle_due,
+                self.leaving.values().min().copied(),
                 audit,
             ];
             let retry = retry.into_iter().flatten().min().map(tokio::time::Instant::from_std);
@@ -360,7 +372,7 @@ impl Worker {
                         self.complain(format!(
                             "the kernel's notifications failed, reading all again: {error}"
                         ));
-                        self.reconciler.request_resync();
+                        self.observe(vec![KernelEvent::Overrun]);
                         tokio::time::sleep(RETRY).await;
                     }
                 },
@@ -386,6 +398,7 @@ impl Worker {
             self.want(prefix);
         }
         self.own_blocks(BTreeSet::new());
+        self.leaving.values_mut().for_each(|until| *until = Instant::now());
         self.reconciler.allow_sweep();
         self.write();
     }
@@ -398,6 +411,10 @@ impl Worker {
             self.wrap.allow_sweep();
         }
         let now = Instant::now();
+        let gone: Vec<_> = self.leaving.extract_if(.., |_, until| *until <= now).collect();
+        for key in gone.iter().flat_map(|(block, _)| self.own_keys(*block)).collect::<Vec<_>>() {
+            self.reconciler.set(key, None);
+        }
         self.wrap.linger(&self.underlay, now);
         match self.wrap.prepare(&mut self.socket, now) {
             Ok((_, false)) => {}
@@ -438,6 +455,7 @@ impl Worker {
             .flatten()
             .copied()
             .filter(|block| self.own_keys(*block).all(|key| self.reconciler.is_installed(&key)))
+            .filter(|block| !self.not_forwarded.contains(&family_of(*block)))
             .collect();
         self.tell.reachable.send_if_modified(|old| {
             let differs = **old != reachable;
@@ -459,8 +477,8 @@ impl Worker {
         if let (Some(revision), Some(pods)) = (self.wrap.applied(), &self.tell.pods) {
             pods.tunnels_applied(revision);
         }
-        self.settle();
-        let ready = self.wrap.ready();
+        self.settle(now);
+        let ready = self.wrap.ready(self.blocks.as_ref().unwrap_or(&BTreeSet::new()));
         self.tell.tunnels.send_if_modified(|old| {
             let differs = *old != ready;
             *old = ready;
@@ -478,20 +496,25 @@ impl Worker {
 
     /// Brings the settings of the machine in order when others are needed: before anybody hears that
     /// this node takes packets from a tunnel.
-    fn settle(&mut self) {
+    fn settle(&mut self, now: Instant) {
         let needed = NodeSettings {
             forwarding: forwarded().collect(),
             loose: self.wrap.loose(&self.underlay).into_iter().collect(),
             neighbours: u32::try_from(self.wrap.members()).unwrap_or(u32::MAX).max(NEIGHBOURS_MIN),
             bare_objects: self.compat_mode == CompatMode::Off,
+            path_mtu: self.wrap.needs_path_mtu(),
         };
-        if self.settings.as_ref() == Some(&needed) {
+        let again = self.settle_due.is_some_and(|at| at <= now);
+        if self.settings.as_ref() == Some(&needed) && !again {
             return;
         }
         let settled = needed.settle();
         for change in settled.changed {
             tracing::info!("{change}");
         }
+        // Who keeps a setting from being made may be gone by then, and says nothing when it goes.
+        self.settle_due = (!settled.deviations.is_empty()).then(|| now + SETTLE_RETRY);
+        self.not_forwarded = settled.not_forwarded;
         self.deviations = settled.deviations;
         self.loosened.extend(settled.loosened);
         let kept = |interface: &String| needed.loose.contains(interface);
@@ -556,8 +579,10 @@ impl Worker {
                 None
             }
             Some(route) => {
-                let installed = self.reconciler.is_installed(&key);
-                let target = match self.wrap.target(net, &self.underlay, installed) {
+                // Also a route of an earlier process, which is not wanted yet.
+                let is_plain =
+                    || self.reconciler.present(&key).is_some_and(|route| is_plain(&route));
+                let target = match self.wrap.target(net, &self.underlay, is_plain) {
                     Ok(Some(target)) => Ok(target),
                     Ok(None) => self.resolve(route).ok_or_else(|| unreachable(route)),
                     Err(why) => Err(why),
@@ -613,9 +638,9 @@ impl Worker {
 
     fn own_blocks(&mut self, wanted: BTreeSet<IpNet>) {
         let before = self.blocks.replace(wanted.clone()).unwrap_or_default();
-        for gone in before.difference(&wanted) {
-            self.own_keys(*gone).for_each(|key| self.reconciler.set(key, None));
-        }
+        let until = Instant::now() + CAUGHT;
+        self.leaving.extend(before.difference(&wanted).map(|gone| (*gone, until)));
+        self.leaving.retain(|gone, _| !wanted.contains(gone));
         for key in wanted.iter().flat_map(|block| self.own_keys(*block)).collect::<Vec<_>>() {
             self.reconciler.set(key, Some(self.own_route(key)));
         }
@@ -696,9 +721,7 @@ impl Worker {
                 KernelEvent::ForwardingOff { family } => {
                     // Pods and, through this node, others are cut off until it is on again.
                     self.complain(format!("{family:?} forwarding was turned off, turning it on"));
-                    if let Err(error) = sysctl::enable_forwarding(family) {
-                        self.complain(format!("this node does not forward: {error}"));
-                    }
+                    self.settings = None;
                 }
                 // Ours is one of these, and then nothing differs.
                 KernelEvent::ReversePath => self.settings = None,
@@ -813,6 +836,15 @@ fn forwarded() -> impl Iterator<Item = Family> {
     Family::ALL.into_iter().filter(|family| *family == Family::V4 || feature::has_ipv6())
 }
 
+/// Whether a route of ours leads through no tunnel.
+fn is_plain(route: &Route) -> bool {
+    matches!(&route.target, Target::Unicast(hops) if !hops.iter().any(|hop| hop.onlink))
+}
+
+fn family_of(net: IpNet) -> Family {
+    if net.addr().is_ipv4() { Family::V4 } else { Family::V6 }
+}
+
 /// Why nothing leads to the next hops of `route`.
 fn unreachable(route: &FibRoute) -> String {
     let hops: Vec<String> = route.paths.iter().map(|path| path.next_hop.to_string()).collect();
@@ -849,6 +881,12 @@ const GATHER: Duration = Duration::from_millis(10);
 
 /// Of the time at most one part in this many goes into reading the underlay.
 const READ_SHARE: u32 = 8;
+
+/// When a setting that could not be made is tried again.
+const SETTLE_RETRY: Duration = Duration::from_secs(5);
+
+/// Longer than a withdrawal takes to the peers.
+const CAUGHT: Duration = Duration::from_secs(1);
 
 /// The last net below the notifications.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(600);

@@ -25,7 +25,7 @@ use cairn_kernel::{nexthop, sysctl};
 use ipnet::IpNet;
 
 use crate::pods::TunnelAddresses;
-use crate::tunnels::{LINGER, Owners, Way, Ways, device_name, kind_of, overhead};
+use crate::tunnels::{Covering, LINGER, Owners, Way, Ways, device_name, kind_of, overhead};
 use crate::underlay::KernelUnderlay;
 
 /// What the planner tells of tunnels.
@@ -44,7 +44,7 @@ pub(super) enum Moved {
     /// None.
     Nothing,
     /// Those in these networks.
-    Within(BTreeSet<IpNet>),
+    Within(Covering<()>),
     /// Every one.
     All,
 }
@@ -57,7 +57,7 @@ impl Moved {
         {
             return Moved::All;
         }
-        let mut blocks = BTreeSet::new();
+        let mut blocks: BTreeSet<IpNet> = BTreeSet::new();
         if !Arc::ptr_eq(&old.members, &new.members) {
             for (these, others) in [(&old.members, &new.members), (&new.members, &old.members)] {
                 let changed = these.iter().filter(|(name, member)| {
@@ -66,17 +66,17 @@ impl Moved {
                 blocks.extend(changed.flat_map(|(_, member)| member.blocks.iter().copied()));
             }
         }
-        if blocks.is_empty() { Moved::Nothing } else { Moved::Within(blocks) }
+        if blocks.is_empty() {
+            return Moved::Nothing;
+        }
+        Moved::Within(blocks.into_iter().collect())
     }
 
     /// Whether it is said of `prefix`.
     pub(super) fn concerns(&self, prefix: IpNet) -> bool {
         match self {
             Moved::Nothing => false,
-            Moved::Within(blocks) => {
-                let block = blocks.range(..=prefix).next_back();
-                block.is_some_and(|block| block.contains(&prefix))
-            }
+            Moved::Within(blocks) => blocks.of(prefix).next().is_some(),
             Moved::All => true,
         }
     }
@@ -226,7 +226,8 @@ impl Wrap {
         Some(Device { local, mtu, addresses: held.collect(), inner, encapsulation })
     }
 
-    /// What leads to `prefix`: a target through a tunnel, `None` where it is reached plainly.
+    /// What leads to `prefix`: a target through a tunnel, `None` where it is reached plainly, which
+    /// `is_plain_now` says of the kernel.
     ///
     /// # Errors
     /// It cannot be reached yet: why, as a clause.
@@ -234,9 +235,10 @@ impl Wrap {
         &mut self,
         prefix: IpNet,
         underlay: &KernelUnderlay,
-        is_installed: bool,
+        is_plain_now: impl FnOnce() -> bool,
     ) -> Result<Option<Target>, String> {
-        let is_plain = is_installed && !self.through.contains_key(&prefix);
+        let encapsulated = kind_of(self.wanted.ways.encapsulation(prefix)).is_some();
+        let is_plain = encapsulated && !self.through.contains_key(&prefix) && is_plain_now();
         let is_near = |address: IpAddr| underlay.is_near(address);
         let way = match self.wanted.ways.way(prefix, &self.owners, is_near, is_plain) {
             Ok(way) => way,
@@ -322,12 +324,30 @@ impl Wrap {
         self.tunnels.next_deadline().is_some_and(|at| at <= now)
     }
 
-    /// The tunnels from which packets are taken: the device is there with the node's addresses.
-    pub(super) fn ready(&self) -> BTreeSet<TunnelKind> {
+    /// The tunnels from which packets are taken: the device is there, with an address of each family in
+    /// which this node has `blocks` that are reached through it.
+    pub(super) fn ready(&self, blocks: &BTreeSet<IpNet>) -> BTreeSet<TunnelKind> {
+        let ways = &self.wanted.ways;
+        let lacks = |kind: TunnelKind| {
+            let through =
+                blocks.iter().filter(|block| kind_of(ways.encapsulation(**block)) == Some(kind));
+            let mut families = through.map(|block| AddressFamily::of_net(*block));
+            families.any(|family| !self.wanted.addresses.held.contains_key(&(kind, family)))
+        };
+        self.usable().into_iter().filter(|kind| !lacks(*kind)).collect()
+    }
+
+    /// The tunnels whose device is there with an address.
+    fn usable(&self) -> BTreeSet<TunnelKind> {
         let has_address =
             |kind: &TunnelKind| self.wanted.addresses.held.keys().any(|(of, _)| of == kind);
         let ready = |kind: &TunnelKind| self.tunnels.ready(of_kernel(*kind)).is_some();
         self.kinds().into_iter().filter(has_address).filter(ready).collect()
+    }
+
+    /// Whether tunnel packets forbid to be fragmented, which takes a setting of the machine.
+    pub(super) fn needs_path_mtu(&self) -> bool {
+        self.kinds().contains(&TunnelKind::VXLAN)
     }
 
     /// The interfaces that must take packets whose answers leave by another one, as some nodes send
@@ -335,7 +355,7 @@ impl Wrap {
     /// uplinks.
     pub(super) fn loose(&self, underlay: &KernelUnderlay) -> BTreeSet<String> {
         let kinds = self.kinds();
-        let ready = self.ready();
+        let ready = self.usable();
         let devices =
             kinds.iter().filter(|kind| ready.contains(kind)).map(|kind| device_name(*kind));
         let uplinks = underlay.own.iter().filter(|own| {
@@ -403,7 +423,7 @@ fn family_of(prefix: IpNet) -> Family {
 /// Whether the host tells senders behind it how long a packet in a tunnel may be. Only then the outer
 /// packets may forbid to be fragmented: elsewhere too long ones would vanish.
 fn learns_path_mtu() -> bool {
-    match sysctl::ensure("ipv4/ip_forward_use_pmtu", 1) {
+    match sysctl::ensure(sysctl::FORWARD_USE_PMTU, 1) {
         Ok(_) => true,
         Err(error) => {
             tracing::warn!(%error, "tunnel packets are fragmented where the path is narrower");

@@ -96,7 +96,9 @@ impl Nodes {
 
     /// Chooses anew when this node has come to another AS.
     pub(super) fn follow(&mut self, view: &mut ClusterView) {
-        let wanted = (plan::own_asn(view, &self.own), needs_members(view));
+        // Others go on sending through tunnels until they have heard that a pool has none any more, and
+        // who they are decides whether their packets are taken.
+        let wanted = (plan::own_asn(view, &self.own), self.all || needs_members(view));
         if self.listed && (self.asn, self.all) != wanted {
             (self.asn, self.all) = wanted;
             self.choose(view);
@@ -159,7 +161,7 @@ impl Nodes {
     }
 }
 
-/// Whether a pool needs to know every node.
+/// Whether a pool makes it necessary to know every node.
 fn needs_members(view: &ClusterView) -> bool {
     let needs = |pool: &cairn_api::IPPool| {
         pool.spec.encapsulation != Encapsulation::None || pool.spec.nat_outgoing
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn every_node_is_a_member_while_a_pool_needs_it() {
+    fn every_node_is_a_member_once_a_pool_needed_it() {
         let (mut nodes, mut view) = listed();
         assert!(view.members.is_empty());
         let pool = |encapsulation: &str| {
@@ -315,6 +317,6 @@ mod tests {
         );
         view.pools.insert("p".into(), pool("None"));
         nodes.follow(&mut view);
-        assert!(view.members.is_empty());
+        assert_eq!(view.members.len(), 99, "they may not have heard of it");
     }
 }
