@@ -33,6 +33,7 @@ use crate::fib::{Fib, RouteMemory, RouteSettings, Wrapping};
 use crate::firewall::{self, Keeper};
 use crate::ipam::Holdings;
 use crate::ipam::disk::Owner;
+use crate::node_address::OwnAddress;
 use crate::plan::{Local, plan};
 use crate::problems::{Line, ProblemLog};
 use crate::publish::{self, Wanted};
@@ -187,6 +188,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         ways: Ways::default(),
         lodges: BTreeMap::new(),
         addresses: pods::TunnelAddresses::default(),
+        lost: None,
     };
     agent.follow(&mut fib, served).await?;
     if let Some(speaker) = agent.speaker {
@@ -238,6 +240,8 @@ struct Agent {
     lodges: BTreeMap<(TunnelKind, Family), (Vec<String>, Option<tokio::time::Instant>)>,
     /// What the tunnel devices are to have, as it was last told.
     addresses: pods::TunnelAddresses,
+    /// Until when an address counts at which others know this node, and which it has no more.
+    lost: Option<tokio::time::Instant>,
 }
 
 struct Running {
@@ -295,6 +299,9 @@ impl Agent {
                 () = until(self.lodges.values().filter_map(|(_, until)| *until).min()) => {
                     self.plan(fib);
                 }
+                () = until(self.lost.filter(|at| *at > tokio::time::Instant::now())) => {
+                    self.plan(fib);
+                }
                 () = until(self.start_by) => {
                     self.start_by = None;
                     self.plan(fib);
@@ -328,6 +335,7 @@ impl Agent {
         let running = self.speaker.as_ref().map(|running| Arc::clone(&running.config));
         let tunnels = self.tunnels.borrow_and_update().clone();
         let underlay = self.underlay.borrow_and_update().clone();
+        let before = self.known_addresses(&view, &underlay.own);
         let local = Local {
             blocks: &holdings.announced,
             reachable: &reachable,
@@ -335,6 +343,7 @@ impl Agent {
             tunnels: &tunnels,
             interfaces: &underlay.own,
             towards_api: self.api_address.and_then(node_address::source_towards),
+            before: &before,
         };
         let mut plan = plan(&view, &self.name, &local);
         if plan.addresses.is_empty() {
@@ -392,6 +401,23 @@ impl Agent {
         }
     }
 
+    /// The addresses at which others know this node. One that it has lost counts for a while: it may come
+    /// back.
+    fn known_addresses(&mut self, view: &ClusterView, own: &[OwnAddress]) -> Vec<IpAddr> {
+        let known = view.own_bgp_node.iter().flat_map(|spec| &spec.addresses);
+        let mut known: Vec<IpAddr> = known.filter_map(|text| text.parse().ok()).collect();
+        let is_own = |address: &IpAddr| own.iter().any(|own| own.address.addr() == *address);
+        if known.iter().all(is_own) {
+            self.lost = None;
+            return known;
+        }
+        let now = tokio::time::Instant::now();
+        if *self.lost.get_or_insert(now + LINGER) <= now {
+            known.retain(is_own);
+        }
+        known
+    }
+
     /// Says in blocks of which pools tunnel devices have their addresses. Those that no pool needs any
     /// more keep theirs for a while, as the others hear of it later.
     fn lodge(&mut self, needed: BTreeMap<(TunnelKind, Family), Vec<String>>) {
@@ -405,20 +431,26 @@ impl Agent {
         self.lodges.extend(needed.into_iter().map(|(place, pools)| (place, (pools, None))));
     }
 
-    /// Tunnel devices for which no address is free.
-    fn lacks_addresses(&self, usage: &pods::Usage) -> Vec<String> {
+    /// The tunnel devices that are to have an address of a family, and of which pools.
+    fn lodging(&self) -> Vec<((TunnelKind, Family), Vec<String>)> {
         let holdings = self.holdings.borrow();
         let needed = self.lodges.iter().filter(|(_, (_, until))| until.is_none());
-        let lacking = needed.filter(|(place, (pools, _))| {
+        let lodging = needed.filter(|(place, (pools, _))| {
             // A node without such blocks has none to be reached.
-            let lodges = |block: &cairn_ipam::OwnedBlock| {
+            holdings.blocks.iter().any(|block| {
                 Family::of_net(block.cidr) == place.1
                     && pools.contains(&block.pool)
                     && holdings.lodgings.contains(&block.cidr)
-            };
-            !usage.tunnels.held.contains_key(place) && holdings.blocks.iter().any(lodges)
+            })
         });
-        let text = lacking.map(|((kind, family), (pools, _))| {
+        lodging.map(|(place, (pools, _))| (*place, pools.clone())).collect()
+    }
+
+    /// Tunnel devices for which no address is free.
+    fn lacks_addresses(&self, usage: &pods::Usage) -> Vec<String> {
+        let lodging = self.lodging();
+        let lacking = lodging.iter().filter(|(place, _)| !usage.tunnels.held.contains_key(place));
+        let text = lacking.map(|((kind, family), pools)| {
             format!(
                 "{} has no {family} address, so that others do not send through it: no block of this \
                  node has a free one; free addresses of IPPool {}, or enlarge it",
@@ -443,7 +475,9 @@ impl Agent {
             }
             differs
         });
-        let wanted = Wrapping { node: self.name.clone(), ways: self.ways.clone(), addresses };
+        let lodging = self.lodging().into_iter().map(|(place, _)| place).collect();
+        let (node, ways) = (self.name.clone(), self.ways.clone());
+        let wanted = Wrapping { node, ways, addresses, lodging };
         fib.wrapping.send_if_modified(|held| {
             let differs = **held != wanted;
             if differs {

@@ -35,7 +35,7 @@ pub struct AddressChooser<'a> {
     pub own: &'a [OwnAddress],
     /// The address from which it reaches the API server.
     pub towards_api: Option<IpAddr>,
-    /// What others know: it stays where a rule allows it, and while none can be followed.
+    /// Where others know it, without what it has lost for long.
     pub before: &'a [IpAddr],
 }
 
@@ -53,34 +53,31 @@ impl AddressChooser<'_> {
                 )),
             }
         }
-        if let Some(interface) = &self.settings.interface {
-            let found = self.first(|own| own.interface == *interface);
-            if !found.is_empty() {
-                return found;
+        let told = match (&self.settings.interface, &self.settings.cidrs) {
+            (Some(interface), _) => {
+                let found = self.best(|own| own.interface == *interface);
+                Some((found, format!("no interface {interface} with an address")))
             }
-            problems.push(format!(
-                "this node has no interface {interface} with an address, which its \
-                 NodeConfiguration's nodeAddress names: {}",
-                self.instead()
-            ));
-            if !self.before.is_empty() {
-                return self.before.to_vec();
+            (None, Some(cidrs)) => {
+                let cidrs: Vec<IpNet> = cidrs.iter().filter_map(|text| text.parse().ok()).collect();
+                let within =
+                    |own: &OwnAddress| cidrs.iter().any(|cidr| cidr.contains(&own.address.addr()));
+                Some((self.best(within), "no address in the networks".to_owned()))
             }
-        }
-        if let Some(cidrs) = &self.settings.cidrs {
-            let cidrs: Vec<IpNet> = cidrs.iter().filter_map(|text| text.parse().ok()).collect();
-            let found =
-                self.first(|own| cidrs.iter().any(|cidr| cidr.contains(&own.address.addr())));
-            if !found.is_empty() {
-                return found;
+            (None, None) => None,
+        };
+        if let Some((Choice { addresses, lacks, .. }, what)) = told {
+            if lacks {
+                problems.push(format!(
+                    "this node has {what} that its NodeConfiguration's nodeAddress names: {}",
+                    match addresses.as_slice() {
+                        [] => "the InternalIP of the Node is used",
+                        _ => "it stays for a minute at the address that others know",
+                    }
+                ));
             }
-            problems.push(format!(
-                "this node has no address in the networks that its NodeConfiguration's nodeAddress \
-                 names: {}",
-                self.instead()
-            ));
-            if !self.before.is_empty() {
-                return self.before.to_vec();
+            if !addresses.is_empty() {
+                return addresses;
             }
         }
         let internal = internal_addresses(node);
@@ -88,16 +85,11 @@ impl AddressChooser<'_> {
             return internal;
         }
         // A Node that is registered anew is without for a while.
-        let is_own = |address: &IpAddr| self.own.iter().any(|own| own.address.addr() == *address);
-        let found = match self.before {
-            [] => self.first(|own| {
-                // kube-proxy and the like make Services the node's own.
-                let of_services = SERVICE_INTERFACES.contains(&own.interface.as_str());
-                !of_services && self.towards_api == Some(own.address.addr())
-            }),
-            before if before.iter().all(is_own) => before.to_vec(),
-            _ => Vec::new(),
-        };
+        let known = self.before.iter().filter(|address| self.find(**address).is_some());
+        let mut found: Vec<IpAddr> = known.copied().collect();
+        if found.is_empty() {
+            found = self.best(|own| self.towards_api == Some(own.address.addr())).current;
+        }
         if !found.is_empty() {
             let addresses: Vec<String> = found.iter().map(IpAddr::to_string).collect();
             problems.push(format!(
@@ -109,26 +101,47 @@ impl AddressChooser<'_> {
         found
     }
 
-    fn instead(&self) -> &'static str {
-        match self.before {
-            [] => "the InternalIP of the Node is used",
-            _ => "it stays at the address that others know",
-        }
+    fn find(&self, address: IpAddr) -> Option<&OwnAddress> {
+        self.own.iter().find(|own| own.address.addr() == address)
     }
 
-    /// Of the addresses that pass the best one of each family: that which others know, then one with a
-    /// subnet, which a service's has not, then one that is to stay, then the kernel's first.
-    fn first(&self, passes: impl Fn(&OwnAddress) -> bool) -> Vec<IpAddr> {
+    /// Of the addresses that pass the best one of each family: one with a subnet, which those of
+    /// services and failovers mostly lack, then one that is to stay, then that which others know, then
+    /// the kernel's first. What others know stays while it is gone for a moment and nothing as good is
+    /// there.
+    fn best(&self, passes: impl Fn(&OwnAddress) -> bool) -> Choice {
+        let alone = |own: &OwnAddress| own.address.prefix_len() == own.address.max_prefix_len();
+        let passes = |own: &&OwnAddress| {
+            // kube-proxy and the like make Services the node's own.
+            !SERVICE_INTERFACES.contains(&own.interface.as_str()) && passes(own)
+        };
         let worse = |own: &&OwnAddress| {
-            let alone = own.address.prefix_len() == own.address.max_prefix_len();
-            (!self.before.contains(&own.address.addr()), alone, !own.lasting)
+            (alone(own), !own.lasting, !self.before.contains(&own.address.addr()))
         };
-        let best = |v4: bool| {
+        let mut choice = Choice { addresses: Vec::new(), current: Vec::new(), lacks: true };
+        for v4 in [true, false] {
             let passing = self.own.iter().filter(|own| own.address.addr().is_ipv4() == v4);
-            passing.filter(|own| passes(own)).min_by_key(worse)
-        };
-        best(true).into_iter().chain(best(false)).map(|own| own.address.addr()).collect()
+            let best = passing.filter(passes).min_by_key(worse);
+            let mut known = self.before.iter().filter(|known| known.is_ipv4() == v4);
+            let lost = known.find(|known| self.find(**known).is_none());
+            let is_weak = best.is_none_or(|own| alone(own) || !own.lasting);
+            let best = best.map(|own| own.address.addr());
+            choice.lacks &= best.is_none();
+            choice.current.extend(best);
+            choice.addresses.extend(lost.copied().filter(|_| is_weak).or(best));
+        }
+        choice
     }
+}
+
+/// Addresses by a rule, at most one a family, IPv4 first.
+struct Choice {
+    /// Those to use.
+    addresses: Vec<IpAddr>,
+    /// Those that pass now.
+    current: Vec<IpAddr>,
+    /// None passes.
+    lacks: bool,
 }
 
 /// The addresses in an annotation.
@@ -250,6 +263,9 @@ mod tests {
             own("eth0", "fd01::1/64"),
             own("eth0", "192.0.2.1/24"),
             own("eth0", "192.0.2.7/24"),
+            own("eth2", "203.0.113.9/32"),
+            own("eth3", "203.0.113.8/32"),
+            own("eth3", "198.51.100.3/24"),
         ];
         let chosen = |settings: &NodeAddress, node: &Node, before: &[&str]| -> Vec<String> {
             let before: Vec<IpAddr> =
@@ -266,14 +282,25 @@ mod tests {
         let (eth0, bare) = (interface("eth0"), Node::default());
         assert_eq!(chosen(&eth0, &bare, &[]), ["192.0.2.1", "fd01::1"], "nothing temporary");
         assert_eq!(chosen(&eth0, &bare, &["192.0.2.7"]), ["192.0.2.7", "fd01::1"], "it was first");
-        // The interface lost its address for a moment.
-        let known = ["198.51.100.9"];
-        assert_eq!(chosen(&interface("eth1"), &node(None), &known), known);
+        // The interface lost its address for a moment; what fails over is there still.
+        let lost = ["198.51.100.9"];
+        for interface in ["eth1", "eth2"].map(interface) {
+            assert_eq!(chosen(&interface, &node(None), &lost), lost);
+        }
+        // And for longer: nothing of it is known any more.
+        assert_eq!(chosen(&interface("eth1"), &node(None), &[]), ["192.0.2.1", "fd00::1"]);
+        assert_eq!(chosen(&interface("eth2"), &node(None), &[]), ["203.0.113.9"]);
+        // It is back, and the other one was used meanwhile.
+        assert_eq!(chosen(&interface("eth3"), &bare, &["203.0.113.8"]), ["198.51.100.3"]);
+        // Of another interface than the one that is named now.
+        assert_eq!(chosen(&interface("eth3"), &bare, &["fd01::1"]), ["198.51.100.3"]);
         // A Node that was registered anew.
         let none = NodeAddress::default();
-        assert_eq!(chosen(&none, &bare, &["192.0.2.1"]), ["192.0.2.1"]);
-        assert!(chosen(&none, &bare, &known).is_empty(), "not this node's any more");
-        assert_eq!(chosen(&none, &bare, &[]), ["192.0.2.7"], "nobody knows any");
+        assert_eq!(chosen(&none, &bare, &["192.0.2.1", "fd01::7"]), ["192.0.2.1"]);
+        for known in [&lost[..], &[]] {
+            assert_eq!(chosen(&none, &bare, known), ["192.0.2.7"], "nobody knows one of its own");
+        }
+        assert_eq!(chosen(&none, &node(None), &lost), ["192.0.2.1", "fd00::1"], "a change");
     }
 
     #[test]

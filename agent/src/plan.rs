@@ -61,6 +61,8 @@ pub struct Local<'a> {
     pub interfaces: &'a [OwnAddress],
     /// The address from which it reaches the API server.
     pub towards_api: Option<IpAddr>,
+    /// Where others know it, without what it has lost for long.
+    pub before: &'a [IpAddr],
 }
 
 impl<'a> Local<'a> {
@@ -78,6 +80,7 @@ impl<'a> Local<'a> {
             tunnels: &NO_TUNNELS,
             interfaces: &[],
             towards_api: None,
+            before: &[],
         }
     }
 }
@@ -89,13 +92,11 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     let mut problems = Vec::new();
     let configuration = configuration(view, &mut problems);
     let settings = settings(view, &mut problems);
-    let known = view.own_bgp_node.as_ref().map(|spec| &spec.addresses);
-    let before: Vec<IpAddr> = known.into_iter().flatten().filter_map(|a| a.parse().ok()).collect();
     let chooser = AddressChooser {
         settings: &settings.node_address,
         own: local.interfaces,
         towards_api: local.towards_api,
-        before: &before,
+        before: local.before,
     };
     let identity = Identity::of(view, name, &configuration, Some(&chooser), &mut problems);
     let addresses = identity.as_ref().map(|me| me.addresses.clone()).unwrap_or_default();
