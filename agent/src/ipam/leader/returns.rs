@@ -125,6 +125,17 @@ impl Returns {
             }
         }
         // Where the Node goes its BGPNode goes as well.
+        if planned.ground != Ground::NodeGone {
+            let mut going = Vec::new();
+            for block in returning {
+                match self.kept_by_routes(planned, &block).await {
+                    None => going.push(block),
+                    Some(Outcome::Stays(why)) => problems.add(why),
+                    Some(_) => {}
+                }
+            }
+            returning = going;
+        }
         if !returning.is_empty() && planned.ground != Ground::NodeGone {
             let cidrs: Vec<_> = returning.iter().map(|block| block.cidr).collect();
             self.pace.turn(&self.shared).await;
@@ -168,33 +179,41 @@ impl Returns {
         if !self.leads() {
             return Ok(Outcome::Waits);
         }
-        let cidr = block.cidr;
-        if self.shared.options.rules.hold(Rule::LeaderLooksForRoutes) {
-            // A block of an earlier Node of this machine in which pods live: nobody tells a speaker
-            // of its own routes.
-            let holdings = Arc::clone(&self.shared.reports.holdings.borrow());
-            if holdings.announced.iter().any(|own| cidr.contains(own)) {
-                return Ok(Outcome::Waits);
-            }
-            let heard = self.shared.witness.heard(cidr).await;
-            // Sessions may have ended since.
-            if heard.is_empty() && self.why_deaf(planned).await.is_some() {
-                return Ok(Outcome::Waits);
-            }
-            if let Some(heard) = heard.first() {
-                return Ok(Outcome::Stays(format!(
-                    "block {cidr} of {} stays: {} announces {}; is the machine still on?",
-                    subject(planned),
-                    heard.peer,
-                    heard.prefix,
-                )));
-            }
+        if let Some(kept) = self.kept_by_routes(planned, block).await {
+            return Ok(kept);
         }
         // One for the DELETE, one for the finalizer.
         self.pace.turn(&self.shared).await;
         self.pace.turn(&self.shared).await;
         let gone = self.api.give_back(object(block)).await?;
         Ok(if gone { Outcome::Returned } else { Outcome::Waits })
+    }
+
+    /// What becomes of a block that somebody announces, or may announce unheard; `None`: nobody does.
+    async fn kept_by_routes(&self, planned: &NodeReturn, block: &BlockSeen) -> Option<Outcome> {
+        if !self.shared.options.rules.hold(Rule::LeaderLooksForRoutes) {
+            return None;
+        }
+        let cidr = block.cidr;
+        // A block of an earlier Node of this machine in which pods live: nobody tells a speaker of its
+        // own routes.
+        let holdings = Arc::clone(&self.shared.reports.holdings.borrow());
+        if holdings.announced.iter().any(|own| cidr.contains(own)) {
+            return Some(Outcome::Waits);
+        }
+        let heard = self.shared.witness.heard(cidr).await;
+        // Sessions may have ended since.
+        if heard.is_empty() && self.why_deaf(planned).await.is_some() {
+            return Some(Outcome::Waits);
+        }
+        heard.first().map(|heard| {
+            Outcome::Stays(format!(
+                "block {cidr} of {} stays: {} announces {}; is the machine still on?",
+                subject(planned),
+                heard.peer,
+                heard.prefix,
+            ))
+        })
     }
 
     fn leads(&self) -> bool {
