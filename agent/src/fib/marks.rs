@@ -279,6 +279,9 @@ impl Worker {
                 self.reconciler.set(key, None);
             }
         }
+        for key in self.leaving.keys().filter_map(|block| before.passage(*block)) {
+            self.reconciler.set(key, None);
+        }
         // A reconciler that began anew has been told nothing.
         let untold: Vec<Prefix> = self.learned.keys().copied().collect();
         for prefix in untold {

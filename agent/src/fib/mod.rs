@@ -478,7 +478,7 @@ impl Worker {
             pods.tunnels_applied(revision);
         }
         self.settle(now);
-        let ready = self.wrap.ready(self.blocks.as_ref().unwrap_or(&BTreeSet::new()));
+        let ready = self.wrap.ready();
         self.tell.tunnels.send_if_modified(|old| {
             let differs = *old != ready;
             *old = ready;
@@ -580,8 +580,10 @@ impl Worker {
             }
             Some(route) => {
                 // Also a route of an earlier process, which is not wanted yet.
-                let is_plain =
-                    || self.reconciler.present(&key).is_some_and(|route| is_plain(&route));
+                let is_plain = || {
+                    let present = || self.reconciler.present(&key);
+                    self.reconciler.is_installed(&key) || present().is_some_and(|r| is_plain(&r))
+                };
                 let target = match self.wrap.target(net, &self.underlay, is_plain) {
                     Ok(Some(target)) => Ok(target),
                     Ok(None) => self.resolve(route).ok_or_else(|| unreachable(route)),
@@ -836,7 +838,7 @@ fn forwarded() -> impl Iterator<Item = Family> {
     Family::ALL.into_iter().filter(|family| *family == Family::V4 || feature::has_ipv6())
 }
 
-/// Whether a route of ours leads through no tunnel.
+/// Whether a route of ours leads through no tunnel, as far as it shows by itself.
 fn is_plain(route: &Route) -> bool {
     matches!(&route.target, Target::Unicast(hops) if !hops.iter().any(|hop| hop.onlink))
 }

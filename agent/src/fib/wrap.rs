@@ -37,6 +37,8 @@ pub struct Wrapping {
     pub ways: Ways,
     /// What the devices are to have.
     pub addresses: TunnelAddresses,
+    /// The devices that are to have an address of a family, as the node has blocks for it.
+    pub lodging: BTreeSet<(TunnelKind, AddressFamily)>,
 }
 
 /// Which prefixes may be reached another way than before.
@@ -94,6 +96,8 @@ pub(super) struct Wrap {
     through: BTreeMap<IpNet, (TunnelKind, Arc<str>)>,
     /// Kinds that no pool needs any more, and until when they stay.
     lingering: BTreeMap<TunnelKind, Instant>,
+    /// Kinds that others were told of.
+    offered: BTreeSet<TunnelKind>,
 }
 
 impl Wrap {
@@ -113,6 +117,7 @@ impl Wrap {
             missing: Vec::new(),
             through: BTreeMap::new(),
             lingering: BTreeMap::new(),
+            offered: BTreeSet::new(),
         })
     }
 
@@ -202,7 +207,7 @@ impl Wrap {
     }
 
     fn device(&self, kind: TunnelKind, underlay: &KernelUnderlay) -> Option<Device> {
-        let Wrapping { node, ways, addresses } = &self.wanted;
+        let Wrapping { node, ways, addresses, .. } = &self.wanted;
         let local = ways.local(kind)?;
         let mtu = underlay.mtu(local)?.saturating_sub(overhead(kind, local));
         let held = [AddressFamily::V4, AddressFamily::V6]
@@ -325,16 +330,16 @@ impl Wrap {
     }
 
     /// The tunnels from which packets are taken: the device is there, with an address of each family in
-    /// which this node has `blocks` that are reached through it.
-    pub(super) fn ready(&self, blocks: &BTreeSet<IpNet>) -> BTreeSet<TunnelKind> {
-        let ways = &self.wanted.ways;
+    /// which it is to have one. What has been offered is so as long as there is any, as others send.
+    pub(super) fn ready(&mut self) -> BTreeSet<TunnelKind> {
+        let Wrapping { addresses, lodging, .. } = &self.wanted;
         let lacks = |kind: TunnelKind| {
-            let through =
-                blocks.iter().filter(|block| kind_of(ways.encapsulation(**block)) == Some(kind));
-            let mut families = through.map(|block| AddressFamily::of_net(*block));
-            families.any(|family| !self.wanted.addresses.held.contains_key(&(kind, family)))
+            lodging.iter().any(|place| place.0 == kind && !addresses.held.contains_key(place))
         };
-        self.usable().into_iter().filter(|kind| !lacks(*kind)).collect()
+        let mut ready = self.usable();
+        ready.retain(|kind| self.offered.contains(kind) || !lacks(*kind));
+        self.offered.clone_from(&ready);
+        ready
     }
 
     /// The tunnels whose device is there with an address.

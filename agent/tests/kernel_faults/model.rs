@@ -104,6 +104,7 @@ impl Model {
                 pools: pools.into_iter().chain(plain).collect(),
                 members: Arc::new(members.collect()),
             },
+            lodging: [Family::V4, Family::V6].map(|family| (TunnelKind::VXLAN, family)).into(),
             addresses: TunnelAddresses {
                 revision: 1,
                 held: BTreeMap::from([

@@ -3,6 +3,9 @@
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
+use cairn_agent::fib::Fib;
+use cairn_api::TunnelKind;
+use cairn_ipam::Family;
 use cairn_kernel::tunnel::mac_of;
 
 use crate::model::{Lines, Model, TUNNEL, ip, member_name, plain_prefix};
@@ -95,6 +98,56 @@ fn the_tunnel_device_comes_back_as_another() {
             "routes through it are missing visibly"
         );
         sh(&format!("ip link delete {TUNNEL}"));
+    });
+}
+
+/// With an address of one family only, packets of the other would be dropped.
+#[test]
+fn a_tunnel_is_offered_with_an_address_of_each_family_and_stays_so() {
+    on_node(async |_| {
+        let model = Model::new(20, 300);
+        let whole = model.wrapping();
+        let mut without = whole.clone();
+        without.addresses.held.remove(&(TunnelKind::VXLAN, Family::V6));
+        let fib = Fib::start(None).await.expect("the kernel's routes");
+        let offered = || fib.tunnels.borrow().contains(&TunnelKind::VXLAN);
+        let has = |address: &str| look(&format!("ip address show {TUNNEL}")).contains(address);
+        let v4 = whole.addresses.held[&(TunnelKind::VXLAN, Family::V4)].to_string();
+        let v6 = whole.addresses.held[&(TunnelKind::VXLAN, Family::V6)].to_string();
+        fib.wrapping.send_replace(without.clone().into());
+        until("the device has one address", || has(&v4)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(!offered());
+        fib.wrapping.send_replace(whole.into());
+        until("the device has both", || has(&v6)).await;
+        until("it is offered", offered).await;
+        // Others send, and a pool's end takes no other pool's tunnel along.
+        without.addresses.revision += 1;
+        fib.wrapping.send_replace(without.into());
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        assert!(offered());
+    });
+}
+
+/// Others hear of a withdrawal a little later, and what they send must not come back by the default route.
+#[test]
+fn a_block_that_leaves_is_unreachable_at_once_and_caught_for_a_second() {
+    on_node(async |_| {
+        let block = plain_prefix(0);
+        let fib = Fib::start(None).await.expect("the kernel's routes");
+        let caught = || look(&format!("ip route show {block} proto 198")).contains("blackhole");
+        fib.blocks.send_replace(Some([block].into()));
+        until("it is reachable", || fib.reachable.borrow().contains(&block)).await;
+        assert!(caught());
+        fib.blocks.send_replace(Some([].into()));
+        until("it is not", || fib.reachable.borrow().is_empty()).await;
+        assert!(caught());
+        // One that comes back in time keeps its route.
+        fib.blocks.send_replace(Some([block].into()));
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(caught());
+        fib.blocks.send_replace(Some([].into()));
+        until("then it goes", || !caught()).await;
     });
 }
 

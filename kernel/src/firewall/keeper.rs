@@ -159,7 +159,9 @@ impl FirewallKeeper {
     pub fn next_deadline(&self) -> Option<Instant> {
         self.wanted.as_ref()?;
         let retries = self.parts().map(|part| part.failure.as_ref().map(|failure| failure.retry));
-        retries.into_iter().chain([self.look, self.audit, self.flows.due]).flatten().min()
+        // Before the rules are there a look is of no use.
+        let flows = self.flows.due.filter(|_| self.table_part.failure.is_none());
+        retries.into_iter().chain([self.look, self.audit, flows]).flatten().min()
     }
 
     /// How often others changed or removed what is ours.
