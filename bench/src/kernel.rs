@@ -12,7 +12,7 @@ use crate::{Extent, Result, feed};
 
 /// Measures all rows of this group.
 pub fn measure(extent: Extent) -> Result<Vec<Row>> {
-    bed::remove_left_behind()?;
+    bed::remove_left_behind(bed::PREFIX)?;
     let routes = extent.pick(100_000, 2000);
     let mut rows = Vec::new();
     for (family, short) in Family::ALL.into_iter().zip(["IPv4", "IPv6"]) {

@@ -117,22 +117,32 @@ fn main() -> ExitCode {
         Some("bgp-copier") => return bgp::copier::main(arguments.skip(1)),
         _ => {}
     }
-    let options = match Options::parse(arguments) {
-        Ok(Some(options)) => options,
+    command(Options::parse(arguments), USAGE, |options| {
+        table::print(&measure(options)?, options.extent, options.format);
+        Ok(())
+    })
+}
+
+/// Carries out a command as its options say, which are missing when help is asked for. What is wrong with
+/// them ends it with 2, what goes wrong later with 1.
+fn command<O>(
+    options: std::result::Result<Option<O>, String>,
+    usage: &str,
+    run: impl FnOnce(&O) -> Result<()>,
+) -> ExitCode {
+    let done = match options {
+        Ok(Some(options)) => run(&options),
         Ok(None) => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
+            println!("{usage}");
+            Ok(())
         }
         Err(problem) => {
-            eprintln!("cairn-bench: {problem}\n{USAGE}");
+            eprintln!("cairn-bench: {problem}\n{usage}");
             return ExitCode::from(2);
         }
     };
-    match measure(&options) {
-        Ok(rows) => {
-            table::print(&rows, options.extent, options.format);
-            ExitCode::SUCCESS
-        }
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("cairn-bench: {error}");
             ExitCode::FAILURE
@@ -172,11 +182,9 @@ impl Options {
         while let Some(argument) = arguments.next() {
             match argument.as_str() {
                 "--quick" => options.extent = Extent::Quick,
-                "-o" | "--output" => match arguments.next().as_deref() {
-                    Some("json") => options.format = Format::Json,
-                    Some("table") => options.format = Format::Table,
-                    _ => return Err("-o takes \"json\" or \"table\"".into()),
-                },
+                "-o" | "--output" => {
+                    options.format = Format::named(arguments.next().as_deref())?;
+                }
                 "--only" => {
                     let name = arguments.next().unwrap_or_default();
                     let group = Group::ALL.into_iter().find(|group| group.name() == name);

@@ -24,6 +24,17 @@ pub enum Format {
     Json,
 }
 
+impl Format {
+    /// By the name that `-o` is given.
+    pub fn named(name: Option<&str>) -> Result<Format, String> {
+        match name {
+            Some("json") => Ok(Format::Json),
+            Some("table") => Ok(Format::Table),
+            _ => Err("-o takes \"json\" or \"table\"".into()),
+        }
+    }
+}
+
 #[derive(Serialize)]
 struct Report {
     quick: bool,

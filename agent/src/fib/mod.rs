@@ -455,7 +455,7 @@ impl Worker {
             .flatten()
             .copied()
             .filter(|block| self.own_keys(*block).all(|key| self.reconciler.is_installed(&key)))
-            .filter(|block| !self.not_forwarded.contains(&family_of(*block)))
+            .filter(|block| !self.not_forwarded.contains(&Family::of(block.addr())))
             .collect();
         self.tell.reachable.send_if_modified(|old| {
             let differs = **old != reachable;
@@ -841,10 +841,6 @@ fn forwarded() -> impl Iterator<Item = Family> {
 /// Whether a route of ours leads through no tunnel, as far as it shows by itself.
 fn is_plain(route: &Route) -> bool {
     matches!(&route.target, Target::Unicast(hops) if !hops.iter().any(|hop| hop.onlink))
-}
-
-fn family_of(net: IpNet) -> Family {
-    if net.addr().is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
 /// Why nothing leads to the next hops of `route`.

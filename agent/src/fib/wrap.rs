@@ -223,7 +223,8 @@ impl Wrap {
             }),
         };
         let families = ways.pools.iter().filter(|(_, wrapped)| kind_of(**wrapped) == Some(kind));
-        let mut inner: BTreeSet<Family> = families.map(|(pool, _)| family_of(*pool)).collect();
+        let mut inner: BTreeSet<Family> =
+            families.map(|(pool, _)| Family::of(pool.addr())).collect();
         if inner.is_empty() {
             // It only stays for a while.
             inner = Family::ALL.into();
@@ -259,7 +260,7 @@ impl Wrap {
             }
             Way::Tunnel(kind, node) => {
                 let target =
-                    self.tunnels.target(of_kernel(kind), &node, family_of(prefix)).cloned();
+                    self.tunnels.target(of_kernel(kind), &node, Family::of(prefix.addr())).cloned();
                 let Some(target) = target else {
                     return Err(format!(
                         "the way through {kind:?} to {node} is not in the kernel yet"
@@ -419,10 +420,6 @@ fn of_kernel(kind: TunnelKind) -> tunnel::TunnelKind {
         TunnelKind::VXLAN => tunnel::TunnelKind::Vxlan,
         TunnelKind::IPIP => tunnel::TunnelKind::Ipip,
     }
-}
-
-fn family_of(prefix: IpNet) -> Family {
-    if prefix.addr().is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
 /// Whether the host tells senders behind it how long a packet in a tunnel may be. Only then the outer

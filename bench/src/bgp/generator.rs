@@ -285,21 +285,28 @@ fn try_handshake(peer: u32) -> Result<(TcpStream, Vec<u8>)> {
             return Err("the daemon closed the connection".into());
         }
         seen.extend_from_slice(&buffer[..octets]);
-        while let Some(&[high, low, code]) = seen.get(16..19)
-            && let length = usize::from(u16::from_be_bytes([high, low])).max(19)
-            && seen.len() >= length
-        {
+        while let Some(code) = next_type(&mut seen) {
             types.push(code);
             if types.len() == 1 {
                 stream.write_all(&KEEPALIVE)?;
             }
-            seen.drain(..length);
         }
     }
     match types.as_slice() {
         [1, 4, ..] => Ok((stream, seen)),
         _ => Err(format!("messages of types {types:?} instead of OPEN and KEEPALIVE").into()),
     }
+}
+
+/// Takes the first message off what has come, if all of it has, and says of which type it is.
+pub fn next_type(seen: &mut Vec<u8>) -> Option<u8> {
+    let &[high, low, code] = seen.get(16..19)? else { return None };
+    let length = usize::from(u16::from_be_bytes([high, low])).max(19);
+    if seen.len() < length {
+        return None;
+    }
+    seen.drain(..length);
+    Some(code)
 }
 
 /// An OPEN without hold time: a peer that is busy sending sends no KEEPALIVE.

@@ -52,27 +52,10 @@ struct Options {
 
 /// Runs `cairn-bench bgp` with the arguments behind it.
 pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
-    let options = match Options::parse(arguments) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        Err(problem) => {
-            eprintln!("cairn-bench: {problem}\n{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
-    match measure(&options) {
-        Ok(report) => {
-            report.print(options.format);
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("cairn-bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::command(Options::parse(arguments), USAGE, |options| {
+        measure(options)?.print(options.format);
+        Ok(())
+    })
 }
 
 fn measure(options: &Options) -> Result<Report> {
@@ -165,11 +148,7 @@ impl Options {
                     runs = Some(parsed.ok_or("--runs takes a number from 1 on")?);
                 }
                 "--cairn" => cairn = Some(PathBuf::from(value()?)),
-                "-o" | "--output" => match value()?.as_str() {
-                    "json" => format = Format::Json,
-                    "table" => format = Format::Table,
-                    _ => return Err("-o takes \"json\" or \"table\"".into()),
-                },
+                "-o" | "--output" => format = Format::named(Some(&value()?))?,
                 "-h" | "--help" => return Ok(None),
                 other => return Err(format!("what is \"{other}\"?")),
             }

@@ -85,9 +85,10 @@ impl Drop for Bed {
 }
 
 /// Removes the namespaces of runs that were killed.
-pub fn remove_left_behind() -> Result<()> {
-    for name in NetNs::names(PREFIX)? {
-        let pid = name.split('-').nth(2).filter(|pid| pid.parse::<u32>().is_ok());
+pub fn remove_left_behind(prefix: &str) -> Result<()> {
+    for name in NetNs::names(prefix)? {
+        let number = name.strip_prefix(prefix).and_then(|rest| rest.split('-').next());
+        let pid = number.filter(|pid| pid.parse::<u32>().is_ok());
         if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
             NetNs::delete(&name)?;
         }
@@ -140,4 +141,5 @@ pub fn family_number(family: Family) -> u8 {
     }
 }
 
-const PREFIX: &str = "bench-fib-";
+/// What the name of a namespace begins with, before the process that made it.
+pub const PREFIX: &str = "bench-fib-";

@@ -66,31 +66,16 @@ struct Options {
 
 /// Runs `cairn-bench kernel` with the arguments behind it.
 pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
-    let options = match Options::parse(arguments) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        Err(problem) => {
-            eprintln!("cairn-bench: {problem}\n{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
-    match measure(&options).and_then(|report| report.print(options.format)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cairn-bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::command(Options::parse(arguments), USAGE, |options| {
+        measure(options)?.print(options.format)
+    })
 }
 
 fn measure(options: &Options) -> Result<Report> {
     if !rustix::process::geteuid().is_root() {
         return Err("this makes network namespaces: run it as root".into());
     }
-    bed::remove_left_behind()?;
+    bed::remove_left_behind(bed::PREFIX)?;
     let mut report = Report::new(options.extent);
     let chosen = |cell: &Cell| {
         options.only.is_empty() || options.only.iter().any(|part| cell.name().contains(part))
@@ -205,11 +190,9 @@ impl Options {
                     options.runs =
                         Some(runs.filter(|runs| *runs > 0).ok_or("--runs takes a number")?);
                 }
-                "-o" | "--output" => match arguments.next().as_deref() {
-                    Some("json") => options.format = Format::Json,
-                    Some("table") => options.format = Format::Table,
-                    _ => return Err("-o takes \"json\" or \"table\"".into()),
-                },
+                "-o" | "--output" => {
+                    options.format = Format::named(arguments.next().as_deref())?;
+                }
                 "-h" | "--help" => return Ok(None),
                 other => return Err(format!("what is \"{other}\"?")),
             }

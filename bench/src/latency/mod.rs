@@ -27,7 +27,8 @@ use cairn_kernel::link::{self, DuplicateDetection, Veth, VethEnd};
 use cairn_kernel::{NetNs, Netlink};
 use std::os::fd::AsFd;
 
-use crate::bgp::generator::{KEEPALIVE, open};
+use crate::bgp::generator::{KEEPALIVE, next_type, open};
+use crate::fib::bed::remove_left_behind;
 use crate::table::Format;
 use crate::{Extent, Result};
 use daemon::Daemon;
@@ -53,34 +54,17 @@ struct Options {
 
 /// Runs `cairn-bench latency` with the arguments behind it.
 pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
-    let options = match Options::parse(arguments) {
-        Ok(Some(options)) => options,
-        Ok(None) => {
-            println!("{USAGE}");
-            return ExitCode::SUCCESS;
-        }
-        Err(problem) => {
-            eprintln!("cairn-bench: {problem}\n{USAGE}");
-            return ExitCode::from(2);
-        }
-    };
-    match measure(&options) {
-        Ok(report) => {
-            report.print(options.format);
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("cairn-bench: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    crate::command(Options::parse(arguments), USAGE, |options| {
+        measure(options)?.print(options.format);
+        Ok(())
+    })
 }
 
 fn measure(options: &Options) -> Result<Report> {
     if !rustix::process::geteuid().is_root() {
         return Err("this makes network namespaces: run it as root".into());
     }
-    remove_left_behind()?;
+    remove_left_behind(PREFIX)?;
     let routes = options.extent.pick(50_000, 500);
     let runs = options.runs.unwrap_or(options.extent.pick(3, 1));
     let mut report = Report::new(options.extent);
@@ -232,17 +216,6 @@ impl Drop for Bed {
     }
 }
 
-/// Removes the namespaces of runs that were killed.
-fn remove_left_behind() -> Result<()> {
-    for name in NetNs::names(PREFIX)? {
-        let pid = name.split('-').nth(2).filter(|pid| pid.parse::<u32>().is_ok());
-        if pid.is_some_and(|pid| !std::path::Path::new("/proc").join(pid).exists()) {
-            NetNs::delete(&name)?;
-        }
-    }
-    Ok(())
-}
-
 /// Connects, and goes on until nothing more comes: then the daemon has nothing else to do.
 fn try_session() -> Result<TcpStream> {
     let mut stream = TcpStream::connect(SocketAddr::from((DAEMON_ADDRESS, 179)))?;
@@ -259,10 +232,7 @@ fn try_session() -> Result<TcpStream> {
             Err(error) => return Err(error.into()),
         };
         seen.extend_from_slice(&buffer[..octets]);
-        while let Some(&[high, low, code]) = seen.get(16..19)
-            && let length = usize::from(u16::from_be_bytes([high, low])).max(19)
-            && seen.len() >= length
-        {
+        while let Some(code) = next_type(&mut seen) {
             types.push(code);
             if types.len() == 1 {
                 stream.write_all(&KEEPALIVE)?;
@@ -270,7 +240,6 @@ fn try_session() -> Result<TcpStream> {
             if types.len() == 2 {
                 stream.set_read_timeout(Some(QUIET))?;
             }
-            seen.drain(..length);
         }
     }
     if !matches!(types.as_slice(), [1, 4, ..]) {
@@ -304,11 +273,9 @@ impl Options {
                 "--cairn" => {
                     options.cairn = arguments.next().ok_or("--cairn takes a path")?.into();
                 }
-                "-o" | "--output" => match arguments.next().as_deref() {
-                    Some("json") => options.format = Format::Json,
-                    Some("table") => options.format = Format::Table,
-                    _ => return Err("-o takes \"json\" or \"table\"".into()),
-                },
+                "-o" | "--output" => {
+                    options.format = Format::named(arguments.next().as_deref())?;
+                }
                 "-h" | "--help" => return Ok(None),
                 other => return Err(format!("what is \"{other}\"?")),
             }

@@ -80,12 +80,16 @@ fn sets(firewall: &Firewall) -> Vec<Set> {
         // nft refuses networks of one set that overlap.
         let merged = IpNet::aggregate(&networks.iter().map(IpNet::trunc).collect());
         both(name, ["ipv4_addr; flags interval", "ipv6_addr; flags interval"], |family| {
-            merged.iter().filter(|net| family_of(net.addr()) == family).map(text_of).collect()
+            merged.iter().filter(|net| Family::of(net.addr()) == family).map(text_of).collect()
         })
     };
     let addresses = |name, addresses: &BTreeSet<IpAddr>| {
         both(name, ["ipv4_addr", "ipv6_addr"], |family| {
-            addresses.iter().filter(|ip| family_of(**ip) == family).map(IpAddr::to_string).collect()
+            addresses
+                .iter()
+                .filter(|ip| Family::of(**ip) == family)
+                .map(IpAddr::to_string)
+                .collect()
         })
     };
     [
@@ -132,7 +136,7 @@ fn chains(firewall: &Firewall) -> String {
     let mut forward = Vec::new();
     let mut postrouting = Vec::new();
     for tunnel in &firewall.tunnels {
-        let (ip, six) = (keyword(family_of(tunnel.local)), digit(family_of(tunnel.local)));
+        let (ip, six) = (keyword(Family::of(tunnel.local)), digit(Family::of(tunnel.local)));
         // Without the identifier of the network, as a fragment may not have it.
         let (any, ours) = match tunnel.protect {
             Outer::Vxlan { port, vni } => {
@@ -191,7 +195,7 @@ fn chains(firewall: &Firewall) -> String {
 /// What the node itself sends through a tunnel from another address would be answered past it.
 fn from_node(tunnel: &TunnelRule) -> impl Iterator<Item = String> {
     tunnel.addresses.iter().map(|address| {
-        let ip = keyword(family_of(*address));
+        let ip = keyword(Family::of(*address));
         format!(
             "oifname \"{}\" {ip} saddr != {address} fib saddr type local masquerade fully-random",
             tunnel.device
@@ -208,10 +212,6 @@ fn chain(text: &mut String, name: &str, hook: Option<&str>, rules: &[String]) {
         let _ = writeln!(text, "\t\t{rule}");
     }
     text.push_str("\t}\n");
-}
-
-fn family_of(address: IpAddr) -> Family {
-    if address.is_ipv4() { Family::V4 } else { Family::V6 }
 }
 
 fn keyword(family: Family) -> &'static str {

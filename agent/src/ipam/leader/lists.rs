@@ -260,7 +260,6 @@ impl Lists {
         if named.len() == before {
             return Ok(());
         }
-        let what = || format!("cannot take returned blocks out of the BGPNode {node}");
         // Refused if its agent is back and has written it meanwhile.
         let params = PostParams::default();
         call(what, self.bgp_nodes.replace(node, &params, &object)).await.map(drop)

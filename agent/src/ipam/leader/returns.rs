@@ -134,13 +134,13 @@ impl Returns {
                     Some(_) => {}
                 }
             }
-            returning = going;
-        }
-        if !returning.is_empty() && planned.ground != Ground::NodeGone {
-            let cidrs: Vec<_> = returning.iter().map(|block| block.cidr).collect();
+            if going.is_empty() {
+                return Ok(Vec::new());
+            }
+            let cidrs: Vec<_> = going.iter().map(|block| block.cidr).collect();
             self.pace.turn(&self.shared).await;
             match self.lists.disown(&planned.owner.name, &cidrs).await {
-                Ok(()) => {}
+                Ok(()) => returning = going,
                 // It changes: the next look shows by whom.
                 Err(error) if error.is_conflict() => return Ok(Vec::new()),
                 Err(error) => return Err(error),
