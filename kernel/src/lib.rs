@@ -14,6 +14,7 @@ pub mod link;
 pub mod monitor;
 pub mod netns;
 pub mod nexthop;
+mod pace;
 mod paths;
 pub mod pod;
 pub mod reconcile;

@@ -26,6 +26,7 @@ pub use self::compare::Difference;
 use self::writes::Write;
 use crate::entries::{Entries, Entry, Flag, RouteId};
 use crate::error::Error;
+use crate::pace::Paces;
 use crate::paths::Paths;
 use crate::route::{Route, RouteEvent, RouteKey, RouteSocket};
 
@@ -43,9 +44,13 @@ pub struct RouteReconciler {
     /// Writes whose outcome was not told yet. Their paths are counted.
     in_flight: Vec<Write>,
     failures: HashMap<RouteKey, Failure>,
+    /// When what failed, or what others change again and again, is written.
     retries: BTreeSet<(Instant, RouteKey)>,
+    paces: Paces<RouteKey>,
     sweep_allowed: bool,
     needs_resync: bool,
+    /// How long the last dump took.
+    read_took: Duration,
     edits: u64,
 }
 
@@ -107,8 +112,10 @@ impl RouteReconciler {
             in_flight: Vec::new(),
             failures: HashMap::new(),
             retries: BTreeSet::new(),
+            paces: Paces::new(),
             sweep_allowed: false,
             needs_resync: true,
+            read_took: Duration::ZERO,
             edits: 0,
         }
     }
@@ -206,13 +213,18 @@ impl RouteReconciler {
         self.needs_resync
     }
 
+    /// How long the last dump of [`RouteReconciler::apply`] took.
+    pub fn read_took(&self) -> Duration {
+        self.read_took
+    }
+
     /// Asks for a dump, after an event that may have changed routes without a notification.
     pub fn request_resync(&mut self) {
         self.needs_resync = true;
     }
 
     /// Takes a change that somebody else made. Returns whether the kernel may now differ from what
-    /// is wanted.
+    /// is wanted, and was not known to already.
     pub fn observe(&mut self, event: &RouteEvent) -> bool {
         let route = event.route();
         let key = route.key();
@@ -262,10 +274,13 @@ impl RouteReconciler {
         }
         self.forgive(&key);
         self.touch(id);
-        let queued = self.entries.get(id).is_some_and(|entry| entry.is(Flag::Queued));
-        let differs = self.needs_resync || queued;
-        self.edits += u64::from(ours && differs);
-        differs
+        let queued = self.entries.get_mut(id).filter(|entry| entry.is(Flag::Queued));
+        let is_news = match queued {
+            Some(entry) => entry.raise(Flag::Edited),
+            None => self.needs_resync,
+        };
+        self.edits += u64::from(ours && is_news);
+        is_news
     }
 
     /// Tries every failed route again at once: a link came up or an address was added.
@@ -293,7 +308,10 @@ impl RouteReconciler {
                     return Ok(pass);
                 }
                 pass.resyncs += 1;
-                self.read(socket)?;
+                let began = Instant::now();
+                let read = self.read(socket);
+                self.read_took = began.elapsed();
+                read?;
             }
             self.next_writes(now);
             if self.in_flight.is_empty() && !self.needs_resync && self.queue.is_empty() {
@@ -309,9 +327,17 @@ impl RouteReconciler {
         }
     }
 
-    /// When the first failed route is due; `None` when none waits.
+    /// When the next [`RouteReconciler::apply`] is due though nothing new happens; `None` when nothing
+    /// waits.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.retries.first().map(|(at, _)| *at)
+        let retry = self.retries.first().map(|(at, _)| *at);
+        retry.into_iter().chain(self.paces.calm_at()).min()
+    }
+
+    /// A route that others change again and again, so that it is put back ever later, and how many more
+    /// there are.
+    pub fn fight(&self) -> Option<(RouteKey, usize)> {
+        self.paces.fight()
     }
 
     /// Whether there is something to do before any deadline.
@@ -372,7 +398,10 @@ impl RouteReconciler {
             if entry.raise(Flag::Queued) {
                 self.queue.push_back(id);
             }
-        } else if entry.wanted.is_none() && !entry.is(Flag::Queued) && !entry.is(Flag::InFlight) {
+            return;
+        }
+        entry.put(Flag::Edited, false);
+        if entry.wanted.is_none() && !entry.is(Flag::Queued) && !entry.is(Flag::InFlight) {
             self.entries.remove(id);
         }
     }

@@ -645,3 +645,75 @@ async fn a_kernel_without_ipip_is_told_as_the_probe_tells_it() {
 }
 
 const QUIET: Duration = Duration::from_millis(100);
+
+/// Another program changes the same thing of a tunnel as fast as it can, for four seconds of a time that
+/// runs by itself, twenty milliseconds a round; returns how much was written.
+async fn fight(bed: &mut Bed, change: &str) -> usize {
+    let start = Instant::now();
+    let (mut now, mut written) = (start, 0);
+    while now < start + Duration::from_secs(4) {
+        now += Duration::from_millis(20);
+        support::sh(&bed.netns, change);
+        let heard = tokio::time::timeout(Duration::from_millis(1), bed.monitor.next()).await;
+        for event in heard.into_iter().flatten().flatten() {
+            bed.tunnels.observe(&event);
+        }
+        let pass = bed.tunnels.prepare(bed.socket.netlink(), now).unwrap();
+        written += pass.created + pass.replaced;
+        let cleaned = bed.tunnels.clean(bed.socket.netlink(), now).unwrap();
+        written += cleaned.deleted;
+    }
+    written
+}
+
+#[tokio::test]
+async fn a_fight_over_a_tunnel_is_slow_and_told() {
+    let (mac, strange) = (mac_of("b"), "02:00:00:00:00:66");
+    for (change, name) in [
+        (
+            format!("ip neigh replace 192.0.2.2 lladdr {strange} dev {NAME} nud permanent"),
+            "192.0.2.2",
+        ),
+        (
+            format!("bridge fdb replace {mac} dev {NAME} dst 192.0.2.66 self permanent"),
+            "forwarding",
+        ),
+        (
+            "ip nexthop replace id 0x43410000 via 192.0.2.66 dev up proto 198".into(),
+            "next-hop object",
+        ),
+        // Nobody wants it, and it goes each time.
+        (
+            format!("ip neigh replace 192.0.2.66 lladdr {strange} dev {NAME} nud permanent"),
+            "192.0.2.66",
+        ),
+        (format!("ip link set {NAME} mtu 1300"), NAME),
+        (format!("ip address flush dev {NAME}"), NAME),
+    ] {
+        let mut bed = Bed::new();
+        bed.tunnels.allow_sweep();
+        bed.tunnels.set_peer(VXLAN, "b", peer("b", "192.0.2.2"));
+        bed.settle().await;
+        let before = bed.listing();
+        let written = fight(&mut bed, &change).await;
+        // The addresses took along what stood on them: five writes a time.
+        assert!((4..60).contains(&written), "{change}: {written} writes");
+        let problems = bed.tunnels.problems();
+        let told = problems.iter().any(|p| p.contains("another program") && p.contains(name));
+        assert!(told, "{change}: {problems:?}");
+
+        // Peace, in which it is put right and forgotten.
+        for _ in 0..4 {
+            bed.observe().await;
+            let Some(now) = bed.tunnels.next_deadline() else { break };
+            bed.tunnels.prepare(bed.socket.netlink(), now).unwrap();
+            bed.tunnels.clean(bed.socket.netlink(), now).unwrap();
+        }
+        assert_eq!(bed.listing(), before, "{change}");
+        assert_eq!(
+            (bed.tunnels.problems(), bed.tunnels.next_deadline()),
+            (vec![], None),
+            "{change}"
+        );
+    }
+}

@@ -227,6 +227,8 @@ struct Worker {
     leaving: BTreeMap<IpNet, Instant>,
     /// Interfaces whose sources are checked loosely now, and what they had before.
     loosened: BTreeMap<String, i64>,
+    /// Until when the routes are not read again, however often somebody else makes it necessary.
+    read_rests: Instant,
     /// When everything is looked at again.
     audit_due: Instant,
     /// What failed last, and when.
@@ -293,6 +295,7 @@ impl Worker {
             not_forwarded: Vec::new(),
             leaving: BTreeMap::new(),
             loosened: BTreeMap::new(),
+            read_rests: Instant::now(),
             audit_due: Instant::now() + AUDIT_INTERVAL,
             complaint: None,
         };
@@ -325,8 +328,12 @@ impl Worker {
             }
             self.write();
             let audit = Some(self.audit_due);
+            let routes = match self.rests(Instant::now()) {
+                true => Some(self.read_rests),
+                false => self.reconciler.next_deadline(),
+            };
             let retry = [
-                self.reconciler.next_deadline(),
+                routes,
                 self.wrap.next_deadline(),
                 self.marking.due,
                 self.settle_due,
@@ -430,9 +437,13 @@ impl Worker {
             }
         }
         let due = self.reconciler.next_deadline().is_some_and(|at| at <= now);
-        if self.reconciler.is_dirty() || due {
+        if (self.reconciler.is_dirty() || due) && !self.rests(now) {
             match self.reconciler.apply(&mut self.socket, now) {
                 Ok(pass) => {
+                    if pass.resyncs > 0 {
+                        let rest = (self.reconciler.read_took() * READ_SHARE).min(READ_REST_MAX);
+                        self.read_rests = Instant::now() + rest;
+                    }
                     let written = pass.created + pass.replaced + pass.deleted;
                     if written + pass.refused > 0 {
                         tracing::debug!(?pass, "routes written");
@@ -466,6 +477,11 @@ impl Worker {
         });
     }
 
+    /// Whether routes wait to be read and with that to be written.
+    fn rests(&self, now: Instant) -> bool {
+        self.reconciler.needs_resync() && now < self.read_rests
+    }
+
     /// What is left of tunnels when the routes are as wanted, and who hears of it.
     fn clean(&mut self, now: Instant) {
         // No route of ours may lead through what is removed.
@@ -485,6 +501,8 @@ impl Worker {
             differs
         });
         let mut problems = self.wrap.problems();
+        let protocol = self.reconciler.protocol();
+        problems.extend(self.reconciler.fight().map(|fight| fought_over(fight, protocol)));
         problems.extend(self.deviations.iter().cloned());
         problems.extend(self.marking.problems.iter().cloned());
         self.tell.problems.send_if_modified(|old| {
@@ -843,6 +861,18 @@ fn is_plain(route: &Route) -> bool {
     matches!(&route.target, Target::Unicast(hops) if !hops.iter().any(|hop| hop.onlink))
 }
 
+/// Another program writes a route of ours again and again.
+fn fought_over((key, more): (RouteKey, usize), protocol: u8) -> String {
+    let more = match more {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    format!(
+        "another program changes the route {key}{more}, again and again, and it is put back each time: find \
+         that program with `ip monitor route` and have it leave routes of protocol {protocol} alone"
+    )
+}
+
 /// Why nothing leads to the next hops of `route`.
 fn unreachable(route: &FibRoute) -> String {
     let hops: Vec<String> = route.paths.iter().map(|path| path.next_hop.to_string()).collect();
@@ -877,7 +907,8 @@ async fn receive(feed: &mut Option<FibFeed>) -> Option<FibBatch> {
 /// The changes that one event of the underlay brings with it are read together.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Of the time at most one part in this many goes into reading the underlay.
+/// Of the time at most one part in this many goes into reading the underlay, and one into reading all
+/// routes.
 const READ_SHARE: u32 = 8;
 
 /// When a setting that could not be made is tried again.
@@ -885,6 +916,9 @@ const SETTLE_RETRY: Duration = Duration::from_secs(5);
 
 /// Longer than a withdrawal takes to the peers.
 const CAUGHT: Duration = Duration::from_secs(1);
+
+/// The longest that routes which somebody else may have changed are not read.
+const READ_REST_MAX: Duration = Duration::from_secs(1);
 
 /// The last net below the notifications.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(600);

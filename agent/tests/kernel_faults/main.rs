@@ -10,6 +10,7 @@
 
 mod chaos;
 mod dice;
+mod fight;
 mod killed;
 mod model;
 mod node;

@@ -8,7 +8,7 @@
 //!   └───────────┴─────────────────────┴──────────┘
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Instant;
 
@@ -16,6 +16,7 @@ use rustix::io::Errno;
 
 use crate::batch::Batch;
 use crate::error::{Error, Refusal};
+use crate::pace::Paces;
 use crate::reconcile::{Failure, Pass};
 use crate::socket::{Acknowledge, Netlink};
 
@@ -36,6 +37,11 @@ pub(crate) struct Delta<K: Key> {
     wanted: BTreeMap<K, K::Value>,
     present: BTreeMap<K, K::Value>,
     failures: BTreeMap<K, Failure>,
+    /// What others changed and was not repaired yet.
+    edited: BTreeSet<K>,
+    paces: Paces<K>,
+    /// What others change again and again, and until when it is left alone.
+    resting: BTreeMap<K, Instant>,
 }
 
 /// What a notification means for the model.
@@ -51,7 +57,14 @@ pub(crate) enum News {
 
 impl<K: Key> Delta<K> {
     pub(crate) fn new() -> Delta<K> {
-        Delta { wanted: BTreeMap::new(), present: BTreeMap::new(), failures: BTreeMap::new() }
+        Delta {
+            wanted: BTreeMap::new(),
+            present: BTreeMap::new(),
+            failures: BTreeMap::new(),
+            edited: BTreeSet::new(),
+            paces: Paces::new(),
+            resting: BTreeMap::new(),
+        }
     }
 
     /// Says what is wanted from now on. What failed is tried at once where something else is wanted.
@@ -95,9 +108,12 @@ impl<K: Key> Delta<K> {
             Some(value) => self.present.insert(key, value),
             None => self.present.remove(&key),
         };
-        match before == value {
-            true => News::Known,
-            false if before.is_some() && before.as_ref() == self.wanted.get(&key) => News::Undone,
+        if before == value || self.resting.contains_key(&key) {
+            return News::Known;
+        }
+        self.edited.insert(key);
+        match before.is_some() && before.as_ref() == self.wanted.get(&key) {
+            true => News::Undone,
             false => News::Other,
         }
     }
@@ -113,6 +129,8 @@ impl<K: Key> Delta<K> {
         now: Instant,
         pass: &mut Pass,
     ) -> Result<bool, Error> {
+        self.paces.forget(now);
+        self.resting.retain(|key, _| !self.wanted.contains_key(key));
         let mut batch = Batch::new();
         let mut due = Vec::new();
         for (key, value) in &self.wanted {
@@ -120,9 +138,18 @@ impl<K: Key> Delta<K> {
             if present == Some(value) || self.failures.get(key).is_some_and(|f| f.waits(now)) {
                 continue;
             }
+            if self.edited.contains(key) {
+                if let Some(until) = self.paces.rests(key, now) {
+                    self.resting.insert(*key, until);
+                    continue;
+                }
+                self.paces.repaired(*key, now);
+            }
             key.set(&mut batch, *value, present.is_some());
             due.push((*key, *value));
         }
+        let (resting, wanted) = (&self.resting, &self.wanted);
+        self.edited.retain(|key| resting.contains_key(key) || !wanted.contains_key(key));
         if due.is_empty() {
             return Ok(false);
         }
@@ -160,12 +187,25 @@ impl<K: Key> Delta<K> {
         now: Instant,
         pass: &mut Pass,
     ) -> Result<(), Error> {
+        self.resting.retain(|key, _| self.wanted.contains_key(key));
         let mut batch = Batch::new();
-        let due: Vec<(K, ())> = self
-            .stale()
-            .filter(|key| !self.failures.get(key).is_some_and(|failure| failure.waits(now)))
-            .map(|key| (key, ()))
-            .collect();
+        let mut due = Vec::new();
+        let stale: Vec<K> = self.stale().collect();
+        for key in stale {
+            if self.failures.get(&key).is_some_and(|failure| failure.waits(now)) {
+                continue;
+            }
+            if self.edited.contains(&key) {
+                if let Some(until) = self.paces.rests(&key, now) {
+                    self.resting.insert(key, until);
+                    continue;
+                }
+                self.paces.repaired(key, now);
+            }
+            due.push((key, ()));
+        }
+        let (resting, wanted) = (&self.resting, &self.wanted);
+        self.edited.retain(|key| resting.contains_key(key) || wanted.contains_key(key));
         if due.is_empty() {
             return Ok(());
         }
@@ -192,9 +232,17 @@ impl<K: Key> Delta<K> {
         self.present.keys().filter(|key| !self.wanted.contains_key(key)).copied()
     }
 
-    /// When the first failure is tried again.
+    /// When something is tried again, or repaired after a rest.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.failures.values().filter_map(|failure| failure.retry_at).min()
+        let failures = self.failures.values().filter_map(|failure| failure.retry_at);
+        let resting = self.resting.values().copied();
+        failures.chain(resting).chain(self.paces.calm_at()).min()
+    }
+
+    /// What others change again and again, in words.
+    pub(crate) fn fight(&self) -> Option<String> {
+        let (key, more) = self.paces.fight()?;
+        Some(fight(&key.to_string(), more))
     }
 
     /// The failures in words: one, and how many more there are.
@@ -213,6 +261,18 @@ impl<K: Key> Delta<K> {
         let failure = Failure::again(before.as_ref(), now, refusal.errno, refusal.text);
         self.failures.insert(key, failure);
     }
+}
+
+/// Another program at work on `what` and on `more` like it, in words.
+pub(crate) fn fight(what: &str, more: usize) -> String {
+    let more = match more {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    format!(
+        "another program changes {what}{more}, again and again, and it is put back each time: find that \
+         program with `ip monitor` and have it leave alone what is Cairn's"
+    )
 }
 
 /// Joins requests with the refusals that name them by position.
