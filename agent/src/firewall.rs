@@ -81,7 +81,9 @@ async fn keep(
             *held = found;
             differs
         });
-        let due = keeper.next_deadline().map(tokio::time::Instant::from_std);
+        // What others did during the pass is heard already.
+        let due = if keeper.is_dirty() { Some(Instant::now()) } else { keeper.next_deadline() };
+        let due = due.map(tokio::time::Instant::from_std);
         tokio::select! {
             changed = wanted.changed() => match changed {
                 Ok(()) => {

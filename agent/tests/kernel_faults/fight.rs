@@ -22,14 +22,15 @@ fn a_fight_costs_little_is_told_and_ends_well() {
                 look(&format!(
                     "ip route replace {prefix} via {theirs} proto 198 metric 198
                      ip neigh replace 172.16.0.1 lladdr 02:00:00:00:00:66 dev {TUNNEL} nud permanent
-                     ip link set {TUNNEL} mtu 1300"
+                     ip link set {TUNNEL} mtu 1300
+                     nft flush table inet cairn"
                 ));
             }
         };
         std::thread::scope(|scope| {
             scope.spawn(|| place.netns.run(fights).expect("entered"));
             let fought = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                let names = [prefix.to_string(), "172.16.0.1".into(), TUNNEL.into()];
+                let names = [prefix.to_string(), "172.16.0.1".into(), TUNNEL.into(), "inet cairn".into()];
                 told(&agent, &names);
                 let notices = Notices::open();
                 let start = Instant::now();
