@@ -30,7 +30,8 @@ fn a_fight_costs_little_is_told_and_ends_well() {
         std::thread::scope(|scope| {
             scope.spawn(|| place.netns.run(fights).expect("entered"));
             let fought = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                let names = [prefix.to_string(), "172.16.0.1".into(), TUNNEL.into(), "inet cairn".into()];
+                let names =
+                    [prefix.to_string(), "172.16.0.1".into(), TUNNEL.into(), "inet cairn".into()];
                 told(&agent, &names);
                 let notices = Notices::open();
                 let start = Instant::now();
