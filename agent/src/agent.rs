@@ -19,7 +19,7 @@ use cairn_api::{
     RoutesStatus, TunnelKind,
 };
 use cairn_bgp::config::SpeakerConfig;
-use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
+use cairn_bgp::speaker::{Shutdown, SpeakerHandle, SpeakerOptions};
 use cairn_ipam::Family;
 use clap::Args;
 use futures::FutureExt;
@@ -43,7 +43,8 @@ use crate::underlay::KernelUnderlay;
 use crate::view::{ClusterView, WatchFailure};
 use crate::witness::SpeakerWitness;
 use crate::{
-    api_client, control, ipam, last_view, memory, node_address, pods, until, watch as watches,
+    api_client, bgp_thread, control, ipam, last_view, memory, node_address, pods, until,
+    watch as watches,
 };
 
 /// Options of `cairn agent`.
@@ -537,16 +538,14 @@ impl Agent {
                     restarting: fib.preserved,
                     disabled: self.disabled.names(),
                 };
-                match Speaker::start(config.clone(), options) {
+                match bgp_thread::start(config.clone(), options, Some(fib.underlay.clone())) {
                     Ok((handle, feed)) => {
-                        crate::underlay::follow(fib.underlay.clone(), handle.clone());
                         fib.follow(feed);
                         let changes = handle.changes();
-                        crate::carrier::watch(handle.clone());
                         self.speaker_for_questions.send_replace(Some(handle.clone()));
                         self.speaker = Some(Running { handle, changes, config: Arc::new(config) });
                     }
-                    Err(error) => self.problems.push(format!("BGP does not start: {error}")),
+                    Err(error) => self.problems.push(format!("BGP does not start: {error:#}")),
                 }
             }
         }

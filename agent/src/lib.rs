@@ -11,10 +11,15 @@
 //! one owner each: addresses and pod interfaces [`pods`], blocks [`ipam`], sessions and routes the
 //! speaker, the kernel's routes [`fib`]. Nothing in here may take down forwarding: a part that fails
 //! says so and is retried, and what is in the kernel stays.
+//!
+//! The speaker ([`bgp_thread`]), the kernel's routes ([`fib`]) and the packet filter ([`firewall`]) have a
+//! thread each. The rest shares the main thread, which waits for the disk, the API server and commands: none
+//! of these may hold up a session or a route.
 
 pub mod agent;
 pub mod api_client;
 pub mod bgp;
+pub mod bgp_thread;
 pub mod carrier;
 pub mod cleanup;
 pub mod control;

@@ -100,8 +100,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// Everything of a daemon but the kernel writer runs on one thread: state has one owner, and what
-/// is long is on a thread of its own.
+/// One thread for what a daemon has to plan, tell and answer: state has one owner. Sessions, routes and
+/// the packet filter, which must not wait for that, have threads of their own.
 fn block_on<T>(daemon: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()

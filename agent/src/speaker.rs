@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::Context;
 use cairn_api::{BGPNodeStatusSpec, RoutesStatus};
-use cairn_bgp::speaker::{Shutdown, Speaker, SpeakerHandle, SpeakerOptions};
+use cairn_bgp::speaker::{Shutdown, SpeakerHandle, SpeakerOptions};
 use clap::Args;
 use futures::FutureExt;
 use tokio::net::UnixListener;
@@ -16,7 +17,7 @@ use crate::control::Service;
 use crate::disabled::DisabledPeers;
 use crate::fib::{Fib, RouteSettings};
 use crate::report::{self, Report};
-use crate::{control, file, restart};
+use crate::{bgp_thread, control, file, restart};
 
 /// Options of `cairn speaker`.
 #[derive(Args)]
@@ -76,14 +77,11 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         restarting: preserved || kept_by_peers,
         disabled: control.as_ref().map(|(_, disabled)| disabled.names()).unwrap_or_default(),
     };
-    let (speaker, feed) = Speaker::start(config, speaker_options)?;
-    crate::carrier::watch(speaker.clone());
+    let links = fib.as_ref().map(|fib| fib.underlay.clone());
+    let (speaker, feed) = bgp_thread::start(config, speaker_options, links)?;
     let routes = fib.as_ref().map(|fib| fib.state.clone());
     match &mut fib {
-        Some(fib) => {
-            crate::underlay::follow(fib.underlay.clone(), speaker.clone());
-            fib.follow(feed);
-        }
+        Some(fib) => fib.follow(feed),
         // Without a reader nothing is noted for one.
         None => drop(feed),
     }
@@ -99,8 +97,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         };
         tokio::spawn(control::serve(listener, Arc::new(service)));
     }
+    let mut changes = speaker.changes();
     loop {
         tokio::select! {
+            changed = changes.changed() => changed.context("the speaker ended")?,
             _ = hangup.recv() => {
                 refused.send_replace(reload(&options.file, &speaker));
             }

@@ -19,4 +19,5 @@ mod commands;
 mod example;
 mod remembered;
 mod signals;
+mod stalled;
 mod tables;
