@@ -7,14 +7,15 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
+use crate::POD_ROUTE_PROTOCOL;
 use crate::batch::Batch;
 use crate::error::Error;
 use crate::link;
 use crate::nexthop;
+use crate::objects;
 use crate::pod::{self, PodAttachment};
 use crate::route::{Change, DumpFilter, Family, Route, RouteSocket, Target};
 use crate::tunnel::{self, TunnelKind};
-use crate::{POD_ROUTE_PROTOCOL, ROUTE_PROTOCOL, TUNNEL_OBJECTS};
 
 /// Something of ours.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,9 +63,9 @@ pub fn find(socket: &mut RouteSocket, protocols: &BTreeSet<u8>) -> Result<Vec<Re
         found.append(&mut routes(socket, *protocol)?);
     }
     let netlink = socket.netlink();
-    let objects = nexthop::list(netlink)?.into_iter();
-    let ours = objects
-        .filter(|object| object.protocol == ROUTE_PROTOCOL && TUNNEL_OBJECTS.contains(&object.id));
+    // Groups, which have the higher numbers, before their members.
+    let listed = nexthop::list(netlink)?.into_iter().rev();
+    let ours = listed.filter(objects::is_ours);
     found.extend(ours.map(|object| Remnant::Object(object.id)));
     for kind in TunnelKind::ALL {
         let link = link::find(netlink, kind.device_name())?;

@@ -6,6 +6,7 @@
 
 pub mod batch;
 pub mod cleanup;
+mod delta;
 mod entries;
 pub mod error;
 pub mod feature;
@@ -14,6 +15,7 @@ pub mod link;
 pub mod monitor;
 pub mod netns;
 pub mod nexthop;
+mod objects;
 mod pace;
 mod paths;
 pub mod pod;
@@ -24,6 +26,7 @@ pub mod rule;
 pub mod socket;
 pub mod sysctl;
 pub mod tunnel;
+pub mod uplink;
 
 #[cfg(test)]
 mod decode_tests;
@@ -60,3 +63,6 @@ pub const VXLAN_PORT_DEFAULT: u16 = 4798;
 /// Numbers of the next-hop objects that lead into tunnels: 16,384 nodes with both tunnels and both
 /// families.
 pub const TUNNEL_OBJECTS: std::ops::Range<u32> = 0x4341_0000..0x4342_0000;
+
+/// Numbers of the next-hop objects on uplinks: the first half of single next hops, the second of groups.
+pub const UPLINK_OBJECTS: std::ops::Range<u32> = 0x4342_0000..0x4343_0000;

@@ -3,7 +3,7 @@
 //! The kernel deletes objects by their number alone, whoever made them, and it deletes them, with every
 //! route through them and without a word, when their link goes down. So objects of ours are created
 //! exclusively, replaced and deleted only where a dump showed them as ours, and stand only on links that
-//! Cairn itself keeps up.
+//! Cairn itself keeps up, and on others where that is asked for.
 
 use rustix::io::Errno;
 
@@ -24,7 +24,7 @@ pub struct Object {
 }
 
 /// What a next-hop object does with packets.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Way {
     /// Sends them to one next hop, whose weight is 1. Through an IPv6 gateway it serves IPv4 routes too.
     Hop(NextHop),
@@ -34,6 +34,15 @@ pub enum Way {
     Blackhole,
     /// Something that Cairn never makes: with an encapsulation, or for FDB entries. Only read.
     Other,
+}
+
+/// Whether routes name next-hop objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ObjectUse {
+    /// They do: the kernel has them ([`supported`]).
+    Objects,
+    /// They name the next hops themselves.
+    Plain,
 }
 
 /// Whether the kernel knows next-hop objects, as it does from version 5.3 on.

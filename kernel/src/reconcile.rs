@@ -28,7 +28,7 @@ use crate::entries::{Entries, Entry, Flag, RouteId};
 use crate::error::Error;
 use crate::pace::Paces;
 use crate::paths::Paths;
-use crate::route::{Route, RouteEvent, RouteKey, RouteSocket};
+use crate::route::{Route, RouteEvent, RouteKey, RouteSocket, Target};
 
 /// The wanted routes of one protocol number and a model of the kernel's. Routes of former numbers are ours
 /// as well, and none is wanted.
@@ -365,6 +365,15 @@ impl RouteReconciler {
         let id = self.entries.find(&key.normalized());
         id.and_then(|id| self.entries.get(id)).is_some_and(|entry| {
             entry.wanted.is_some() && entry.wanted == entry.present && !entry.is(Flag::Foreign)
+        })
+    }
+
+    /// The numbers of the next-hop objects that a route leads through: a wanted one, or one of ours in
+    /// the kernel.
+    pub fn objects(&self) -> impl Iterator<Item = u32> {
+        self.paths.iter().filter_map(|path| match path.target {
+            Target::Object(id) => Some(id),
+            _ => None,
         })
     }
 

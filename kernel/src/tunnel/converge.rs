@@ -6,10 +6,12 @@ use std::time::Instant;
 use rustix::io::Errno;
 
 use super::device::{self, Encapsulation, TunnelKind};
-use super::entries::{self, ObjectId};
-use super::{DeviceState, ObjectUse, Tunnels};
+use super::entries;
+use super::{DeviceState, Tunnels};
 use crate::batch::Batch;
 use crate::error::{Error, Refusal};
+use crate::nexthop::{ObjectUse, Way};
+use crate::objects::{self, ObjectId};
 use crate::reconcile::{Failure, Pass};
 use crate::socket::{Acknowledge, Netlink};
 use crate::{TUNNEL_OBJECTS, nexthop};
@@ -101,7 +103,8 @@ impl Tunnels {
                 self.undone = 0;
                 self.neighbours.lose(|key, _| Some(key.ifindex) == index);
                 self.forwarding.lose(|key, _| Some(key.ifindex) == index);
-                self.objects.lose(|_, hop| Some(hop.ifindex) == index);
+                self.objects
+                    .lose(|_, way| matches!(way, Way::Hop(hop) if Some(hop.ifindex) == index));
             }
             self.edits += u64::from(was_settled && !state.is_settled());
             if let Some(index) = state.index() {
@@ -115,17 +118,16 @@ impl Tunnels {
         self.edits += self.forwarding.read(forwarding);
         if self.object_use == ObjectUse::Objects {
             self.taken.clear();
-            let mut objects = BTreeMap::new();
+            let mut found = BTreeMap::new();
             for object in nexthop::list(netlink)? {
-                match entries::own_hop(&object) {
-                    Some(hop) => drop(objects.insert(ObjectId(object.id), hop)),
-                    None if TUNNEL_OBJECTS.contains(&object.id) => {
-                        self.taken.insert(object.id);
-                    }
+                let id = object.id;
+                match objects::own_way(object, &TUNNEL_OBJECTS) {
+                    Some(way) => drop(found.insert(ObjectId(id), way)),
+                    None if TUNNEL_OBJECTS.contains(&id) => drop(self.taken.insert(id)),
                     None => {}
                 }
             }
-            self.edits += self.objects.read(objects);
+            self.edits += self.objects.read(found);
         }
         self.needs_read = false;
         (self.dirty, self.unclean) = (true, true);

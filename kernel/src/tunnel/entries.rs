@@ -1,17 +1,15 @@
-//! What a peer needs in the kernel: neighbours, forwarding entries and next-hop objects, as messages.
+//! What a peer needs in the kernel besides its next-hop objects: neighbours and forwarding entries, as
+//! messages.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
 use crate::batch::{Batch, attributes, read_ip};
+use crate::delta::Key;
 use crate::error::Error;
 use crate::link::Mac;
-use crate::nexthop::{Object, Way};
-use crate::route::NextHop;
 use crate::socket::Netlink;
-use crate::tunnel::delta::Key;
-use crate::{ROUTE_PROTOCOL, TUNNEL_OBJECTS};
 
 /// A permanent neighbour entry: the Ethernet address of a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -27,16 +25,12 @@ pub(crate) struct Forwarding {
     pub(crate) mac: Mac,
 }
 
-/// A next-hop object of ours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct ObjectId(pub(crate) u32);
-
 impl Key for Neighbour {
     type Value = Mac;
 
-    fn set(self, batch: &mut Batch, mac: Mac, _exists: bool) {
+    fn set(self, batch: &mut Batch, mac: &Mac, _exists: bool) {
         // The link is ours, and so is whatever stands on it.
-        batch.set_neighbour(self.ifindex, self.address, mac);
+        batch.set_neighbour(self.ifindex, self.address, *mac);
     }
 
     fn delete(self, batch: &mut Batch) {
@@ -53,10 +47,10 @@ impl fmt::Display for Neighbour {
 impl Key for Forwarding {
     type Value = IpAddr;
 
-    fn set(self, batch: &mut Batch, outer: IpAddr, _exists: bool) {
+    fn set(self, batch: &mut Batch, outer: &IpAddr, _exists: bool) {
         let flags = libc::NLM_F_CREATE as u16 | libc::NLM_F_REPLACE as u16;
         batch.begin(libc::RTM_NEWNEIGH, flags, &forwarding_header(self.ifindex));
-        batch.attr(libc::NDA_LLADDR, &self.mac.0).attr_ip(libc::NDA_DST, outer);
+        batch.attr(libc::NDA_LLADDR, &self.mac.0).attr_ip(libc::NDA_DST, *outer);
     }
 
     fn delete(self, batch: &mut Batch) {
@@ -69,39 +63,6 @@ impl fmt::Display for Forwarding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "the forwarding entry of {} on link {}", self.mac, self.ifindex)
     }
-}
-
-impl Key for ObjectId {
-    type Value = NextHop;
-
-    fn set(self, batch: &mut Batch, hop: NextHop, exists: bool) {
-        let object = Object { id: self.0, protocol: ROUTE_PROTOCOL, way: Way::Hop(hop) };
-        if exists {
-            batch.replace_object(&object)
-        } else {
-            batch.create_object(&object)
-        };
-    }
-
-    fn delete(self, batch: &mut Batch) {
-        batch.delete_object(self.0);
-    }
-}
-
-impl fmt::Display for ObjectId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "the next-hop object {}", self.0)
-    }
-}
-
-/// What an object of ours leads to: one in our range and with our protocol number. One of ours that
-/// somebody turned into something else leads to no link.
-pub(crate) fn own_hop(object: &Object) -> Option<NextHop> {
-    let ours = object.protocol == ROUTE_PROTOCOL && TUNNEL_OBJECTS.contains(&object.id);
-    ours.then(|| match object.way {
-        Way::Hop(hop) => hop,
-        _ => NextHop::link(0),
-    })
 }
 
 /// The permanent neighbours of a link, of both families.

@@ -7,11 +7,12 @@ use ipnet::IpNet;
 
 use super::Tunnels;
 use super::device::{self, Encapsulation, Present, TunnelKind};
-use super::entries::{self, Forwarding, Neighbour, ObjectId};
+use super::entries::{self, Forwarding, Neighbour};
+use crate::TUNNEL_OBJECTS;
 use crate::error::Error;
 use crate::link::Mac;
-use crate::nexthop;
-use crate::route::NextHop;
+use crate::nexthop::{self, Way};
+use crate::objects::{self, ObjectId};
 use crate::socket::Netlink;
 
 /// The parts, by what they are and their names, with what each does. Equal parts have equal words.
@@ -28,7 +29,7 @@ pub enum Part {
     Neighbour,
     /// A permanent forwarding entry of one.
     Forwarding,
-    /// A next-hop object that leads into one.
+    /// A next-hop object, also one on an uplink ([`crate::uplink`]).
     Object,
 }
 
@@ -103,12 +104,11 @@ pub fn inventory(netlink: &mut Netlink) -> Result<Inventory, Error> {
             forwarding(&mut all, &names, &entries::forwarding(netlink, index)?);
         }
     }
-    let found = nexthop::list(netlink)?;
-    let ours = found
-        .iter()
-        .filter_map(|object| Some((ObjectId(object.id), entries::own_hop(object)?)))
-        .collect();
-    objects(&mut all, &names, &ours);
+    let found = nexthop::list(netlink)?.into_iter();
+    let ours = found.filter_map(|object| {
+        Some((ObjectId(object.id), objects::own_way(object, &TUNNEL_OBJECTS)?))
+    });
+    objects(&mut all, &names, &ours.collect());
     Ok(all)
 }
 
@@ -169,12 +169,10 @@ fn forwarding(
 fn objects(
     all: &mut Inventory,
     names: &BTreeMap<u32, TunnelKind>,
-    found: &BTreeMap<ObjectId, NextHop>,
+    found: &BTreeMap<ObjectId, Way>,
 ) {
-    for (ObjectId(id), hop) in found {
-        let via = hop.gateway.map(|gateway| format!("via {gateway} ")).unwrap_or_default();
-        let onlink = if hop.onlink { " onlink" } else { "" };
-        let words = format!("{via}dev {}{onlink}", link(names, hop.ifindex));
+    for (ObjectId(id), way) in found {
+        let words = objects::words(way, |index| link(names, index));
         all.insert((Part::Object, id.to_string()), words);
     }
 }

@@ -15,7 +15,6 @@
 //! are given.
 
 mod converge;
-mod delta;
 mod device;
 #[cfg(test)]
 mod device_tests;
@@ -35,18 +34,20 @@ pub use self::device::{Device, Encapsulation, TunnelKind, VxlanSettings};
 pub(crate) use self::entries::parse_forwarding;
 pub use self::inventory::{Inventory, Part, inventory};
 pub use self::peers::{link_local, mac_of};
+pub use crate::nexthop::ObjectUse;
 
-use self::delta::{Delta, News};
 use self::device::{Present, Step};
-use self::entries::{Forwarding, Neighbour, ObjectId};
+use self::entries::{Forwarding, Neighbour};
 use self::peers::Gateways;
 use self::wanted::slot;
 use ipnet::IpNet;
 
 use crate::TUNNEL_OBJECTS;
+use crate::delta::{self, Delta, News};
 use crate::error::Error;
 use crate::link::Mac;
 use crate::monitor::{KernelEvent, LinkState};
+use crate::objects::{self, ObjectId};
 use crate::pace::Pace;
 use crate::reconcile::{Failure, Pass};
 use crate::route::{Family, Target};
@@ -59,15 +60,6 @@ pub struct Peer {
     pub outer: IpAddr,
     /// The Ethernet address of its VXLAN device ([`mac_of`]).
     pub mac: Mac,
-}
-
-/// Whether routes into tunnels name next-hop objects.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ObjectUse {
-    /// They do: the kernel has them ([`crate::nexthop::supported`]).
-    Objects,
-    /// They name the gateway itself.
-    Plain,
 }
 
 /// The wanted tunnels and a model of the kernel's.
@@ -289,8 +281,9 @@ impl Tunnels {
             }
             KernelEvent::Object { id, object } => {
                 let ours = self.object_use == ObjectUse::Objects && TUNNEL_OBJECTS.contains(id);
-                let hop = object.as_ref().and_then(entries::own_hop);
-                let news = ours.then(|| self.objects.tell(ObjectId(*id), hop));
+                let object = object.clone();
+                let way = object.and_then(|object| objects::own_way(object, &TUNNEL_OBJECTS));
+                let news = ours.then(|| self.objects.tell(ObjectId(*id), way));
                 return self.take(news);
             }
             _ => false,

@@ -1,14 +1,15 @@
 //! What peers need on the devices that are ready, and what routes to them point to. Pure.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
-use super::delta::Delta;
 use super::device::TunnelKind;
-use super::entries::{Forwarding, Neighbour, ObjectId};
+use super::entries::{Forwarding, Neighbour};
 use super::peers::{Claims, Gateways};
-use super::{ObjectUse, PeerState, Tunnels};
+use super::{PeerState, Tunnels};
 use crate::TUNNEL_OBJECTS;
+use crate::nexthop::{ObjectUse, Way};
+use crate::objects::{Numbers, ObjectId};
 use crate::route::{Family, NextHop, Target};
 
 impl Tunnels {
@@ -16,7 +17,9 @@ impl Tunnels {
     pub(super) fn want_entries(&mut self) {
         let (mut neighbours, mut forwarding) = (BTreeMap::new(), BTreeMap::new());
         let mut objects = BTreeMap::new();
-        let mut numbers = Numbers::new(&self.objects, &self.taken, &self.peers);
+        let held = self.peers.values().flat_map(|state| state.objects.into_iter().flatten());
+        let held = held.collect();
+        let mut numbers = Numbers::new(TUNNEL_OBJECTS, &self.objects, held, &self.taken);
         self.peer_problems.clear();
         for (kind, state) in &self.devices {
             let ready = state.ready();
@@ -38,12 +41,12 @@ impl Tunnels {
                         forwarding.insert(Forwarding { ifindex, mac: peer.mac }, peer.outer);
                     }
                     if self.object_use == ObjectUse::Objects {
-                        let hop = hop(gateway, ifindex);
+                        let way = Way::Hop(hop(gateway, ifindex));
                         let number = &mut state.objects[gateway_slot(gateway)];
                         *number = number.filter(|id| !self.taken.contains(id));
-                        *number = number.or_else(|| numbers.take(hop));
+                        *number = number.or_else(|| numbers.take(&way));
                         match *number {
-                            Some(id) => drop(objects.insert(ObjectId(id), hop)),
+                            Some(id) => drop(objects.insert(ObjectId(id), way)),
                             None => self.peer_problems.push(NUMBERS_USED_UP.to_owned()),
                         }
                     }
@@ -67,10 +70,10 @@ impl Tunnels {
                     let reached = key.0 == TunnelKind::Ipip
                         || self
                             .neighbours
-                            .holds(Neighbour { ifindex, address: gateway }, state.peer.mac)
+                            .holds(Neighbour { ifindex, address: gateway }, &state.peer.mac)
                             && self.forwarding.holds(
                                 Forwarding { ifindex, mac: state.peer.mac },
-                                state.peer.outer,
+                                &state.peer.outer,
                             );
                     let hop = hop(gateway, ifindex);
                     match self.object_use {
@@ -78,7 +81,9 @@ impl Tunnels {
                         ObjectUse::Plain => Some(Target::Unicast(vec![hop])),
                         ObjectUse::Objects => {
                             let id = state.objects[gateway_slot(gateway)]?;
-                            self.objects.holds(ObjectId(id), hop).then_some(Target::Object(id))
+                            self.objects
+                                .holds(ObjectId(id), &Way::Hop(hop))
+                                .then_some(Target::Object(id))
                         }
                     }
                 });
@@ -89,44 +94,6 @@ impl Tunnels {
                 }
             }
         }
-    }
-}
-
-/// Numbers for objects: first those of present objects that do the same and nobody holds, as after a
-/// restart, then free ones.
-struct Numbers {
-    present: HashMap<NextHop, u32>,
-    used: HashSet<u32>,
-    next: std::ops::Range<u32>,
-}
-
-impl Numbers {
-    fn new(
-        objects: &Delta<ObjectId>,
-        taken: &BTreeSet<u32>,
-        peers: &BTreeMap<(TunnelKind, String), PeerState>,
-    ) -> Numbers {
-        let held: HashSet<u32> =
-            peers.values().flat_map(|state| state.objects.into_iter().flatten()).collect();
-        let present = objects.present();
-        Numbers {
-            present: present
-                .iter()
-                .rev()
-                .filter(|(id, _)| !held.contains(&id.0))
-                .map(|(id, hop)| (*hop, id.0))
-                .collect(),
-            used: held
-                .into_iter()
-                .chain(present.keys().map(|id| id.0))
-                .chain(taken.clone())
-                .collect(),
-            next: TUNNEL_OBJECTS,
-        }
-    }
-
-    fn take(&mut self, hop: NextHop) -> Option<u32> {
-        self.present.remove(&hop).or_else(|| self.next.find(|id| !self.used.contains(id)))
     }
 }
 

@@ -22,10 +22,10 @@ use crate::socket::{Acknowledge, Netlink};
 
 /// The key of something in the kernel that holds one value.
 pub(crate) trait Key: Ord + Copy + fmt::Display {
-    type Value: PartialEq + Copy + fmt::Debug;
+    type Value: PartialEq + Clone + fmt::Debug;
 
     /// Appends the request that makes it hold `value`; `exists` says that it holds another of ours.
-    fn set(self, batch: &mut Batch, value: Self::Value, exists: bool);
+    fn set(self, batch: &mut Batch, value: &Self::Value, exists: bool);
 
     /// Appends the request that removes it.
     fn delete(self, batch: &mut Batch);
@@ -98,8 +98,20 @@ impl<K: Key> Delta<K> {
     }
 
     /// Whether the kernel holds `value` under `key`.
-    pub(crate) fn holds(&self, key: K, value: K::Value) -> bool {
-        self.present.get(&key) == Some(&value)
+    pub(crate) fn holds(&self, key: K, value: &K::Value) -> bool {
+        self.present.get(&key) == Some(value)
+    }
+
+    /// What the kernel answered when `key` was written last, if it refused.
+    pub(crate) fn failure(&self, key: K) -> Option<&Failure> {
+        self.failures.get(&key)
+    }
+
+    /// Has what failed tried again at once, as far as `again` says so; whether there is any of it.
+    pub(crate) fn retry(&mut self, again: impl Fn(&K::Value) -> bool) -> bool {
+        let (wanted, before) = (&self.wanted, self.failures.len());
+        self.failures.retain(|key, _| !wanted.get(key).is_some_and(&again));
+        self.failures.len() < before
     }
 
     /// Takes what the kernel tells of `key`; `None`: it holds nothing.
@@ -108,7 +120,7 @@ impl<K: Key> Delta<K> {
             Some(value) => self.present.insert(key, value),
             None => self.present.remove(&key),
         };
-        if before == value || self.resting.contains_key(&key) {
+        if before.as_ref() == self.present.get(&key) || self.resting.contains_key(&key) {
             return News::Known;
         }
         self.edited.insert(key);
@@ -145,8 +157,8 @@ impl<K: Key> Delta<K> {
                 }
                 self.paces.repaired(*key, now);
             }
-            key.set(&mut batch, *value, present.is_some());
-            due.push((*key, *value));
+            key.set(&mut batch, value, present.is_some());
+            due.push((*key, value.clone()));
         }
         let (resting, wanted) = (&self.resting, &self.wanted);
         self.edited.retain(|key| resting.contains_key(key) || !wanted.contains_key(key));
@@ -256,7 +268,8 @@ impl<K: Key> Delta<K> {
         Some(format!("the kernel refuses {key}: {refusal}{more}"))
     }
 
-    fn fail(&mut self, key: K, now: Instant, refusal: Refusal) {
+    /// Notes that the kernel refused to write or to remove `key`.
+    pub(crate) fn fail(&mut self, key: K, now: Instant, refusal: Refusal) {
         let before = self.failures.remove(&key);
         let failure = Failure::again(before.as_ref(), now, refusal.errno, refusal.text);
         self.failures.insert(key, failure);
