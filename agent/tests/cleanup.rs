@@ -82,6 +82,7 @@ impl Node {
              ip -6 route add fd09::/64 via 2001:db8::9 proto static metric 198
              ip nexthop add id 7 via 192.0.2.9 dev uplink proto static
              ip nexthop add id 0x43410001 via 192.0.2.9 dev uplink proto static
+             ip nexthop add id 0x43420001 via 192.0.2.9 dev uplink proto static
              ip route add 10.9.3.0/24 nhid 7 proto static
              ip link add cairn.ipip type bridge
              ip link add cairn0123456789 type bridge; ip link add cairnbr type veth peer name other
@@ -100,6 +101,9 @@ impl Node {
              ip address add 10.244.0.1/32 dev cairn.vxlan
              ip nexthop add id 0x43410000 via 192.0.2.2 dev cairn.vxlan onlink proto 198
              ip route add 10.244.7.0/26 nhid 0x43410000 proto 198 metric 198
+             ip nexthop add id 0x43420000 via 192.0.2.3 dev uplink proto 198
+             ip nexthop add id 0x43428000 group 0x43420000 proto 198
+             ip route add 10.244.9.0/26 nhid 0x43428000 proto 198 metric 198
              ip route add 10.244.8.0/26 via 192.0.2.3 proto 198 metric 198
              ip route add 10.244.8.0/26 via 192.0.2.3 proto 198 metric 198 table 77
              ip -6 route add fd00:8::/122 via 2001:db8::3 proto 198 metric 198
@@ -165,7 +169,10 @@ fn what_is_ours_goes_and_what_others_have_stays() {
         "route 10.244.8.0/26 metric 198 table 77 proto 198",
         "blackhole route 10.244.0.0/26 metric 4198 proto 198",
         "route fd00:8::/122 metric 198 proto 198",
+        "route 10.244.9.0/26 metric 198 proto 198",
         "next-hop object 1128333312",
+        "next-hop object 1128398848",
+        "next-hop object 1128431616",
         "tunnel device cairn.vxlan",
         "nftables table inet cairn",
         "accepting rules in the chain FORWARD of the nftables table ip filter",

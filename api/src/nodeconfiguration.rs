@@ -105,6 +105,21 @@ pub struct Routes {
     #[schemars(range(min = 1, max = 4294967295i64))]
     #[x_kube(validation = Rule::new("self != 255").message("table 255 (local) holds the kernel's own routes"))]
     pub table: u32,
+    /// Which routes from BGP name next-hop objects, where the kernel has them (Linux 5.3).
+    #[serde(default)]
+    pub next_hop_objects: NextHopObjects,
+}
+
+/// Which routes name next-hop objects.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum NextHopObjects {
+    /// Those into tunnels. Those by uplinks name their next hops, and stay when a link loses its carrier
+    /// for a moment.
+    #[default]
+    TunnelsOnly,
+    /// Those by uplinks too: without carrier the kernel takes them away at once, and what several
+    /// uplinks share goes by the others.
+    Everywhere,
 }
 
 impl Routes {
@@ -132,7 +147,12 @@ fn default_table() -> u32 {
 
 impl Default for Routes {
     fn default() -> Self {
-        Routes { protocol: default_protocol(), metric: default_metric(), table: default_table() }
+        Routes {
+            protocol: default_protocol(),
+            metric: default_metric(),
+            table: default_table(),
+            next_hop_objects: NextHopObjects::default(),
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cairn_api::{CompatMode, NodeConfigurationSpec};
+use cairn_api::{CompatMode, NextHopObjects, NodeConfigurationSpec};
 use cairn_bgp::prefix::Prefix;
 use cairn_kernel::reconcile::RouteReconciler;
 use cairn_kernel::route::{DumpFilter, Family, Route, RouteKey, TABLE_MAIN, Target};
@@ -33,6 +33,8 @@ pub struct RouteSettings {
     pub marks: RouteMarks,
     /// Whether objects' next hops are shown with routes.
     pub compat_mode: CompatMode,
+    /// Which routes name objects.
+    pub next_hop_objects: NextHopObjects,
 }
 
 impl From<&NodeConfigurationSpec> for RouteSettings {
@@ -40,6 +42,7 @@ impl From<&NodeConfigurationSpec> for RouteSettings {
         RouteSettings {
             marks: RouteMarks::from(&settings.routes),
             compat_mode: settings.nexthop_compat_mode,
+            next_hop_objects: settings.routes.next_hop_objects,
         }
     }
 }
@@ -63,7 +66,7 @@ impl Default for RouteMarks {
 
 impl From<&cairn_api::Routes> for RouteMarks {
     fn from(routes: &cairn_api::Routes) -> RouteMarks {
-        let cairn_api::Routes { protocol, metric, table } = *routes;
+        let cairn_api::Routes { protocol, metric, table, next_hop_objects: _ } = *routes;
         RouteMarks { protocol, metric, table }
     }
 }

@@ -14,6 +14,7 @@
 
 mod marks;
 mod questions;
+mod uplinks;
 mod wrap;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +34,7 @@ use cairn_kernel::route::{
     DumpFilter, Family, NextHop, Route, RouteEvent, RouteKey, RouteSocket, Target,
 };
 use cairn_kernel::sysctl::NodeSettings;
-use cairn_kernel::{POD_ROUTE_PROTOCOL, feature, sysctl};
+use cairn_kernel::{POD_ROUTE_PROTOCOL, TUNNEL_OBJECTS, UPLINK_OBJECTS, feature, sysctl};
 use ipnet::IpNet;
 use tokio::sync::{oneshot, watch};
 
@@ -43,6 +44,7 @@ use crate::underlay::KernelUnderlay;
 use crate::until;
 use marks::Marking;
 use questions::Questions;
+use uplinks::Uplinks;
 use wrap::{Moved, Wrap};
 
 pub use marks::{RouteMarks, RouteMemory, RouteSettings};
@@ -196,6 +198,7 @@ struct Worker {
     marking: Marking,
     compat_mode: CompatMode,
     wrap: Wrap,
+    uplinks: Uplinks,
     resolver: Resolver,
     underlay: Arc<KernelUnderlay>,
     /// Links of local pods: no next hop is behind one, so their coming and going is no change of the
@@ -269,6 +272,7 @@ impl Worker {
             }
         }
         let wrap = Wrap::new(&mut socket)?;
+        let uplinks = Uplinks::new(&mut socket)?;
         let worker = Worker {
             socket,
             monitor,
@@ -276,6 +280,7 @@ impl Worker {
             marking,
             compat_mode: CompatMode::Leave,
             wrap,
+            uplinks,
             resolver,
             underlay,
             pod_links: BTreeSet::new(),
@@ -317,6 +322,7 @@ impl Worker {
             if let Some(settings) = *settings.borrow_and_update() {
                 self.compat_mode = settings.compat_mode;
                 self.mark(settings.marks, Instant::now());
+                self.use_objects(settings.next_hop_objects);
             }
             // What the planner said before counts before what BGP said, in whatever order this thread
             // hears of it: else routes into tunnels would be plain ones for a moment, and tunnels go.
@@ -335,13 +341,15 @@ impl Worker {
             let retry = [
                 routes,
                 self.wrap.next_deadline(),
+                self.uplinks.next_deadline(),
                 self.marking.due,
                 self.settle_due,
                 self.leaving.values().min().copied(),
                 audit,
             ];
             let retry = retry.into_iter().flatten().min().map(tokio::time::Instant::from_std);
-            let is_dirty = self.reconciler.is_dirty() || self.wrap.is_dirty();
+            let is_dirty =
+                self.reconciler.is_dirty() || self.wrap.is_dirty() || self.uplinks.is_dirty();
             let retry_failed = is_dirty.then(|| tokio::time::Instant::now() + RETRY);
             let state = self.state_dirty.then_some(state_due);
             let deadline =
@@ -407,6 +415,7 @@ impl Worker {
         self.own_blocks(BTreeSet::new());
         self.leaving.values_mut().for_each(|until| *until = Instant::now());
         self.reconciler.allow_sweep();
+        self.uplinks.allow_sweep();
         self.write();
     }
 
@@ -416,6 +425,7 @@ impl Worker {
             self.swept = true;
             self.reconciler.allow_sweep();
             self.wrap.allow_sweep();
+            self.uplinks.allow_sweep();
         }
         let now = Instant::now();
         let gone: Vec<_> = self.leaving.extract_if(.., |_, until| *until <= now).collect();
@@ -436,6 +446,7 @@ impl Worker {
                 self.complain(format!("cannot write tunnels to the kernel, retrying: {error}"));
             }
         }
+        self.prepare_uplinks(now);
         let due = self.reconciler.next_deadline().is_some_and(|at| at <= now);
         if (self.reconciler.is_dirty() || due) && !self.rests(now) {
             match self.reconciler.apply(&mut self.socket, now) {
@@ -448,6 +459,7 @@ impl Worker {
                     if written + pass.refused > 0 {
                         tracing::debug!(?pass, "routes written");
                         self.state_dirty = true;
+                        self.uplinks.routes_changed();
                     }
                 }
                 Err(error) => {
@@ -490,6 +502,7 @@ impl Worker {
         {
             self.complain(format!("cannot remove tunnels from the kernel, retrying: {error}"));
         }
+        self.clean_uplinks(now);
         if let (Some(revision), Some(pods)) = (self.wrap.applied(), &self.tell.pods) {
             pods.tunnels_applied(revision);
         }
@@ -501,6 +514,7 @@ impl Worker {
             differs
         });
         let mut problems = self.wrap.problems();
+        problems.extend(self.uplinks.problems());
         let protocol = self.reconciler.protocol();
         problems.extend(self.reconciler.fight().map(|fight| fought_over(fight, protocol)));
         problems.extend(self.deviations.iter().cloned());
@@ -552,6 +566,7 @@ impl Worker {
         self.audit_due = Instant::now() + AUDIT_INTERVAL;
         self.reconciler.request_resync();
         self.wrap.request_resync();
+        self.uplinks.request_resync();
         self.settings = None;
         self.underlay_due = Some(tokio::time::Instant::now());
     }
@@ -593,6 +608,7 @@ impl Worker {
         let target = match self.learned.get(&prefix) {
             None => {
                 self.wrap.forget(net);
+                self.uplinks.forget(net);
                 self.unresolved.remove(&prefix);
                 None
             }
@@ -602,11 +618,20 @@ impl Worker {
                     let present = || self.reconciler.present(&key);
                     self.reconciler.is_installed(&key) || present().is_some_and(|r| is_plain(&r))
                 };
-                let target = match self.wrap.target(net, &self.underlay, is_plain) {
-                    Ok(Some(target)) => Ok(target),
-                    Ok(None) => self.resolve(route).ok_or_else(|| unreachable(route)),
-                    Err(why) => Err(why),
+                let through = self.wrap.target(net, &self.underlay, is_plain);
+                let by_uplink = matches!(through, Ok(None)).then(|| self.resolve(route)).flatten();
+                let target = match (through, by_uplink) {
+                    (Ok(None), Some(plain)) => match self.uplinks.lead(net, plain) {
+                        // As it is, until its object is written, which is before the routes are.
+                        Ok(None) => return,
+                        lead => lead,
+                    },
+                    (through, _) => {
+                        self.uplinks.forget(net);
+                        through
+                    }
                 };
+                let target = target.and_then(|target| target.ok_or_else(|| unreachable(route)));
                 match target {
                     Ok(target) => {
                         self.unresolved.remove(&prefix);
@@ -694,6 +719,10 @@ impl Worker {
                 tracing::info!("a tunnel was changed by somebody else: repairing");
                 self.state_dirty = true;
             }
+            if self.uplinks.observe(&event) {
+                tracing::info!("a next-hop object was changed by somebody else: repairing");
+                self.state_dirty = true;
+            }
             match event {
                 KernelEvent::Route(event) => {
                     let removed = matches!(event, RouteEvent::Removed(_));
@@ -747,7 +776,8 @@ impl Worker {
                 KernelEvent::ReversePath => self.settings = None,
                 KernelEvent::Neighbour { permanent, .. } => pods_changed |= permanent,
                 KernelEvent::Object { id, .. } => {
-                    underlay_changed |= !cairn_kernel::TUNNEL_OBJECTS.contains(&id);
+                    underlay_changed |=
+                        !TUNNEL_OBJECTS.contains(&id) && !UPLINK_OBJECTS.contains(&id);
                 }
                 KernelEvent::Forwarding { .. } => {}
             }
@@ -791,6 +821,7 @@ impl Worker {
                 self.wrap.place(&self.underlay, Instant::now());
                 self.want_moved(&Moved::All);
                 self.reconciler.retry_failures();
+                self.uplinks.retry_failures();
             }
             Err(error) => {
                 self.complain(format!("cannot read the underlay's routes, retrying: {error}"));
@@ -858,7 +889,11 @@ fn forwarded() -> impl Iterator<Item = Family> {
 
 /// Whether a route of ours leads through no tunnel, as far as it shows by itself.
 fn is_plain(route: &Route) -> bool {
-    matches!(&route.target, Target::Unicast(hops) if !hops.iter().any(|hop| hop.onlink))
+    match &route.target {
+        Target::Unicast(hops) => !hops.iter().any(|hop| hop.onlink),
+        Target::Object(id) => UPLINK_OBJECTS.contains(id),
+        _ => false,
+    }
 }
 
 /// Another program writes a route of ours again and again.

@@ -152,10 +152,11 @@ impl Worker {
                     })
                 },
             );
-        let tunnels = self.wrap.inventory().into_iter().map(|((part, name), words)| {
+        let parts = self.wrap.inventory().into_iter().chain(self.uplinks.inventory());
+        let parts = parts.map(|((part, name), words)| {
             KernelRecord::Tunnel(TunnelPart { part: part.name().into(), name, words })
         });
-        blocks.chain(stuck).chain(tunnels).collect()
+        blocks.chain(stuck).chain(parts).collect()
     }
 }
 

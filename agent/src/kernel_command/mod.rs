@@ -23,7 +23,7 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use cairn_kernel::reconcile::RouteReconciler;
 use cairn_kernel::route::{DumpFilter, Family, NextHop, Route, RouteKey, RouteSocket};
-use cairn_kernel::{POD_ROUTE_PROTOCOL, link, nexthop, pod, tunnel};
+use cairn_kernel::{POD_ROUTE_PROTOCOL, link, nexthop, pod, tunnel, uplink};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
@@ -240,8 +240,11 @@ fn look(run_dir: &Path) -> anyhow::Result<(NodeKernel, Findings)> {
         compare::route_finding(&difference, reasons.get(&difference.key).cloned(), &names)
     }));
     found.extend(pod_rows(&mut socket, &names)?.iter().filter_map(compare::pod_finding));
+    let links = link::list(socket.netlink())?;
+    let on_uplinks = uplink::inventory(socket.netlink(), uplink::names(&links))?;
     let present_parts = tunnel::inventory(socket.netlink())?
         .into_iter()
+        .chain(on_uplinks)
         .map(|((part, name), words)| ((part.name().to_owned(), name), words))
         .collect();
     found.extend(compare::tunnel_findings(&wanted_parts, &present_parts));

@@ -1,4 +1,4 @@
-//! Protocol number, metric and table of routes, changed while an agent runs and while none does.
+//! Protocol number, metric and table of routes, and objects that they name, changed while an agent runs and while none does.
 
 use std::fs::File;
 use std::process::{Child, Command, Stdio};
@@ -176,9 +176,28 @@ fn routes_follow_their_settings_and_others_keep_theirs() {
         if value.trim() == "0" { Ok(()) } else { Err(value) }
     });
 
+    // Objects on uplinks, which keep their protocol number.
+    configure(&cluster, &json!({"nextHopObjects": "Everywhere"}));
+    until_table(&site, "77", "a route that names an object", |routes| {
+        routes.contains("10.9.0.0/16 nhid 1128398848 proto 150 metric 300")
+    });
+    let told = watch.of("10.9.0.0/16");
+    let removed = told.iter().filter(|line| line.contains("Deleted")).count();
+    assert_eq!(removed, 2, "by another metric and another table alone: {told:?}");
+    let nine = row(&site, "10.9.0.0/16", |row| row["state"] == "installed");
+    assert_eq!(nine["to"], "nhid 1128398848 via 192.0.2.50 dev uplink", "{nine}");
+    in_order(&site);
+    sh(&site, "ip nexthop add id 1128398900 via 192.0.2.77 dev uplink proto 198");
+    let left = until("one that nobody wants goes", || {
+        let objects = sh(&site, "ip -N nexthop show proto 198");
+        if objects.contains("1128398900") { Err(objects) } else { Ok(objects) }
+    });
+    assert_eq!(left.lines().count(), 1, "{left}");
+    in_order(&site);
+
     // While no agent runs.
     drop((agent, tor));
-    configure(&cluster, &json!({"protocol": 151, "table": 254}));
+    configure(&cluster, &json!({"protocol": 151, "table": 254, "nextHopObjects": "TunnelsOnly"}));
     let agent = cluster.agent(&site);
     let tor = announce(&site);
     until_table(&site, "main", "routes with 151", |routes| {
@@ -186,6 +205,10 @@ fn routes_follow_their_settings_and_others_keep_theirs() {
             && !routes.contains("proto 150")
     });
     until_table(&site, "77", "none of ours in 77", |routes| !routes.contains("proto 15"));
+    until("no object of the agent before", || {
+        let objects = sh(&site, "ip nexthop");
+        if objects.is_empty() { Ok(()) } else { Err(objects) }
+    });
     in_order(&site);
     let others = table(&site, "main") + &table(&site, "77");
     for route in [

@@ -17,3 +17,4 @@ mod node;
 mod notices;
 mod rows;
 mod silence;
+mod uplinks;

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use cairn_agent::fib::Wrapping;
+use cairn_agent::fib::{RouteSettings, Wrapping};
 use cairn_agent::pods::TunnelAddresses;
 use cairn_agent::tunnels::Ways;
 use cairn_agent::view::Member;
-use cairn_api::{Encapsulation, TunnelKind, Vxlan};
+use cairn_api::{Encapsulation, NextHopObjects, TunnelKind, Vxlan};
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::{FibChange, FibPath, FibRoute, RouteAttributes};
 use cairn_bgp::wire::{NextHop, Origin, PathAttributes, SessionSort};
@@ -49,6 +49,8 @@ pub struct Model {
     pub down: BTreeSet<&'static str>,
     /// Prefixes of which somebody else has the route, so that ours has no place.
     pub contested: BTreeSet<IpNet>,
+    /// Whether routes by uplinks name objects.
+    pub everywhere: bool,
 }
 
 impl Model {
@@ -135,6 +137,14 @@ impl Model {
         }
     }
 
+    pub fn settings(&self) -> RouteSettings {
+        let next_hop_objects = match self.everywhere {
+            true => NextHopObjects::Everywhere,
+            false => NextHopObjects::TunnelsOnly,
+        };
+        RouteSettings { next_hop_objects, ..RouteSettings::default() }
+    }
+
     /// What BGP says of `prefix`.
     pub fn change(&self, prefix: IpNet) -> FibChange {
         let route = self
@@ -151,10 +161,9 @@ impl Model {
         for block in &self.blocks {
             add(format!("route {block} metric 4198: blackhole"));
         }
+        let mut objects = BTreeSet::new();
         for (prefix, hops) in &self.learned {
-            if self.contested.contains(prefix) {
-                continue;
-            }
+            let contested = self.contested.contains(prefix);
             let v6 = prefix.addr().is_ipv6();
             let owner = self.members.values().zip(self.members.keys());
             let mut owner = owner.filter(|((_, blocks), _)| blocks.contains(prefix));
@@ -173,10 +182,20 @@ impl Model {
                 .map(|(hop, uplink)| format!("via {hop} dev {uplink}"))
                 .collect();
             ways.sort_unstable();
-            if !ways.is_empty() {
-                add(format!("route {prefix} metric 198: {}", ways.join(", ")));
+            let mut leads = ways.join(", ");
+            if self.everywhere && !ways.is_empty() {
+                if ways.len() > 1 {
+                    leads = format!("group of {leads}");
+                }
+                // Also of those that are contested: the route waits.
+                objects.extend(ways.into_iter().chain([leads.clone()]));
+                leads = format!("object {leads}");
+            }
+            if !leads.is_empty() && !contested {
+                add(format!("route {prefix} metric 198: {leads}"));
             }
         }
+        objects.iter().for_each(|way| add(format!("object {way}")));
         for (name, (outer, _)) in &self.members {
             let mac = mac_of(name);
             add(format!("forwarding {mac} to {outer}"));
@@ -251,7 +270,7 @@ fn gateway(name: &str, outer: Ipv4Addr, v6: bool) -> IpAddr {
     if v6 { link_local(mac_of(name)).into() } else { outer.into() }
 }
 
-fn path(next_hop: IpAddr) -> FibPath {
+pub fn path(next_hop: IpAddr) -> FibPath {
     let attributes = RouteAttributes::new(
         NextHop { address: next_hop, link_local: None },
         PathAttributes::originated(Origin::Igp),

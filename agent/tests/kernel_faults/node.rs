@@ -14,7 +14,7 @@ use cairn_bgp::speaker::{FibBatch, FibFeed};
 use cairn_kernel::firewall::script;
 use cairn_kernel::nexthop::{self, Way};
 use cairn_kernel::route::{DumpFilter, Family, NextHop, Route, RouteSocket, Target};
-use cairn_kernel::{NetNs, ROUTE_PROTOCOL, TUNNEL_OBJECTS, link};
+use cairn_kernel::{NetNs, ROUTE_PROTOCOL, TUNNEL_OBJECTS, UPLINK_OBJECTS, link};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 
@@ -126,6 +126,7 @@ impl Agent {
 
     /// Tells all that does not come from BGP.
     pub fn tell(&self, model: &Model) {
+        self.fib.settings.send_replace(Some(model.settings()));
         self.fib.blocks.send_replace(Some(model.blocks.clone()));
         self.keeper.wanted.send_replace(Some(model.firewall()));
         self.fib.wrapping.send_replace(model.wrapping().into());
@@ -190,11 +191,23 @@ pub fn kernel() -> Lines {
             continue;
         }
         let text = match &object.way {
-            Way::Hop(hop) => format!("object {}", way(hop)),
-            other => format!("object {other:?}"),
+            Way::Hop(hop) => way(hop),
+            // Its members come before it, as the kernel lists objects by their numbers.
+            Way::Group(members) => {
+                let unknown = || "?".to_owned();
+                let member = |(id, weight): &(u32, u16)| {
+                    assert_eq!(*weight, 1, "{object:?}");
+                    objects.get(id).cloned().unwrap_or_else(unknown)
+                };
+                let mut members: Vec<String> = members.iter().map(member).collect();
+                members.sort_unstable();
+                format!("group of {}", members.join(", "))
+            }
+            other => format!("{other:?}"),
         };
-        assert!(TUNNEL_OBJECTS.contains(&object.id), "{object:?}");
-        add(text.clone());
+        let numbers = [TUNNEL_OBJECTS, UPLINK_OBJECTS];
+        assert!(numbers.iter().any(|range| range.contains(&object.id)), "{object:?}");
+        add(format!("object {text}"));
         objects.insert(object.id, text);
     }
     for route in our_routes(&mut socket) {
@@ -205,7 +218,8 @@ pub fn kernel() -> Lines {
                 hops.join(", ")
             }
             Target::Object(id) => {
-                objects.get(id).cloned().unwrap_or_else(|| format!("object {id}"))
+                let text = objects.get(id).cloned().unwrap_or_else(|| id.to_string());
+                format!("object {text}")
             }
             Target::Blackhole => "blackhole".to_owned(),
             Target::Other(kind) => format!("type {kind}"),
