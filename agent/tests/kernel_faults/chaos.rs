@@ -57,10 +57,11 @@ impl Chaos {
             })
             .expect("entered");
         sh(THEIRS);
-        let model = Model::new(MEMBERS, PLAIN);
+        let mut dice = Dice(seed);
+        let model = Model { everywhere: dice.one_in(2), ..Model::new(MEMBERS, PLAIN) };
         let agent = Agent::start(&model).await;
         let mut chaos = Chaos {
-            dice: Dice(seed),
+            dice,
             model,
             agent: Some(agent),
             twin,
@@ -139,7 +140,7 @@ impl Chaos {
 
     async fn bgp(&mut self) {
         let mut changed = BTreeSet::new();
-        match self.dice.below(8) {
+        match self.dice.below(9) {
             0 => {
                 let name = member_name(self.dice.below(MEMBERS));
                 let host = self.dice.below(250) as u8 + 1;
@@ -166,6 +167,11 @@ impl Chaos {
                     self.model.plain_pools.insert(pool);
                 }
                 self.tell(&format!("pool {pool} comes or goes"));
+                self.agent().tell(&self.model);
+            }
+            3 => {
+                self.model.everywhere = !self.model.everywhere;
+                self.tell(&format!("objects on uplinks: {}", self.model.everywhere));
                 self.agent().tell(&self.model);
             }
             _ => {
@@ -222,15 +228,16 @@ impl Chaos {
             5 => {
                 format!("ip rule {} from 10.72.{n}.0/24 lookup 77", self.dice.pick(&["add", "del"]))
             }
-            // A number of our range.
+            // A number of our ranges.
             6 => format!(
                 "ip nexthop add id {} via 203.0.113.{} dev calm proto static",
-                0x4341_0000 + n,
+                self.dice.pick(&[0x4341_0000 + n, 0x4342_0000 + n, 0x4342_8000 + n]),
                 n + 2
             ),
             7 => format!("ip nexthop add id {} via 203.0.113.{} dev calm", 70 + n, n + 2),
             8 => {
-                let id = *self.dice.pick(&[0x4341_0000 + n, 70 + n]);
+                let ours = *self.dice.pick(&[0x4341_0000, 0x4342_0000, 0x4342_8000]);
+                let id = *self.dice.pick(&[ours + n, 70 + n]);
                 // Only one that is theirs, as the kernel does not ask.
                 let shown = look(&format!("ip nexthop show id {id}"));
                 if !shown.contains("dev calm") || shown.contains("proto 198") {
@@ -280,7 +287,8 @@ impl Chaos {
         let member = member_name(self.dice.below(MEMBERS));
         let mac = mac_of(&member);
         let outer = self.model.members[&member].0;
-        let id = 0x4341_0000 + self.dice.below(3 * MEMBERS);
+        let numbers = *self.dice.pick(&[0x4341_0000, 0x4342_0000, 0x4342_8000]);
+        let id = numbers + self.dice.below(3 * MEMBERS);
         let host = self.dice.below(9) + 2;
         let setting =
             *self.dice.pick(&["down", "mtu 1300", "alias x", "address 02:00:00:00:00:77"]);
