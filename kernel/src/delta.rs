@@ -189,7 +189,7 @@ impl<K: Key> Delta<K> {
         Ok(mistaken)
     }
 
-    /// Removes what nobody wants and is not waiting after a failure.
+    /// Removes what nobody wants, is not waiting after a failure and not to be `spared`.
     ///
     /// # Errors
     /// When the answers were lost.
@@ -198,11 +198,12 @@ impl<K: Key> Delta<K> {
         netlink: &mut Netlink,
         now: Instant,
         pass: &mut Pass,
+        spared: impl Fn(&K) -> bool,
     ) -> Result<(), Error> {
         self.resting.retain(|key, _| self.wanted.contains_key(key));
         let mut batch = Batch::new();
         let mut due = Vec::new();
-        let stale: Vec<K> = self.stale().collect();
+        let stale: Vec<K> = self.stale().filter(|key| !spared(key)).collect();
         for key in stale {
             if self.failures.get(&key).is_some_and(|failure| failure.waits(now)) {
                 continue;

@@ -13,7 +13,7 @@ use cairn_lab::flow::{Flow, Loss};
 use ipnet::IpNet;
 use tokio::sync::mpsc;
 
-use crate::model::{Model, ip, net, path};
+use crate::model::{Model, TUNNEL, ip, net, path};
 use crate::node::{Agent, Place, difference, kernel, look, on_node, our_routes, sh, until};
 use crate::notices::{Notice, Notices};
 
@@ -121,7 +121,14 @@ fn what_is_deleted_or_changed_comes_back_with_its_routes() {
             sh(&command);
             agent.until_equal(&model, &command).await;
         }
-        agent.stop().await;
+        let Agent { fib, .. } = agent;
+        fib.withdraw().await;
+        let mut left: Vec<String> = kernel().into_keys().collect();
+        // Tunnels stay, and objects that lead into them.
+        left.retain(|line| {
+            line.starts_with("route") || line.starts_with("object") && !line.contains(TUNNEL)
+        });
+        assert_eq!(left, Vec::<String>::new());
     });
 }
 

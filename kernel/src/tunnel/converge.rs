@@ -86,9 +86,9 @@ impl Tunnels {
             self.needs_read = true;
             return Ok(());
         }
-        self.objects.sweep(netlink, now, pass)?;
-        self.neighbours.sweep(netlink, now, pass)?;
-        self.forwarding.sweep(netlink, now, pass)
+        self.objects.sweep(netlink, now, pass, |_| false)?;
+        self.neighbours.sweep(netlink, now, pass, |_| false)?;
+        self.forwarding.sweep(netlink, now, pass, |_| false)
     }
 
     /// Reads devices, what stands on those that are wanted, and objects.

@@ -148,6 +148,16 @@ impl UplinkObjects {
             self.want_groups();
         }
     }
+
+    /// Objects of `used`, and what groups among them consist of.
+    pub(super) fn with_members(&self, used: BTreeSet<u32>) -> BTreeSet<u32> {
+        let of_group = |id: &u32| match self.groups.present().get(&ObjectId(*id)) {
+            Some(Way::Group(members)) => members.iter().map(|(id, _)| *id).collect(),
+            _ => Vec::new(),
+        };
+        let members: Vec<u32> = used.iter().flat_map(of_group).collect();
+        used.into_iter().chain(members).collect()
+    }
 }
 
 /// How something leads to an object of its own.

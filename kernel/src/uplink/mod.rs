@@ -161,7 +161,8 @@ impl UplinkObjects {
 
     /// Routes were written: they may name other objects.
     pub fn routes_changed(&mut self) {
-        self.unclean |= self.object_use == ObjectUse::Objects;
+        let tables = [&self.hops, &self.groups];
+        self.unclean |= tables.iter().any(|table| !table.present().is_empty());
     }
 
     /// The prefixes for which [`UplinkObjects::lead`] may say something else since the last call.
@@ -308,10 +309,13 @@ impl UplinkObjects {
         }
         let due = self.next_deadline().is_some_and(|at| at <= now);
         if self.unclean || due {
-            self.keep(&used.into_iter().collect());
+            let used = used.into_iter().collect();
+            self.keep(&used);
+            let needed = self.with_members(used);
+            let needed = |key: &ObjectId| needed.contains(&key.0);
             let mut sweep = || {
-                self.groups.sweep(netlink, now, &mut pass)?;
-                self.hops.sweep(netlink, now, &mut pass)
+                self.groups.sweep(netlink, now, &mut pass, needed)?;
+                self.hops.sweep(netlink, now, &mut pass, needed)
             };
             let done = sweep();
             self.unclean = false;
