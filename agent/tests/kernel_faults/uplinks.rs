@@ -27,6 +27,7 @@ fn median(mut times: Vec<Duration>) -> Duration {
     times[times.len() / 2]
 }
 
+/// Routes that BGP does not withdraw, as their peers are not behind the link.
 #[test]
 fn routes_are_back_within_a_hundred_milliseconds_of_carrier() {
     on_node(async |_| {
