@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use cairn_api::{
     BGPNode, BGPNodeStatus, BGPNodeStatusSpec, NodeConfigurationSpec, ObjectReference,
-    RoutesStatus, TunnelKind,
+    RepairsStatus, RoutesStatus, TunnelKind,
 };
 use cairn_bgp::config::SpeakerConfig;
 use cairn_bgp::speaker::{Shutdown, SpeakerHandle, SpeakerOptions};
@@ -35,8 +35,8 @@ use crate::ipam::Holdings;
 use crate::ipam::disk::Owner;
 use crate::node_address::OwnAddress;
 use crate::plan::{Local, plan};
-use crate::problems::{Line, ProblemLog};
-use crate::publish::{self, Wanted};
+use crate::problems::ProblemLog;
+use crate::publish::{self, StatusPace, Wanted};
 use crate::report::{self, BlockReport, Report};
 use crate::tunnels::{LINGER, Ways, device_name};
 use crate::underlay::KernelUnderlay;
@@ -168,9 +168,11 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         holdings,
         reachable: fib.reachable.clone(),
         routes: fib.state.clone(),
+        repairs: fib.repairs.clone(),
         tunnels: fib.tunnels.clone(),
         tunnel_problems: fib.problems.clone(),
         filter_problems: firewall.problems.clone(),
+        filter_repairs: firewall.repairs.clone(),
         firewall,
         settings: NodeConfigurationSpec::default(),
         underlay: fib.underlay.clone(),
@@ -184,6 +186,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         report: report_out,
         problems: Vec::new(),
         log: ProblemLog::default(),
+        status_pace: StatusPace::default(),
         first_plan: None,
         start_by: None,
         ways: Ways::default(),
@@ -212,10 +215,12 @@ struct Agent {
     holdings: watch::Receiver<Arc<Holdings>>,
     reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     routes: watch::Receiver<RoutesStatus>,
+    repairs: watch::Receiver<RepairsStatus>,
     /// The tunnels from which the kernel takes packets.
     tunnels: watch::Receiver<BTreeSet<TunnelKind>>,
     tunnel_problems: watch::Receiver<Vec<String>>,
     filter_problems: watch::Receiver<Vec<String>>,
+    filter_repairs: watch::Receiver<u64>,
     firewall: Keeper,
     /// The settings of the node's kernel, as they were last planned.
     settings: NodeConfigurationSpec,
@@ -231,6 +236,7 @@ struct Agent {
     report: watch::Sender<Arc<Report>>,
     problems: Vec<String>,
     log: ProblemLog,
+    status_pace: StatusPace,
     first_plan: Option<tokio::time::Instant>,
     /// When the speaker starts at the latest.
     start_by: Option<tokio::time::Instant>,
@@ -284,10 +290,14 @@ impl Agent {
                     self.plan(fib);
                 }
                 changed = self.routes.changed() => changed.context("the kernel side ended")?,
+                changed = self.repairs.changed() => changed.context("the kernel side ended")?,
                 changed = self.tunnel_problems.changed() => {
                     changed.context("the kernel side ended")?;
                 }
                 changed = self.filter_problems.changed() => {
+                    changed.context("the packet filter's thread ended")?;
+                }
+                changed = self.filter_repairs.changed() => {
                     changed.context("the packet filter's thread ended")?;
                 }
                 changed = self.usage.changed() => {
@@ -552,7 +562,7 @@ impl Agent {
     }
 
     /// Gathers the report for `cairn status` and the status object, and tells the log what is new;
-    /// returns when the log may have more to hear.
+    /// returns when the log or the object may have more to hear.
     async fn tell(&mut self) -> anyhow::Result<Option<Instant>> {
         let (sessions, listening) = match &self.speaker {
             Some(running) => report::sessions(&running.handle.snapshot().await?),
@@ -562,13 +572,8 @@ impl Agent {
         problems.extend(self.holdings.borrow().problems.iter().cloned());
         problems.extend(self.tunnel_problems.borrow_and_update().iter().cloned());
         problems.extend(self.filter_problems.borrow_and_update().iter().cloned());
-        let (lines, log_due) = self.log.observe(Instant::now(), &problems);
-        for line in lines {
-            match line {
-                Line::Began(problem) => tracing::warn!("{problem}"),
-                Line::Ended(problem) => tracing::info!("no longer: {problem}"),
-            }
-        }
+        let now = Instant::now();
+        let log_due = self.log.log(now, &problems);
         // The speaker logs its own.
         problems.extend(listening);
         problems.extend(self.disabled.problem());
@@ -588,6 +593,10 @@ impl Agent {
             peers: Report::established(&sessions),
             sessions,
             routes: self.routes.borrow_and_update().clone(),
+            repairs: RepairsStatus {
+                packet_filter: *self.filter_repairs.borrow_and_update(),
+                ..*self.repairs.borrow_and_update()
+            },
             problems,
         };
         let owner = self.views.borrow().node.as_ref().map(|node| ObjectReference {
@@ -596,13 +605,16 @@ impl Agent {
         });
         let report = Report { node: Some(self.name.clone()), blocks, bgp };
         let wanted = owner.map(|owner| (owner, report.bgp.clone()));
-        self.status.send_if_modified(|held| {
-            let differs = *held != wanted;
-            *held = wanted;
-            differs
-        });
+        let rests = self.status_pace.rests(now, &self.status.borrow(), &wanted);
+        if rests.is_none() {
+            self.status.send_if_modified(|held| {
+                let differs = *held != wanted;
+                *held = wanted;
+                differs
+            });
+        }
         self.report.send_replace(Arc::new(report));
-        Ok(log_due)
+        Ok([log_due, rests].into_iter().flatten().min())
     }
 }
 

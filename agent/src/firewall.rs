@@ -27,6 +27,8 @@ pub struct Keeper {
     pub wanted: watch::Sender<Option<Firewall>>,
     /// What is wrong, one sentence each.
     pub problems: watch::Receiver<Vec<String>>,
+    /// How often others changed what is ours.
+    pub repairs: watch::Receiver<u64>,
 }
 
 impl Keeper {
@@ -38,6 +40,7 @@ impl Keeper {
     pub async fn start() -> anyhow::Result<Keeper> {
         let (wanted, mut changes) = watch::channel(None);
         let (tell, problems) = watch::channel(Vec::new());
+        let (count, repairs) = watch::channel(0);
         let (started, ready) = oneshot::channel();
         let run = move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -50,7 +53,7 @@ impl Keeper {
                     Err(error) => drop(started.send(Err(error))),
                     Ok(keeper) => {
                         if started.send(Ok(())).is_ok() {
-                            keep(keeper, &mut changes, &tell).await;
+                            keep(keeper, &mut changes, &tell, &count).await;
                         }
                     }
                 }
@@ -61,7 +64,7 @@ impl Keeper {
             .spawn(run)
             .context("cannot start a thread")?;
         ready.await.context("the thread of the packet filter ended at its start")??;
-        Ok(Keeper { wanted, problems })
+        Ok(Keeper { wanted, problems, repairs })
     }
 }
 
@@ -69,6 +72,7 @@ async fn keep(
     mut keeper: FirewallKeeper,
     wanted: &mut watch::Receiver<Option<Firewall>>,
     problems: &watch::Sender<Vec<String>>,
+    repairs: &watch::Sender<u64>,
 ) {
     loop {
         let now = Instant::now();
@@ -81,6 +85,8 @@ async fn keep(
             *held = found;
             differs
         });
+        let edits = keeper.edits();
+        repairs.send_if_modified(|held| std::mem::replace(held, edits) != edits);
         // What others did during the pass is heard already.
         let due = if keeper.is_dirty() { Some(Instant::now()) } else { keeper.next_deadline() };
         let due = due.map(tokio::time::Instant::from_std);

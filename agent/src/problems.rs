@@ -26,6 +26,19 @@ pub enum Line {
 }
 
 impl ProblemLog {
+    /// Takes in the problems that there are `now` and logs what is new; returns when to call again at the
+    /// latest if nothing changes.
+    pub fn log(&mut self, now: Instant, problems: &[String]) -> Option<Instant> {
+        let (lines, due) = self.observe(now, problems);
+        for line in lines {
+            match line {
+                Line::Began(problem) => tracing::warn!("{problem}"),
+                Line::Ended(problem) => tracing::info!("no longer: {problem}"),
+            }
+        }
+        due
+    }
+
     /// Takes in the problems that there are `now`: what to log, and when to call again at the latest
     /// if nothing changes.
     pub fn observe(&mut self, now: Instant, problems: &[String]) -> (Vec<Line>, Option<Instant>) {

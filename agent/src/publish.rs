@@ -4,7 +4,7 @@
 //! A write that fails is retried with the then newest value; nothing queues up.
 
 use std::fmt::Debug;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cairn_api::{BGPNode, BGPNodeSpec, BGPNodeStatus, BGPNodeStatusSpec, ObjectReference};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
@@ -137,5 +137,68 @@ fn retry_after(failures: u32) -> Duration {
     RETRY_MIN.saturating_mul(1 << failures.min(6)).min(RETRY_MAX)
 }
 
+/// When a status is worth a write. What counts repairs grows all the time while another program is at
+/// work: it is told at once and then once in [`COUNTS_INTERVAL`], or with whatever else is new.
+#[derive(Debug, Default)]
+pub struct StatusPace {
+    counts_due: Option<Instant>,
+}
+
+impl StatusPace {
+    /// Until when `new` does not take the place of `held`; `None`: it does, now.
+    pub fn rests(
+        &mut self,
+        now: Instant,
+        held: &Wanted<BGPNodeStatusSpec>,
+        new: &Wanted<BGPNodeStatusSpec>,
+    ) -> Option<Instant> {
+        let repairs = |status: &Wanted<BGPNodeStatusSpec>| {
+            status.as_ref().map(|(_, spec)| spec.repairs).unwrap_or_default()
+        };
+        if repairs(held) == repairs(new) {
+            return None;
+        }
+        let counts_alone = held.clone().is_some_and(|(owner, held)| {
+            Some((owner, BGPNodeStatusSpec { repairs: repairs(new), ..held })) == *new
+        });
+        let rests = self.counts_due.filter(|due| counts_alone && now < *due);
+        if rests.is_none() {
+            self.counts_due = Some(now + COUNTS_INTERVAL);
+        }
+        rests
+    }
+}
+
+const COUNTS_INTERVAL: Duration = Duration::from_secs(60);
 const RETRY_MIN: Duration = Duration::from_millis(100);
 const RETRY_MAX: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use cairn_api::RepairsStatus;
+
+    use super::*;
+
+    #[test]
+    fn counts_that_grow_without_end_are_written_once_a_minute() {
+        let status = |peers: &str, routes: u64| {
+            let repairs = RepairsStatus { routes, ..RepairsStatus::default() };
+            let spec = BGPNodeStatusSpec { peers: peers.into(), repairs, ..Default::default() };
+            Some((ObjectReference { name: "n1".into(), uid: "1".into() }, spec))
+        };
+        let (mut pace, start) = (StatusPace::default(), Instant::now());
+        let at = |secs| start + Duration::from_secs(secs);
+        let (none, some) = (None, status("0/1", 0));
+        assert_eq!(pace.rests(at(0), &none, &some), None);
+        // The first repair is told at once, and the others wait.
+        assert_eq!(pace.rests(at(1), &some, &status("0/1", 1)), None);
+        assert_eq!(pace.rests(at(2), &status("0/1", 1), &status("0/1", 2)), Some(at(61)));
+        assert_eq!(pace.rests(at(60), &status("0/1", 1), &status("0/1", 9)), Some(at(61)));
+        assert_eq!(pace.rests(at(60), &status("0/1", 1), &status("1/1", 1)), None);
+        assert_eq!(pace.rests(at(61), &status("0/1", 1), &status("0/1", 9)), None);
+        // Whatever else is new takes them along.
+        assert_eq!(pace.rests(at(62), &status("0/1", 9), &status("1/1", 12)), None);
+        assert_eq!(pace.rests(at(63), &status("1/1", 12), &status("1/1", 13)), Some(at(122)));
+        assert_eq!(pace.rests(at(64), &status("1/1", 12), &none), None);
+    }
+}

@@ -1,6 +1,6 @@
 //! What a daemon says of itself: for `cairn status`, and for the BGPNodeStatus object.
 
-use cairn_api::{BGPNodeStatusSpec, FailedRoute, RoutesStatus, SessionStatus};
+use cairn_api::{BGPNodeStatusSpec, FailedRoute, RepairsStatus, RoutesStatus, SessionStatus};
 use cairn_bgp::prefix::Family;
 use cairn_bgp::rib::RouteCounts;
 use cairn_bgp::status::{PeerSnapshot, SpeakerSnapshot};
@@ -71,6 +71,13 @@ impl Report {
         let _ = writeln!(text, "routes installed {installed} failed {failed}");
         for FailedRoute { prefix, reason } in failures {
             let _ = writeln!(text, "  {prefix}: {reason}");
+        }
+        let RepairsStatus { routes, tunnels, packet_filter } = self.bgp.repairs;
+        if self.bgp.repairs != RepairsStatus::default() {
+            let _ = writeln!(
+                text,
+                "changed by others and put back: routes {routes} tunnels {tunnels} packet filter {packet_filter}"
+            );
         }
         for problem in &self.bgp.problems {
             let _ = writeln!(text, "problem: {problem}");

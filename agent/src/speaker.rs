@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context;
-use cairn_api::{BGPNodeStatusSpec, RoutesStatus};
+use cairn_api::{BGPNodeStatusSpec, RepairsStatus, RoutesStatus};
 use cairn_bgp::speaker::{Shutdown, SpeakerHandle, SpeakerOptions};
 use clap::Args;
 use futures::FutureExt;
@@ -16,8 +17,9 @@ use tokio::sync::watch;
 use crate::control::Service;
 use crate::disabled::DisabledPeers;
 use crate::fib::{Fib, RouteSettings};
+use crate::problems::ProblemLog;
 use crate::report::{self, Report};
-use crate::{bgp_thread, control, file, restart};
+use crate::{bgp_thread, control, file, restart, until};
 
 /// Options of `cairn speaker`.
 #[derive(Args)]
@@ -79,7 +81,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     let links = fib.as_ref().map(|fib| fib.underlay.clone());
     let (speaker, feed) = bgp_thread::start(config, speaker_options, links)?;
-    let routes = fib.as_ref().map(|fib| fib.state.clone());
+    let kernel = fib.as_ref().map(KernelSide::of);
+    let mut kernel_problems = fib.as_ref().map(|fib| fib.problems.clone());
     match &mut fib {
         Some(fib) => fib.follow(feed),
         // Without a reader nothing is noted for one.
@@ -88,7 +91,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let (refused, refusal) = watch::channel(None);
     if let Some((listener, disabled)) = control {
         let reported =
-            Reported { speaker: speaker.clone(), routes, refusal, disabled: Arc::new(disabled) };
+            Reported { speaker: speaker.clone(), kernel, refusal, disabled: Arc::new(disabled) };
         let service = Service {
             speaker: watch::channel(Some(speaker.clone())).1,
             disabled: Arc::clone(&reported.disabled),
@@ -98,9 +101,16 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         tokio::spawn(control::serve(listener, Arc::new(service)));
     }
     let mut changes = speaker.changes();
+    let (mut log, mut log_due) = (ProblemLog::default(), None);
     loop {
+        if let Some(problems) = &mut kernel_problems {
+            let due = log.log(Instant::now(), &problems.borrow_and_update());
+            log_due = due.map(tokio::time::Instant::from_std);
+        }
         tokio::select! {
             changed = changes.changed() => changed.context("the speaker ended")?,
+            changed = changed(&mut kernel_problems) => changed.context("the kernel side ended")?,
+            () = until(log_due) => {}
             _ = hangup.recv() => {
                 refused.send_replace(reload(&options.file, &speaker));
             }
@@ -125,6 +135,15 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         fib.withdraw().await;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn changed(
+    problems: &mut Option<watch::Receiver<Vec<String>>>,
+) -> Result<(), watch::error::RecvError> {
+    match problems {
+        Some(problems) => problems.changed().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Takes up the file as it is now; what is wrong with it, after which nothing has changed.
@@ -160,9 +179,27 @@ fn control_by_default(run_dir: &Path) -> Option<(UnixListener, DisabledPeers)> {
 #[derive(Clone)]
 struct Reported {
     speaker: SpeakerHandle,
-    routes: Option<watch::Receiver<RoutesStatus>>,
+    kernel: Option<KernelSide>,
     refusal: watch::Receiver<Option<String>>,
     disabled: Arc<DisabledPeers>,
+}
+
+/// What the thread that writes to the kernel says of it.
+#[derive(Clone)]
+struct KernelSide {
+    routes: watch::Receiver<RoutesStatus>,
+    repairs: watch::Receiver<RepairsStatus>,
+    problems: watch::Receiver<Vec<String>>,
+}
+
+impl KernelSide {
+    fn of(fib: &Fib) -> KernelSide {
+        KernelSide {
+            routes: fib.state.clone(),
+            repairs: fib.repairs.clone(),
+            problems: fib.problems.clone(),
+        }
+    }
 }
 
 impl Reported {
@@ -173,8 +210,14 @@ impl Reported {
         };
         problems.extend(self.refusal.borrow().clone());
         problems.extend(self.disabled.problem());
-        let routes = self.routes.map(|routes| routes.borrow().clone()).unwrap_or_default();
+        let (mut routes, mut repairs) = Default::default();
+        if let Some(kernel) = self.kernel {
+            routes = kernel.routes.borrow().clone();
+            repairs = *kernel.repairs.borrow();
+            problems.extend(kernel.problems.borrow().iter().cloned());
+        }
         let peers = Report::established(&sessions);
-        Report { bgp: BGPNodeStatusSpec { peers, sessions, routes, problems }, ..Report::default() }
+        let bgp = BGPNodeStatusSpec { peers, sessions, routes, repairs, problems };
+        Report { bgp, ..Report::default() }
     }
 }

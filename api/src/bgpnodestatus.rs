@@ -32,6 +32,10 @@ pub struct BGPNodeStatusSpec {
     /// Routes in the kernel.
     #[serde(default)]
     pub routes: RoutesStatus,
+    /// How often others changed or removed what Cairn has in the kernel, and it was put back, since the
+    /// start of the agent. What grows again and again is another program's work.
+    #[serde(default)]
+    pub repairs: RepairsStatus,
     /// What is wrong on this node and what to do, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
@@ -82,6 +86,21 @@ pub struct RoutesStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub failures: Vec<FailedRoute>,
+}
+
+/// How often something of Cairn's in a node's kernel was put back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RepairsStatus {
+    /// Routes.
+    #[serde(default)]
+    pub routes: u64,
+    /// Tunnel devices with their neighbour and forwarding entries, and next-hop objects.
+    #[serde(default)]
+    pub tunnels: u64,
+    /// The packet filter.
+    #[serde(default)]
+    pub packet_filter: u64,
 }
 
 /// A route that the kernel does not take.

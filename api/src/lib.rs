@@ -26,7 +26,7 @@ pub use bgpconfiguration::{
 };
 pub use bgpnode::{BGPNode, BGPNodeSpec, TunnelKind};
 pub use bgpnodestatus::{
-    BGPNodeStatus, BGPNodeStatusSpec, FailedRoute, RoutesStatus, SessionStatus,
+    BGPNodeStatus, BGPNodeStatusSpec, FailedRoute, RepairsStatus, RoutesStatus, SessionStatus,
 };
 pub use bgppeer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, NextHop, PrefixesMaxAction, SecretKeyRef};
 pub use bgppolicy::{

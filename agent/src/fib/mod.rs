@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use cairn_api::{CompatMode, FailedRoute, RoutesStatus, TunnelKind};
+use cairn_api::{CompatMode, FailedRoute, RepairsStatus, RoutesStatus, TunnelKind};
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::rib::FibRoute;
 use cairn_bgp::speaker::{FibBatch, FibFeed};
@@ -75,6 +75,8 @@ pub struct Fib {
     pub underlay: watch::Receiver<Arc<KernelUnderlay>>,
     /// How the routes stand.
     pub state: watch::Receiver<RoutesStatus>,
+    /// How often others changed routes and tunnels.
+    pub repairs: watch::Receiver<RepairsStatus>,
     /// Prefixes that BGP has a path to.
     pub learned: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     /// Where to ask what the thread wants.
@@ -110,6 +112,7 @@ impl Fib {
         let (problems, problems_in) = watch::channel(Vec::new());
         let (reachable, reachable_in) = watch::channel(Arc::default());
         let (state, state_in) = watch::channel(RoutesStatus::default());
+        let (repairs, repairs_in) = watch::channel(RepairsStatus::default());
         let (prefixes, learned) = watch::channel(Arc::default());
         let (underlay, underlay_in) = watch::channel(Arc::default());
         let (feed, feed_in) = oneshot::channel();
@@ -126,7 +129,8 @@ impl Fib {
                 }
             };
             runtime.block_on(async move {
-                let tell = Tell { reachable, state, prefixes, underlay, tunnels, problems, pods };
+                let tell =
+                    Tell { reachable, state, repairs, prefixes, underlay, tunnels, problems, pods };
                 let wanted = Wanted {
                     blocks: blocks_wanted,
                     may_sweep: sweep_allowed,
@@ -159,6 +163,7 @@ impl Fib {
             reachable: reachable_in,
             underlay: underlay_in,
             state: state_in,
+            repairs: repairs_in,
             learned,
             questions,
             feed: Some(feed),
@@ -242,6 +247,7 @@ struct Worker {
 struct Tell {
     reachable: watch::Sender<Arc<BTreeSet<IpNet>>>,
     state: watch::Sender<RoutesStatus>,
+    repairs: watch::Sender<RepairsStatus>,
     prefixes: watch::Sender<Arc<BTreeSet<IpNet>>>,
     underlay: watch::Sender<Arc<KernelUnderlay>>,
     tunnels: watch::Sender<BTreeSet<TunnelKind>>,
@@ -845,6 +851,12 @@ impl Worker {
 
     fn publish(&mut self) {
         self.state_dirty = false;
+        let repairs = RepairsStatus {
+            routes: self.reconciler.edits(),
+            tunnels: self.wrap.edits(),
+            packet_filter: 0,
+        };
+        self.tell.repairs.send_if_modified(|old| std::mem::replace(old, repairs) != repairs);
         let prefixes: BTreeSet<IpNet> = self.learned.keys().map(|p| IpNet::from(*p)).collect();
         self.tell.prefixes.send_if_modified(|old| {
             let differs = **old != prefixes;

@@ -284,6 +284,11 @@ impl Wrap {
         self.through.get(&prefix).map(|(kind, node)| (*kind, &**node))
     }
 
+    /// How much of the tunnels somebody else removed or changed.
+    pub(super) fn edits(&self) -> u64 {
+        self.tunnels.edits()
+    }
+
     /// What tunnels should consist of.
     pub(super) fn inventory(&self) -> tunnel::Inventory {
         self.tunnels.inventory()

@@ -18,6 +18,8 @@ mod ask;
 mod commands;
 mod example;
 mod remembered;
+mod repairs;
+mod routed;
 mod signals;
 mod stalled;
 mod tables;
