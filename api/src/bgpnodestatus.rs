@@ -92,10 +92,10 @@ pub struct RoutesStatus {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RepairsStatus {
-    /// Routes.
+    /// Routes, and next-hop objects on uplinks.
     #[serde(default)]
     pub routes: u64,
-    /// Tunnel devices with their neighbour and forwarding entries, and next-hop objects.
+    /// Tunnel devices with their neighbour and forwarding entries and next-hop objects.
     #[serde(default)]
     pub tunnels: u64,
     /// The packet filter.

@@ -852,7 +852,7 @@ impl Worker {
     fn publish(&mut self) {
         self.state_dirty = false;
         let repairs = RepairsStatus {
-            routes: self.reconciler.edits(),
+            routes: self.reconciler.edits() + self.uplinks.edits(),
             tunnels: self.wrap.edits(),
             packet_filter: 0,
         };

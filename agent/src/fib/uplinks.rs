@@ -103,6 +103,10 @@ impl Uplinks {
         self.objects.next_deadline()
     }
 
+    pub(super) fn edits(&self) -> u64 {
+        self.objects.edits()
+    }
+
     pub(super) fn problems(&self) -> Vec<String> {
         let in_vain =
             self.wanted == NextHopObjects::Everywhere && self.object_use == ObjectUse::Plain;
