@@ -298,7 +298,7 @@ pub fn pod_finding(row: &Row) -> Option<Finding> {
     Some(Finding { state: row.state, what: "pod route".into(), name, wanted, present, why: None })
 }
 
-/// The parts of tunnels that are not as wanted.
+/// The parts of tunnels and the objects on uplinks that are not as wanted.
 pub fn tunnel_findings(wanted: &Parts, present: &Parts) -> Vec<Finding> {
     let finding =
         |state, (what, name): &(String, String), wanted: Option<&String>, found| Finding {

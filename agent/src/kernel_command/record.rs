@@ -18,7 +18,7 @@ pub enum KernelRecord {
     Route(WantedRoute),
     /// A route of ours that nobody wants and that cannot be removed.
     Stuck(StuckRoute),
-    /// A part of a tunnel that is wanted.
+    /// A part of a tunnel, or a next-hop object on an uplink, that is wanted.
     Tunnel(TunnelPart),
 }
 
@@ -158,7 +158,7 @@ pub struct StuckRoute {
     pub failure: WriteFailure,
 }
 
-/// A part of a tunnel.
+/// A part of a tunnel, or a next-hop object on an uplink.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TunnelPart {
