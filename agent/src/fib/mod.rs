@@ -478,6 +478,7 @@ impl Worker {
         }
         self.forget_numbers();
         self.clean(now);
+        self.count();
         let reachable: BTreeSet<IpNet> = self
             .blocks
             .iter()
@@ -721,10 +722,8 @@ impl Worker {
             }
         }
         for event in events {
-            if self.wrap.observe(&event) {
-                tracing::info!("a tunnel was changed by somebody else: repairing");
-                self.state_dirty = true;
-            }
+            // By whom is known when it has been read.
+            self.state_dirty |= self.wrap.observe(&event);
             if self.uplinks.observe(&event) {
                 tracing::info!("a next-hop object was changed by somebody else: repairing");
                 self.state_dirty = true;
@@ -849,14 +848,22 @@ impl Worker {
         self.complaint = Some((text, now));
     }
 
-    fn publish(&mut self) {
-        self.state_dirty = false;
+    /// Tells how often others changed what is ours, as far as it has been read.
+    fn count(&self) {
         let repairs = RepairsStatus {
             routes: self.reconciler.edits() + self.uplinks.edits(),
             tunnels: self.wrap.edits(),
             packet_filter: 0,
         };
+        let before = *self.tell.repairs.borrow();
+        if repairs.tunnels > before.tunnels {
+            tracing::info!("a tunnel was changed by somebody else: repairing");
+        }
         self.tell.repairs.send_if_modified(|old| std::mem::replace(old, repairs) != repairs);
+    }
+
+    fn publish(&mut self) {
+        self.state_dirty = false;
         let prefixes: BTreeSet<IpNet> = self.learned.keys().map(|p| IpNet::from(*p)).collect();
         self.tell.prefixes.send_if_modified(|old| {
             let differs = **old != prefixes;

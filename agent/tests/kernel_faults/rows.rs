@@ -70,6 +70,7 @@ fn the_tunnel_device_is_deleted() {
             sh(&format!("ip link delete {TUNNEL}"));
             agent.until_equal(model, "after a deletion").await;
         }
+        until("each is counted", || agent.fib.repairs.borrow().tunnels >= 3).await;
     });
 }
 
