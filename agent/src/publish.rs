@@ -138,7 +138,7 @@ fn retry_after(failures: u32) -> Duration {
 }
 
 /// When a status is worth a write. What counts repairs grows all the time while another program is at
-/// work: it is told at once and then once in [`COUNTS_INTERVAL`], or with whatever else is new.
+/// work: it is told at once and then once in `COUNTS_INTERVAL`, or with whatever else is new.
 #[derive(Debug, Default)]
 pub struct StatusPace {
     counts_due: Option<Instant>,
