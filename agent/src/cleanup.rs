@@ -42,7 +42,7 @@ pub struct Options {
     #[arg(long, default_value = "/opt/cni/bin/cairn-cni")]
     cni_plugin: PathBuf,
     /// The protocol number of the routes; may be given several times. Without it, the numbers that the
-    /// run directory names as those of routes since the last boot, or else 198.
+    /// run directory names as those of routes since the last boot, or else 222.
     #[arg(long, value_parser = route_protocol)]
     route_protocol: Vec<u8>,
 }

@@ -99,15 +99,15 @@ impl Node {
         self.sh("ip link add cairn.vxlan type vxlan id 198 dstport 4798 local 192.0.2.1 nolearning
              ip link set cairn.vxlan up alias cairn.network/tunnel
              ip address add 10.244.0.1/32 dev cairn.vxlan
-             ip nexthop add id 0x43410000 via 192.0.2.2 dev cairn.vxlan onlink proto 198
-             ip route add 10.244.7.0/26 nhid 0x43410000 proto 198 metric 198
-             ip nexthop add id 0x43420000 via 192.0.2.3 dev uplink proto 198
-             ip nexthop add id 0x43428000 group 0x43420000 proto 198
-             ip route add 10.244.9.0/26 nhid 0x43428000 proto 198 metric 198
-             ip route add 10.244.8.0/26 via 192.0.2.3 proto 198 metric 198
-             ip route add 10.244.8.0/26 via 192.0.2.3 proto 198 metric 198 table 77
-             ip -6 route add fd00:8::/122 via 2001:db8::3 proto 198 metric 198
-             ip route add blackhole 10.244.0.0/26 proto 198 metric 4198");
+             ip nexthop add id 0x43410000 via 192.0.2.2 dev cairn.vxlan onlink proto 222
+             ip route add 10.244.7.0/26 nhid 0x43410000 proto 222 metric 198
+             ip nexthop add id 0x43420000 via 192.0.2.3 dev uplink proto 222
+             ip nexthop add id 0x43428000 group 0x43420000 proto 222
+             ip route add 10.244.9.0/26 nhid 0x43428000 proto 222 metric 198
+             ip route add 10.244.8.0/26 via 192.0.2.3 proto 222 metric 198
+             ip route add 10.244.8.0/26 via 192.0.2.3 proto 222 metric 198 table 77
+             ip -6 route add fd00:8::/122 via 2001:db8::3 proto 222 metric 198
+             ip route add blackhole 10.244.0.0/26 proto 222 metric 4198");
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         let spec = PodSpec {
             container_id: "c".into(),
@@ -164,12 +164,12 @@ fn what_is_ours_goes_and_what_others_have_stays() {
         format!("network configuration {}", node.disk.join("10-cairn.conflist").display());
     let network = [
         conflist.as_str(),
-        "route 10.244.7.0/26 metric 198 proto 198",
-        "route 10.244.8.0/26 metric 198 proto 198",
-        "route 10.244.8.0/26 metric 198 table 77 proto 198",
-        "blackhole route 10.244.0.0/26 metric 4198 proto 198",
-        "route fd00:8::/122 metric 198 proto 198",
-        "route 10.244.9.0/26 metric 198 proto 198",
+        "route 10.244.7.0/26 metric 198 proto 222",
+        "route 10.244.8.0/26 metric 198 proto 222",
+        "route 10.244.8.0/26 metric 198 table 77 proto 222",
+        "blackhole route 10.244.0.0/26 metric 4198 proto 222",
+        "route fd00:8::/122 metric 198 proto 222",
+        "route 10.244.9.0/26 metric 198 proto 222",
         "next-hop object 1128333312",
         "next-hop object 1128398848",
         "next-hop object 1128431616",
@@ -194,7 +194,7 @@ fn what_is_ours_goes_and_what_others_have_stays() {
     assert!(node.disk.join("10-cairn.conflist").exists());
 
     assert_eq!(sorted(node.lines(&[])), expected("removed"));
-    assert!(node.sh("ip -N route show proto 199").contains("10.244.0.5"), "the pod stays");
+    assert!(node.sh("ip -N route show proto 223").contains("10.244.0.5"), "the pod stays");
     assert!(node.disk.join("run/claims.json").exists());
 
     let rest = [
@@ -227,7 +227,7 @@ fn a_network_configuration_of_others_and_another_protocol_stay() {
     assert!(node.disk.join("10-cairn.conflist").exists());
     // What an agent has written down since the boot, and nothing else.
     node.sh("ip route add 10.244.8.0/26 via 192.0.2.3 proto 150 metric 300 table 77
-         ip route add 10.244.9.0/26 via 192.0.2.3 proto 198 metric 198");
+         ip route add 10.244.9.0/26 via 192.0.2.3 proto 222 metric 198");
     let boot_id = cairn_agent::ipam::boot_id().unwrap();
     let document = |boot_id: &str| {
         let document =
@@ -237,9 +237,9 @@ fn a_network_configuration_of_others_and_another_protocol_stay() {
     document(&boot_id);
     assert_eq!(node.lines(&[]), ["removed route 10.244.8.0/26 metric 300 table 77 proto 150"]);
     document("another boot");
-    assert_eq!(node.lines(&[]), ["removed route 10.244.9.0/26 metric 198 proto 198"]);
+    assert_eq!(node.lines(&[]), ["removed route 10.244.9.0/26 metric 198 proto 222"]);
     // The kernel's own, an administrator's, a pod's, BIRD's: never a number of ours.
-    for protocol in ["2", "4", "199", "12"] {
+    for protocol in ["2", "4", "223", "12"] {
         assert!(!node.cleanup(&["--route-protocol", protocol]).status.success(), "{protocol}");
     }
 }
@@ -247,7 +247,7 @@ fn a_network_configuration_of_others_and_another_protocol_stay() {
 #[test]
 fn beside_a_daemon_nothing_is_removed() {
     let node = Node::create("beside");
-    node.sh("ip route add blackhole 10.244.0.0/26 proto 198 metric 4198");
+    node.sh("ip route add blackhole 10.244.0.0/26 proto 222 metric 4198");
     let run_dir = node.disk.join("run");
     let refused = |word: &str| {
         let output = node.cleanup(&[]);

@@ -92,7 +92,7 @@ pub struct Routes {
     /// taken.
     #[serde(default = "default_protocol")]
     #[schemars(range(min = 19, max = 255))]
-    #[x_kube(validation = Rule::new("!(self in [42, 80, 84, 99, 199]) && (self < 186 || self > 197)").message("this number is Babel's (42), Calico's (80), OVN's (84), Open/R's (99), one of FRR's (186 to 197) or that of Cairn's routes to pods (199)"))]
+    #[x_kube(validation = Rule::new("!(self in [30, 42, 80, 84, 99, 223]) && (self < 186 || self > 198)").message("this number is Coil's (30), Babel's (42), Calico's (80), OVN's (84), Open/R's (99), one of FRR's (186 to 198) or that of Cairn's routes to pods (223)"))]
     pub protocol: u8,
     /// The metric of routes from BGP: of several routes to a prefix the kernel takes that with the
     /// smallest. Own blocks keep 4198.
@@ -126,13 +126,14 @@ impl Routes {
     /// Whether routes with this protocol number are the kernel's, an administrator's, those of another
     /// program, or those to pods.
     pub fn is_taken(protocol: u8) -> bool {
-        protocol < 19 || matches!(protocol, 42 | 80 | 84 | 99 | 186..=197 | 199)
+        protocol < 19 || matches!(protocol, 30 | 42 | 80 | 84 | 99 | 186..=198 | 223)
     }
 }
 
-/// None of iproute2's list. FRR has it for SR-TE, of which it writes no routes.
+/// None of iproute2's list and far from FRR's, which has grown up to 198: zebra removes routes with a
+/// number of its own when it starts.
 fn default_protocol() -> u8 {
-    198
+    222
 }
 
 /// Of no other daemon, so that neither replaces the other's route to the same prefix.

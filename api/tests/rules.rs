@@ -213,6 +213,6 @@ fn routes_take_no_number_of_others_and_no_table_of_the_kernel() {
     assert_eq!(bounds("protocol"), (Some(19.0), Some(255.0)));
     assert_eq!(bounds("metric"), (Some(1.0), Some(4197.0)));
     assert_eq!(bounds("table"), (Some(1.0), Some(4294967295.0)));
-    let local = found(json!({"protocol": 198, "metric": 198, "table": 255}));
+    let local = found(json!({"protocol": 222, "metric": 198, "table": 255}));
     assert!(local.iter().any(|fault| fault.contains("table 255 (local)")), "{local:?}");
 }

@@ -39,11 +39,11 @@ pub use socket::Netlink;
 
 /// Route protocol number (`rtm_protocol`) of routes that come from BGP and of own blocks, unless
 /// configured, and of next-hop objects.
-pub const ROUTE_PROTOCOL: u8 = 198;
+pub const ROUTE_PROTOCOL: u8 = 222;
 
 /// Route protocol number of host routes to local pods. They are the pods' database and are never
 /// swept together with the routes of [`ROUTE_PROTOCOL`].
-pub const POD_ROUTE_PROTOCOL: u8 = 199;
+pub const POD_ROUTE_PROTOCOL: u8 = 223;
 
 /// Metric of routes that come from BGP unless configured. No other daemon uses it by default, so that neither side
 /// replaces the other's route to the same prefix.

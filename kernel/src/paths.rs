@@ -149,7 +149,7 @@ mod tests {
             prefix: "10.0.0.0/24".parse().unwrap(),
             table: 254,
             metric: 0,
-            protocol: 198,
+            protocol: 222,
             target: Target::Unicast(vec![NextHop::link(ifindex)]),
             prefsrc: None,
         }

@@ -128,7 +128,7 @@ async fn a_full_table_of_our_own_does_not_fill_the_buffer() {
         bed.reconciler.set(route.key(), Some(route));
     }
     assert_eq!(bed.apply().created, 5004);
-    ip(&bed.netns, "route del 10.1.0.0/24 proto 198 metric 198");
+    ip(&bed.netns, "route del 10.1.0.0/24 proto 222 metric 198");
     let events = bed.events().await;
     assert!(!events.contains(&KernelEvent::Overrun), "{} events", events.len());
     let gone = KernelEvent::Route(RouteEvent::Removed(bed.routes[0].clone()));
@@ -141,7 +141,7 @@ async fn flushed_routes_are_noticed_and_repaired() {
     bed.apply();
     bed.events().await;
     for family in ["-4", "-6"] {
-        ip(&bed.netns, &format!("{family} route flush proto 198"));
+        ip(&bed.netns, &format!("{family} route flush proto 222"));
     }
     assert!(bed.observe().await);
     assert_eq!(bed.reconciler.edits(), 4);
@@ -179,15 +179,15 @@ async fn an_edit_is_put_right() {
     let mut bed = Bed::new();
     bed.apply();
     bed.events().await;
-    ip(&bed.netns, "route replace 10.1.0.0/24 via 192.0.2.99 metric 198 proto 198");
-    ip(&bed.netns, "-6 route replace fd00:1::/64 via 2001:db8::99 metric 198 proto 198");
+    ip(&bed.netns, "route replace 10.1.0.0/24 via 192.0.2.99 metric 198 proto 222");
+    ip(&bed.netns, "-6 route replace fd00:1::/64 via 2001:db8::99 metric 198 proto 222");
     assert!(bed.observe().await);
     let pass = bed.apply();
     assert_eq!((pass.replaced, pass.created, pass.refused), (2, 0, 0), "{pass:?}");
     assert_eq!(bed.reconciler.counts().installed, 4);
 
     // An unwanted route with our protocol goes.
-    ip(&bed.netns, "route add 10.9.0.0/24 via 192.0.2.99 metric 198 proto 198");
+    ip(&bed.netns, "route add 10.9.0.0/24 via 192.0.2.99 metric 198 proto 222");
     assert!(bed.observe().await);
     assert_eq!(bed.apply().deleted, 1);
 }
@@ -268,7 +268,7 @@ async fn next_hop_objects_and_neighbours_are_watched() {
             if matches!(object.way, Way::Hop(hop) if hop.ifindex == bed.up.index))
     };
     assert!(events.iter().any(added), "{events:?}");
-    ip(&bed.netns, "route add 10.5.0.0/24 nhid 7 proto 198 metric 198");
+    ip(&bed.netns, "route add 10.5.0.0/24 nhid 7 proto 222 metric 198");
     bed.events().await;
     ip(&bed.netns, "nexthop del id 7");
     let events = bed.events().await;
@@ -356,7 +356,7 @@ async fn lost_notifications_lead_to_a_full_resync() {
     bed.apply();
     bed.events().await;
     bed.monitor.set_receive_buffer(1).unwrap();
-    ip(&bed.netns, "route del 10.1.0.0/24 proto 198 metric 198");
+    ip(&bed.netns, "route del 10.1.0.0/24 proto 222 metric 198");
     ip(&bed.netns, "link add late type bridge");
     let mut flood = RouteSocket::open_in(&bed.netns).unwrap();
     let routes: Vec<_> = (0..250)
@@ -381,7 +381,7 @@ async fn lost_notifications_lead_to_a_full_resync() {
     // The watch goes on afterwards.
     bed.monitor.set_receive_buffer(1 << 20).unwrap();
     bed.events().await;
-    ip(&bed.netns, "route del 10.2.0.0/24 proto 198 metric 198");
+    ip(&bed.netns, "route del 10.2.0.0/24 proto 222 metric 198");
     assert!(bed.observe().await);
     assert_eq!(bed.apply(), Pass { created: 1, ..Pass::default() });
 }
@@ -425,7 +425,7 @@ async fn a_fight_over_a_route_is_slow_and_told_and_disturbs_no_other() {
             assert_eq!(written, 1, "the first repair is at once");
         }
         if rounds == 2000 {
-            ip(&bed.netns, "route del 10.2.0.0/24 proto 198 metric 198");
+            ip(&bed.netns, "route del 10.2.0.0/24 proto 222 metric 198");
             assert!(bed.observe().await);
             assert_eq!(bed.reconciler.apply(&mut bed.socket, now).unwrap().created, 1);
         }

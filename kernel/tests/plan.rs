@@ -8,7 +8,7 @@ use cairn_kernel::route::{self, Change, NextHop, Route, RouteEvent, RouteKey, TA
 use cairn_kernel::{Errno, Error, Refusal};
 use proptest::prelude::*;
 
-const OURS: u8 = 198;
+const OURS: u8 = 222;
 
 /// A FIB as IPv4 has it: several routes may stand under one key, the first counts.
 #[derive(Clone, Debug, Default)]
@@ -366,17 +366,17 @@ fn a_withdrawn_route_goes_before_the_sweep_and_an_unclaimed_one_stays() {
         prefix: prefix.parse().expect("a network"),
         table: TABLE_MAIN,
         metric: 198,
-        protocol: 198,
+        protocol: 222,
         target: Target::Blackhole,
         prefsrc: None,
     };
     let (kept, withdrawn) = (route("10.0.0.0/24"), route("10.0.1.0/24"));
-    let mut reconciler = RouteReconciler::new(198);
+    let mut reconciler = RouteReconciler::new(222);
     reconciler.resync([kept.clone(), withdrawn.clone()]);
     reconciler.set(withdrawn.key(), Some(withdrawn.clone()));
     assert_eq!(reconciler.changes(now), []);
     reconciler.set(withdrawn.key(), None);
-    let delete = |route: &Route| Change::Delete { key: route.key(), protocol: 198 };
+    let delete = |route: &Route| Change::Delete { key: route.key(), protocol: 222 };
     let changes = reconciler.changes(now);
     assert_eq!(changes, [delete(&withdrawn)]);
     reconciler.applied(now, Ok(Vec::new()));

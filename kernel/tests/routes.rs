@@ -358,7 +358,7 @@ fn doubled_routes_of_ours_become_one() {
     for host in [8, 9] {
         support::ip(
             &netns,
-            &format!("route append 10.1.0.0/24 via 192.0.2.{host} metric 198 proto 198"),
+            &format!("route append 10.1.0.0/24 via 192.0.2.{host} metric 198 proto 222"),
         );
     }
     assert_eq!(dump(&mut socket, OURS).len(), 2);

@@ -249,7 +249,7 @@ async fn whatever_is_deleted_by_hand_comes_back_and_is_counted() {
         ("bridge", format!("fdb replace {mac} dev {NAME} dst 192.0.2.99")),
         ("bridge", format!("fdb replace {mac} dev {NAME} dst 192.0.2.11 port 99")),
         ("ip", format!("nexthop del id {}", TUNNEL_OBJECTS.start)),
-        ("ip", format!("nexthop replace id {} blackhole proto 198", TUNNEL_OBJECTS.start + 1)),
+        ("ip", format!("nexthop replace id {} blackhole proto 222", TUNNEL_OBJECTS.start + 1)),
         ("ip", format!("link set {NAME} mtu 1400")),
         ("ip", format!("link set {NAME} alias nobody's")),
         ("ip", format!("link set {NAME} type vxlan local 192.0.2.77")),
@@ -404,7 +404,7 @@ async fn what_an_earlier_process_left_stays_until_all_is_known() {
         bed.tunnels.set_peer(VXLAN, &node, peer(&node, &format!("192.0.2.1{number}")));
     }
     bed.settle().await;
-    ip(&bed.netns, "nexthop add id 7 via 192.0.2.7 dev up proto 198");
+    ip(&bed.netns, "nexthop add id 7 via 192.0.2.7 dev up proto 222");
     ip(&bed.netns, &format!("nexthop add id {} blackhole", TUNNEL_OBJECTS.start + 100));
 
     bed.tunnels = Tunnels::new(ObjectUse::Objects);
@@ -444,7 +444,7 @@ async fn numbers_that_others_took_are_left_to_them() {
     let mut bed = Bed::new();
     let first = TUNNEL_OBJECTS.start;
     ip(&bed.netns, &format!("nexthop add id {first} via 192.0.2.7 dev up"));
-    ip(&bed.netns, &format!("nexthop add id {} blackhole proto 198", first + 2));
+    ip(&bed.netns, &format!("nexthop add id {} blackhole proto 222", first + 2));
     bed.tunnels.set_peer(VXLAN, "n1", peer("n1", "192.0.2.11"));
     bed.settle().await;
     assert_eq!(bed.target("n1", Family::V4), Some(Target::Object(first + 1)));
@@ -679,7 +679,7 @@ async fn a_fight_over_a_tunnel_is_slow_and_told() {
             "forwarding",
         ),
         (
-            "ip nexthop replace id 0x43410000 via 192.0.2.66 dev up proto 198".into(),
+            "ip nexthop replace id 0x43410000 via 192.0.2.66 dev up proto 222".into(),
             "next-hop object",
         ),
         // Nobody wants it, and it goes each time.

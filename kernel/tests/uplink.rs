@@ -293,7 +293,7 @@ async fn objects_of_others_are_left_alone_whatever_numbers_they_have() {
     for command in [
         format!("nexthop add id {FIRST} via 192.0.2.2 dev up0 proto static"),
         format!("nexthop add id {FIRST_GROUP} group {FIRST} proto static"),
-        "nexthop add id 7 via 192.0.2.2 dev up0 proto 198".to_owned(),
+        "nexthop add id 7 via 192.0.2.2 dev up0 proto 222".to_owned(),
     ] {
         ip(&bed.netns, &command);
     }
@@ -340,9 +340,9 @@ async fn what_somebody_deletes_or_changes_comes_back_with_its_routes() {
         (format!("nexthop del id {FIRST_GROUP}"), 1),
         (format!("nexthop del id {}", FIRST_GROUP + 1), 1),
         (format!("nexthop del id {}", FIRST + 2), 2),
-        (format!("nexthop replace id {FIRST} via 192.0.2.66 dev up0 proto 198"), 1),
-        (format!("nexthop replace id {FIRST_GROUP} group {} proto 198", FIRST + 1), 1),
-        ("nexthop flush proto 198".to_owned(), 6),
+        (format!("nexthop replace id {FIRST} via 192.0.2.66 dev up0 proto 222"), 1),
+        (format!("nexthop replace id {FIRST_GROUP} group {} proto 222", FIRST + 1), 1),
+        ("nexthop flush proto 222".to_owned(), 6),
     ] {
         ip(&bed.netns, &command);
         assert!(bed.observe().await, "{command} is not noticed");

@@ -133,7 +133,7 @@ fn say_what_to_try(lab: &Lab, workspace: &Workspace) {
     }
     if let Some(node) = layout.nodes().find(|node| lab.centre.machine(&node.name()).is_some()) {
         let name = node.name();
-        eprintln!("  ip netns exec {} ip route show proto 198", layout.namespace(&name));
+        eprintln!("  ip netns exec {} ip route show proto 222", layout.namespace(&name));
         eprintln!("  cairn status --run-dir {}", workspace.run().join(&name).display());
         eprintln!("  tail -f {}", workspace.logs().join(format!("{name}.log")).display());
     }

@@ -108,7 +108,7 @@ pub(crate) async fn answer(
 /// The daemon's answer behind its first record.
 fn ask(run_dir: &Path) -> anyhow::Result<(NodeKernel, control::Records<KernelRecord>)> {
     let mut records = control::ask::<KernelRecord>(run_dir, Ask::Kernel).context(
-        "only the daemon knows what it wants (without it, `ip route show proto 198` shows its routes, or another \
+        "only the daemon knows what it wants (without it, `ip route show proto 222` shows its routes, or another \
          number if that is configured)",
     )?;
     let Some(KernelRecord::Node(node)) = records.next().transpose()? else {

@@ -72,7 +72,7 @@ fn a_speakers_routes_are_shown_with_who_announced_them_and_what_is_wrong() {
     let output = kernel(&site, &["routes"]);
     let text = site::refusal(&output);
     assert!(
-        text.contains("no agent or speaker answers on") && text.contains("proto 198"),
+        text.contains("no agent or speaker answers on") && text.contains("proto 222"),
         "{text}"
     );
     let output = kernel(&site, &["diff"]);
@@ -113,7 +113,7 @@ fn a_speakers_routes_are_shown_with_who_announced_them_and_what_is_wrong() {
     for (second, count) in [(100, 254), (101, 256), (102, 256), (103, 7)] {
         tor.send(UPDATE, &many(65201, second, count));
         let wanted: usize = until("all routes", || {
-            let all = sh(&site, "ip route show proto 198 | grep -c uplink").trim().to_owned();
+            let all = sh(&site, "ip route show proto 222 | grep -c uplink").trim().to_owned();
             let told = routes(&site, &["-o", "json"]);
             let prefixes: BTreeSet<&str> =
                 told.lines().filter_map(|line| line.split('"').nth(3)).collect();

@@ -105,18 +105,18 @@ fn routes_follow_their_settings_and_others_keep_theirs() {
     let agent = cluster.agent(&site);
     let address = until_attached(&site, "c1", &site.pod("p0"));
     let tor = announce(&site);
-    row(&site, "10.9.0.0/16", |row| row["state"] == "installed" && row["protocol"] == 198);
+    row(&site, "10.9.0.0/16", |row| row["state"] == "installed" && row["protocol"] == 222);
     in_order(&site);
 
     // A number that somebody has is not taken, until he has it no more.
     configure(&cluster, &json!({"protocol": 150}));
     site.until_status("agent", "routes keep the protocol number 198: another program");
-    assert!(table(&site, "main").contains("10.9.0.0/16 via 192.0.2.50 dev uplink proto 198"));
+    assert!(table(&site, "main").contains("10.9.0.0/16 via 192.0.2.50 dev uplink proto 222"));
     sh(&site, "ip route del 10.20.0.0/16 proto 150");
     let watch = Watch::start(&site);
     until_table(&site, "main", "routes with 150 only", |routes| {
         routes.contains("10.9.0.0/16 via 192.0.2.50 dev uplink proto 150 metric 198")
-            && !routes.contains("proto 198")
+            && !routes.contains("proto 222")
     });
     in_order(&site);
     let told = watch.of("10.9.0.0/16");
@@ -127,7 +127,7 @@ fn routes_follow_their_settings_and_others_keep_theirs() {
         let text = std::fs::read_to_string(site.path("agent/routes.json")).unwrap_or_default();
         if text.contains("[150]") { Ok(()) } else { Err(text) }
     });
-    sh(&site, "ip route add 10.22.0.0/16 via 192.0.2.50 proto 198 metric 198");
+    sh(&site, "ip route add 10.22.0.0/16 via 192.0.2.50 proto 222 metric 198");
 
     configure(&cluster, &json!({"metric": 300}));
     until_table(&site, "main", "metric 300 only", |routes| {
@@ -187,9 +187,9 @@ fn routes_follow_their_settings_and_others_keep_theirs() {
     let nine = row(&site, "10.9.0.0/16", |row| row["state"] == "installed");
     assert_eq!(nine["to"], "nhid 1128398848 via 192.0.2.50 dev uplink", "{nine}");
     in_order(&site);
-    sh(&site, "ip nexthop add id 1128398900 via 192.0.2.77 dev uplink proto 198");
+    sh(&site, "ip nexthop add id 1128398900 via 192.0.2.77 dev uplink proto 222");
     let left = until("one that nobody wants goes", || {
-        let objects = sh(&site, "ip -N nexthop show proto 198");
+        let objects = sh(&site, "ip -N nexthop show proto 222");
         if objects.contains("1128398900") { Err(objects) } else { Ok(objects) }
     });
     assert_eq!(left.lines().count(), 1, "{left}");
@@ -213,7 +213,7 @@ fn routes_follow_their_settings_and_others_keep_theirs() {
     let others = table(&site, "main") + &table(&site, "77");
     for route in [
         "10.21.0.0/16 via 192.0.2.50 dev uplink proto 4 metric 198",
-        "10.22.0.0/16 via 192.0.2.50 dev uplink proto 198 metric 198",
+        "10.22.0.0/16 via 192.0.2.50 dev uplink proto 222 metric 198",
         "10.244.0.0/16 via 192.0.2.50 dev uplink proto 4",
     ] {
         assert!(others.contains(route), "{route} is somebody else's: {others}");

@@ -240,7 +240,7 @@ impl Chaos {
                 let id = *self.dice.pick(&[ours + n, 70 + n]);
                 // Only one that is theirs, as the kernel does not ask.
                 let shown = look(&format!("ip nexthop show id {id}"));
-                if !shown.contains("dev calm") || shown.contains("proto 198") {
+                if !shown.contains("dev calm") || shown.contains("proto 222") {
                     return;
                 }
                 format!("ip nexthop del id {id}")
@@ -293,28 +293,28 @@ impl Chaos {
         let setting =
             *self.dice.pick(&["down", "mtu 1300", "alias x", "address 02:00:00:00:00:77"]);
         match self.dice.below(22) {
-            0 => self.do_against(&format!("{ip} route del {prefix} proto 198 metric 198")),
+            0 => self.do_against(&format!("{ip} route del {prefix} proto 222 metric 198")),
             1 => self.do_against(&format!(
-                "{ip} route replace {prefix} via {other} proto 198 metric 198"
+                "{ip} route replace {prefix} via {other} proto 222 metric 198"
             )),
             2 => self.do_against(&format!(
-                "{ip} route append {prefix} via {other} proto 198 metric 198"
+                "{ip} route append {prefix} via {other} proto 222 metric 198"
             )),
-            3 => self.do_against(&format!("{ip} route flush proto 198")),
+            3 => self.do_against(&format!("{ip} route flush proto 222")),
             4 => self.do_against(&format!(
-                "{ip} route add {} via {other} proto 198 metric 198",
+                "{ip} route add {} via {other} proto 222 metric 198",
                 strange(prefix)
             )),
-            5 => self.do_against("ip nexthop flush proto 198"),
+            5 => self.do_against("ip nexthop flush proto 222"),
             6 => {
-                if look(&format!("ip nexthop show id {id}")).contains("proto 198") {
+                if look(&format!("ip nexthop show id {id}")).contains("proto 222") {
                     self.do_against(&format!(
-                        "ip nexthop replace id {id} via 203.0.113.66 dev calm proto 198"
+                        "ip nexthop replace id {id} via 203.0.113.66 dev calm proto 222"
                     ));
                 }
             }
             7 => {
-                if look(&format!("ip nexthop show id {id}")).contains("proto 198") {
+                if look(&format!("ip nexthop show id {id}")).contains("proto 222") {
                     self.do_against(&format!("ip nexthop del id {id}"));
                 }
             }
@@ -396,8 +396,8 @@ fn others() -> BTreeSet<String> {
     let listing = look(
         "ip rule; ip -6 rule; ip address show dev calm | grep inet; ip neigh show dev calm nud permanent
          bridge fdb show dev theirs; ip -o link | grep -o ' their[^@]*@'
-         ip nexthop | grep -v 'proto 198'
-         for v in -4 -6; do ip -o $v route show table all | grep -vE 'proto 198|table local' \
+         ip nexthop | grep -v 'proto 222'
+         for v in -4 -6; do ip -o $v route show table all | grep -vE 'proto 222|table local' \
              | grep -E 'dev calm|nhid|table 77'; done
          nft list table inet theirs",
     );

@@ -20,7 +20,7 @@ fn a_fight_costs_little_is_told_and_ends_well() {
         let fights = || {
             while !stop.load(Ordering::Relaxed) {
                 look(&format!(
-                    "ip route replace {prefix} via {theirs} proto 198 metric 198
+                    "ip route replace {prefix} via {theirs} proto 222 metric 198
                      ip neigh replace 172.16.0.1 lladdr 02:00:00:00:00:66 dev {TUNNEL} nud permanent
                      ip link set {TUNNEL} mtu 1300
                      nft flush table inet cairn"
@@ -44,8 +44,8 @@ fn a_fight_costs_little_is_told_and_ends_well() {
                 assert!((routes.len() as f64) < most, "{} in {time} s: {routes:?}", routes.len());
                 assert!(!routes.is_empty(), "it is repaired still");
                 // Another route is repaired soon, and its writer not taken for one who fights.
-                look(&format!("ip route del {mine} proto 198 metric 198"));
-                let there = || look(&format!("ip route show {mine} proto 198")).contains("via");
+                look(&format!("ip route del {mine} proto 222 metric 198"));
+                let there = || look(&format!("ip route show {mine} proto 222")).contains("via");
                 let deadline = Instant::now() + crate::node::PATIENCE;
                 while !there() {
                     assert!(Instant::now() < deadline, "{mine} is not repaired");

@@ -136,7 +136,7 @@ fn a_block_that_leaves_is_unreachable_at_once_and_caught_for_a_second() {
     on_node(async |_| {
         let block = plain_prefix(0);
         let fib = Fib::start(None).await.expect("the kernel's routes");
-        let caught = || look(&format!("ip route show {block} proto 198")).contains("blackhole");
+        let caught = || look(&format!("ip route show {block} proto 222")).contains("blackhole");
         fib.blocks.send_replace(Some([block].into()));
         until("it is reachable", || fib.reachable.borrow().contains(&block)).await;
         assert!(caught());
@@ -170,9 +170,9 @@ fn our_routes_and_objects_are_flushed() {
         // The kernel lets `ip` flush routes through objects only when it shows where these lead, and
         // stops at them before all are gone.
         for command in [
-            "ip -4 route flush proto 198 || true",
-            "ip -6 route flush proto 198 || true",
-            "ip nexthop flush proto 198",
+            "ip -4 route flush proto 222 || true",
+            "ip -6 route flush proto 222 || true",
+            "ip nexthop flush proto 222",
             "ip -4 neigh flush dev cairn.vxlan nud permanent",
             "ip address flush dev cairn.vxlan",
         ] {
@@ -204,8 +204,8 @@ fn notifications_are_lost() {
             let prefix = plain_prefix(number);
             let family = if prefix.addr().is_ipv6() { "-6" } else { "-4" };
             sh(&format!(
-                "ip -batch - <<END\n{foreign}END\nip {family} route del {prefix} proto 198 || true
-                 ip nexthop flush proto 198; ip -4 neigh flush dev {TUNNEL} nud permanent
+                "ip -batch - <<END\n{foreign}END\nip {family} route del {prefix} proto 222 || true
+                 ip nexthop flush proto 222; ip -4 neigh flush dev {TUNNEL} nud permanent
                  nft flush ruleset; ip -4 route flush proto 3"
             ));
             agent.until_equal(model, "after lost notifications").await;
@@ -219,7 +219,7 @@ fn the_kernel_refuses_some_routes() {
     after("nothing is refused any more", async |agent, model| {
         // The rule hides a gateway from the kernel's own check of a new IPv4 route.
         sh("ip rule add to 192.0.2.4 unreachable pref 5");
-        sh("ip -4 route flush proto 198 || true; ip -6 route flush proto 198 || true");
+        sh("ip -4 route flush proto 222 || true; ip -6 route flush proto 222 || true");
         let all = model.clone();
         let mut refused = 0;
         model.learned.retain(|prefix, hops| {

@@ -112,10 +112,10 @@ fn what_is_deleted_or_changed_comes_back_with_its_routes() {
             format!("ip nexthop del id {}", id("via 192.0.2.2 dev up0")),
             format!("ip nexthop del id {}", id("group")),
             format!(
-                "ip nexthop replace id {} via 203.0.113.66 dev calm proto 198",
+                "ip nexthop replace id {} via 203.0.113.66 dev calm proto 222",
                 id("via 192.0.2.3 dev up0")
             ),
-            "ip nexthop flush proto 198".to_owned(),
+            "ip nexthop flush proto 222".to_owned(),
             "ip link set up1 down; ip link set up1 up; ip address add 2001:db8:1::1/64 dev up1 nodad"
                 .to_owned(),
         ] {
@@ -148,7 +148,7 @@ fn the_option_changes_under_traffic_and_no_packet_is_lost() {
             let through = if round % 2 == 0 { Site::PREFIXES } else { 0 };
             until("every route has changed", || Site::through_objects() == through).await;
             tokio::time::sleep(Duration::from_millis(200)).await;
-            let objects = look("ip nexthop show proto 198").lines().count();
+            let objects = look("ip nexthop show proto 222").lines().count();
             assert_eq!(objects, if round % 2 == 0 { 6 } else { 0 });
         }
         let loss = loss(&flows, &began);

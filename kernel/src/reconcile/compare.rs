@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn what_is_missing_differs_or_is_there_too_much_is_told_and_nothing_else() {
-        let mut reconciler = RouteReconciler::new(198);
+        let mut reconciler = RouteReconciler::new(222);
         let same = route("10.0.0.0/24", 1, 198);
         let missing = route("10.0.1.0/24", 1, 198);
         let differs = route("10.0.2.0/24", 1, 198);
