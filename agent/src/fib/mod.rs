@@ -12,6 +12,7 @@
 //! beside the speaker's thread. Nothing is removed before BGP is in sync, the own blocks are known and
 //! the API server has shown the peers.
 
+mod machine;
 mod marks;
 mod questions;
 mod uplinks;
@@ -42,6 +43,7 @@ use crate::pods::PodsHandle;
 use crate::report::FAILURES_MAX;
 use crate::underlay::KernelUnderlay;
 use crate::until;
+use machine::Machine;
 use marks::Marking;
 use questions::Questions;
 use uplinks::Uplinks;
@@ -223,18 +225,10 @@ struct Worker {
     swept: bool,
     tell: Tell,
     state_dirty: bool,
-    /// The machine's settings that were last brought in order, and what could not be.
-    settings: Option<NodeSettings>,
-    deviations: Vec<String>,
-    /// When what could not be is tried again.
-    settle_due: Option<Instant>,
-    /// Families of which nothing is forwarded: no block of them can be reached.
-    not_forwarded: Vec<Family>,
+    machine: Machine,
     /// Blocks that are this node's no more, and until when packets to them are caught: by then others
     /// have heard that they do not lead here.
     leaving: BTreeMap<IpNet, Instant>,
-    /// Interfaces whose sources are checked loosely now, and what they had before.
-    loosened: BTreeMap<String, i64>,
     /// Until when the routes are not read again, however often somebody else makes it necessary.
     read_rests: Instant,
     /// When everything is looked at again.
@@ -300,12 +294,8 @@ impl Worker {
             swept: false,
             tell,
             state_dirty: true,
-            settings: None,
-            deviations: Vec::new(),
-            settle_due: None,
-            not_forwarded: Vec::new(),
+            machine: Machine::default(),
             leaving: BTreeMap::new(),
-            loosened: BTreeMap::new(),
             read_rests: Instant::now(),
             audit_due: Instant::now() + AUDIT_INTERVAL,
             complaint: None,
@@ -349,7 +339,7 @@ impl Worker {
                 self.wrap.next_deadline(),
                 self.uplinks.next_deadline(),
                 self.marking.due,
-                self.settle_due,
+                self.machine.due,
                 self.leaving.values().min().copied(),
                 audit,
             ];
@@ -485,7 +475,7 @@ impl Worker {
             .flatten()
             .copied()
             .filter(|block| self.own_keys(*block).all(|key| self.reconciler.is_installed(&key)))
-            .filter(|block| !self.not_forwarded.contains(&Family::of(block.addr())))
+            .filter(|block| !self.machine.not_forwarded.contains(&Family::of(block.addr())))
             .collect();
         self.tell.reachable.send_if_modified(|old| {
             let differs = **old != reachable;
@@ -524,7 +514,7 @@ impl Worker {
         problems.extend(self.uplinks.problems());
         let protocol = self.reconciler.protocol();
         problems.extend(self.reconciler.fight().map(|fight| fought_over(fight, protocol)));
-        problems.extend(self.deviations.iter().cloned());
+        problems.extend(self.machine.deviations.iter().cloned());
         problems.extend(self.marking.problems.iter().cloned());
         self.tell.problems.send_if_modified(|old| {
             let differs = *old != problems;
@@ -543,29 +533,7 @@ impl Worker {
             bare_objects: self.compat_mode == CompatMode::Off,
             path_mtu: self.wrap.needs_path_mtu(),
         };
-        let again = self.settle_due.is_some_and(|at| at <= now);
-        if self.settings.as_ref() == Some(&needed) && !again {
-            return;
-        }
-        let settled = needed.settle();
-        for change in settled.changed {
-            tracing::info!("{change}");
-        }
-        // Who keeps a setting from being made may be gone by then, and says nothing when it goes.
-        self.settle_due = (!settled.deviations.is_empty()).then(|| now + SETTLE_RETRY);
-        self.not_forwarded = settled.not_forwarded;
-        self.deviations = settled.deviations;
-        self.loosened.extend(settled.loosened);
-        let kept = |interface: &String| needed.loose.contains(interface);
-        for (interface, before) in self.loosened.extract_if(.., |name, _| !kept(name)) {
-            match sysctl::restore_reverse_path(&interface, before) {
-                Ok(true) => tracing::info!("rp_filter of {interface} is {before} again"),
-                Ok(false) => {}
-                Err(error) if error.is_absent() => {}
-                Err(error) => tracing::warn!("rp_filter of {interface} stays loose: {error}"),
-            }
-        }
-        self.settings = Some(needed);
+        self.machine.settle(needed, now);
     }
 
     /// Looks at everything once more: what no notification told.
@@ -574,7 +542,7 @@ impl Worker {
         self.reconciler.request_resync();
         self.wrap.request_resync();
         self.uplinks.request_resync();
-        self.settings = None;
+        self.machine.doubt();
         self.underlay_due = Some(tokio::time::Instant::now());
     }
 
@@ -775,10 +743,10 @@ impl Worker {
                 KernelEvent::ForwardingOff { family } => {
                     // Pods and, through this node, others are cut off until it is on again.
                     self.complain(format!("{family:?} forwarding was turned off, turning it on"));
-                    self.settings = None;
+                    self.machine.doubt();
                 }
                 // Ours is one of these, and then nothing differs.
-                KernelEvent::ReversePath => self.settings = None,
+                KernelEvent::ReversePath => self.machine.doubt(),
                 KernelEvent::Neighbour { permanent, .. } => pods_changed |= permanent,
                 KernelEvent::Object { id, .. } => {
                     underlay_changed |=
@@ -964,9 +932,6 @@ const GATHER: Duration = Duration::from_millis(10);
 /// Of the time at most one part in this many goes into reading the underlay, and one into reading all
 /// routes.
 const READ_SHARE: u32 = 8;
-
-/// When a setting that could not be made is tried again.
-const SETTLE_RETRY: Duration = Duration::from_secs(5);
 
 /// Longer than a withdrawal takes to the peers.
 const CAUGHT: Duration = Duration::from_secs(1);
