@@ -8,7 +8,7 @@
 //!   └───────────┴─────────────────────┴──────────┘
 //! ```
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Instant;
 
@@ -16,7 +16,6 @@ use rustix::io::Errno;
 
 use crate::batch::Batch;
 use crate::error::{Error, Refusal};
-use crate::pace::Paces;
 use crate::reconcile::{Failure, Pass};
 use crate::socket::{Acknowledge, Netlink};
 
@@ -37,11 +36,6 @@ pub(crate) struct Delta<K: Key> {
     wanted: BTreeMap<K, K::Value>,
     present: BTreeMap<K, K::Value>,
     failures: BTreeMap<K, Failure>,
-    /// What others changed and was not repaired yet.
-    edited: BTreeSet<K>,
-    paces: Paces<K>,
-    /// What others change again and again, and until when it is left alone.
-    resting: BTreeMap<K, Instant>,
 }
 
 /// What a notification means for the model.
@@ -57,14 +51,7 @@ pub(crate) enum News {
 
 impl<K: Key> Delta<K> {
     pub(crate) fn new() -> Delta<K> {
-        Delta {
-            wanted: BTreeMap::new(),
-            present: BTreeMap::new(),
-            failures: BTreeMap::new(),
-            edited: BTreeSet::new(),
-            paces: Paces::new(),
-            resting: BTreeMap::new(),
-        }
+        Delta { wanted: BTreeMap::new(), present: BTreeMap::new(), failures: BTreeMap::new() }
     }
 
     /// Says what is wanted from now on. What failed is tried at once where something else is wanted.
@@ -120,12 +107,9 @@ impl<K: Key> Delta<K> {
             Some(value) => self.present.insert(key, value),
             None => self.present.remove(&key),
         };
-        if before.as_ref() == self.present.get(&key) || self.resting.contains_key(&key) {
-            return News::Known;
-        }
-        self.edited.insert(key);
-        match before.is_some() && before.as_ref() == self.wanted.get(&key) {
-            true => News::Undone,
+        match before.as_ref() == self.present.get(&key) {
+            true => News::Known,
+            false if before.is_some() && before.as_ref() == self.wanted.get(&key) => News::Undone,
             false => News::Other,
         }
     }
@@ -141,8 +125,6 @@ impl<K: Key> Delta<K> {
         now: Instant,
         pass: &mut Pass,
     ) -> Result<bool, Error> {
-        self.paces.forget(now);
-        self.resting.retain(|key, _| !self.wanted.contains_key(key));
         let mut batch = Batch::new();
         let mut due = Vec::new();
         for (key, value) in &self.wanted {
@@ -150,18 +132,9 @@ impl<K: Key> Delta<K> {
             if present == Some(value) || self.failures.get(key).is_some_and(|f| f.waits(now)) {
                 continue;
             }
-            if self.edited.contains(key) {
-                if let Some(until) = self.paces.rests(key, now) {
-                    self.resting.insert(*key, until);
-                    continue;
-                }
-                self.paces.repaired(*key, now);
-            }
             key.set(&mut batch, value, present.is_some());
             due.push((*key, value.clone()));
         }
-        let (resting, wanted) = (&self.resting, &self.wanted);
-        self.edited.retain(|key| resting.contains_key(key) || !wanted.contains_key(key));
         if due.is_empty() {
             return Ok(false);
         }
@@ -200,25 +173,13 @@ impl<K: Key> Delta<K> {
         pass: &mut Pass,
         spared: impl Fn(&K) -> bool,
     ) -> Result<(), Error> {
-        self.resting.retain(|key, _| self.wanted.contains_key(key));
         let mut batch = Batch::new();
-        let mut due = Vec::new();
-        let stale: Vec<K> = self.stale().filter(|key| !spared(key)).collect();
-        for key in stale {
-            if self.failures.get(&key).is_some_and(|failure| failure.waits(now)) {
-                continue;
-            }
-            if self.edited.contains(&key) {
-                if let Some(until) = self.paces.rests(&key, now) {
-                    self.resting.insert(key, until);
-                    continue;
-                }
-                self.paces.repaired(key, now);
-            }
-            due.push((key, ()));
-        }
-        let (resting, wanted) = (&self.resting, &self.wanted);
-        self.edited.retain(|key| resting.contains_key(key) || wanted.contains_key(key));
+        let due: Vec<(K, ())> = self
+            .stale()
+            .filter(|key| !spared(key))
+            .filter(|key| !self.failures.get(key).is_some_and(|failure| failure.waits(now)))
+            .map(|key| (key, ()))
+            .collect();
         if due.is_empty() {
             return Ok(());
         }
@@ -245,17 +206,9 @@ impl<K: Key> Delta<K> {
         self.present.keys().filter(|key| !self.wanted.contains_key(key)).copied()
     }
 
-    /// When something is tried again, or repaired after a rest.
+    /// When the first failure is tried again.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        let failures = self.failures.values().filter_map(|failure| failure.retry_at);
-        let resting = self.resting.values().copied();
-        failures.chain(resting).chain(self.paces.calm_at()).min()
-    }
-
-    /// What others change again and again, in words.
-    pub(crate) fn fight(&self) -> Option<String> {
-        let (key, more) = self.paces.fight()?;
-        Some(fight(&key.to_string(), more))
+        self.failures.values().filter_map(|failure| failure.retry_at).min()
     }
 
     /// The failures in words: one, and how many more there are.
@@ -275,18 +228,6 @@ impl<K: Key> Delta<K> {
         let failure = Failure::again(before.as_ref(), now, refusal.errno, refusal.text);
         self.failures.insert(key, failure);
     }
-}
-
-/// Another program at work on `what` and on `more` like it, in words.
-pub(crate) fn fight(what: &str, more: usize) -> String {
-    let more = match more {
-        0 => String::new(),
-        more => format!(", and {more} more"),
-    };
-    format!(
-        "another program changes {what}{more}, again and again, and it is put back each time: find that \
-         program with `ip monitor` and have it leave alone what is Cairn's"
-    )
 }
 
 /// Joins requests with the refusals that name them by position.

@@ -52,8 +52,6 @@ pub(crate) enum Flag {
     Seen = 16,
     /// The slot holds no route.
     Vacant = 32,
-    /// Somebody else changed it since it was written last.
-    Edited = 64,
 }
 
 impl Entry {

@@ -16,7 +16,6 @@ pub mod monitor;
 pub mod netns;
 pub mod nexthop;
 mod objects;
-mod pace;
 mod paths;
 pub mod pod;
 pub mod reconcile;

@@ -26,7 +26,6 @@ pub use self::compare::Difference;
 use self::writes::Write;
 use crate::entries::{Entries, Entry, Flag, RouteId};
 use crate::error::Error;
-use crate::pace::Paces;
 use crate::paths::Paths;
 use crate::route::{Route, RouteEvent, RouteKey, RouteSocket, Target};
 
@@ -44,13 +43,9 @@ pub struct RouteReconciler {
     /// Writes whose outcome was not told yet. Their paths are counted.
     in_flight: Vec<Write>,
     failures: HashMap<RouteKey, Failure>,
-    /// When what failed, or what others change again and again, is written.
     retries: BTreeSet<(Instant, RouteKey)>,
-    paces: Paces<RouteKey>,
     sweep_allowed: bool,
     needs_resync: bool,
-    /// How long the last dump took.
-    read_took: Duration,
     edits: u64,
 }
 
@@ -112,10 +107,8 @@ impl RouteReconciler {
             in_flight: Vec::new(),
             failures: HashMap::new(),
             retries: BTreeSet::new(),
-            paces: Paces::new(),
             sweep_allowed: false,
             needs_resync: true,
-            read_took: Duration::ZERO,
             edits: 0,
         }
     }
@@ -213,18 +206,13 @@ impl RouteReconciler {
         self.needs_resync
     }
 
-    /// How long the last dump of [`RouteReconciler::apply`] took.
-    pub fn read_took(&self) -> Duration {
-        self.read_took
-    }
-
     /// Asks for a dump, after an event that may have changed routes without a notification.
     pub fn request_resync(&mut self) {
         self.needs_resync = true;
     }
 
     /// Takes a change that somebody else made. Returns whether the kernel may now differ from what
-    /// is wanted, and was not known to already.
+    /// is wanted.
     pub fn observe(&mut self, event: &RouteEvent) -> bool {
         let route = event.route();
         let key = route.key();
@@ -274,13 +262,10 @@ impl RouteReconciler {
         }
         self.forgive(&key);
         self.touch(id);
-        let queued = self.entries.get_mut(id).filter(|entry| entry.is(Flag::Queued));
-        let is_news = match queued {
-            Some(entry) => entry.raise(Flag::Edited),
-            None => self.needs_resync,
-        };
-        self.edits += u64::from(ours && is_news);
-        is_news
+        let queued = self.entries.get(id).is_some_and(|entry| entry.is(Flag::Queued));
+        let differs = self.needs_resync || queued;
+        self.edits += u64::from(ours && differs);
+        differs
     }
 
     /// Tries every failed route again at once: a link came up or an address was added.
@@ -308,10 +293,7 @@ impl RouteReconciler {
                     return Ok(pass);
                 }
                 pass.resyncs += 1;
-                let began = Instant::now();
-                let read = self.read(socket);
-                self.read_took = began.elapsed();
-                read?;
+                self.read(socket)?;
             }
             self.next_writes(now);
             if self.in_flight.is_empty() && !self.needs_resync && self.queue.is_empty() {
@@ -327,17 +309,9 @@ impl RouteReconciler {
         }
     }
 
-    /// When the next [`RouteReconciler::apply`] is due though nothing new happens; `None` when nothing
-    /// waits.
+    /// When the first failed route is due; `None` when none waits.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let retry = self.retries.first().map(|(at, _)| *at);
-        retry.into_iter().chain(self.paces.calm_at()).min()
-    }
-
-    /// A route that others change again and again, so that it is put back ever later, and how many more
-    /// there are.
-    pub fn fight(&self) -> Option<(RouteKey, usize)> {
-        self.paces.fight()
+        self.retries.first().map(|(at, _)| *at)
     }
 
     /// Whether there is something to do before any deadline.
@@ -407,10 +381,7 @@ impl RouteReconciler {
             if entry.raise(Flag::Queued) {
                 self.queue.push_back(id);
             }
-            return;
-        }
-        entry.put(Flag::Edited, false);
-        if entry.wanted.is_none() && !entry.is(Flag::Queued) && !entry.is(Flag::InFlight) {
+        } else if entry.wanted.is_none() && !entry.is(Flag::Queued) && !entry.is(Flag::InFlight) {
             self.entries.remove(id);
         }
     }

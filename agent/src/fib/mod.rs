@@ -229,8 +229,6 @@ struct Worker {
     /// Blocks that are this node's no more, and until when packets to them are caught: by then others
     /// have heard that they do not lead here.
     leaving: BTreeMap<IpNet, Instant>,
-    /// Until when the routes are not read again, however often somebody else makes it necessary.
-    read_rests: Instant,
     /// When everything is looked at again.
     audit_due: Instant,
     /// What failed last, and when.
@@ -296,7 +294,6 @@ impl Worker {
             state_dirty: true,
             machine: Machine::default(),
             leaving: BTreeMap::new(),
-            read_rests: Instant::now(),
             audit_due: Instant::now() + AUDIT_INTERVAL,
             complaint: None,
         };
@@ -330,12 +327,8 @@ impl Worker {
             }
             self.write();
             let audit = Some(self.audit_due);
-            let routes = match self.rests(Instant::now()) {
-                true => Some(self.read_rests),
-                false => self.reconciler.next_deadline(),
-            };
             let retry = [
-                routes,
+                self.reconciler.next_deadline(),
                 self.wrap.next_deadline(),
                 self.uplinks.next_deadline(),
                 self.marking.due,
@@ -351,31 +344,25 @@ impl Worker {
             let deadline =
                 [retry, retry_failed, state, self.underlay_due].into_iter().flatten().min();
             tokio::select! {
-                asked = &mut withdraw => {
-                    if let Ok(done) = asked {
-                        self.withdraw();
-                        let _ = done.send(());
-                    }
-                    return;
-                }
+                asked = &mut withdraw => return self.end(asked),
                 arrived = &mut feed_in, if feed.is_none() => match arrived {
                     Ok(arrived) => feed = Some(arrived),
                     // The planner has ended.
-                    Err(_) => return,
+                    Err(_) => break,
                 },
                 batch = receive(&mut feed), if feed.is_some() => match batch {
                     Some(batch) => self.learn(batch),
-                    None => return,
+                    None => break,
                 },
                 changed = blocks.changed() => match changed {
                     Ok(()) => self.own(&mut blocks),
-                    Err(_) => return,
+                    Err(_) => break,
                 },
-                changed = may_sweep.changed() => if changed.is_err() { return },
-                changed = settings.changed() => if changed.is_err() { return },
+                changed = may_sweep.changed() => if changed.is_err() { break },
+                changed = settings.changed() => if changed.is_err() { break },
                 changed = wrapping.changed() => match changed {
                     Ok(()) => self.rewrap(&mut wrapping),
-                    Err(_) => return,
+                    Err(_) => break,
                 },
                 events = self.monitor.next() => match events {
                     Ok(events) => self.observe(events),
@@ -402,6 +389,17 @@ impl Worker {
                 state_due = tokio::time::Instant::now() + STATE_INTERVAL;
             }
         }
+        // What this thread follows has ended; whoever ended it may want the routes to go as well.
+        let asked = withdraw.await;
+        self.end(asked);
+    }
+
+    /// Removes the routes if that was asked for.
+    fn end(mut self, asked: Result<oneshot::Sender<()>, oneshot::error::RecvError>) {
+        if let Ok(done) = asked {
+            self.withdraw();
+            let _ = done.send(());
+        }
     }
 
     fn withdraw(&mut self) {
@@ -412,7 +410,12 @@ impl Worker {
         self.leaving.values_mut().for_each(|until| *until = Instant::now());
         self.reconciler.allow_sweep();
         self.uplinks.allow_sweep();
-        self.write();
+        for _ in 0..WITHDRAW_PASSES {
+            self.write();
+            if !self.reconciler.is_dirty() {
+                break;
+            }
+        }
     }
 
     /// One pass of the reconciler, and what it means for the own blocks.
@@ -444,13 +447,9 @@ impl Worker {
         }
         self.prepare_uplinks(now);
         let due = self.reconciler.next_deadline().is_some_and(|at| at <= now);
-        if (self.reconciler.is_dirty() || due) && !self.rests(now) {
+        if self.reconciler.is_dirty() || due {
             match self.reconciler.apply(&mut self.socket, now) {
                 Ok(pass) => {
-                    if pass.resyncs > 0 {
-                        let rest = (self.reconciler.read_took() * READ_SHARE).min(READ_REST_MAX);
-                        self.read_rests = Instant::now() + rest;
-                    }
                     let written = pass.created + pass.replaced + pass.deleted;
                     if written + pass.refused > 0 {
                         tracing::debug!(?pass, "routes written");
@@ -486,11 +485,6 @@ impl Worker {
         });
     }
 
-    /// Whether routes wait to be read and with that to be written.
-    fn rests(&self, now: Instant) -> bool {
-        self.reconciler.needs_resync() && now < self.read_rests
-    }
-
     /// What is left of tunnels when the routes are as wanted, and who hears of it.
     fn clean(&mut self, now: Instant) {
         // No route of ours may lead through what is removed.
@@ -512,8 +506,6 @@ impl Worker {
         });
         let mut problems = self.wrap.problems();
         problems.extend(self.uplinks.problems());
-        let protocol = self.reconciler.protocol();
-        problems.extend(self.reconciler.fight().map(|fight| fought_over(fight, protocol)));
         problems.extend(self.machine.deviations.iter().cloned());
         problems.extend(self.marking.problems.iter().cloned());
         self.tell.problems.send_if_modified(|old| {
@@ -883,18 +875,6 @@ fn is_plain(route: &Route) -> bool {
     }
 }
 
-/// Another program writes a route of ours again and again.
-fn fought_over((key, more): (RouteKey, usize), protocol: u8) -> String {
-    let more = match more {
-        0 => String::new(),
-        more => format!(", and {more} more"),
-    };
-    format!(
-        "another program changes the route {key}{more}, again and again, and it is put back each time: find \
-         that program with `ip monitor route` and have it leave routes of protocol {protocol} alone"
-    )
-}
-
 /// Why nothing leads to the next hops of `route`.
 fn unreachable(route: &FibRoute) -> String {
     let hops: Vec<String> = route.paths.iter().map(|path| path.next_hop.to_string()).collect();
@@ -929,15 +909,14 @@ async fn receive(feed: &mut Option<FibFeed>) -> Option<FibBatch> {
 /// The changes that one event of the underlay brings with it are read together.
 const GATHER: Duration = Duration::from_millis(10);
 
-/// Of the time at most one part in this many goes into reading the underlay, and one into reading all
-/// routes.
+/// Of the time at most one part in this many goes into reading the underlay.
 const READ_SHARE: u32 = 8;
+
+/// How often the removal of all routes is tried before the thread ends.
+const WITHDRAW_PASSES: u32 = 5;
 
 /// Longer than a withdrawal takes to the peers.
 const CAUGHT: Duration = Duration::from_secs(1);
-
-/// The longest that routes which somebody else may have changed are not read.
-const READ_REST_MAX: Duration = Duration::from_secs(1);
 
 /// The last net below the notifications.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(600);

@@ -11,7 +11,6 @@ use super::watch::{Seen, Watch};
 use super::{Firewall, TABLE, script, update};
 use crate::error::Error;
 use crate::netns::NetNs;
-use crate::pace::Pace;
 
 /// Our table and our rules in chains of others, in one network namespace.
 ///
@@ -59,14 +58,9 @@ struct Flows {
 #[derive(Default)]
 struct Part {
     dirty: bool,
-    /// Others changed something.
-    edited: bool,
     /// A pass is under way, or was dropped before its end.
     begun: bool,
     failure: Option<Failure>,
-    pace: Pace,
-    /// Others change it again and again: until when it is left alone.
-    resting: Option<Instant>,
 }
 
 struct Failure {
@@ -158,16 +152,16 @@ impl FirewallKeeper {
     /// Whether a pass is due now, apart from deadlines.
     pub fn is_dirty(&self) -> bool {
         self.wanted.is_some()
-            && self.parts().iter().any(|part| part.is_dirty() && part.failure.is_none())
+            && self.parts().iter().any(|part| (part.dirty || part.begun) && part.failure.is_none())
     }
 
     /// When a pass is due at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.wanted.as_ref()?;
-        let parts = self.parts().map(Part::next_deadline);
+        let retries = self.parts().map(|part| part.failure.as_ref().map(|failure| failure.retry));
         // Before the rules are there a look is of no use.
         let flows = self.flows.due.filter(|_| self.table_part.failure.is_none());
-        parts.into_iter().chain([self.look, self.audit, flows]).flatten().min()
+        retries.into_iter().chain([self.look, self.audit, flows]).flatten().min()
     }
 
     /// How often others changed or removed what is ours.
@@ -186,12 +180,6 @@ impl FirewallKeeper {
             ));
         }
         problems.extend(self.flows.failure.as_ref().map(|(text, _)| text.clone()));
-        if self.table_part.pace.calm_at().is_some() {
-            problems.push(format!(
-                "another program changes the nftables table inet {TABLE}, again and again, and it is put \
-                 back each time: find that program with `nft monitor` and have it leave the table alone"
-            ));
-        }
         for hook in [&self.nftables, &self.legacy] {
             if let Some(failure) = &hook.part.failure {
                 problems.push(format!(
@@ -260,8 +248,8 @@ impl FirewallKeeper {
         } else if seen.lost && matches!(self.table, Table::Known(_)) {
             self.table = Table::Unknown;
         }
-        self.table_part.edited |= seen.table || seen.lost;
-        self.nftables.part.edited |= seen.forward || seen.lost;
+        self.table_part.dirty |= seen.table || seen.lost;
+        self.nftables.part.dirty |= seen.forward || seen.lost;
     }
 
     async fn settle_table(
@@ -272,7 +260,7 @@ impl FirewallKeeper {
         let seen = self.watch.drain(None)?;
         self.observe(seen);
         // What was heard until now is seen to by this pass.
-        (self.table_part.dirty, self.table_part.edited) = (false, false);
+        self.table_part.dirty = false;
         // Unknown until it is done: a pass may be dropped, or nft be killed when the kernel is done.
         let present = std::mem::replace(&mut self.table, Table::Unknown);
         let text = match &present {
@@ -383,31 +371,16 @@ impl Flows {
 impl Part {
     /// Whether a pass over it is due.
     fn begin(&mut self, now: Instant) -> bool {
-        self.pace.forget(now);
-        self.resting = self.pace.rests(now).filter(|_| self.edited);
         let due = match &self.failure {
             Some(failure) => failure.retry <= now,
-            None => self.is_dirty(),
+            None => self.dirty || self.begun,
         };
         if due {
-            if self.edited {
-                self.pace.repaired(now);
-            }
             // What comes during the pass makes it dirty again.
-            (self.dirty, self.edited, self.resting) = (false, false, None);
+            self.dirty = false;
             self.begun = true;
         }
         due
-    }
-
-    /// Whether there is something to do now, were it not for a failure.
-    fn is_dirty(&self) -> bool {
-        self.dirty || self.begun || (self.edited && self.resting.is_none())
-    }
-
-    fn next_deadline(&self) -> Option<Instant> {
-        let retry = self.failure.as_ref().map(|failure| failure.retry);
-        [retry, self.resting, self.pace.calm_at()].into_iter().flatten().min()
     }
 
     fn end(&mut self, done: Result<usize, CommandError>, now: Instant, pass: &mut FirewallPass) {

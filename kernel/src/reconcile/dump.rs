@@ -68,9 +68,6 @@ impl RouteReconciler {
             }
             entry.put(Flag::Queued, false);
             let settled = entry.wanted == entry.present && !entry.is(Flag::Foreign);
-            if settled {
-                entry.put(Flag::Edited, false);
-            }
             if settled && self.failures.is_empty() && self.extra.is_empty() {
                 // The rest is for the few that differ.
                 if entry.wanted.is_none() {

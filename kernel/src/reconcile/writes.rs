@@ -59,7 +59,6 @@ impl RouteReconciler {
             self.abandon();
             self.needs_resync = true;
         }
-        self.paces.forget(now);
         if self.needs_resync {
             return;
         }
@@ -71,8 +70,6 @@ impl RouteReconciler {
             let Some(id) = self.queue.pop_front() else { break };
             let Some(entry) = self.entries.get_mut(id) else { continue };
             entry.put(Flag::Queued, false);
-            let edited = entry.is(Flag::Edited);
-            entry.put(Flag::Edited, false);
             let foreign = entry.is(Flag::Foreign);
             match entry.wanted {
                 None if !self.sweep_allowed && !entry.is(Flag::Withdrawn) => continue,
@@ -91,9 +88,6 @@ impl RouteReconciler {
                 copies += key.and_then(|key| self.extra.get(&key)).copied().unwrap_or(0);
             }
             let (deletions, put) = route::decide(wanted.is_some(), State { same, copies, foreign });
-            if edited && (deletions > 0 || put.is_some()) && self.rests(id, now) {
-                continue;
-            }
             let delete = Write { id, does: Does::Delete };
             self.in_flight.extend((0..deletions).map(|_| delete));
             if let Some((path, put)) = wanted.zip(put) {
@@ -111,21 +105,6 @@ impl RouteReconciler {
             // It may have held a full table.
             self.queue = VecDeque::new();
         }
-    }
-
-    /// Whether a route that others changed is left alone until later, as they do it again and again. If
-    /// not, it is repaired now.
-    fn rests(&mut self, id: RouteId, now: Instant) -> bool {
-        let Some(key) = self.entries.key(id) else { return false };
-        let Some(until) = self.paces.rests(&key, now) else {
-            self.paces.repaired(key, now);
-            return false;
-        };
-        self.retries.insert((until, key));
-        if let Some(entry) = self.entries.get_mut(id) {
-            entry.put(Flag::Edited, true);
-        }
-        true
     }
 
     /// Appends the writes under way.

@@ -170,10 +170,6 @@ impl Tunnels {
                 return Ok(false);
             }
         }
-        if let Some(until) = state.pace.rests(now) {
-            state.resting = Some(until);
-            return Ok(false);
-        }
         let (mut batch, mut actions) = (Batch::new(), Vec::new());
         for step in &steps {
             step.encode(&wanted, &mut batch, &mut actions);
@@ -182,9 +178,6 @@ impl Tunnels {
         pass.created += actions.len() - refusals.len();
         pass.refused += refusals.len();
         (state.tried, state.failed) = (steps, false);
-        if refusals.is_empty() {
-            state.pace.repaired(now);
-        }
         if let Some(refusal) = refusals.into_iter().next() {
             let rivals = match wanted.encapsulation {
                 Encapsulation::Vxlan(vxlan) => device::rivals(netlink, vxlan.port)?,

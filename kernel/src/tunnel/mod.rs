@@ -47,8 +47,7 @@ use crate::delta::{self, Delta, News};
 use crate::error::Error;
 use crate::link::Mac;
 use crate::monitor::{KernelEvent, LinkState};
-use crate::objects::{self, ObjectId};
-use crate::pace::Pace;
+use crate::objects::ObjectId;
 use crate::reconcile::{Failure, Pass};
 use crate::route::{Family, Target};
 use crate::socket::Netlink;
@@ -99,9 +98,6 @@ struct DeviceState {
     failed: bool,
     failure: Option<Failure>,
     problem: Option<String>,
-    pace: Pace,
-    /// Others change it again and again: until when it is left alone.
-    resting: Option<Instant>,
 }
 
 impl DeviceState {
@@ -250,24 +246,17 @@ impl Tunnels {
             self.retry_devices();
         }
         let is_ours = |index: u32| self.devices.values().any(|state| state.index() == Some(index));
-        let rests = |index: u32| {
-            let mut states = self.devices.values();
-            states.any(|state| state.index() == Some(index) && state.resting.is_some())
-        };
         let concerns = match event {
             KernelEvent::Overrun => true,
             KernelEvent::Link { index, name, .. } => {
                 let named = |kind: TunnelKind| {
-                    let known = self.devices.get(&kind).filter(|state| state.resting.is_none());
+                    let known = self.devices.get(&kind);
                     known.is_some_and(|state| state.wanted.is_some() || state.present.is_some())
                 };
-                let ours = is_ours(*index) && !rests(*index);
-                ours || TunnelKind::of_device(name).is_some_and(named)
+                is_ours(*index) || TunnelKind::of_device(name).is_some_and(named)
             }
             KernelEvent::AddressesChanged { ifindex }
-            | KernelEvent::RoutesLost { ifindex: Some(ifindex) } => {
-                is_ours(*ifindex) && !rests(*ifindex)
-            }
+            | KernelEvent::RoutesLost { ifindex: Some(ifindex) } => is_ours(*ifindex),
             KernelEvent::Neighbour { ifindex, address, permanent, mac, .. } => {
                 let key = Neighbour { ifindex: *ifindex, address: *address };
                 let mac = mac.filter(|_| *permanent);
@@ -315,10 +304,7 @@ impl Tunnels {
 
     /// When something that failed is tried again.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let devices = self.devices.values().flat_map(|state| {
-            let retry = state.failure.as_ref().and_then(|failure| failure.retry_at);
-            [retry, state.resting, state.pace.calm_at()].into_iter().flatten()
-        });
+        let devices = self.devices.values().filter_map(|state| state.failure.as_ref()?.retry_at);
         let entries = [
             self.neighbours.next_deadline(),
             self.forwarding.next_deadline(),
@@ -335,20 +321,9 @@ impl Tunnels {
     /// What is not as wanted, each with what to do about it.
     pub fn problems(&self) -> Vec<String> {
         let devices = self.devices.values().filter_map(|state| state.problem.clone());
-        let fights = self.devices.iter().filter(|(_, state)| state.pace.calm_at().is_some());
-        let fights = fights.map(|(kind, _)| {
-            delta::fight(&format!("the device {} or its addresses", kind.device_name()), 0)
-        });
-        let entries = [
-            self.neighbours.problem(),
-            self.forwarding.problem(),
-            self.objects.problem(),
-            self.neighbours.fight(),
-            self.forwarding.fight(),
-            self.objects.fight(),
-        ];
-        let entries = entries.into_iter().flatten();
-        devices.chain(fights).chain(entries).chain(self.peer_problems.clone()).collect()
+        let entries =
+            [self.neighbours.problem(), self.forwarding.problem(), self.objects.problem()];
+        devices.chain(entries.into_iter().flatten()).chain(self.peer_problems.clone()).collect()
     }
 
     /// Reads the kernel if needed, and makes and changes what is wanted. To be called before routes are
@@ -359,11 +334,6 @@ impl Tunnels {
     pub fn prepare(&mut self, netlink: &mut Netlink, now: Instant) -> Result<Pass, Error> {
         let mut pass = Pass::default();
         let due = self.next_deadline().is_some_and(|at| at <= now);
-        for state in self.devices.values_mut() {
-            state.pace.forget(now);
-            // Its changes were not looked at meanwhile.
-            self.needs_read |= state.resting.take_if(|until| *until <= now).is_some();
-        }
         if !(self.needs_read || self.dirty || self.unwritten || due) {
             return Ok(pass);
         }

@@ -262,8 +262,7 @@ impl UplinkObjects {
     pub fn problems(&self) -> Vec<String> {
         let used_up = self.used_up.then(|| NUMBERS_USED_UP.to_owned());
         let tables = [&self.hops, &self.groups];
-        let tables = tables.into_iter().flat_map(|table| [table.problem(), table.fight()]);
-        tables.flatten().chain(used_up).collect()
+        tables.into_iter().filter_map(Delta::problem).chain(used_up).collect()
     }
 
     /// What is wanted now; `link` names links by their index.
