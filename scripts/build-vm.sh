@@ -12,7 +12,8 @@
 set -euo pipefail
 
 # What nodes have and jobs may use; busybox has the rest.
-NODE_PROGRAMS=(sh ip nft iptables ip6tables iptables-legacy ip6tables-legacy ping)
+NODE_PROGRAMS=(sh ip nft iptables ip6tables iptables-legacy ip6tables-legacy iptables-save
+  ip6tables-save iptables-restore ip6tables-restore ipset ping)
 # Files that these programs and ours read.
 NODE_FILES=(/etc/protocols /etc/ssl/certs/ca-certificates.crt)
 # Below the kernel's directory: everything of networks, with what that depends on.

@@ -7,6 +7,7 @@
 
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,7 @@ use cairn_kernel::{NetNs, Netlink, sysctl};
 use cairn_lab::apiserver::{ApiServer, Options};
 use cairn_tests::kube::programs;
 use cairn_tests::process::{Process, Scratch};
+use cairn_tests::vm::{self, End, Job};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
@@ -28,6 +30,26 @@ fn kube_proxy_in_nftables_mode_and_our_masquerading_each_do_their_own() {
 #[test]
 fn kube_proxy_in_iptables_mode_and_our_masquerading_each_do_their_own() {
     Bed::new("iptables").judge();
+}
+
+/// This machine's kernel may lack IPVS. kube-proxy gives the services' addresses to a device of the node, so
+/// that our rules see them as the node's own.
+#[test]
+fn kube_proxy_in_ipvs_mode_and_our_masquerading_each_do_their_own_in_a_virtual_machine() {
+    let this = std::env::current_exe().expect("its own path");
+    let name = this.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
+    let script = format!("modprobe -a ip_vs ip_vs_rr ip_set dummy && {IN_MACHINE}=/cairn {name} --ignored ipvs");
+    let job = Job { script: &script, programs: &[this, program()], within: PATIENCE * 3 };
+    let done = vm::run(&job);
+    assert_eq!(done.end, End::Exited(0), "{}\n{}", done.output, done.console);
+    assert!(done.output.contains("test in_this_machine_with_ipvs ... ok"), "{}", done.output);
+    println!("{} s", done.took.as_secs());
+}
+
+#[test]
+#[ignore = "started in the virtual machine by the test above"]
+fn in_this_machine_with_ipvs() {
+    Bed::new("ipvs").judge();
 }
 
 /// The thread of the test is the node.
@@ -253,7 +275,13 @@ fn kube_proxy(mode: &str, server: &str, scratch: &Scratch) -> Process {
         "--conntrack-max-per-core=0".into(),
         "--conntrack-min=0".into(),
     ];
-    Process::start(&programs().join("kube-proxy"), &arguments, &scratch.path().join("log"))
+    Process::start(&program(), &arguments, &scratch.path().join("log"))
+}
+
+/// kube-proxy.
+fn program() -> PathBuf {
+    let directory = std::env::var_os(IN_MACHINE).map_or_else(programs, PathBuf::from);
+    directory.join("kube-proxy")
 }
 
 fn bind(address: &str) -> UdpSocket {
@@ -298,4 +326,6 @@ const SELF: &str = "10.96.0.10";
 const REMOTE: &str = "10.96.0.11";
 const HOST: &str = "10.96.0.12";
 const NODE_PORT: u16 = 30_053;
+/// The directory with kube-proxy, in the virtual machine.
+const IN_MACHINE: &str = "CAIRN_KUBE_PROXY_DIR";
 const PATIENCE: Duration = Duration::from_secs(120);

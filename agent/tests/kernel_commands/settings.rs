@@ -110,7 +110,7 @@ fn routes_follow_their_settings_and_others_keep_theirs() {
 
     // A number that somebody has is not taken, until he has it no more.
     configure(&cluster, &json!({"protocol": 150}));
-    site.until_status("agent", "routes keep the protocol number 198: another program");
+    site.until_status("agent", "routes keep the protocol number 222: another program");
     assert!(table(&site, "main").contains("10.9.0.0/16 via 192.0.2.50 dev uplink proto 222"));
     sh(&site, "ip route del 10.20.0.0/16 proto 150");
     let watch = Watch::start(&site);
