@@ -38,7 +38,9 @@ fn kube_proxy_in_iptables_mode_and_our_masquerading_each_do_their_own() {
 fn kube_proxy_in_ipvs_mode_and_our_masquerading_each_do_their_own_in_a_virtual_machine() {
     let this = std::env::current_exe().expect("its own path");
     let name = this.file_name().and_then(|name| name.to_str()).expect("a name").to_owned();
-    let script = format!("modprobe -a ip_vs ip_vs_rr ip_set dummy && {IN_MACHINE}=/cairn {name} --ignored ipvs");
+    let script = format!(
+        "modprobe -a ip_vs ip_vs_rr ip_set dummy && {IN_MACHINE}=/cairn {name} --ignored ipvs"
+    );
     let job = Job { script: &script, programs: &[this, program()], within: PATIENCE * 3 };
     let done = vm::run(&job);
     assert_eq!(done.end, End::Exited(0), "{}\n{}", done.output, done.console);

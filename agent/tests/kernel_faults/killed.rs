@@ -57,3 +57,19 @@ fn killed_in_the_middle_of_a_full_table_it_writes_only_the_rest() {
     assert!(loss.sent > 500, "{loss}");
     assert_eq!(loss.lost, 0, "on a route that nothing happens to: {loss}");
 }
+
+/// Which thread hears first that BGP has ended must not decide it.
+#[test]
+fn stopped_for_good_it_takes_its_routes_along_every_time() {
+    let site = Site::new();
+    let _far = Far::start(&site);
+    for round in 0..8 {
+        let mut speaker = site.start_with(&[], None);
+        until("the first route", || site.installed() == 1);
+        let pid = libc::pid_t::try_from(speaker.id()).expect("a process id");
+        // SAFETY: kill takes no memory; the process is ours and was not waited for yet.
+        assert_eq!(unsafe { libc::kill(pid, libc::SIGTERM) }, 0);
+        assert!(speaker.wait().expect("its end").success());
+        assert_eq!(site.installed(), 0, "round {round}");
+    }
+}

@@ -18,7 +18,7 @@ fn killed_by_its_limit_of_memory_it_goes_on_with_as_much_as_documented() {
     let site = Site::new();
     let far = Far::start(&site);
     let little = MemoryLimit::new(BASE_BYTES + MANY as u64 * ROUTE_BYTES / 3);
-    let mut speaker = site.start_in(Some(&little));
+    let mut speaker = site.start_with(&["--keep-routes"], Some(&little));
     until("the first route", || site.installed() == 1);
     let flow = Flow::start(&site.source.netns, &site.far.netns, ip(TARGET), 1000).expect("a flow");
     let began = flow.position();
@@ -29,7 +29,7 @@ fn killed_by_its_limit_of_memory_it_goes_on_with_as_much_as_documented() {
     assert!(before < MANY, "{before} of {MANY}");
 
     let enough = MemoryLimit::new(BASE_BYTES + MANY as u64 * ROUTE_BYTES);
-    let mut speaker = site.start_in(Some(&enough));
+    let mut speaker = site.start_with(&["--keep-routes"], Some(&enough));
     until("every route", || {
         assert_eq!(speaker.try_wait().expect("asked"), None, "{} kills", enough.kills());
         site.installed() == MANY + 1

@@ -54,18 +54,16 @@ spec: {address: 192.0.2.2, asn: 65001, sourceAddress: 192.0.2.1}
         Site { node, far, source, dir }
     }
 
-    /// `cairn speaker --fib` on the node.
+    /// `cairn speaker --fib --keep-routes` on the node.
     pub fn start(&self) -> Process {
-        self.start_in(None)
+        self.start_with(&["--keep-routes"], None)
     }
 
-    /// As [`Site::start`], with the memory of a cgroup.
-    pub fn start_in(&self, limit: Option<&MemoryLimit>) -> Process {
+    /// `cairn speaker --fib` on the node with these options, and with the memory of a cgroup.
+    pub fn start_with(&self, options: &[&str], limit: Option<&MemoryLimit>) -> Process {
         let log = std::fs::File::create(self.dir.join("log")).expect("a log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
-        command
-            .args(["speaker", "--fib", "--keep-routes", "-f"])
-            .arg(self.dir.join("speaker.yaml"));
+        command.args(["speaker", "--fib", "-f"]).arg(self.dir.join("speaker.yaml")).args(options);
         command.arg("--run-dir").arg(self.dir.join("run")).env_remove("CAIRN_LOG");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         if let Some(limit) = limit {

@@ -43,11 +43,11 @@ use self::wanted::slot;
 use ipnet::IpNet;
 
 use crate::TUNNEL_OBJECTS;
-use crate::delta::{self, Delta, News};
+use crate::delta::{Delta, News};
 use crate::error::Error;
 use crate::link::Mac;
 use crate::monitor::{KernelEvent, LinkState};
-use crate::objects::ObjectId;
+use crate::objects::{self, ObjectId};
 use crate::reconcile::{Failure, Pass};
 use crate::route::{Family, Target};
 use crate::socket::Netlink;
