@@ -363,7 +363,7 @@ async fn a_fight_over_an_object_leaves_routes_in_order_and_is_told() {
     usual(&mut bed);
     bed.pass();
     let whole = bed.objects();
-    let theirs = format!("nexthop replace id {FIRST} via 192.0.2.66 dev up0 proto 198");
+    let theirs = format!("nexthop replace id {FIRST} via 192.0.2.66 dev up0 proto 222");
     let plain = |bed: &Bed| matches!(&bed.routes()["10.0.0.0/24"], Target::Unicast(_));
     let mut rounds = 0;
     while !plain(&bed) || bed.objects.problems().is_empty() {

@@ -7,7 +7,7 @@ use crate::routed::{TOR, join, router, sh, tor, until_route};
 use crate::site::{Site, until};
 
 const PREFIX: &str = "203.0.113.0/26";
-const REMOVE: &str = "ip route del 203.0.113.0/26 proto 198 metric 198";
+const REMOVE: &str = "ip route del 203.0.113.0/26 proto 222 metric 198";
 
 #[test]
 fn what_others_changed_is_counted_in_the_status_and_in_the_api() {
