@@ -99,16 +99,16 @@ mod tests {
     #[test]
     fn what_is_missing_differs_or_is_there_too_much_is_told_and_nothing_else() {
         let mut reconciler = RouteReconciler::new(222);
-        let same = route("10.0.0.0/24", 1, 198);
-        let missing = route("10.0.1.0/24", 1, 198);
-        let differs = route("10.0.2.0/24", 1, 198);
-        let clash = route("fd00::/64", 1, 198);
+        let same = route("10.0.0.0/24", 1, 222);
+        let missing = route("10.0.1.0/24", 1, 222);
+        let differs = route("10.0.2.0/24", 1, 222);
+        let clash = route("fd00::/64", 1, 222);
         for wanted in [&same, &missing, &differs, &clash] {
             reconciler.set(wanted.key(), Some(wanted.clone()));
         }
-        let other = route("10.0.2.0/24", 2, 198);
-        let extra = route("10.0.3.0/24", 1, 198);
-        let doubled = route("10.0.4.0/24", 1, 198);
+        let other = route("10.0.2.0/24", 2, 222);
+        let extra = route("10.0.3.0/24", 1, 222);
+        let doubled = route("10.0.4.0/24", 1, 222);
         reconciler.resync([
             same.clone(),
             other.clone(),
