@@ -19,6 +19,7 @@ need iptables-legacy iptables "a FORWARD chain that drops, of either kind of ipt
 need ping iputils-ping "pods and nodes reaching each other"
 need nft nftables "looking at what our own code filters and translates"
 need iptables iptables "the rules of other programs beside ours"
+need ipset ipset "the sets that kube-proxy makes in its mode ipvs"
 need qemu-system-x86_64 qemu-system-x86 "the lab on a kernel with everything, in a virtual machine"
 need busybox busybox-static "the rest of that machine"
 need bird bird2 "BGP with another implementation"

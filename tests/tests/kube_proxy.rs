@@ -160,8 +160,8 @@ impl Bed {
         let outside = within(&self.outside, || bind("203.0.113.9:9000"));
         let node = NetNs::current().expect("this namespace");
         let began = Instant::now();
-        // Until kube-proxy has written its rules, nobody answers.
-        while asked(other_pod, SELF, 53, &servers[0].1).is_none() {
+        // Until kube-proxy has written its rules nobody answers, and with IPVS a pod not to itself.
+        while [other_pod, pod].iter().any(|from| asked(from, SELF, 53, &servers[0].1).is_none()) {
             let log = std::fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default();
             assert!(!self.proxy.has_ended(), "kube-proxy ended: {log}");
             assert!(began.elapsed() < PATIENCE, "kube-proxy writes no rules: {log}");
