@@ -56,7 +56,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match run(cli) {
+    let done = run(cli);
+    logging::flush();
+    match done {
         Ok(code) => code,
         Err(error) => {
             eprintln!("cairn: {error:#}");
@@ -68,11 +70,11 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.command {
         Command::Agent(options) => {
-            logging::start(cli.log_format);
+            logging::start(cli.log_format)?;
             block_on(agent::run(options))
         }
         Command::Speaker(options) => {
-            logging::start(cli.log_format);
+            logging::start(cli.log_format)?;
             block_on(speaker::run(options))
         }
         Command::Status { run_dir, output } => {
@@ -103,11 +105,14 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 /// One thread for what a daemon has to plan, tell and answer: state has one owner. Sessions, routes and
 /// the packet filter, which must not wait for that, have threads of their own.
 fn block_on<T>(daemon: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    tokio::runtime::Builder::new_current_thread()
+    let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .context("cannot start the runtime")?
-        .block_on(daemon)
+        .context("cannot start the runtime")?;
+    let done = runtime.block_on(daemon);
+    // A daemon that has ended does not wait for a disk that does not answer.
+    runtime.shutdown_background();
+    done
 }
 
 fn crds() -> anyhow::Result<String> {

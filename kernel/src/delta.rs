@@ -107,6 +107,9 @@ impl<K: Key> Delta<K> {
             Some(value) => self.present.insert(key, value),
             None => self.present.remove(&key),
         };
+        if self.wanted.get(&key) == self.present.get(&key) {
+            self.failures.remove(&key);
+        }
         match before.as_ref() == self.present.get(&key) {
             true => News::Known,
             false if before.is_some() && before.as_ref() == self.wanted.get(&key) => News::Undone,

@@ -161,7 +161,11 @@ impl Bed {
         let node = NetNs::current().expect("this namespace");
         let began = Instant::now();
         // Until kube-proxy has written its rules nobody answers, and with IPVS a pod not to itself.
-        while [other_pod, pod].iter().any(|from| asked(from, SELF, 53, &servers[0].1).is_none()) {
+        let silent = |from: &NetNs| {
+            let answers = |(to, server): &(&str, UdpSocket)| asked(from, to, 53, server).is_some();
+            !servers.iter().all(answers)
+        };
+        while silent(other_pod) || silent(pod) {
             let log = std::fs::read_to_string(self.scratch.path().join("log")).unwrap_or_default();
             assert!(!self.proxy.has_ended(), "kube-proxy ended: {log}");
             assert!(began.elapsed() < PATIENCE, "kube-proxy writes no rules: {log}");

@@ -326,6 +326,11 @@ impl Worker {
                 self.rewrap(&mut wrapping);
             }
             self.write();
+            // What was put right is not told as missing.
+            if self.state_dirty && tokio::time::Instant::now() >= state_due {
+                self.publish();
+                state_due = tokio::time::Instant::now() + STATE_INTERVAL;
+            }
             let audit = Some(self.audit_due);
             let retry = [
                 self.reconciler.next_deadline(),
@@ -383,10 +388,6 @@ impl Worker {
             }
             if self.audit_due <= Instant::now() {
                 self.audit();
-            }
-            if self.state_dirty && tokio::time::Instant::now() >= state_due {
-                self.publish();
-                state_due = tokio::time::Instant::now() + STATE_INTERVAL;
             }
         }
         // What this thread follows has ended; whoever ended it may want the routes to go as well.
@@ -450,10 +451,12 @@ impl Worker {
         if self.reconciler.is_dirty() || due {
             match self.reconciler.apply(&mut self.socket, now) {
                 Ok(pass) => {
-                    let written = pass.created + pass.replaced + pass.deleted;
-                    if written + pass.refused > 0 {
+                    let gone = pass.replaced + pass.deleted;
+                    if pass.created + gone + pass.refused > 0 {
                         tracing::debug!(?pass, "routes written");
                         self.state_dirty = true;
+                    }
+                    if gone > 0 {
                         self.uplinks.routes_changed();
                     }
                 }
@@ -487,8 +490,9 @@ impl Worker {
 
     /// What is left of tunnels when the routes are as wanted, and who hears of it.
     fn clean(&mut self, now: Instant) {
-        // No route of ours may lead through what is removed.
+        // No route of ours may lead through what is removed; one that waits for its object does yet.
         if !self.reconciler.is_dirty()
+            && !self.uplinks.is_unsure()
             && let Err(error) = self.wrap.clean(&mut self.socket, now)
         {
             self.complain(format!("cannot remove tunnels from the kernel, retrying: {error}"));
@@ -671,6 +675,7 @@ impl Worker {
         let (mut underlay_changed, mut pods_changed) = (false, false);
         // What a pod takes along when it goes is still known as a pod's below.
         let mut gone = Vec::new();
+        let (mut first_changed, mut changed) = (None, 0_u32);
         for event in &events {
             if let KernelEvent::Link { index, name, state } = event
                 && pod::is_host_interface_name(name)
@@ -694,13 +699,8 @@ impl Worker {
                     pods_changed |= removed && event.route().protocol == POD_ROUTE_PROTOCOL;
                     underlay_changed |= self.is_underlay(event.route());
                     if self.reconciler.observe(&event) {
-                        let route = event.route();
-                        tracing::info!(
-                            prefix = %route.prefix,
-                            removed,
-                            "a route was changed by somebody else: repairing"
-                        );
-                        self.state_dirty = true;
+                        first_changed.get_or_insert((event.route().prefix, removed));
+                        changed += 1;
                     }
                 }
                 KernelEvent::RoutesLost { ifindex } => {
@@ -746,6 +746,11 @@ impl Worker {
                 }
                 KernelEvent::Forwarding { .. } => {}
             }
+        }
+        if let Some((prefix, removed)) = first_changed {
+            // A flush of a full table is one line.
+            tracing::info!(%prefix, removed, routes = changed, "a route was changed by somebody else: repairing");
+            self.state_dirty = true;
         }
         pods_changed |= !gone.is_empty();
         for index in gone {

@@ -73,7 +73,7 @@ impl Uplinks {
         self.objects.forget(prefix);
     }
 
-    /// Routes were written.
+    /// Routes were replaced or removed.
     pub(super) fn routes_changed(&mut self) {
         self.objects.routes_changed();
     }
@@ -93,6 +93,10 @@ impl Uplinks {
 
     pub(super) fn retry_failures(&mut self) {
         self.objects.retry_failures();
+    }
+
+    pub(super) fn is_unsure(&self) -> bool {
+        self.objects.is_unsure()
     }
 
     pub(super) fn is_dirty(&self) -> bool {

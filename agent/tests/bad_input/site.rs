@@ -70,9 +70,15 @@ impl Site {
     }
 
     /// Starts `command` in the namespace; its log is the file `name` and is appended to.
-    pub fn start(&self, name: &str, mut command: Command) -> Daemon {
+    pub fn start(&self, name: &str, command: Command) -> Daemon {
         let log = self.path(&format!("{name}.log"));
         let output = File::options().create(true).append(true).open(&log).expect("a log");
+        self.start_to(name, command, output.into())
+    }
+
+    /// As [`Site::start`], with another standard error.
+    pub fn start_to(&self, name: &str, mut command: Command, output: Stdio) -> Daemon {
+        let log = self.path(&format!("{name}.log"));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(output);
         let child = self.netns.run(|| command.spawn().expect("a process")).expect("entered");
         Daemon { child, log }

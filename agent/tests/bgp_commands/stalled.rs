@@ -1,5 +1,6 @@
 //! The main thread stands still, as it does while a disk does not answer: sessions and routes go on.
 
+use std::io::Write;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -50,6 +51,36 @@ fn a_main_thread_that_stands_still_costs_no_session_and_delays_no_route() {
         assert_eq!(seen, (&json!("Established"), &json!(1)), "at {run_dir}: {peer}");
     }
 }
+
+/// A container runtime whose disk does not answer takes no log lines either.
+#[test]
+fn a_log_that_nobody_reads_costs_no_session_and_delays_no_route() {
+    let (site, far) = (Site::new(&[NODE]), Site::new(&[TOR]));
+    join(&site, &far);
+    let tor = far.speaker("tor", &far.write("tor.yaml", &router(TOR, NODE, "203.0.113.0/26")));
+    let mut command = crate::site::cairn(["speaker", "--fib", "-f"]);
+    command.arg(site.write("near.yaml", &router(NODE, TOR, "198.51.100.0/24")));
+    command.arg("--run-dir").arg(site.path("near"));
+    let (unread, mut log) = std::io::pipe().expect("a pipe");
+    // Not one line has room in it.
+    log.write_all(&[b'\n'; PIPE_BYTES]).expect("full");
+    let _near = site.start_to("near", command, log.into());
+    until_route(&site, "203.0.113.0/26");
+    until_established(&site, "near", "other");
+    std::thread::sleep(STALL / 2);
+    far.write("tor.yaml", &router(TOR, NODE, "203.0.113.0/26, 203.0.113.64/26"));
+    tor.signal(Signal::HUP);
+    until_route(&site, "203.0.113.64/26");
+    for (site, run_dir, peer) in [(&site, "near", "other"), (&far, "tor", "other")] {
+        let peer = &json(site, run_dir, &["peers", peer])[0];
+        let seen = (&peer["state"], &peer["establishedCount"]);
+        assert_eq!(seen, (&json!("Established"), &json!(1)), "at {run_dir}: {peer}");
+    }
+    drop(unread);
+}
+
+/// What Linux lets a pipe hold.
+const PIPE_BYTES: usize = 65_536;
 
 /// The main thread of a process, which stands still until the value goes. The other threads run.
 struct Stopped(libc::pid_t);

@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::model::{Model, TUNNEL, hop, plain_prefix};
 use crate::node::{Agent, PATIENCE, look, on_node};
-use crate::notices::Notices;
 
 /// It rewrites one of each kind all the time: each is put back each time, all else is repaired as ever, and
 /// when it stops nothing is left to be found by a later look.
@@ -30,12 +29,21 @@ fn a_fight_disturbs_no_other_and_ends_as_soon_as_the_other_does() {
         std::thread::scope(|scope| {
             scope.spawn(|| place.netns.run(fights).expect("entered"));
             let fought = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                let notices = Notices::open();
-                std::thread::sleep(Duration::from_secs(2));
-                // Each repair is one notification and what undoes it another.
-                let told = notices.take();
-                let routes = told.iter().filter(|notice| notice.protocol.is_some()).count();
-                assert!(routes > 8, "it is repaired each time: {routes} notifications");
+                // One repair of each kind more, again and again.
+                for _ in 0..8 {
+                    let before = *agent.fib.repairs.borrow();
+                    let filter = *agent.keeper.repairs.borrow();
+                    let deadline = Instant::now() + PATIENCE;
+                    let grown = || {
+                        let now = *agent.fib.repairs.borrow();
+                        let each = now.routes > before.routes && now.tunnels > before.tunnels;
+                        each && *agent.keeper.repairs.borrow() > filter
+                    };
+                    while !grown() {
+                        assert!(Instant::now() < deadline, "{before:?}, packet filter {filter}");
+                        std::thread::sleep(Duration::from_millis(5));
+                    }
+                }
                 look(&format!("ip route del {mine} proto 222 metric 198"));
                 let there = || look(&format!("ip route show {mine} proto 222")).contains("via");
                 let deadline = Instant::now() + PATIENCE;

@@ -73,6 +73,14 @@ impl MemoryLimit {
         fs::create_dir(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()));
         let limit = MemoryLimit { directory, version };
         limit.put("memory.limit_in_bytes", "memory.max", &bytes.to_string());
+        // A kernel without swap may lack these.
+        let swap = match version {
+            Version::One => ("memory.memsw.limit_in_bytes", bytes),
+            Version::Two => ("memory.swap.max", 0),
+        };
+        if limit.directory.join(swap.0).exists() {
+            write(&limit.directory.join(swap.0), &swap.1.to_string());
+        }
         limit
     }
 

@@ -61,7 +61,8 @@ spec: {address: 192.0.2.2, asn: 65001, sourceAddress: 192.0.2.1}
 
     /// `cairn speaker --fib` on the node with these options, and with the memory of a cgroup.
     pub fn start_with(&self, options: &[&str], limit: Option<&MemoryLimit>) -> Process {
-        let log = std::fs::File::create(self.dir.join("log")).expect("a log");
+        let log = std::fs::File::options().create(true).append(true).open(self.dir.join("log"));
+        let log = log.expect("a log");
         let mut command = Command::new(env!("CARGO_BIN_EXE_cairn"));
         command.args(["speaker", "--fib", "-f"]).arg(self.dir.join("speaker.yaml")).args(options);
         command.arg("--run-dir").arg(self.dir.join("run")).env_remove("CAIRN_LOG");

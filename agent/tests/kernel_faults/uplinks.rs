@@ -50,8 +50,8 @@ fn routes_are_back_within_a_hundred_milliseconds_of_carrier() {
             until("the kernel's routes are gone", || routes(single) == 0).await;
             tokio::time::sleep(Duration::from_millis(300)).await;
             assert_eq!(routes(shared), groups, "the other uplink carries them");
+            until("their failure is told", || agent.fib.state.borrow().failed > 20).await;
             let state = agent.fib.state.borrow().clone();
-            assert!(state.failed > 20, "{state:?}");
             assert!(
                 state.failures.iter().all(|failed| failed.reason.contains("has no carrier")),
                 "{state:?}"
@@ -183,8 +183,8 @@ fn what_two_uplinks_share_goes_by_the_other_when_one_has_no_carrier() {
     println!("plain: {plain}; objects: {objects}");
     // Until BGP says otherwise, which nobody does here.
     assert!(plain.lost > plain.sent / 20, "{plain}");
-    // Two of 25 packets of a flow, of those that lead there.
-    assert!(objects.lost < objects.sent / 25, "{objects}");
+    // What was under way.
+    assert!(objects.lost * 4 < plain.lost, "{objects} with objects, {plain} without");
 }
 
 /// What became of all packets of `flows` since they had these numbers.

@@ -85,6 +85,8 @@ pub struct UplinkObjects {
     moved: bool,
     lost: bool,
     needs_read: bool,
+    /// Why the kernel could not be read or written.
+    unread: Option<String>,
     /// Other ways are wanted, or something may succeed now.
     dirty: bool,
     /// Somebody changed an object of ours.
@@ -118,6 +120,7 @@ impl UplinkObjects {
             moved: false,
             lost: false,
             needs_read: has_objects,
+            unread: None,
             dirty: false,
             unwritten: false,
             sweep_allowed: false,
@@ -159,7 +162,7 @@ impl UplinkObjects {
         self.unclean |= self.pending.remove(&prefix).is_some();
     }
 
-    /// Routes were written: they may name other objects.
+    /// Routes were replaced or removed: no route may name some object any more.
     pub fn routes_changed(&mut self) {
         let tables = [&self.hops, &self.groups];
         self.unclean |= tables.iter().any(|table| !table.present().is_empty());
@@ -242,13 +245,22 @@ impl UplinkObjects {
         });
     }
 
+    /// Whether some prefix may still lead where it did before [`UplinkObjects::lead`] was asked.
+    pub fn is_unsure(&self) -> bool {
+        self.needs_read || self.dirty || self.unwritten
+    }
+
     /// Whether there is something to do before any deadline.
     pub fn is_dirty(&self) -> bool {
-        self.needs_read || self.dirty || self.unwritten || (self.unclean && self.sweep_allowed)
+        self.is_unsure() || (self.unclean && self.sweep_allowed)
     }
 
     /// When something that failed is tried again.
     pub fn next_deadline(&self) -> Option<Instant> {
+        if self.needs_read {
+            // It is tried as a whole.
+            return None;
+        }
         let deadlines = [self.hops.next_deadline(), self.groups.next_deadline()];
         deadlines.into_iter().flatten().min()
     }
@@ -262,7 +274,10 @@ impl UplinkObjects {
     pub fn problems(&self) -> Vec<String> {
         let used_up = self.used_up.then(|| NUMBERS_USED_UP.to_owned());
         let tables = [&self.hops, &self.groups];
-        tables.into_iter().filter_map(Delta::problem).chain(used_up).collect()
+        let unread = self.unread.as_ref().map(|error| {
+            format!("next-hop objects on uplinks cannot be read or written, retrying: {error}")
+        });
+        tables.into_iter().filter_map(Delta::problem).chain(used_up).chain(unread).collect()
     }
 
     /// What is wanted now; `link` names links by their index.
@@ -284,6 +299,7 @@ impl UplinkObjects {
         }
         let done = self.converge(netlink, now, &mut pass);
         self.needs_read |= done.is_err();
+        self.unread = done.as_ref().err().map(ToString::to_string);
         done?;
         self.publish();
         Ok(pass)
