@@ -95,6 +95,25 @@ pub struct Dns {
 }
 
 impl NetworkConfig {
+    /// Reads of a configuration what is needed to remove an attachment: nothing else in it can be wrong.
+    ///
+    /// # Errors
+    /// [`Error::DecodeConfig`] for what is no JSON object, [`Error::InvalidConfig`] for a socket that is
+    /// none.
+    pub fn parse_removal(bytes: &[u8]) -> Result<NetworkConfig, Error> {
+        let raw: serde_json::Map<String, Value> =
+            serde_json::from_slice(bytes).map_err(Error::DecodeConfig)?;
+        let text = |key: &str| raw.get(key).and_then(Value::as_str).map(str::to_owned);
+        Ok(NetworkConfig {
+            version: read_version(bytes).unwrap_or(CniVersion::NEWEST),
+            name: text("name").unwrap_or_default(),
+            socket: socket(text("socket"))?,
+            annotations: None,
+            dns: None,
+            prev_result: None,
+        })
+    }
+
     /// Reads a configuration.
     ///
     /// # Errors
@@ -109,11 +128,7 @@ impl NetworkConfig {
         if name.is_empty() || name.len() > NAME_MAX {
             return Err(invalid("name", "must have 1 to 255 bytes"));
         }
-        let socket = raw.socket.unwrap_or_else(|| SOCKET_PATH.into());
-        let fits = Path::new(&socket).is_absolute() && socket.len() <= SOCKET_PATH_MAX;
-        if !fits || socket.contains('\0') {
-            return Err(invalid("socket", "must be an absolute path of at most 107 bytes"));
-        }
+        let socket = socket(raw.socket)?;
         refuse_if_set("ipam", &raw.ipam, "leave it out, the Cairn agent chooses addresses")?;
         refuse_if_set("ipMasq", &raw.ip_masq, "leave it out and set natOutgoing on the IPPool")?;
         let mut annotations = None;
@@ -127,12 +142,21 @@ impl NetworkConfig {
         Ok(NetworkConfig {
             version,
             name,
-            socket: socket.into(),
+            socket,
             annotations,
             dns: raw.dns,
             prev_result: raw.prev_result,
         })
     }
+}
+
+fn socket(configured: Option<String>) -> Result<PathBuf, Error> {
+    let socket = configured.unwrap_or_else(|| SOCKET_PATH.into());
+    let fits = Path::new(&socket).is_absolute() && socket.len() <= SOCKET_PATH_MAX;
+    if !fits || socket.contains('\0') {
+        return Err(invalid("socket", "must be an absolute path of at most 107 bytes"));
+    }
+    Ok(socket.into())
 }
 
 /// The `cniVersion` of a configuration, whatever else it holds. One without it is of version 0.1.0

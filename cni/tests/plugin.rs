@@ -371,6 +371,27 @@ fn every_wrong_configuration_is_one_sentence() {
         assert_eq!(found, code, "{input}: {message}");
         assert!(message.contains(sentence), "{input}: {message}");
     }
+    // A pod whose ADD was refused, or whose network's configuration has changed since, ends all the same.
+    let ends = [
+        without("cniVersion"),
+        with("cniVersion", json!("2.0.0")),
+        without("name"),
+        with("dns", json!([1])),
+        with("prevResult", json!("x")),
+        with("ipam", json!({ "type": "host-local" })),
+        with("ipMasq", json!(true)),
+        with("runtimeConfig", json!({ "ips": ["10.0.0.1"], "mac": "02::1" })),
+        with("runtimeConfig", json!(3)),
+        annotated(json!("x")),
+        annotated((0..9).map(|n| (format!("cairn.network/{n}"), json!("x"))).collect()),
+    ];
+    for input in ends {
+        assert_ne!(failure(&variables("ADD"), &input).0, 11, "{input}");
+        let (code, message) = failure(&variables("DEL"), &input);
+        assert_eq!(code, 11, "only the agent is missing: {input}: {message}");
+    }
+    let (code, message) = failure(&variables("DEL"), "[]");
+    assert_eq!(code, 6, "{message}");
     let harmless = [
         with("ipam", json!({})),
         with("ipMasq", json!(false)),

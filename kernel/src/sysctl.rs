@@ -68,7 +68,8 @@ pub fn ensure(path: &str, value: i64) -> Result<Ensured, Error> {
 /// Turns on forwarding for every interface, present and future.
 ///
 /// For IPv6 every interface that accepts router advertisements as a host (`accept_ra` 1) is first
-/// told to go on (2): otherwise the kernel drops its advertised default route at that moment.
+/// told to go on (2): otherwise the kernel drops its advertised default route at that moment. What new
+/// interfaces begin with stays as it is: those of pods must not accept any.
 ///
 /// # Errors
 /// Those of [`ensure`]. A kernel without IPv6 gives ENOENT for [`Family::V6`].
@@ -84,8 +85,8 @@ pub fn enable_forwarding(family: Family) -> Result<Ensured, Error> {
         match read(&path) {
             // The interface may vanish at any time.
             Err(error) if error.is_absent() => {}
-            // `all` has no effect of its own.
-            Ok(1) if interface != "all" => match write(&path, 2) {
+            // `all` has no effect of its own, and new interfaces begin with `default`.
+            Ok(1) if !matches!(interface.as_str(), "all" | "default") => match write(&path, 2) {
                 Err(error) if !error.is_absent() => return Err(error),
                 _ => {}
             },

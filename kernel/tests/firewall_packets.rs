@@ -215,6 +215,25 @@ fn neighbour_discovery_of_a_pod_passes() {
 }
 
 /// It has a link-local address all the same, and tells its link about it.
+/// CVE-2020-10749: whoever believed it would send what is for the Internet to the pod.
+#[test]
+fn a_pod_is_no_router() {
+    let bed = Bed::new();
+    bed.protect();
+    sh(&bed.pod, "ip -6 route replace multicast ff00::/8 dev eth0 table local");
+    let advertisement = [134, 0, 0, 0, 64, 0, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0];
+    let redirect = [&[137, 0, 0, 0, 0, 0, 0, 0][..], &[0; 32]].concat();
+    for (count, message) in [(1, &advertisement[..]), (2, &redirect)] {
+        send(&bed.pod, &ip("fe80::7".parse().unwrap(), "ff02::1".parse().unwrap(), 58, message));
+        let deadline = std::time::Instant::now() + Duration::from_secs(5);
+        while bed.dropped("from_pod") != count {
+            assert!(std::time::Instant::now() < deadline, "{count}: {}", bed.dropped("from_pod"));
+        }
+    }
+    let rule = sh(&bed.node, "nft list chain inet cairn from_pod | grep router-advert");
+    assert!(rule.contains("packets 2 "), "not as spoofed: {rule}");
+}
+
 #[test]
 fn what_a_pod_without_ipv6_says_to_its_link_is_not_counted_as_spoofed() {
     let bed = Bed::with_pod(&POD[..1]);

@@ -81,6 +81,15 @@ fn exchange(client: &NetNs, server: &NetNs, to: &str) -> IpAddr {
 }
 
 #[test]
+fn a_pod_without_ipv6_address_cannot_become_the_nodes_router() {
+    let (node, pod) = (TestNetNs::node(), TestNetNs::create());
+    node.run(|| sysctl::write("ipv6/conf/default/accept_ra", 2)).unwrap().unwrap();
+    let host = node.attach(&pod, &spec("c", &["10.244.0.5"])).unwrap().host_ifname;
+    let accepts = node.run(|| sysctl::read(&format!("ipv6/conf/{host}/accept_ra"))).unwrap();
+    assert_eq!(accepts.unwrap(), 0);
+}
+
+#[test]
 fn pods_and_node_reach_each_other_under_their_own_addresses() {
     let (node, first, second) = (TestNetNs::node(), TestNetNs::create(), TestNetNs::create());
     // As container runtimes leave it.

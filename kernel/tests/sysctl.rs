@@ -33,6 +33,7 @@ fn forwarding_keeps_router_advertisements() {
         .run(|| {
             sysctl::write("ipv6/conf/up.7/accept_ra", 1).unwrap();
             sysctl::write("ipv6/conf/up.7p/accept_ra", 0).unwrap();
+            sysctl::write("ipv6/conf/default/accept_ra", 1).unwrap();
             sysctl::write("ipv4/ip_forward", 0).unwrap();
             sysctl::write("ipv6/conf/all/forwarding", 0).unwrap();
             for family in Family::ALL {
@@ -43,6 +44,7 @@ fn forwarding_keeps_router_advertisements() {
             }
             assert_eq!(sysctl::read("ipv6/conf/up.7/accept_ra").unwrap(), 2);
             assert_eq!(sysctl::read("ipv6/conf/up.7p/accept_ra").unwrap(), 0);
+            assert_eq!(sysctl::read("ipv6/conf/default/accept_ra").unwrap(), 1);
             assert_eq!(sysctl::read("ipv4/conf/up.7/forwarding").unwrap(), 1);
             assert_eq!(sysctl::read("ipv6/conf/up.7/forwarding").unwrap(), 1);
         })

@@ -165,6 +165,8 @@ fn chains(firewall: &Firewall) -> String {
         ));
     }
     let from_pod = [
+        // A pod is no router: neither this node nor another pod's interface may take it for one.
+        "icmpv6 type { nd-router-advert, nd-redirect } counter drop",
         // Duplicate address detection and multicast listener reports, which have no address yet.
         // Later kernels pass them as the next rule's exception, earlier ones do not.
         "ip6 saddr :: ip6 daddr ff02::/16 return",

@@ -361,8 +361,14 @@ fn host_settings(spec: &PodSpec, host_ifname: &str) -> Result<(), Error> {
         // Jiffies: without it an answer to a pod's ARP request waits up to 0.8 s.
         sysctl::ensure(&format!("ipv4/neigh/{host_ifname}/proxy_delay"), 0)?;
     }
+    // Also of a pod without IPv6 address, which can send all the same: it must not become this node's
+    // router.
+    match sysctl::ensure(&format!("ipv6/conf/{host_ifname}/accept_ra"), 0) {
+        // A kernel without IPv6.
+        Err(error) if error.is_absent() => {}
+        ensured => drop(ensured?),
+    }
     if spec.addresses.iter().any(IpAddr::is_ipv6) {
-        sysctl::ensure(&format!("ipv6/conf/{host_ifname}/accept_ra"), 0)?;
         sysctl::ensure(&format!("ipv6/conf/{host_ifname}/forwarding"), 1)?;
     }
     Ok(())
