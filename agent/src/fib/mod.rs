@@ -217,6 +217,8 @@ struct Worker {
     gather: Duration,
     /// What BGP wants, as it was told: next hops are resolved anew when the underlay changes.
     learned: BTreeMap<Prefix, FibRoute>,
+    /// Other prefixes are learned than was told last.
+    learned_changed: bool,
     blocks: Option<BTreeSet<IpNet>>,
     /// Learned prefixes that cannot be routed, each with the reason.
     unresolved: BTreeMap<Prefix, String>,
@@ -285,6 +287,7 @@ impl Worker {
             underlay_due: None,
             gather: GATHER,
             learned: BTreeMap::new(),
+            learned_changed: false,
             blocks: None,
             unresolved: BTreeMap::new(),
             bgp_in_sync: false,
@@ -328,8 +331,10 @@ impl Worker {
             self.write();
             // What was put right is not told as missing.
             if self.state_dirty && tokio::time::Instant::now() >= state_due {
+                let began = tokio::time::Instant::now();
                 self.publish();
-                state_due = tokio::time::Instant::now() + STATE_INTERVAL;
+                let rest = began.elapsed() * STATE_SHARE;
+                state_due = began + rest.clamp(STATE_INTERVAL, STATE_INTERVAL_MAX);
             }
             let audit = Some(self.audit_due);
             let retry = [
@@ -557,11 +562,9 @@ impl Worker {
         for change in batch.changes {
             match change.route {
                 Some(route) => {
-                    self.learned.insert(change.prefix, route);
+                    self.learned_changed |= self.learned.insert(change.prefix, route).is_none();
                 }
-                None => {
-                    self.learned.remove(&change.prefix);
-                }
+                None => self.learned_changed |= self.learned.remove(&change.prefix).is_some(),
             }
             self.want(change.prefix);
         }
@@ -829,14 +832,10 @@ impl Worker {
 
     fn publish(&mut self) {
         self.state_dirty = false;
-        let prefixes: BTreeSet<IpNet> = self.learned.keys().map(|p| IpNet::from(*p)).collect();
-        self.tell.prefixes.send_if_modified(|old| {
-            let differs = **old != prefixes;
-            if differs {
-                *old = Arc::new(prefixes);
-            }
-            differs
-        });
+        if std::mem::take(&mut self.learned_changed) {
+            let prefixes = self.learned.keys().map(|prefix| IpNet::from(*prefix)).collect();
+            self.tell.prefixes.send_replace(Arc::new(prefixes));
+        }
         let counts = self.reconciler.counts();
         let mut failures: Vec<FailedRoute> = self
             .unresolved
@@ -937,3 +936,7 @@ const RETRY: Duration = Duration::from_millis(200);
 
 /// The state is for people: it may lag a little, and counting all routes is not free.
 const STATE_INTERVAL: Duration = Duration::from_millis(200);
+/// Of the time one part in this many goes into it, as a route that arrives meanwhile waits for it.
+const STATE_SHARE: u32 = 200;
+/// But so often it is told at least.
+const STATE_INTERVAL_MAX: Duration = Duration::from_secs(2);
