@@ -33,30 +33,22 @@ pub fn start(
     links: Option<watch::Receiver<Arc<KernelUnderlay>>>,
 ) -> anyhow::Result<(SpeakerHandle, FibFeed)> {
     let (started, ready) = std::sync::mpsc::sync_channel(1);
-    let run = move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let runtime = match runtime {
-            Ok(runtime) => runtime,
-            Err(error) => return drop(started.send(Err(anyhow::Error::new(error)))),
+    crate::on_own_thread("bgp", move || async move {
+        let (speaker, feed) = match Speaker::start(config, options) {
+            Ok(speaker) => speaker,
+            Err(error) => return drop(started.send(Err(error.into()))),
         };
-        runtime.block_on(async move {
-            let (speaker, feed) = match Speaker::start(config, options) {
-                Ok(speaker) => speaker,
-                Err(error) => return drop(started.send(Err(error.into()))),
-            };
-            carrier::watch(speaker.clone());
-            if let Some(links) = links {
-                underlay::follow(links, speaker.clone());
-            }
-            let mut changes = speaker.changes();
-            // An agent that ends in an error drops its handles, and that must not tell peers to drop routes.
-            let _kept = speaker.clone();
-            if started.send(Ok((speaker, feed))).is_ok() {
-                while changes.changed().await.is_ok() {}
-            }
-        });
-    };
-    std::thread::Builder::new().name("bgp".into()).spawn(run).context("cannot start a thread")?;
+        carrier::watch(speaker.clone());
+        if let Some(links) = links {
+            underlay::follow(links, speaker.clone());
+        }
+        let mut changes = speaker.changes();
+        // An agent that ends in an error drops its handles, and that must not tell peers to drop routes.
+        let _kept = speaker.clone();
+        if started.send(Ok((speaker, feed))).is_ok() {
+            while changes.changed().await.is_ok() {}
+        }
+    })?;
     ready.recv().context("the speaker's thread ended at its start")?
 }
 

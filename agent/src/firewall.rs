@@ -42,27 +42,16 @@ impl Keeper {
         let (tell, problems) = watch::channel(Vec::new());
         let (count, repairs) = watch::channel(0);
         let (started, ready) = oneshot::channel();
-        let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = match runtime {
-                Ok(runtime) => runtime,
-                Err(error) => return drop(started.send(Err(anyhow::Error::new(error)))),
-            };
-            runtime.block_on(async move {
-                match FirewallKeeper::open().context("cannot watch the packet filter") {
-                    Err(error) => drop(started.send(Err(error))),
-                    Ok(keeper) => {
-                        if started.send(Ok(())).is_ok() {
-                            keep(keeper, &mut changes, &tell, &count).await;
-                        }
+        crate::on_own_thread("firewall", move || async move {
+            match FirewallKeeper::open().context("cannot watch the packet filter") {
+                Err(error) => drop(started.send(Err(error))),
+                Ok(keeper) => {
+                    if started.send(Ok(())).is_ok() {
+                        keep(keeper, &mut changes, &tell, &count).await;
                     }
                 }
-            });
-        };
-        std::thread::Builder::new()
-            .name("firewall".into())
-            .spawn(run)
-            .context("cannot start a thread")?;
+            }
+        })?;
         ready.await.context("the thread of the packet filter ended at its start")??;
         Ok(Keeper { wanted, problems, repairs })
     }

@@ -81,6 +81,27 @@ pub fn require_pod_links() -> Result<(), cairn_kernel::feature::FeatureError> {
     Ok(())
 }
 
+/// Runs `task` to its end on a new thread with a runtime of its own, in the network namespace of the
+/// caller, which waits until there is that runtime.
+///
+/// # Errors
+/// There is no thread or no runtime to be had.
+pub(crate) fn on_own_thread<F: Future<Output = ()>>(
+    name: &str,
+    task: impl FnOnce() -> F + Send + 'static,
+) -> anyhow::Result<()> {
+    let (made, outcome) = std::sync::mpsc::sync_channel(1);
+    let run = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => {
+            let _ = made.send(Ok(()));
+            runtime.block_on(task());
+        }
+        Err(error) => drop(made.send(Err(error))),
+    };
+    std::thread::Builder::new().name(name.into()).spawn(run).context("cannot start a thread")?;
+    outcome.recv().context("a thread ended at its start")?.context("cannot start a runtime")
+}
+
 /// Waits until `deadline`; without one for ever.
 pub(crate) async fn until(deadline: Option<tokio::time::Instant>) {
     match deadline {

@@ -105,7 +105,9 @@ impl NetworkConfig {
             serde_json::from_slice(bytes).map_err(Error::DecodeConfig)?;
         let text = |key: &str| raw.get(key).and_then(Value::as_str).map(str::to_owned);
         Ok(NetworkConfig {
-            version: read_version(bytes).unwrap_or(CniVersion::NEWEST),
+            version: text("cniVersion")
+                .and_then(|version| CniVersion::parse(&version).ok())
+                .unwrap_or(CniVersion::NEWEST),
             name: text("name").unwrap_or_default(),
             socket: socket(text("socket"))?,
             annotations: None,

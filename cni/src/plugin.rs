@@ -69,13 +69,10 @@ fn answer(
         return Ok(Some(versions()));
     }
     let input = read_all(input)?;
-    if let Invocation::Del { target } = &invocation {
-        // What was wrong with an ADD, or has been written into the configuration since, must not keep a pod
-        // from ending.
-        *version = config::read_version(&input).unwrap_or(*version);
-        return del(&NetworkConfig::parse_removal(&input)?, target, patience).map(|()| None);
-    }
-    *version = config::read_version(&input)?;
+    *version = match (&invocation, config::read_version(&input)) {
+        (Invocation::Del { .. }, Err(_)) => *version,
+        (_, found) => found?,
+    };
     let since = |command, since| match *version < since {
         true => Err(Error::CommandTooNew { command, since, found: *version }),
         false => Ok(()),
@@ -86,17 +83,22 @@ fn answer(
         Invocation::Status => since("STATUS", CniVersion::V1_1_0)?,
         _ => {}
     }
-    let config = NetworkConfig::parse(&input)?;
+    let config = match &invocation {
+        // What was wrong with an ADD, or has been written into the configuration since, must not keep a pod
+        // from ending.
+        Invocation::Del { .. } => NetworkConfig::parse_removal(&input)?,
+        _ => NetworkConfig::parse(&input)?,
+    };
     match invocation {
         Invocation::Add { target, netns } => add(config, target, &netns, patience).map(Some),
+        Invocation::Del { target } => del(&config, target, patience).map(|()| None),
         Invocation::Status => match ask(&config, &Request::Status, None, patience)? {
             Response::Done => Ok(None),
             other => Err(unexpected("STATUS", other)),
         },
         Invocation::Check => Err(Error::NotSupported("CHECK")),
         Invocation::GarbageCollect => Err(Error::NotSupported("GC")),
-        // They have been answered above.
-        Invocation::Version | Invocation::Del { .. } => Ok(Some(versions())),
+        Invocation::Version => Ok(Some(versions())),
     }
 }
 
@@ -149,10 +151,10 @@ fn add(
     serde_json::to_value(result.in_version(config.version)).map_err(Error::DecodeConfig)
 }
 
-fn del(config: &NetworkConfig, target: &Target, patience: Patience) -> Result<(), Error> {
+fn del(config: &NetworkConfig, target: Target, patience: Patience) -> Result<(), Error> {
     let request = Request::Del(DelRequest {
-        container_id: target.container_id.clone(),
-        ifname: target.ifname.clone(),
+        container_id: target.container_id,
+        ifname: target.ifname,
         network: config.name.clone(),
     });
     match ask(config, &request, None, patience)? {

@@ -121,38 +121,24 @@ impl Fib {
         let (withdraw, withdraw_in) = oneshot::channel();
         let (questions, asked) = FibQuestions::channel();
         let (started, ready) = oneshot::channel();
-        let run = move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-            let runtime = match runtime {
-                Ok(runtime) => runtime,
-                Err(error) => {
-                    let _ = started.send(Err(anyhow::Error::new(error)));
-                    return;
-                }
+        crate::on_own_thread("fib", move || async move {
+            let tell =
+                Tell { reachable, state, repairs, prefixes, underlay, tunnels, problems, pods };
+            let wanted = Wanted {
+                blocks: blocks_wanted,
+                may_sweep: sweep_allowed,
+                settings: settings_wanted,
+                wrapping: wrapping_wanted,
             };
-            runtime.block_on(async move {
-                let tell =
-                    Tell { reachable, state, repairs, prefixes, underlay, tunnels, problems, pods };
-                let wanted = Wanted {
-                    blocks: blocks_wanted,
-                    may_sweep: sweep_allowed,
-                    settings: settings_wanted,
-                    wrapping: wrapping_wanted,
-                };
-                match Worker::open(tell, memory) {
-                    Err(error) => drop(started.send(Err(error))),
-                    Ok((worker, preserved)) => {
-                        if started.send(Ok(preserved)).is_ok() {
-                            worker.run(feed_in, wanted, asked, withdraw_in).await;
-                        }
+            match Worker::open(tell, memory) {
+                Err(error) => drop(started.send(Err(error))),
+                Ok((worker, preserved)) => {
+                    if started.send(Ok(preserved)).is_ok() {
+                        worker.run(feed_in, wanted, asked, withdraw_in).await;
                     }
                 }
-            });
-        };
-        std::thread::Builder::new()
-            .name("fib".into())
-            .spawn(run)
-            .context("cannot start a thread")?;
+            }
+        })?;
         let preserved = ready.await.context("the kernel thread ended at its start")??;
         Ok(Fib {
             preserved,

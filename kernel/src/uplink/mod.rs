@@ -294,7 +294,7 @@ impl UplinkObjects {
     pub fn prepare(&mut self, netlink: &mut Netlink, now: Instant) -> Result<Pass, Error> {
         let mut pass = Pass::default();
         let due = self.next_deadline().is_some_and(|at| at <= now);
-        if !(self.needs_read || self.dirty || self.unwritten || due) {
+        if !(self.is_unsure() || due) {
             return Ok(pass);
         }
         let done = self.converge(netlink, now, &mut pass);
@@ -319,7 +319,7 @@ impl UplinkObjects {
     ) -> Result<Pass, Error> {
         let mut pass = Pass::default();
         // While the model may be wrong nothing is removed by it.
-        if !self.sweep_allowed || self.needs_read || self.dirty || self.unwritten {
+        if !self.sweep_allowed || self.is_unsure() {
             return Ok(pass);
         }
         let due = self.next_deadline().is_some_and(|at| at <= now);
