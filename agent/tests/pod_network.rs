@@ -226,6 +226,8 @@ fn request(pod: &str, annotations: Option<&[(&str, &str)]>) -> AddRequest {
         network: "cairn".into(),
         pod: PodIdentity::parse(Some("ns"), Some(pod), None).unwrap(),
         annotations,
+        ips: Vec::new(),
+        mac: None,
     }
 }
 

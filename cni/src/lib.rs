@@ -20,7 +20,7 @@ pub mod result;
 
 pub use config::{CniVersion, NetworkConfig};
 pub use error::{Code, Error};
-pub use names::{ContainerId, InterfaceName, PodIdentity};
+pub use names::{ContainerId, InterfaceName, MacAddress, PodIdentity};
 
 /// Where the agent listens unless the network configuration says otherwise.
 pub const SOCKET_PATH: &str = "/run/cairn/cni.sock";

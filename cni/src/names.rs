@@ -18,6 +18,12 @@ pub struct ContainerId(String);
 #[serde(try_from = "String", into = "String")]
 pub struct InterfaceName(String);
 
+/// The Ethernet address of one interface: not zero and not of a group (IEEE 802, section 8.2), written
+/// `02:00:5e:10:00:01`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct MacAddress([u8; 6]);
+
 /// Which pod a container belongs to, as Kubernetes' runtimes say in CNI_ARGS. It names pods for people,
 /// and its namespace chooses pools; outside Kubernetes every part is absent.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,6 +98,35 @@ impl InterfaceName {
     }
 }
 
+impl MacAddress {
+    /// Reads `text`, with `:` or `-` between the octets.
+    ///
+    /// # Errors
+    /// [`InvalidName`] with the rule that it breaks.
+    pub fn parse(text: &str) -> Result<MacAddress, InvalidName> {
+        let mut octets = [0; 6];
+        let mut parts = text.split([':', '-']);
+        let two_digits =
+            |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+        for octet in &mut octets {
+            let part = parts.next().filter(two_digits);
+            *octet = part
+                .and_then(|part| u8::from_str_radix(part, 16).ok())
+                .ok_or_else(|| refuse(text, MAC_RULE))?;
+        }
+        let [first, ..] = octets;
+        match parts.next().is_none() && first & 1 == 0 && octets != [0; 6] {
+            true => Ok(MacAddress(octets)),
+            false => Err(refuse(text, MAC_RULE)),
+        }
+    }
+
+    /// The octets.
+    pub fn octets(self) -> [u8; 6] {
+        self.0
+    }
+}
+
 impl PodIdentity {
     /// Checks the parts; an empty part counts as absent.
     ///
@@ -151,6 +186,27 @@ impl fmt::Display for ContainerId {
 impl fmt::Display for InterfaceName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+impl fmt::Display for MacAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [a, b, c, d, e, g] = self.0;
+        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+    }
+}
+
+impl TryFrom<String> for MacAddress {
+    type Error = InvalidName;
+
+    fn try_from(text: String) -> Result<MacAddress, InvalidName> {
+        MacAddress::parse(&text)
+    }
+}
+
+impl From<MacAddress> for String {
+    fn from(mac: MacAddress) -> String {
+        mac.to_string()
     }
 }
 
@@ -220,3 +276,6 @@ fn refuse(text: &str, rule: &'static str) -> InvalidName {
     };
     InvalidName { value, rule }
 }
+
+const MAC_RULE: &str = "the Ethernet address of one interface: six pairs of hexadecimal digits with ':' between them, the \
+     first pair even";

@@ -138,6 +138,8 @@ fn add(
         network: config.name.clone(),
         pod,
         annotations: config.annotations.clone(),
+        ips: Vec::new(),
+        mac: None,
     });
     let added = match ask(&config, &request, Some(namespace.as_fd()), patience)? {
         Response::Added(added) => added,

@@ -25,14 +25,15 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::error::Code;
-use crate::names::{ContainerId, InterfaceName, PodIdentity};
+use crate::names::{ContainerId, InterfaceName, MacAddress, PodIdentity};
 
 /// The protocol's version. A side that meets another one says so and does nothing: an agent of version
-/// 1 would not see the annotations by which a pod asks for addresses.
-pub const VERSION: u32 = 2;
+/// 2 would not see the addresses that a runtime asks for.
+pub const VERSION: u32 = 3;
 
-/// The longest JSON part of a request in bytes.
-pub const REQUEST_MAX: usize = 64 << 10;
+/// The longest JSON part of a request in bytes: a GC names every attachment of the node, each with some
+/// 110 bytes.
+pub const REQUEST_MAX: usize = 512 << 10;
 
 /// The longest JSON part of a response in bytes.
 pub const RESPONSE_MAX: usize = 64 << 10;
@@ -45,6 +46,11 @@ pub enum Request {
     Add(AddRequest),
     /// Take the container's interface away and free its addresses.
     Del(DelRequest),
+    /// Compare the container's interface with what was answered to its ADD. The namespace's descriptor
+    /// comes with the request.
+    Check(CheckRequest),
+    /// Take away the network's interfaces of containers that are no more.
+    Gc(GcRequest),
     /// Can the agent serve ADD now?
     Status,
 }
@@ -65,6 +71,13 @@ pub struct AddRequest {
     /// Cairn's annotations of the pod; absent when the runtime does not tell them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub annotations: Option<BTreeMap<String, String>>,
+    /// The addresses that the runtime asks for, at most one of each family; without any the agent
+    /// chooses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub ips: Vec<IpAddr>,
+    /// The Ethernet address that the runtime asks for on the container's end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
 }
 
 /// The fields of [`Request::Del`].
@@ -79,13 +92,51 @@ pub struct DelRequest {
     pub network: String,
 }
 
+/// The fields of [`Request::Check`]: what the result of the ADD says of this interface.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CheckRequest {
+    /// The container.
+    pub container_id: ContainerId,
+    /// The interface inside it.
+    pub ifname: InterfaceName,
+    /// The name of the network configuration.
+    pub network: String,
+    /// The container's addresses.
+    pub addresses: Vec<IpAddr>,
+    /// The MTU in bytes, in results of version 1.1.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
+/// The fields of [`Request::Gc`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct GcRequest {
+    /// The name of the network configuration: attachments of other networks stay.
+    pub network: String,
+    /// The attachments that stay.
+    pub valid: Vec<ValidAttachment>,
+}
+
+/// An attachment that a container runtime still knows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ValidAttachment {
+    /// The container.
+    pub container_id: ContainerId,
+    /// The interface inside it.
+    pub ifname: InterfaceName,
+}
+
 /// The agent's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "camelCase")]
 pub enum Response {
     /// To [`Request::Add`]: the interface is there.
     Added(Added),
-    /// To [`Request::Del`] and [`Request::Status`]: done, ready.
+    /// To [`Request::Del`], [`Request::Check`], [`Request::Gc`] and [`Request::Status`]: done, no difference,
+    /// ready.
     Done,
     /// To any request.
     Failed(Failure),

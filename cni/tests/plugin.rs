@@ -581,3 +581,28 @@ fn the_agents_side_survives_whatever_is_sent() {
         }
     }
 }
+
+#[test]
+fn ethernet_addresses_are_one_interfaces() {
+    for text in ["02:00:5e:10:00:01", "02-00-5E-10-00-01", "fe:ff:ff:ff:ff:ff"] {
+        let mac = cairn_cni::MacAddress::parse(text).unwrap();
+        assert_eq!(cairn_cni::MacAddress::parse(&mac.to_string()), Ok(mac), "{text}");
+    }
+    assert_eq!(
+        cairn_cni::MacAddress::parse("02:00:5E:10:00:01").unwrap().octets(),
+        [2, 0, 0x5e, 16, 0, 1]
+    );
+    for text in [
+        "",
+        "02:00:5e:10:00",
+        "02:00:5e:10:00:01:02",
+        "2:0:5e:10:0:1",
+        "+2:00:5e:10:00:01",
+        "00:00:00:00:00:00",
+        "01:00:5e:10:00:01",
+        "ff:ff:ff:ff:ff:ff",
+        "02:00:5e:10:00:0g",
+    ] {
+        assert!(cairn_cni::MacAddress::parse(text).is_err(), "{text}");
+    }
+}

@@ -47,6 +47,9 @@ fn answer(stream: &UnixStream, calls: &PodCalls<Arc<NetNs>>, own: (u64, u64)) {
             Response::Failed(refuse(Code::InvalidNetNs, msg.into()))
         }
         Ok((Request::Del(request), _)) => Handle::current().block_on(calls.del(request)),
+        Ok((Request::Check(_) | Request::Gc(_), _)) => {
+            Response::Failed(refuse(Code::NotSupported, "this agent does not do that yet".into()))
+        }
         Ok((Request::Status, _)) => Handle::current().block_on(calls.status()),
         Err(failure) => Response::Failed(failure),
     };

@@ -473,6 +473,8 @@ impl Machine {
             network: "cairn".to_owned(),
             pod: PodIdentity::parse(Some("default"), Some(container), None).expect("a pod"),
             annotations: Some(self.annotations()),
+            ips: Vec::new(),
+            mac: None,
         };
         let asked = calls.add(request, container.to_owned());
         let answer = tokio::time::timeout(CNI_PATIENCE, asked).await;
