@@ -502,12 +502,12 @@ fn answers_that_are_none_are_retryable() {
     for (bytes, sentence) in [
         (Vec::new(), "closed the connection"),
         (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), "does not speak this protocol"),
-        (frame(7, 17, done), "it speaks version 7 of the plugin's protocol, not 2"),
-        (frame(2, u32::MAX, done), "65536 are allowed"),
-        (frame(2, 400, done), "closed the connection"),
-        (frame(2, 3, b"abc"), "not understood"),
-        (frame(2, 18, br#"{"answer":"later"}"#), "not understood"),
-        (frame(2, 17, done), "another request than ADD"),
+        (frame(7, 17, done), "it speaks version 7 of the plugin's protocol, not 3"),
+        (frame(3, u32::MAX, done), "65536 are allowed"),
+        (frame(3, 400, done), "closed the connection"),
+        (frame(3, 3, b"abc"), "not understood"),
+        (frame(3, 18, br#"{"answer":"later"}"#), "not understood"),
+        (frame(3, 17, done), "another request than ADD"),
     ] {
         let directory = Directory::create();
         let serving = agent(&directory, move |mut socket| {
@@ -535,7 +535,7 @@ fn the_agents_side_survives_whatever_is_sent() {
         received
     };
     let frame = |body: &[u8]| {
-        let mut frame = b"CRNI\0\0\0\x02".to_vec();
+        let mut frame = b"CRNI\0\0\0\x03".to_vec();
         frame.extend((body.len() as u32).to_be_bytes());
         frame.extend(body);
         frame
