@@ -21,7 +21,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab lab-deps test check fmt clippy doc core deny typos shellcheck generated render \
-        sim bench bench-bgp bench-ipam bench-kernel crds fuzz image tools test-deps clean
+        sim bench bench-bgp bench-cni bench-ipam bench-kernel crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -98,6 +98,12 @@ bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--on
 	scripts/install-bench-deps.sh
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(TARGET_DIR)/release/cairn-bench bgp $(BENCH_ARGS)
+
+bench-cni: ## Pods that start and end, beside other plugins (root; BENCH_ARGS="--pods 100 --runs 5")
+	scripts/install-bench-deps.sh
+	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
+	$(CARGO) rustc --locked --release -p cairn-cni --bin cairn-cni -- -C target-feature=+crt-static
+	$(TARGET_DIR)/release/cairn-bench cni $(BENCH_ARGS)
 
 bench-ipam: ## The IPAM at the size of a cluster, against a real API server (root; BENCH_ARGS="--api embedded")
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench

@@ -9,6 +9,7 @@
 //! cairn-bench bgp ...       our speaker beside other daemons: see [`bgp`]
 //! cairn-bench ipam ...      the IPAM at the size of a cluster: see [`cluster`]
 //! cairn-bench kernel ...    routes in the kernel beside other writers of them: see [`fib`]
+//! cairn-bench cni ...       pods that start and end, beside other plugins: see [`cni`]
 //! cairn-bench latency ...   from an UPDATE to the kernel beside other daemons: see [`latency`]
 //! ```
 //!
@@ -55,10 +56,12 @@
 //! it chooses; the reference scans or fills a bitmap. Not in it: the API server, which decides.
 //!
 //! Not measured here: other daemons on the same feed and many peers, which `bgp` does; other writers of
-//! routes, which `kernel` does; the CNI plugin.
+//! routes, which `kernel` does; the CNI plugin, which `cni` does.
 
+mod agent;
 mod bgp;
 mod cluster;
+mod cni;
 mod cpu_time;
 mod feed;
 mod fib;
@@ -113,6 +116,7 @@ fn main() -> ExitCode {
         Some("bgp") => return bgp::main(arguments.skip(1)),
         Some("ipam") => return cluster::main(arguments.skip(1)),
         Some("kernel") => return fib::main(arguments.skip(1)),
+        Some("cni") => return cni::main(arguments.skip(1)),
         Some("latency") => return latency::main(arguments.skip(1)),
         Some("bgp-copier") => return bgp::copier::main(arguments.skip(1)),
         _ => {}

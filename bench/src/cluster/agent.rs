@@ -1,8 +1,7 @@
 //! The real agent as a node of a large cluster: its memory, its CPU time, and what it asks of the API
 //! server.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use cairn_ipam::election::Candidacy;
@@ -12,6 +11,7 @@ use serde_json::{Value, json};
 use super::Line;
 use super::objects::{self, BLOCKS_EACH, RACK};
 use super::way::{Counted, Way};
+use crate::agent::{Agent, Directory};
 use crate::bgp::namespace;
 use crate::{Extent, Result};
 
@@ -59,7 +59,7 @@ async fn measure_agent(extent: Extent, role: Role) -> Result<Vec<Line>> {
     let serving = server.serve(std::net::TcpListener::bind("127.0.0.1:0")?)?;
     let way = Way::open(serving.address()).await?;
     let directory = Directory::new()?;
-    let agent = Agent::start(&directory, &way, &objects::name(own))?;
+    let agent = Agent::start(&directory, way.address, &objects::name(own))?;
     let name = objects::name(own);
     let listed = Instant::now();
     // Written after the first whole view, and when the Lease has been taken.
@@ -265,90 +265,4 @@ fn requests(what: &str, counted: &Counted, factor: f64) -> Vec<Line> {
             .map(|(request, count)| Line::new(format!("{what}: {request}"), per_hour(*count), "")),
     );
     lines
-}
-
-/// A directory that goes with the value.
-struct Directory(PathBuf);
-
-impl Directory {
-    fn new() -> Result<Directory> {
-        let path = std::env::temp_dir().join(format!("cairn-bench-{}", std::process::id()));
-        std::fs::create_dir_all(path.join("run"))?;
-        Ok(Directory(path))
-    }
-}
-
-impl Drop for Directory {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-struct Agent(Child);
-
-impl Agent {
-    /// The `cairn` beside this program, in the caller's network namespace.
-    fn start(directory: &Directory, way: &Way, node: &str) -> Result<Agent> {
-        use std::os::unix::process::CommandExt;
-        let kubeconfig = directory.0.join("kubeconfig");
-        let address = way.address;
-        std::fs::write(
-            &kubeconfig,
-            format!(
-                "apiVersion: v1\nkind: Config\ncurrent-context: c\n\
-                 clusters: [{{name: c, cluster: {{server: \"http://{address}\"}}}}]\n\
-                 contexts: [{{name: c, context: {{cluster: c, user: u}}}}]\n\
-                 users: [{{name: u, user: {{}}}}]\n"
-            ),
-        )?;
-        let program = std::env::current_exe()?.with_file_name("cairn");
-        let log = std::fs::File::create(directory.0.join("log"))?;
-        let mut command = Command::new(&program);
-        command.args(["agent", "--node-name", node]);
-        command.arg("--kubeconfig").arg(&kubeconfig);
-        command.arg("--run-dir").arg(directory.0.join("run"));
-        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // SAFETY: one system call between fork and exec, which allocates nothing.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
-        let child = command.spawn().map_err(|error| {
-            format!("{}: {error}; build it with cargo build --release", program.display())
-        })?;
-        Ok(Agent(child))
-    }
-
-    /// Resident memory, what of it is the process's own, and the most that it ever was.
-    fn memory(&self) -> Result<String> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.0.id()))?;
-        let field = |name: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(name));
-            let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-            kib.unwrap_or(f64::NAN) * 1024.0 / 1e6
-        };
-        let (now, own, most) = (field("VmRSS:"), field("RssAnon:"), field("VmHWM:"));
-        Ok(format!("{now:.1} MB ({own:.1} MB own, {most:.1} MB at most)"))
-    }
-
-    /// CPU time so far, in user and kernel mode.
-    fn cpu(&self) -> Result<Duration> {
-        // Of each thread, in nanoseconds; the kernel's routes have their own one.
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.0.id()))?;
-        let mut nanos = 0u64;
-        for task in tasks {
-            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-            nanos += text.split(' ').next().and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
-        }
-        Ok(Duration::from_nanos(nanos))
-    }
-}
-
-impl Drop for Agent {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }

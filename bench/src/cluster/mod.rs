@@ -21,7 +21,7 @@
 mod agent;
 mod claims;
 mod decide;
-mod objects;
+pub mod objects;
 mod way;
 
 use std::process::ExitCode;
@@ -102,7 +102,7 @@ fn raise_file_limit() {
 }
 
 /// The value below which `percent` of the sorted `values` lie.
-fn percentile(sorted: &[f64], percent: usize) -> f64 {
+pub fn percentile(sorted: &[f64], percent: usize) -> f64 {
     let at = (sorted.len() * percent).div_ceil(100).saturating_sub(1);
     sorted.get(at).copied().unwrap_or(f64::NAN)
 }
