@@ -18,7 +18,8 @@ use cairn_ipam::{AttachmentId, Demand, Family, OwnedBlock, PodPool, Rule, Rules}
 use cairn_kernel::Error;
 use cairn_kernel::link::Mac;
 use cairn_kernel::pod::{
-    Alias, AttachError, Attached, PodAttachment, PodSpec, host_interface_name,
+    Alias, AttachError, Attached, HostRoute, NetworkHash, PodAttachment, PodSpec,
+    host_interface_name,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -46,7 +47,11 @@ impl Kernel {
                 mtu: 1400,
                 alias: Some(alias.clone()),
                 alias_unread: None,
-                routes: alias.addresses.clone(),
+                routes: alias
+                    .addresses
+                    .iter()
+                    .map(|a| HostRoute { address: *a, source: None })
+                    .collect(),
             });
         found.collect()
     }
@@ -97,11 +102,18 @@ impl PodKernel for Kernel {
                 container_id: spec.container_id,
                 ifname: spec.ifname,
                 pod_uid: spec.pod_uid,
+                network: NetworkHash::of(&spec.network),
                 addresses: spec.addresses,
             };
             machine.interfaces.insert(host_ifname.clone(), alias);
             let mac = Mac([2, 0, 0, 0, 0, 1]);
-            let made = Attached { host_ifname, host_mac: mac, pod_mac: mac, mtu: spec.mtu };
+            let made = Attached {
+                host_ifname,
+                host_mac: mac,
+                pod_mac: mac,
+                mtu: spec.mtu,
+                gateways: vec![],
+            };
             Attachment { outcome: Ok(made), remains: true }
         }
         .boxed()
@@ -686,4 +698,28 @@ async fn a_permission_ends_at_its_time_unless_the_fence_is_off() {
         tokio::time::sleep(Duration::from_secs(61)).await;
         assert_eq!(node.add("c2", &[]).await.is_ok(), given);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_gets_the_addresses_that_its_runtime_asks_for() {
+    let supply = Supply {
+        blocks: vec![block("a", "10.1.0.0/28")],
+        families: vec![Family::V4],
+        pools: vec![pool("a", "10.1.0.0/16")],
+        ..Supply::default()
+    };
+    let node = Node::start(supply).await;
+    let asks = |pod: &str, annotation: Option<&str>| {
+        let annotations: Vec<_> =
+            annotation.map(|text| ("cairn.network/ips", text)).into_iter().collect();
+        AddRequest { ips: vec![ip("10.1.0.9")], ..request(pod, Some(&annotations)) }
+    };
+    let held = node.calls.add(asks("one", None), ()).await.into_addresses();
+    assert_eq!(held, Ok(vec![ip("10.1.0.9")]));
+    let refused = node.calls.add(asks("two", Some("10.1.0.8")), ()).await.into_addresses();
+    let (code, sentence) = refused.unwrap_err();
+    assert!(code == Code::InvalidConfig && sentence.contains("different addresses"), "{sentence}");
+    node.del("one").await;
+    let held = node.calls.add(asks("three", Some("10.1.0.9")), ()).await.into_addresses();
+    assert_eq!(held, Ok(vec![ip("10.1.0.9")]));
 }

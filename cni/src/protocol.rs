@@ -104,6 +104,9 @@ pub struct CheckRequest {
     pub network: String,
     /// The container's addresses.
     pub addresses: Vec<IpAddr>,
+    /// The gateways of its default routes through this interface.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub gateways: Vec<IpAddr>,
     /// The MTU in bytes, in results of version 1.1.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
@@ -163,8 +166,11 @@ pub struct Added {
 pub struct AddedAddress {
     /// The address, alone in its subnet.
     pub address: IpAddr,
-    /// The link-local gateway of its default route.
+    /// The link-local gateway of its family.
     pub gateway: IpAddr,
+    /// Whether the container's default route leads to the gateway. It does not when another interface
+    /// had its default route first.
+    pub default_route: bool,
 }
 
 /// Why the agent refused.

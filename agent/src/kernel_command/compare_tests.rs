@@ -1,5 +1,5 @@
 use cairn_api::TunnelKind;
-use cairn_kernel::pod::Alias;
+use cairn_kernel::pod::{Alias, HostRoute, NetworkHash};
 
 use super::super::record::{Path, Tunnel};
 use super::super::text;
@@ -185,10 +185,11 @@ fn pods_routes_are_explained_by_their_interfaces() {
             container_id: "c1".into(),
             ifname: "eth0".into(),
             pod_uid: None,
+            network: NetworkHash::of("cairn"),
             addresses: vec![ip("10.0.0.5"), ip("fd00::5")],
         }),
         alias_unread: None,
-        routes: vec![ip("10.0.0.5")],
+        routes: vec![HostRoute { address: ip("10.0.0.5"), source: None }],
     };
     let to = |prefix: &str, ifindex| Route {
         prefix: prefix.parse().unwrap(),

@@ -64,8 +64,11 @@ impl AddRefusal {
 
 /// The answer to an ADD that succeeded.
 pub(super) fn added(attached: &Attached, addresses: &[IpAddr]) -> Added {
-    let with_gateway =
-        |address: &IpAddr| AddedAddress { address: *address, gateway: pod::gateway_of(*address) };
+    let with_gateway = |address: &IpAddr| {
+        let gateway = pod::gateway_of(*address);
+        let default_route = attached.gateways.contains(&gateway);
+        AddedAddress { address: *address, gateway, default_route }
+    };
     Added {
         host_interface: attached.host_ifname.clone(),
         host_mac: attached.host_mac.to_string(),
@@ -81,7 +84,9 @@ pub(super) fn failure_of(error: &AttachError) -> Failure {
         AttachError::AddressInUse(_)
         | AttachError::RoutedElsewhere { .. }
         | AttachError::NodeAddressMissing(_) => Code::TryAgainLater,
-        AttachError::PodInterfaceExists(_) | AttachError::Alias(_) => Code::InvalidEnvironment,
+        AttachError::PodInterfaceExists(_)
+        | AttachError::Alias(_)
+        | AttachError::UnusableMac(_) => Code::InvalidEnvironment,
         AttachError::NoIpv6 => Code::InvalidConfig,
         AttachError::HostInterfaceTaken { .. } | AttachError::Kernel(_) => INTERNAL,
     };

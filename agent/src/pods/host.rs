@@ -11,7 +11,7 @@ use std::sync::{Arc, OnceLock};
 use cairn_api::TunnelKind;
 use cairn_cni::PodIdentity;
 use cairn_ipam::AttachmentId;
-use cairn_kernel::pod::{self, AttachError, PodAttachment, PodSpec};
+use cairn_kernel::pod::{self, AttachError, PodAttachment, PodSpec, Restored};
 use cairn_kernel::{Error, NetNs, Netlink, link};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -120,8 +120,12 @@ impl PodKernel for HostKernel {
             let attachments = pod::list(&mut host)?;
             let own = question.node_addresses.as_deref();
             let mut incomplete = false;
-            for found in attachments.iter().filter(|found| !found.missing_routes().is_empty()) {
-                incomplete |= own.is_none_or(|own| !restore(&mut host, found, own));
+            for found in &attachments {
+                incomplete |= match own {
+                    None => !found.missing_routes().is_empty(),
+                    Some(own) if found.wrong_routes(own).is_empty() => false,
+                    Some(own) => !restore(&mut host, found, own),
+                };
             }
             let (foreign, _) = node_addresses(&mut host)?;
             let mut freed = Vec::new();
@@ -159,15 +163,20 @@ fn node_addresses(host: &mut Netlink) -> Result<(BTreeSet<IpAddr>, TunnelsFound)
     Ok((foreign, own))
 }
 
-/// Whether every host route of `found` is there again.
+/// Whether every host route of `found` is there again, with its source.
 fn restore(host: &mut Netlink, found: &PodAttachment, node_addresses: &[IpAddr]) -> bool {
     let interface = &found.host_ifname;
     let restored = pod::restore_routes(host, found, node_addresses);
-    match &restored {
-        Ok(()) => {
-            tracing::warn!(interface, routes = ?found.missing_routes(), "host routes restored");
+    match restored {
+        Ok(Restored { written, sourceless }) => {
+            if !written.is_empty() {
+                tracing::warn!(interface, routes = ?written, "host routes restored");
+            }
+            sourceless.is_empty()
         }
-        Err(error) => tracing::warn!(interface, %error, "host routes cannot be restored"),
+        Err(error) => {
+            tracing::warn!(interface, %error, "host routes cannot be restored");
+            false
+        }
     }
-    restored.is_ok()
 }

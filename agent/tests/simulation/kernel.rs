@@ -11,7 +11,9 @@ use cairn_cni::PodIdentity;
 use cairn_ipam::{AttachmentId, Rule, Rules};
 use cairn_kernel::Error;
 use cairn_kernel::link::Mac;
-use cairn_kernel::pod::{self, Alias, AttachError, Attached, PodAttachment, PodSpec};
+use cairn_kernel::pod::{
+    self, Alias, AttachError, Attached, HostRoute, NetworkHash, PodAttachment, PodSpec,
+};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use ipnet::IpNet;
@@ -177,7 +179,11 @@ impl Kernel {
                 mtu: interface.mtu,
                 alias: interface.alias.clone(),
                 alias_unread: None,
-                routes: interface.routes.iter().copied().collect(),
+                routes: interface
+                    .routes
+                    .iter()
+                    .map(|a| HostRoute { address: *a, source: None })
+                    .collect(),
             })
             .collect()
     }
@@ -222,11 +228,17 @@ impl AgentKernel {
             container_id: spec.container_id.clone(),
             ifname: spec.ifname.clone(),
             pod_uid: spec.pod_uid.clone(),
+            network: NetworkHash::of(&spec.network),
             addresses: spec.addresses.clone(),
         };
         let mac = Mac([2, 0, 0, 0, 0, 1]);
-        let attached =
-            Attached { host_ifname: name.clone(), host_mac: mac, pod_mac: mac, mtu: spec.mtu };
+        let attached = Attached {
+            host_ifname: name.clone(),
+            host_mac: mac,
+            pod_mac: mac,
+            mtu: spec.mtu,
+            gateways: spec.addresses.iter().map(|address| pod::gateway_of(*address)).collect(),
+        };
         let there = self.kernels.look(self.machine, |kernel| {
             kernel.interfaces.get(&name).map(|i| (i.alias.is_some(), i.live.clone()))
         });

@@ -5,8 +5,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// What the alias says: `cairn1 CONTAINER INTERFACE UID ADDRESS[,ADDRESS]`, fields between single
-/// spaces, `-` for no UID. The number is the form's version.
+use super::NetworkHash;
+
+/// What the alias says: `cairn2 CONTAINER INTERFACE UID NETWORK ADDRESS[,ADDRESS]`, fields between
+/// single spaces, `-` for no UID. The number is the form's version.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Alias {
     /// The container id of the pod's sandbox.
@@ -15,6 +17,8 @@ pub struct Alias {
     pub ifname: String,
     /// The pod's UID, where the runtime told it.
     pub pod_uid: Option<String>,
+    /// The network configuration by which the interface was asked for.
+    pub network: NetworkHash,
     /// The pod's addresses, at least one.
     pub addresses: Vec<IpAddr>,
 }
@@ -29,8 +33,11 @@ pub enum AliasError {
     #[error("it does not begin with {VERSION:?}")]
     Version,
     /// A field is missing, or there is one too many.
-    #[error("it does not have five fields")]
+    #[error("it does not have six fields")]
     Fields,
+    /// The network cannot be read.
+    #[error("{0:?} does not stand for a network")]
+    Network(String),
     /// An address cannot be read.
     #[error("{0:?} is not an address")]
     Address(String),
@@ -68,7 +75,8 @@ impl Alias {
 impl fmt::Display for Alias {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let uid = self.pod_uid.as_deref().unwrap_or(NO_UID);
-        write!(f, "{VERSION} {} {} {uid} ", self.container_id, self.ifname)?;
+        let Alias { container_id, ifname, network, .. } = self;
+        write!(f, "{VERSION} {container_id} {ifname} {uid} {network} ")?;
         for (position, address) in self.addresses.iter().enumerate() {
             let before = if position == 0 { "" } else { "," };
             write!(f, "{before}{address}")?;
@@ -89,8 +97,8 @@ impl FromStr for Alias {
             return Err(AliasError::Version);
         }
         let mut field = || fields.next().filter(|field| !field.is_empty());
-        let (Some(container_id), Some(ifname), Some(uid), Some(addresses)) =
-            (field(), field(), field(), field())
+        let (Some(container_id), Some(ifname), Some(uid), Some(network), Some(addresses)) =
+            (field(), field(), field(), field(), field())
         else {
             return Err(AliasError::Fields);
         };
@@ -102,12 +110,13 @@ impl FromStr for Alias {
             container_id: container_id.into(),
             ifname: ifname.into(),
             pod_uid: (uid != NO_UID).then(|| uid.into()),
+            network: network.parse()?,
             addresses: addresses.split(',').map(address).collect::<Result<_, _>>()?,
         })
     }
 }
 
-const VERSION: &str = "cairn1";
+const VERSION: &str = "cairn2";
 const NO_UID: &str = "-";
 
 #[cfg(test)]
@@ -125,12 +134,14 @@ mod tests {
             "[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}",
             "[!-.0-9;-~]{1,15}",
             proptest::option::of("[a-z0-9][a-z0-9-]{0,35}"),
+            "[a-z]{1,9}",
             proptest::collection::vec(address, 1..=2),
         );
-        fields.prop_map(|(container_id, ifname, pod_uid, addresses)| Alias {
+        fields.prop_map(|(container_id, ifname, pod_uid, network, addresses)| Alias {
             container_id,
             ifname,
             pod_uid,
+            network: NetworkHash::of(&network),
             addresses,
         })
     }
@@ -148,7 +159,7 @@ mod tests {
         }
 
         #[test]
-        fn whatever_is_read_does_no_harm(text in "(cairn1 )?[ a-f0-9:.,-]{0,300}") {
+        fn whatever_is_read_does_no_harm(text in "(cairn2 )?[ a-f0-9:.,-]{0,300}") {
             if let Ok(alias) = text.parse::<Alias>() {
                 prop_assert_eq!(alias.to_string().parse::<Alias>(), Ok(alias));
             }
@@ -161,12 +172,13 @@ mod tests {
             container_id: "c".repeat(128),
             ifname: "i".repeat(15),
             pod_uid: Some("u".repeat(40)),
+            network: NetworkHash::of("cairn"),
             addresses: vec![
                 "255.255.255.255".parse().unwrap(),
                 "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff".parse().unwrap(),
             ],
         };
-        assert!(alias.encode().unwrap().len() <= ALIAS_MAX);
+        assert_eq!(alias.encode().unwrap().len(), ALIAS_MAX);
     }
 
     #[test]
@@ -174,17 +186,19 @@ mod tests {
         for (text, error) in [
             ("", AliasError::Version),
             ("uplink to rack 7", AliasError::Version),
-            ("cairn2 c eth0 - 10.0.0.1", AliasError::Version),
-            ("cairn1", AliasError::Fields),
-            ("cairn1 c eth0 -", AliasError::Fields),
-            ("cairn1 c  - 10.0.0.1", AliasError::Fields),
-            ("cairn1 c eth0 - 10.0.0.1 x", AliasError::Fields),
-            ("cairn1 c eth0 - 10.0.0.256", AliasError::Address("10.0.0.256".into())),
-            ("cairn1 c eth0 - 10.0.0.1,", AliasError::Address(String::new())),
+            ("cairn1 c eth0 - 10.0.0.1", AliasError::Version),
+            ("cairn2", AliasError::Fields),
+            ("cairn2 c eth0 - 10.0.0.1", AliasError::Fields),
+            ("cairn2 c eth0 - 012abc", AliasError::Fields),
+            ("cairn2 c  - 012abc 10.0.0.1", AliasError::Fields),
+            ("cairn2 c eth0 - 012abc 10.0.0.1 x", AliasError::Fields),
+            ("cairn2 c eth0 - cairn 10.0.0.1", AliasError::Network("cairn".into())),
+            ("cairn2 c eth0 - 012abc 10.0.0.256", AliasError::Address("10.0.0.256".into())),
+            ("cairn2 c eth0 - 012abc 10.0.0.1,", AliasError::Address(String::new())),
         ] {
             assert_eq!(text.parse::<Alias>(), Err(error), "{text:?}");
         }
-        let good: Alias = "cairn1 c eth0 - 10.0.0.1".parse().unwrap();
+        let good: Alias = "cairn2 c eth0 - 012abc 10.0.0.1".parse().unwrap();
         for (container_id, ifname) in [("a b", "eth0"), ("", "eth0"), ("c", "a\nb"), ("c", "")] {
             let bad =
                 Alias { container_id: container_id.into(), ifname: ifname.into(), ..good.clone() };

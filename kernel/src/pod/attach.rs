@@ -6,18 +6,21 @@ use std::os::fd::AsFd;
 use ipnet::IpNet;
 use rustix::io::Errno;
 
+use super::check::gateways_through;
+use super::identity::{identity_hash, macs_of, mix};
+use super::routes::{elsewhere, exact, host_route, ifindex_of};
 use super::{
-    Alias, AliasError, elsewhere, exact_route, host_interface_name, host_route, identity_hash,
-    is_ours, mac_of, mix,
+    Alias, AliasError, NetworkHash, host_interface_name, is_host_interface_name, is_ours, settle,
 };
 use crate::batch::Batch;
 use crate::error::{Error, Refusal};
 use crate::feature;
 use crate::link::{self, DuplicateDetection, Link, LinkSettings, Mac, Veth, VethEnd};
 use crate::netns::NetNs;
-use crate::route::{self, NextHop, Route, Target};
+use crate::route::{self, Family, NextHop, Route, Target};
 use crate::socket::{Acknowledge, Netlink};
 use crate::sysctl;
+use crate::tunnel::TunnelKind;
 
 /// What a pod's interface should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +31,13 @@ pub struct PodSpec {
     pub ifname: String,
     /// The pod's UID, where known.
     pub pod_uid: Option<String>,
+    /// The name of the network configuration by which it is asked for.
+    pub network: String,
     /// The pod's addresses, at least one.
     pub addresses: Vec<IpAddr>,
+    /// The Ethernet address of the pod's end, when it is asked for. An interface that is there already
+    /// keeps the one that it has.
+    pub mac: Option<Mac>,
     /// The node's own blocks in which they lie: a route that is more specific than the block, and a
     /// permanent neighbour, mean that an address is somebody else's. Without a block only a route for
     /// exactly an address does.
@@ -52,6 +60,9 @@ pub struct Attached {
     pub pod_mac: Mac,
     /// The MTU of both in bytes.
     pub mtu: u32,
+    /// The gateways to which the pod's default routes lead through the interface: none of a family whose
+    /// default route is another interface's, as that of a pod with several networks.
+    pub gateways: Vec<IpAddr>,
 }
 
 /// Why a pod has no interface. Nothing is left of what was begun.
@@ -83,6 +94,11 @@ pub enum AttachError {
     /// The identifiers do not fit the alias.
     #[error("the pod cannot be recorded in its interface's alias: {0}")]
     Alias(#[from] AliasError),
+    /// The Ethernet address that was asked for is none that the pod's end can have.
+    #[error(
+        "the pod cannot have the Ethernet address {0}: ask for one that is neither zero nor a group's, and          not the node's end's"
+    )]
+    UnusableMac(Mac),
     /// An IPv6 address was asked for and the kernel has no IPv6.
     #[error(
         "this kernel has no IPv6, or net.ipv6.conf.default.disable_ipv6 is 1 on this node: set it to \
@@ -116,9 +132,14 @@ pub fn attach(
         container_id: spec.container_id.clone(),
         ifname: spec.ifname.clone(),
         pod_uid: spec.pod_uid.clone(),
+        network: NetworkHash::of(&spec.network),
         addresses: spec.addresses.clone(),
     };
     let alias = record.encode()?;
+    let (host_mac, pod_mac) = macs_of(&spec.container_id, &spec.ifname);
+    if let Some(mac) = spec.mac.filter(|mac| *mac == host_mac || !mac.is_of_one()) {
+        return Err(AttachError::UnusableMac(mac));
+    }
     let v6 = spec.addresses.iter().any(IpAddr::is_ipv6);
     if v6 && !ipv6_ready() {
         return Err(AttachError::NoIpv6);
@@ -137,28 +158,25 @@ pub fn attach(
             Some(prefix) => return Err(AttachError::RoutedElsewhere { address, prefix }),
             None => {}
         }
-        if !spec.blocks.is_empty() && link::is_permanent_neighbour(host, address)? {
-            return Err(AttachError::AddressInUse(address));
-        }
     }
-    let hash = identity_hash(&spec.container_id, &spec.ifname);
+    if !spec.blocks.is_empty()
+        && let Some(&address) = foreign_neighbour(host, &spec.addresses)?
+    {
+        return Err(AttachError::AddressInUse(address));
+    }
     let host_side = HostSide {
         host_ifname: &host_ifname,
         alias: &alias,
         index,
-        host_mac: mac_of(mix(hash ^ HOST_MAC_SALT)),
-        pod_mac: mac_of(mix(hash ^ POD_MAC_SALT)),
+        host_mac,
+        pod_mac: spec.mac.unwrap_or(pod_mac),
         v6,
     };
     let made = host_side.make(host, pod_netns, spec).and_then(|()| {
-        let pod_mac = pod_side(pod_netns, spec, host_side.host_mac, index)?
-            .ok_or_else(|| vanished(&spec.ifname))?;
-        Ok(Attached {
-            host_ifname: host_ifname.clone(),
-            host_mac: host_side.host_mac,
-            pod_mac,
-            mtu: spec.mtu,
-        })
+        let pod_side =
+            pod_side(pod_netns, spec, host_mac, index)?.ok_or_else(|| vanished(&spec.ifname))?;
+        settle::carrier(host, index);
+        Ok(pod_side.attached(host_ifname.clone(), host_mac, spec.mtu))
     });
     if made.is_err() && !matches!(made, Err(AttachError::PodInterfaceExists(_))) {
         // The index was free and is ours to remove; the first error is the one that counts.
@@ -200,9 +218,10 @@ fn resume(
         Some(Err(_)) => return Err(taken()),
         _ => {}
     }
-    let same = matches!(&parsed, Some(Ok(alias)) if alias.addresses == record.addresses);
+    let same = matches!(&parsed, Some(Ok(alias))
+        if alias.addresses == record.addresses && alias.network == record.network);
     if let (true, Some(host_mac)) = (same, link.mac)
-        && let Some(pod_mac) = pod_side(pod_netns, spec, host_mac, link.index)?
+        && let Some(pod_side) = pod_side(pod_netns, spec, host_mac, link.index)?
     {
         if !link.is_up() {
             link::set_up(host, link.index)?;
@@ -217,7 +236,7 @@ fn resume(
             let address = spec.addresses.get(refusal.index).copied();
             match address {
                 Some(address) if refusal.errno == Errno::EXIST => {
-                    if exact_route(host, address)? != Some(link.index) {
+                    if interface_to(host, address)? != Some(link.index) {
                         return Err(AttachError::AddressInUse(address));
                     }
                 }
@@ -225,8 +244,8 @@ fn resume(
                 _ => return Err(steps.failure(refusal, spec)),
             }
         }
-        let host_ifname = link.name.clone();
-        return Ok(Some(Attached { host_ifname, host_mac, pod_mac, mtu: link.mtu }));
+        settle::carrier(host, link.index);
+        return Ok(Some(pod_side.attached(link.name.clone(), host_mac, link.mtu)));
     }
     link::delete(host, link.index)?;
     Ok(None)
@@ -265,7 +284,7 @@ impl HostSide<'_> {
                 return Err(steps.failure(refusal, spec));
             };
             // Written by `restore_routes`, which saw the alias before this route.
-            if exact_route(host, address)? != Some(self.index) {
+            if interface_to(host, address)? != Some(self.index) {
                 return Err(AttachError::AddressInUse(address));
             }
         }
@@ -374,22 +393,33 @@ fn host_settings(spec: &PodSpec, host_ifname: &str) -> Result<(), Error> {
     Ok(())
 }
 
-/// Sets up the pod's own side on a thread inside its namespace and returns the interface's Ethernet
-/// address. What is there already stays. `None` when the pod has no such interface whose other end
-/// is `host_index`.
+/// What the pod's own side turned out to be.
+struct PodSide {
+    mac: Mac,
+    gateways: Vec<IpAddr>,
+}
+
+impl PodSide {
+    fn attached(self, host_ifname: String, host_mac: Mac, mtu: u32) -> Attached {
+        Attached { host_ifname, host_mac, pod_mac: self.mac, mtu, gateways: self.gateways }
+    }
+}
+
+/// Sets up the pod's own side on a thread inside its namespace. What is there already stays. `None`
+/// when the pod has no such interface whose other end is `host_index`.
 fn pod_side(
     pod_netns: &NetNs,
     spec: &PodSpec,
     host_mac: Mac,
     host_index: u32,
-) -> Result<Option<Mac>, Error> {
+) -> Result<Option<PodSide>, Error> {
     pod_netns.run(|| {
         let mut netlink = Netlink::open()?;
         let found = link::find(&mut netlink, &spec.ifname)?;
         let Some(link) = found.filter(|link| link.peer == Some(host_index)) else {
             return Ok(None);
         };
-        let Some(pod_mac) = link.mac else { return Ok(None) };
+        let Some(mac) = link.mac else { return Ok(None) };
         if spec.addresses.iter().any(IpAddr::is_ipv6) {
             // Runtimes switch IPv6 off in pods whose network configuration they know nothing of.
             sysctl::ensure("ipv6/conf/all/disable_ipv6", 0)?;
@@ -415,14 +445,18 @@ fn pod_side(
             steps.batch.add_route(&default_route(gateway, link.index));
         }
         let refusals = steps.execute(&mut netlink)?;
-        let refused = refusals.into_iter().find(|r| r.errno != Errno::EXIST);
-        match refused {
-            None => Ok(Some(pod_mac)),
-            Some(refusal) => {
-                let action = steps.actions.get(refusal.index).cloned().unwrap_or_default();
-                Err(Error::Refused { action, refusal })
-            }
+        let present = |refusal: &Refusal| refusal.errno == Errno::EXIST;
+        if let Some(refusal) = refusals.iter().find(|refusal| !present(refusal)) {
+            let action = steps.actions.get(refusal.index).cloned().unwrap_or_default();
+            return Err(Error::Refused { action, refusal: refusal.clone() });
         }
+        // What is there may be the default route of another interface.
+        let gateways = match refusals.is_empty() {
+            true => spec.addresses.iter().copied().map(gateway_of).collect(),
+            false => gateways_through(&mut netlink, &spec.addresses, link.index)?,
+        };
+        settle::groups(&mut netlink, &spec.addresses, link.index);
+        Ok(Some(PodSide { mac, gateways }))
     })?
 }
 
@@ -457,6 +491,32 @@ fn free_index(host: &mut Netlink, spec: &PodSpec) -> Result<u32, Error> {
     Err(Error::Unencodable("every interface index that was tried is taken"))
 }
 
+/// The interface of the route for exactly `address`, 0 if it has none.
+fn interface_to(host: &mut Netlink, address: IpAddr) -> Result<Option<u32>, Error> {
+    Ok(exact(host, address)?.map(|route| ifindex_of(&route)))
+}
+
+/// The first of `addresses` of which a link has a permanent neighbour entry: somebody else's, as no pod
+/// of ours and no tunnel device has one of a pod's address.
+fn foreign_neighbour<'a>(
+    host: &mut Netlink,
+    addresses: &'a [IpAddr],
+) -> Result<Option<&'a IpAddr>, Error> {
+    let own = |name: &str| is_host_interface_name(name) || TunnelKind::of_device(name).is_some();
+    // From the files and not from a dump of links, which takes ten times as long.
+    let others: Vec<u32> = sysctl::interfaces(Family::V4)?
+        .iter()
+        .filter(|name| !own(name))
+        .filter_map(|name| host.index_of(name))
+        .collect();
+    for address in addresses {
+        if link::has_permanent_neighbour(host, &others, *address)? {
+            return Ok(Some(address));
+        }
+    }
+    Ok(None)
+}
+
 fn vanished(ifname: &str) -> AttachError {
     let action = format!("find {ifname} in the pod right after its creation");
     Error::System { action, errno: Errno::NODEV }.into()
@@ -483,5 +543,3 @@ const INDEX_ATTEMPTS: u32 = 16;
 const INDEX_MIN: u32 = 0x1000_0000;
 const INDEX_COUNT: u32 = 0x6000_0000;
 const INDEX_SALT: u64 = 0x9e37_79b9_7f4a_7c15;
-const HOST_MAC_SALT: u64 = 0x0068_6f73_7420_6d61;
-const POD_MAC_SALT: u64 = 0x0070_6f64_206d_6163;

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test program uses its own part")]
 
 pub mod packets;
+pub mod pods;
 
 use std::ops::Deref;
 use std::path::Path;

@@ -17,6 +17,7 @@ use cairn_cni::protocol::{AddRequest, DelRequest, Response};
 use cairn_cni::{Code, PodIdentity};
 use cairn_ipam::{AddressBook, AttachmentId, Demand, Family, OwnedBlock, Rule};
 use cairn_kernel::Error;
+use cairn_kernel::link::Mac;
 use cairn_kernel::pod::{self, AttachError, PodSpec};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
@@ -323,7 +324,9 @@ impl<K: PodKernel> PodNetwork<K> {
             container_id: addition.id.container_id.clone(),
             ifname: addition.id.ifname.clone(),
             pod_uid: addition.request.pod.uid().map(Into::into),
+            network: addition.request.network.clone(),
             addresses,
+            mac: addition.request.mac.map(|mac| Mac(mac.octets())),
             blocks: if own_kernel { self.cidrs() } else { Vec::new() },
             mtu: config.mtu,
             node_addresses: config.node_addresses,
