@@ -135,7 +135,12 @@ impl Node {
             "socket": pods::socket_path(&self.run_dir),
             "runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations},
         });
-        let patience = Patience { connect: Duration::from_secs(2), total: Duration::from_secs(20) };
+        let patience = Patience {
+            connect: Duration::from_secs(2),
+            connect_del: Duration::from_millis(300),
+            total: Duration::from_secs(20),
+            ..Patience::default()
+        };
         tokio::task::spawn_blocking(move || {
             let value = |name: &str| {
                 variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.clone())
@@ -690,13 +695,13 @@ fn wrong_descriptors_and_wrong_bytes_are_refused() {
         let answer = tokio::task::spawn_blocking(move || {
             let mut silent = Vec::new();
             for bytes in
-                [&b"GET / HTTP/1.0\r\n\r\n"[..], &b"CRNI\0\0\0\x02\xff\xff\xff\xff"[..], b""]
+                [&b"GET / HTTP/1.0\r\n\r\n"[..], &b"CRNI\0\0\0\x03\xff\xff\xff\xff"[..], b""]
             {
                 let mut stream = UnixStream::connect(&socket).unwrap();
                 stream.write_all(bytes).unwrap();
                 silent.push(stream);
             }
-            let mut frame = b"CRNI\0\0\0\x02".to_vec();
+            let mut frame = b"CRNI\0\0\0\x03".to_vec();
             let body = br#"{"command":"add","containerId":"c","ifname":"eth0","network":"n"}"#;
             frame.extend((body.len() as u32).to_be_bytes());
             frame.extend(body);

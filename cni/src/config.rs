@@ -2,13 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 
 use crate::SOCKET_PATH;
+use crate::asked::{Asked, agree};
 use crate::error::Error;
+use crate::names::{ContainerId, InterfaceName, MacAddress};
+use crate::protocol::ValidAttachment;
 use crate::result::NetworkResult;
 
 /// A CNI specification version that the plugin speaks.
@@ -71,6 +76,10 @@ pub struct NetworkConfig {
     /// Cairn's annotations of the pod; `None` when the runtime passes no annotations at all, so that
     /// the pod may have some.
     pub annotations: Option<BTreeMap<String, String>>,
+    /// Addresses that `runtimeConfig` or `args` ask for.
+    pub ips: Option<Asked<Vec<IpAddr>>>,
+    /// An Ethernet address that `runtimeConfig` or `args` ask for.
+    pub mac: Option<Asked<MacAddress>>,
     /// Name service settings, passed through to the result.
     pub dns: Option<Dns>,
     /// The result of the plugin before this one in the chain.
@@ -101,19 +110,61 @@ impl NetworkConfig {
     /// [`Error::DecodeConfig`] for what is no JSON object, [`Error::InvalidConfig`] for a socket that is
     /// none.
     pub fn parse_removal(bytes: &[u8]) -> Result<NetworkConfig, Error> {
-        let raw: serde_json::Map<String, Value> =
-            serde_json::from_slice(bytes).map_err(Error::DecodeConfig)?;
-        let text = |key: &str| raw.get(key).and_then(Value::as_str).map(str::to_owned);
+        let raw: RawRemoval = decode_object(bytes)?;
+        let text = |value: &Value| value.as_str().map(str::to_owned);
         Ok(NetworkConfig {
-            version: text("cniVersion")
+            version: text(&raw.cni_version)
                 .and_then(|version| CniVersion::parse(&version).ok())
                 .unwrap_or(CniVersion::NEWEST),
-            name: text("name").unwrap_or_default(),
-            socket: socket(text("socket"))?,
+            name: text(&raw.name).unwrap_or_default(),
+            socket: socket(text(&raw.socket))?,
             annotations: None,
+            ips: None,
+            mac: None,
             dns: None,
             prev_result: None,
         })
+    }
+
+    /// Reads of a configuration what GC needs, and the attachments that are still valid. The list has two
+    /// names: what the specification says, and what it said before.
+    ///
+    /// # Errors
+    /// As [`NetworkConfig::parse_removal`]; [`Error::InvalidConfig`] without a name or a list, and for a list
+    /// that cannot be read: what is not known to be valid is removed.
+    pub fn parse_collection(bytes: &[u8]) -> Result<(NetworkConfig, Vec<ValidAttachment>), Error> {
+        let config = NetworkConfig::parse_removal(bytes)?;
+        let raw: RawCollection = decode_object(bytes)?;
+        check_name(&config.name)?;
+        if raw.valid.is_none() && raw.valid_by_its_old_name.is_none() {
+            return Err(invalid(VALID_ATTACHMENTS, "is missing: GC would not know what to spare"));
+        }
+        let mut valid = Vec::new();
+        for list in [raw.valid, raw.valid_by_its_old_name].into_iter().flatten() {
+            let entries = match list {
+                // What Go makes of a list without any.
+                Value::Null => continue,
+                Value::Array(entries) => entries,
+                _ => return Err(invalid(VALID_ATTACHMENTS, "must be an array")),
+            };
+            for entry in entries {
+                let text = |key| entry.get(key).and_then(Value::as_str);
+                let (Some(container_id), Some(ifname)) = (text("containerID"), text("ifname"))
+                else {
+                    let reason = "must hold objects with containerID and ifname";
+                    return Err(invalid(VALID_ATTACHMENTS, reason));
+                };
+                // What breaks the rules of names was never attached.
+                if let (Ok(container_id), Ok(ifname)) =
+                    (ContainerId::parse(container_id), InterfaceName::parse(ifname))
+                {
+                    valid.push(ValidAttachment { container_id, ifname });
+                }
+            }
+        }
+        valid.sort_unstable();
+        valid.dedup();
+        Ok((config, valid))
     }
 
     /// Reads a configuration.
@@ -127,29 +178,69 @@ impl NetworkConfig {
         let version = read_version(bytes)?;
         let raw: RawConfig = serde_json::from_slice(bytes).map_err(Error::DecodeConfig)?;
         let name = raw.name.ok_or_else(|| invalid("name", "is missing"))?;
-        if name.is_empty() || name.len() > NAME_MAX {
-            return Err(invalid("name", "must have 1 to 255 bytes"));
-        }
+        check_name(&name)?;
         let socket = socket(raw.socket)?;
         refuse_if_set("ipam", &raw.ipam, "leave it out, the Cairn agent chooses addresses")?;
         refuse_if_set("ipMasq", &raw.ip_masq, "leave it out and set natOutgoing on the IPPool")?;
-        let mut annotations = None;
-        if let Some(runtime) = &raw.runtime_config {
-            annotations = pod_annotations(runtime)?;
-            for (key, field) in [("ips", "runtimeConfig.ips"), ("mac", "runtimeConfig.mac")] {
-                let value = runtime.get(key).cloned().unwrap_or_default();
-                refuse_if_set(field, &value, "remove that capability from the configuration list")?;
-            }
-        }
+        let runtime = raw.runtime_config.unwrap_or_default();
+        let args = raw.args.cni;
         Ok(NetworkConfig {
             version,
             name,
             socket,
-            annotations,
+            annotations: pod_annotations(&runtime)?,
+            ips: agree([
+                asked_ips("runtimeConfig.ips", runtime.get("ips"))?,
+                asked_ips("args.cni.ips", args.get("ips"))?,
+            ])?,
+            mac: agree([
+                asked_mac("runtimeConfig.mac", runtime.get("mac"))?,
+                asked_mac("args.cni.mac", args.get("mac"))?,
+            ])?,
             dns: raw.dns,
             prev_result: raw.prev_result,
         })
     }
+}
+
+/// Reads an object of which every field may be missing. Serde takes arrays for structures too.
+fn decode_object<T: for<'de> Deserialize<'de>>(bytes: &[u8]) -> Result<T, Error> {
+    let decoded = match bytes.trim_ascii_start().first() {
+        Some(b'{') | None => serde_json::from_slice(bytes),
+        Some(_) => Err(serde_json::Error::custom("it is no JSON object")),
+    };
+    decoded.map_err(Error::DecodeConfig)
+}
+
+fn check_name(name: &str) -> Result<(), Error> {
+    match name.len() {
+        1..=NAME_MAX => Ok(()),
+        _ => Err(invalid("name", "must have 1 to 255 bytes")),
+    }
+}
+
+fn asked_ips(
+    place: &'static str,
+    value: Option<&Value>,
+) -> Result<Option<Asked<Vec<IpAddr>>>, Error> {
+    let list = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(value) => value.as_array(),
+    };
+    let texts = list.and_then(|list| list.iter().map(Value::as_str).collect::<Option<Vec<_>>>());
+    let texts = texts.ok_or_else(|| invalid(place, "must be an array of strings"))?;
+    Asked::ips(place, texts).map_err(|reason| invalid(place, &reason))
+}
+
+fn asked_mac(
+    place: &'static str,
+    value: Option<&Value>,
+) -> Result<Option<Asked<MacAddress>>, Error> {
+    let text = match value {
+        None | Some(Value::Null) => return Ok(None),
+        Some(value) => value.as_str().ok_or_else(|| invalid(place, "must be a string"))?,
+    };
+    Asked::mac(place, text).map_err(|reason| invalid(place, &reason))
 }
 
 fn socket(configured: Option<String>) -> Result<PathBuf, Error> {
@@ -189,6 +280,40 @@ struct RawConfig {
     #[serde(default)]
     ip_masq: Value,
     runtime_config: Option<serde_json::Map<String, Value>>,
+    #[serde(default)]
+    args: RawArgs,
+}
+
+#[derive(Default, Deserialize)]
+struct RawArgs {
+    /// CNI conventions, "dynamic plugin specific fields": other keys are of other programs.
+    #[serde(default)]
+    cni: serde_json::Map<String, Value>,
+}
+
+/// Of whatever types: only what is text counts. Other fields are skipped, however deep they are.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawRemoval {
+    #[serde(default)]
+    cni_version: Value,
+    #[serde(default)]
+    name: Value,
+    #[serde(default)]
+    socket: Value,
+}
+
+#[derive(Deserialize)]
+struct RawCollection {
+    #[serde(rename = "cni.dev/valid-attachments", default, deserialize_with = "present")]
+    valid: Option<Value>,
+    #[serde(rename = "cni.dev/attachments", default, deserialize_with = "present")]
+    valid_by_its_old_name: Option<Value>,
+}
+
+/// A null that is there is one, and not an absent field.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
+    Value::deserialize(deserializer).map(Some)
 }
 
 /// Cairn's part of the annotations that containerd and CRI-O pass to plugins which declare the
@@ -249,5 +374,6 @@ const ANNOTATIONS_MAX: usize = 8;
 /// The longest in bytes, with its name.
 const ANNOTATION_MAX: usize = 4096;
 const NAME_MAX: usize = 255;
+const VALID_ATTACHMENTS: &str = "cni.dev/valid-attachments";
 /// `sun_path` has 108 bytes with its terminating zero.
 const SOCKET_PATH_MAX: usize = 107;

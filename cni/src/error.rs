@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::time::Duration;
 
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
@@ -179,9 +180,14 @@ pub enum Error {
         /// What to do instead.
         remedy: &'static str,
     },
-    /// The specification's command is not implemented.
-    #[error("this version of the plugin does not support CNI_COMMAND {0}")]
-    NotSupported(&'static str),
+    /// Two places ask for different addresses.
+    #[error("{first} and {second} ask for different addresses: leave one of them out")]
+    Contradiction {
+        /// One place.
+        first: &'static str,
+        /// The other.
+        second: &'static str,
+    },
     /// Nobody listens on the agent's socket.
     #[error(
         "no Cairn agent answers on {socket} ({reason}, waited {waited:?}): check that the cairn pod \
@@ -191,10 +197,24 @@ pub enum Error {
         /// The socket's path.
         socket: String,
         /// The system's answer.
-        reason: String,
+        reason: Errno,
         /// How long the plugin waited for a listener.
         waited: Duration,
     },
+    /// Nobody listens on the agent's socket, and the plugin alone cannot end the pod.
+    #[error(
+        "no Cairn agent answers, and the pod's interface {interface} could not be removed without it: {source}; \
+         the request may be repeated"
+    )]
+    Orphan {
+        /// The interface on the node.
+        interface: String,
+        /// The kernel's answer.
+        source: Errno,
+    },
+    /// STATUS found that no ADD would be served.
+    #[error(transparent)]
+    Unavailable(Box<Error>),
     /// The agent took the request and did not answer it properly.
     #[error(
         "the Cairn agent on {socket} gave no usable answer: {source}; see the log of this node's \
@@ -229,13 +249,25 @@ impl Error {
             Error::NetNs { .. } => Code::InvalidNetNs,
             Error::ReadConfig(_) => Code::Io,
             Error::DecodeConfig(_) => Code::Decode,
-            Error::InvalidConfig { .. } => Code::InvalidConfig,
+            Error::InvalidConfig { .. } | Error::Contradiction { .. } => Code::InvalidConfig,
             Error::UnsupportedField { .. } => Code::UnsupportedField,
-            Error::NotSupported(_) => Code::NotSupported,
-            Error::AgentAbsent { .. } | Error::AgentSilent { .. } | Error::WrongAnswer(_) => {
-                Code::TryAgainLater
-            }
+            Error::AgentAbsent { .. }
+            | Error::AgentSilent { .. }
+            | Error::Orphan { .. }
+            | Error::WrongAnswer(_) => Code::TryAgainLater,
+            Error::Unavailable(_) => Code::NotAvailable,
             Error::Refused(failure) => failure.code,
+        }
+    }
+
+    /// This error as the answer to STATUS: what would have every ADD tried again later means that there is no
+    /// network for pods now.
+    #[must_use]
+    pub fn of_status(self) -> Error {
+        match &self {
+            Error::Refused(_) => self,
+            _ if self.code() == Code::TryAgainLater => Error::Unavailable(Box::new(self)),
+            _ => self,
         }
     }
 

@@ -7,13 +7,16 @@
 //!
 //! The plugin decides nothing and changes nothing: it checks what the runtime handed it, opens the
 //! container's network namespace (which the agent, in its own mount namespace, cannot), passes the
-//! descriptor to the agent and prints the agent's answer in the form of the asked CNI version. It
-//! must stay a small static binary: no async runtime, no netlink.
+//! descriptor to the agent and prints the agent's answer in the form of the asked CNI version. The one
+//! exception is a DEL while there is no agent ([`orphan`]). It must stay a small static binary: no async
+//! runtime.
 
+pub mod asked;
 pub mod config;
 pub mod error;
 pub mod invocation;
 pub mod names;
+pub mod orphan;
 pub mod plugin;
 pub mod protocol;
 pub mod result;

@@ -42,13 +42,15 @@ pub enum Home<'a> {
     Unknown(&'a str),
 }
 
-/// The annotations of a pod that choose its addresses.
+/// What chooses a pod's addresses: its annotations, and what the container runtime asks for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Wishes<'a> {
     /// `cairn.network/ippools`.
     pub pools: Option<&'a str>,
     /// `cairn.network/ips`.
     pub addresses: Option<&'a str>,
+    /// Addresses that the container runtime asks for, at most one a family.
+    pub asked: &'a [IpAddr],
 }
 
 /// Why a pod gets no address.
@@ -108,13 +110,19 @@ pub enum ChoiceError {
         problem: String,
     },
     /// A fixed address lies in no pool that serves the pod.
-    #[error("the annotation {ANNOTATION_IPS} asks for {address}, which {problem}")]
+    #[error("the pod asks for {address}, which {problem}")]
     Address {
         /// The address.
         address: IpAddr,
         /// What is wrong with it.
         problem: String,
     },
+    /// The annotation and the container runtime ask for different addresses.
+    #[error(
+        "the annotation {ANNOTATION_IPS} and the container runtime (ips of the CNI plugin) ask for \
+         different addresses: leave one of them out"
+    )]
+    Contradiction,
 }
 
 impl ChoiceError {
@@ -142,7 +150,11 @@ pub fn choose(
     let mut pools: Vec<&PodPool> = pools.iter().collect();
     pools.sort_by(|a, b| a.name.cmp(&b.name));
     let serving = Serving { pools: &pools, home };
-    let fixed = wishes.addresses.map(parse_addresses).transpose()?.unwrap_or_default();
+    let fixed = match wishes.addresses.map(parse_addresses).transpose()? {
+        None => wishes.asked.to_vec(),
+        Some(annotated) if wishes.asked.is_empty() || same(&annotated, wishes.asked) => annotated,
+        Some(_) => return Err(ChoiceError::Contradiction),
+    };
     let named = match (wishes.pools, home) {
         (Some(text), _) => Some(serving.named(text, "pod")?),
         (None, Home::Namespace { pools: Some(text), .. }) => {
@@ -279,6 +291,11 @@ impl<'a> Serving<'a> {
             Home::Namespace { name, .. } | Home::Unknown(name) => format!("the namespace {name}"),
         }
     }
+}
+
+/// Whether both hold the same addresses, of which each has at most one a family.
+fn same(one: &[IpAddr], other: &[IpAddr]) -> bool {
+    one.len() == other.len() && one.iter().all(|address| other.contains(address))
 }
 
 /// The addresses of the annotation, at most one a family.

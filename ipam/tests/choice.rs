@@ -1,6 +1,7 @@
 //! Which pools and addresses a pod asks for.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use cairn_api::LabelSelector;
 use cairn_ipam::choice::{ChoiceError, Home, Wishes, choose};
@@ -51,11 +52,11 @@ fn chosen(
 }
 
 fn pools_of(text: &str) -> Wishes<'_> {
-    Wishes { pools: Some(text), addresses: None }
+    Wishes { pools: Some(text), ..Wishes::default() }
 }
 
 fn ips(text: &str) -> Wishes<'_> {
-    Wishes { pools: None, addresses: Some(text) }
+    Wishes { addresses: Some(text), ..Wishes::default() }
 }
 
 fn dual() -> Vec<PodPool> {
@@ -143,8 +144,27 @@ fn a_fixed_address_replaces_the_choice_of_its_family_only() {
     for text in ["10.1.0.7,fd00::7", "fd00::7, 10.1.0.7", r#"["10.1.0.7","fd00::7"]"#] {
         assert_eq!(chosen(&dual(), "blue", None, ips(text)), Ok(expected.clone()), "{text}");
     }
-    let both = Wishes { pools: Some("b"), addresses: Some("10.1.0.7") };
+    let both = Wishes { pools: Some("b"), addresses: Some("10.1.0.7"), ..Wishes::default() };
     assert_eq!(chosen(&dual(), "blue", None, both), Ok(vec![fixed("10.1.0.7")]));
+}
+
+#[test]
+fn what_the_runtime_asks_for_is_as_good_as_the_annotation_and_must_not_contradict_it() {
+    let asked: Vec<IpAddr> = ["fd00::7", "10.1.0.7"].map(|text| text.parse().expect(text)).into();
+    let of = |addresses, asked| Wishes { addresses, asked, ..Wishes::default() };
+    let expected = Ok(vec![fixed("10.1.0.7"), fixed("fd00::7")]);
+    assert_eq!(chosen(&dual(), "blue", None, of(None, &asked)), expected);
+    assert_eq!(chosen(&dual(), "blue", None, of(Some("10.1.0.7,fd00::7"), &asked)), expected);
+    for text in ["10.1.0.7", "10.1.0.8,fd00::7"] {
+        let refused = chosen(&dual(), "blue", None, of(Some(text), &asked));
+        assert_eq!(refused, Err(ChoiceError::Contradiction), "{text}");
+    }
+    let outside = ["192.0.2.1".parse().expect("an address")];
+    let error = chosen(&dual(), "blue", None, of(None, &outside)).expect_err("no pool has it");
+    assert_eq!(
+        error.to_string(),
+        "the pod asks for 192.0.2.1, which lies in no IPPool: ask for one that does"
+    );
 }
 
 #[test]
@@ -163,10 +183,10 @@ fn a_fixed_address_outside_the_pools_that_serve_the_pod_is_refused() {
         let error = chosen(&pools, "blue", None, ips(text)).expect_err(text);
         assert!(error.to_string().contains(words), "{text}: {error}");
     }
-    let both = Wishes { pools: Some("a"), addresses: Some("10.1.0.7") };
+    let both = Wishes { pools: Some("a"), addresses: Some("10.1.0.7"), ..Wishes::default() };
     let error = chosen(&pools, "blue", None, both).expect_err("another pool is named");
     assert!(error.to_string().contains("does not name"), "{error}");
-    let both = Wishes { pools: Some("a"), addresses: Some("fd00::7") };
+    let both = Wishes { pools: Some("a"), addresses: Some("fd00::7"), ..Wishes::default() };
     assert!(chosen(&pools, "blue", None, both).is_err(), "IPv6 is not among the named pools");
 }
 

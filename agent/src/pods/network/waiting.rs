@@ -57,8 +57,11 @@ impl<K: PodKernel> PodNetwork<K> {
             let annotations = addition.request.annotations.as_ref()?;
             annotations.get(name).map(String::as_str)
         };
-        let wishes =
-            Wishes { pools: annotation(ANNOTATION_IPPOOLS), addresses: annotation(ANNOTATION_IPS) };
+        let wishes = Wishes {
+            pools: annotation(ANNOTATION_IPPOOLS),
+            addresses: annotation(ANNOTATION_IPS),
+            asked: &addition.request.ips,
+        };
         let supply = &self.supply;
         Ok(choice::choose(&supply.pools, &supply.families, home, wishes)?)
     }
