@@ -121,8 +121,8 @@ sim: ## Plays many nodes' IPAM in virtual time (SEEDS=20000 FIRST=0)
 	CAIRN_SIM_SEEDS=$(SEEDS) CAIRN_SIM_FIRST=$(FIRST) $(CARGO) test --locked --workspace \
 		--test simulation no_address_is_held_twice -- --nocapture
 
-fuzz: ## Fuzzes the BGP codec, sessions and tables (FUZZ_SECS=14400 FUZZ_JOBS=2)
-	scripts/fuzz.sh $(TOOLS) $(FUZZ_SECS) $(FUZZ_JOBS)
+fuzz: ## Fuzzes BGP, or FUZZ_PROGRAM=cairn-fuzz-cni the plugin and its socket (FUZZ_SECS=14400 FUZZ_JOBS=2)
+	scripts/fuzz.sh $(TOOLS) $(FUZZ_SECS) $(FUZZ_JOBS) $(FUZZ_PROGRAM)
 
 image: ## Builds the container image (IMAGE=cairn:dev)
 	docker build --tag $(IMAGE) .

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Fuzzes the BGP codec, sessions and tables with AFL++, guided by coverage: fuzz/src/main.rs says what
-# is run. Installs cargo-afl into DIRECTORY if it is missing; a stable Rust is enough.
+# Fuzzes with AFL++, guided by coverage: PROGRAM is cairn-fuzz (the BGP codec, sessions and tables:
+# fuzz/src/main.rs) or cairn-fuzz-cni (the CNI plugin and its socket: fuzz/src/cni.rs). Installs cargo-afl
+# into DIRECTORY if it is missing; a stable Rust is enough.
 #
-# What it found stays in fuzz/out: the next run goes on from there. Ends with an error when an input
+# What it found stays in fuzz/out/PROGRAM: the next run goes on from there. Ends with an error when an input
 # made it fail, now or in an earlier run, and says how to look at it.
 #
-# usage: fuzz.sh DIRECTORY SECONDS JOBS
+# usage: fuzz.sh DIRECTORY SECONDS JOBS [PROGRAM]
 set -euo pipefail
 
 here=$(dirname "$0")
@@ -14,9 +15,11 @@ here=$(dirname "$0")
 
 AFL=0.18.2
 
-directory=$(realpath -m "${1:?usage: fuzz.sh DIRECTORY SECONDS JOBS}")
-seconds=${2:?usage: fuzz.sh DIRECTORY SECONDS JOBS}
-jobs=${3:?usage: fuzz.sh DIRECTORY SECONDS JOBS}
+directory=$(realpath -m "${1:?usage: fuzz.sh DIRECTORY SECONDS JOBS [PROGRAM]}")
+seconds=${2:?usage: fuzz.sh DIRECTORY SECONDS JOBS [PROGRAM]}
+jobs=${3:?usage: fuzz.sh DIRECTORY SECONDS JOBS [PROGRAM]}
+name=${4:-cairn-fuzz}
+out=out/$name
 export PATH="$directory/bin:$PATH"
 
 need cc gcc "linking, and AFL++'s runtime"
@@ -33,8 +36,8 @@ cargo afl config --build 2>/dev/null || true
 
 cd "$here/../fuzz"
 cargo afl build --release --locked
-program=target/release/cairn-fuzz
-[ -d out/seeds ] || "$program" seeds out/seeds
+program=target/release/$name
+[ -d "$out/seeds" ] || "$program" seeds "$out/seeds"
 
 # Nothing of the machine is to be set up for it: findings are told by signals, not by core files.
 export AFL_I_DONT_CARE_ABOUT_MISSING_CRASHES=1 AFL_SKIP_CPUFREQ=1 AFL_NO_AFFINITY=1 AFL_NO_UI=1
@@ -49,28 +52,28 @@ stop() {
 trap stop EXIT INT TERM
 for job in $(seq "$jobs"); do
   if [ "$job" = 1 ]; then role=(-M main); else role=(-S "helper$job"); fi
-  cargo afl fuzz -i out/seeds -o out/afl -V "$seconds" "${role[@]}" "$program" \
-    >"out/log$job" 2>&1 &
+  cargo afl fuzz -i "$out/seeds" -o "$out/afl" -V "$seconds" "${role[@]}" "$program" \
+    >"$out/log$job" 2>&1 &
   pids+=($!)
 done
-echo "fuzzing for $seconds s with $jobs processes; logs are fuzz/out/log*"
+echo "fuzzing for $seconds s with $jobs processes; logs are fuzz/$out/log*"
 failed=0
 for pid in "${pids[@]}"; do
   wait "$pid" || failed=1
 done
-cargo afl whatsup -s out/afl || true
+cargo afl whatsup -s "$out/afl" || true
 if [ "$failed" = 1 ]; then
-  tail -n 5 out/log* >&2
-  echo "error: a fuzzer ended early: see fuzz/out/log*" >&2
+  tail -n 5 "$out"/log* >&2
+  echo "error: a fuzzer ended early: see fuzz/$out/log*" >&2
   exit 1
 fi
 
 shopt -s nullglob
-findings=(out/afl/*/crashes/id* out/afl/*/hangs/id*)
+findings=("$out"/afl/*/crashes/id* "$out"/afl/*/hangs/id*)
 if [ "${#findings[@]}" -gt 0 ]; then
   echo "error: ${#findings[@]} inputs make it fail. To look at one:" >&2
-  echo "  cd fuzz && target/release/cairn-fuzz replay '${findings[0]}'" >&2
-  echo "It prints the messages: put the one at fault into bgp/tests/corpus, with why it matters." >&2
+  echo "  cd fuzz && $program replay '${findings[0]}'" >&2
+  echo "Put the input at fault, of BGP the message that it prints, into a test, with why it matters." >&2
   exit 1
 fi
 echo "nothing failed"
