@@ -31,6 +31,13 @@ need exabgp exabgp "BGP with a fourth one"
 need systemd-sysusers systemd-standalone-sysusers "the user of the next one"
 need bgpctl openbgpd "BGP with a fifth one"
 need openssl openssl "the key of a real API server"
+need containerd containerd "pods of a real runtime"
+need runc runc "what that starts"
+need tc iproute2 "looking at limits of bandwidth"
+# Named by one of its programs, which are in nobody's PATH.
+need /usr/lib/cni/portmap containernetworking-plugins "plugins behind ours and beside it"
 install_missing
+# What calls a runtime and plugins.
+"$here/build-cri.sh"
 # The embedded API server with a client that is not ours.
 "$here/install-kubectl.sh" "$directory"

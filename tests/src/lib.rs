@@ -1,5 +1,5 @@
 //! What tests that span crates share: other BGP daemons, our own speaker beside them, a real
-//! Kubernetes API server, and a virtual machine with another kernel.
+//! Kubernetes API server, a container runtime, and a virtual machine with another kernel.
 
 pub mod bird;
 pub mod daemon;
@@ -11,6 +11,7 @@ pub mod link;
 pub mod openbgpd;
 pub mod process;
 pub mod program;
+pub mod runtime;
 pub mod sockets;
 pub mod us;
 pub mod vm;

@@ -9,8 +9,7 @@ use std::process::{Child, Command, Stdio};
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
-    /// Removes the directory at the end of its standard input, which is the end of this process.
-    janitor: Child,
+    _janitor: Janitor,
 }
 
 impl Scratch {
@@ -24,14 +23,8 @@ impl Scratch {
         let made = String::from_utf8(made.expect("mktemp starts").stdout).expect("a path");
         let path = PathBuf::from(made.trim());
         assert!(path.is_dir(), "no temporary directory");
-        // What ends at the same moment may still write: the removal is repeated.
-        let script = "cat >/dev/null; for _ in 1 2 3 4 5 6 7 8 9 10; do \
-                      rm -rf -- \"$1\" 2>/dev/null && exit; sleep 0.2; done";
-        let mut command = Command::new("sh");
-        command.args(["-c", script, "janitor"]).arg(&path).stdin(Stdio::piped());
-        // What ends the test's own group, as Ctrl-C does, must not end this one.
-        command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
-        Scratch { path, janitor: command.spawn().expect("sh starts") }
+        let janitor = Janitor::new("rm -rf -- \"$1\"", &path);
+        Scratch { path, _janitor: janitor }
     }
 
     /// Where it is.
@@ -41,11 +34,37 @@ impl Scratch {
     }
 }
 
-impl Drop for Scratch {
+/// A shell script that runs when this is dropped, and also when this process is killed.
+#[derive(Debug)]
+pub struct Janitor {
+    /// Begins at the end of its standard input, which is the end of this process.
+    shell: Child,
+}
+
+impl Janitor {
+    /// Runs `script` with the argument `about` in the end. What ends at the same moment may still write: a script that
+    /// fails is repeated.
+    ///
+    /// # Panics
+    /// When no shell starts.
+    #[must_use]
+    pub fn new(script: &str, about: &Path) -> Janitor {
+        let script = format!(
+            "cat >/dev/null; for _ in 1 2 3 4 5 6 7 8 9 10; do {{ {script}; }} 2>/dev/null && exit; sleep 0.2; done"
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, "janitor"]).arg(about).stdin(Stdio::piped());
+        // What ends the test's own group, as Ctrl-C does, must not end this one.
+        command.stdout(Stdio::null()).stderr(Stdio::null()).process_group(0);
+        Janitor { shell: command.spawn().expect("sh starts") }
+    }
+}
+
+impl Drop for Janitor {
     fn drop(&mut self) {
-        drop(self.janitor.stdin.take());
-        // It has removed the directory then.
-        let _ = self.janitor.wait();
+        drop(self.shell.stdin.take());
+        // It has done its work then.
+        let _ = self.shell.wait();
     }
 }
 
