@@ -1,9 +1,9 @@
-// Command kube is the part of a Kubernetes control plane that the tests start, what restores its etcd,
-// and kube-proxy: which component it is says the name that it is called by, so one build and a link for each of
-// them is enough.
+// Command kube is what the tests start of Kubernetes: its control plane, what restores its etcd, and what runs on each
+// node. Which component it is says the name that it is called by, so one build and a link for each of them is enough.
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,7 +18,10 @@ import (
 	_ "k8s.io/component-base/metrics/prometheus/clientgo"
 	_ "k8s.io/component-base/metrics/prometheus/version"
 	apiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
+	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
 	proxy "k8s.io/kubernetes/cmd/kube-proxy/app"
+	scheduler "k8s.io/kubernetes/cmd/kube-scheduler/app"
+	kubelet "k8s.io/kubernetes/cmd/kubelet/app"
 )
 
 // components holds what each name starts, as upstream's own mains do; it returns the exit status.
@@ -38,8 +41,17 @@ var components = map[string]func() int{
 	"kube-apiserver": func() int {
 		return cli.Run(apiserver.NewAPIServerCommand())
 	},
+	"kube-controller-manager": func() int {
+		return cli.Run(controllers.NewControllerManagerCommand())
+	},
 	"kube-proxy": func() int {
 		return cli.Run(proxy.NewProxyCommand())
+	},
+	"kube-scheduler": func() int {
+		return cli.Run(scheduler.NewSchedulerCommand())
+	},
+	"kubelet": func() int {
+		return cli.Run(kubelet.NewKubeletCommand(context.Background()))
 	},
 }
 

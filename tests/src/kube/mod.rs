@@ -32,7 +32,7 @@ use tokio::sync::oneshot;
 pub use both::{Api, Backup, Cluster, Refusal, Server};
 use front::{Behind, Front};
 pub use objects::Objects;
-pub use processes::programs;
+pub use processes::{programs, programs_of_a_cluster};
 use processes::{ADMIN_TOKEN, AUDIT_LOG, ETCD_DATA, free_port};
 
 use crate::process::{Process, Scratch};

@@ -11,9 +11,21 @@ use std::process::{Command, Stdio};
 /// # Panics
 /// When they cannot be built; the script has said why.
 pub fn programs() -> PathBuf {
+    programs_of(&[])
+}
+
+/// The same with those that a whole cluster needs.
+///
+/// # Panics
+/// As [`programs`].
+pub fn programs_of_a_cluster() -> PathBuf {
+    programs_of(&["--e2e"])
+}
+
+fn programs_of(arguments: &[&str]) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/build-kube.sh");
     let mut command = Command::new(script);
-    let output = command.stdin(Stdio::null()).stderr(Stdio::inherit()).output();
+    let output = command.args(arguments).stdin(Stdio::null()).stderr(Stdio::inherit()).output();
     let output = output.expect("scripts/build-kube.sh starts");
     assert!(output.status.success(), "scripts/build-kube.sh fails: see above");
     PathBuf::from(String::from_utf8(output.stdout).expect("a path").trim())
