@@ -523,6 +523,40 @@ fn only_one_agent_serves_a_run_directory() {
     });
 }
 
+/// In its container an agent does not see the processes that ask it: this same test plays both.
+#[test]
+fn an_agent_with_a_process_namespace_of_its_own_answers_those_outside() {
+    const NAME: &str = "an_agent_with_a_process_namespace_of_its_own_answers_those_outside";
+    const RUN_DIR: &str = "CAIRN_TEST_RUN_DIR";
+    let mut node = Node::create();
+    if let Some(run_dir) = std::env::var_os(RUN_DIR) {
+        node.run_dir = run_dir.into();
+        node.run(|| async {
+            let agent = node.ready_agent("10.244.0.0/29").await;
+            let until_told = || std::io::stdin().read(&mut [0]);
+            tokio::task::spawn_blocking(until_told).await.unwrap().unwrap();
+            agent.stop().await;
+        });
+        return;
+    }
+    let mut container = std::process::Command::new("unshare")
+        .args(["--pid", "--fork", "--kill-child=SIGKILL"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", NAME])
+        .env(RUN_DIR, &node.run_dir)
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pod = node.pod();
+    // The plugin waits for the socket.
+    node.run(|| async {
+        let held = node.add("first", &pod).await;
+        assert_eq!(held, ["10.244.0.0".parse::<IpAddr>().unwrap()]);
+    });
+    drop(container.stdin.take());
+    assert!(container.wait().unwrap().success());
+}
+
 #[test]
 fn an_address_that_something_else_uses_is_passed_over() {
     let node = Node::create();

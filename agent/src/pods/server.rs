@@ -20,9 +20,15 @@ pub(super) async fn serve(listener: UnixListener, calls: PodCalls<Arc<NetNs>>, o
     loop {
         // Connections above the limit wait in the listener's queue.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
-        let accepted = listener.accept().await.and_then(|(stream, _)| stream.into_std());
-        let stream = match accepted {
-            Ok(stream) => stream,
+        // Of the peer only its user is asked. Its process number is 0 when it is none of the agent's PID namespace, as
+        // in the DaemonSet's container, and rustix takes such an answer for an error.
+        let accepted = listener.accept().await;
+        let accepted = accepted.and_then(|(stream, _)| {
+            let user = stream.peer_cred()?.uid();
+            Ok((stream.into_std()?, user))
+        });
+        let (stream, user) = match accepted {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a CNI request");
                 tokio::time::sleep(ACCEPT_RETRY).await;
@@ -31,14 +37,14 @@ pub(super) async fn serve(listener: UnixListener, calls: PodCalls<Arc<NetNs>>, o
         };
         let calls = calls.clone();
         tokio::task::spawn_blocking(move || {
-            answer(&stream, &calls, own);
+            answer(&stream, user, &calls, own);
             drop(place);
         });
     }
 }
 
-fn answer(stream: &UnixStream, calls: &PodCalls<Arc<NetNs>>, own: (u64, u64)) {
-    let response = match receive(stream, own) {
+fn answer(stream: &UnixStream, user: u32, calls: &PodCalls<Arc<NetNs>>, own: (u64, u64)) {
+    let response = match receive(stream, user, own) {
         Ok((Request::Add(request), Some(netns))) => {
             Handle::current().block_on(calls.add(request, netns))
         }
@@ -58,10 +64,12 @@ fn answer(stream: &UnixStream, calls: &PodCalls<Arc<NetNs>>, own: (u64, u64)) {
     }
 }
 
-fn receive(stream: &UnixStream, own: (u64, u64)) -> Result<(Request, Option<Arc<NetNs>>), Failure> {
-    let peer = rustix::net::sockopt::socket_peercred(stream)
-        .map_err(|errno| refuse(Code::Io, format!("cannot tell who asks: {errno}")))?;
-    if !peer.uid.is_root() {
+fn receive(
+    stream: &UnixStream,
+    user: u32,
+    own: (u64, u64),
+) -> Result<(Request, Option<Arc<NetNs>>), Failure> {
+    if user != ROOT {
         return Err(refuse(Code::InvalidEnvironment, "only root may ask for pod addresses".into()));
     }
     stream
@@ -90,6 +98,7 @@ fn refuse(code: Code, msg: String) -> Failure {
     Failure { code, msg, details: None }
 }
 
+const ROOT: u32 = 0;
 /// Requests that are served at once. Each has a thread while it lasts.
 pub(super) const CONNECTIONS_MAX: usize = 128;
 const TRANSFER_MAX: Duration = Duration::from_secs(5);
