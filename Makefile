@@ -21,7 +21,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab lab-deps test check fmt clippy doc core deny typos shellcheck generated render \
-        sim bench bench-bgp bench-cni bench-ipam bench-kernel crds fuzz image tools test-deps clean
+        e2e e2e-deps sim bench bench-bgp bench-cni bench-ipam bench-kernel crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -52,6 +52,13 @@ test-deps: ## Installs what the tests need and this machine lacks: an API server
 	scripts/build-kube.sh
 	scripts/build-vm.sh
 
+e2e: e2e-deps build ## Cairn on a Kubernetes cluster of three nodes on this machine (root)
+	$(CARGO) test --locked -p cairn-tests --test e2e -- --ignored --nocapture
+
+e2e-deps: ## Installs what that needs and this machine lacks: containerd, Kubernetes built from source
+	scripts/install-e2e-deps.sh $(TOOLS)
+	scripts/build-kube.sh --e2e
+
 check: tools fmt clippy doc core deny typos shellcheck generated render ## What CI checks besides tests
 	@echo "make check: everything passed"
 
@@ -80,7 +87,7 @@ typos: ## Spelling
 	typos --config typos.toml .
 
 shellcheck: ## Shell scripts
-	shellcheck --shell=bash .ci/run scripts/*.sh
+	shellcheck --shell=bash .ci/run scripts/*.sh tests/e2e/*.sh
 
 generated: build ## Generated files are what the code generates
 	CAIRN=$(CAIRN) scripts/generate.sh --check

@@ -3,6 +3,7 @@
 
 pub mod bird;
 pub mod daemon;
+pub mod e2e;
 pub mod exabgp;
 pub mod frr;
 pub mod gobgp;

@@ -32,8 +32,8 @@ use tokio::sync::oneshot;
 pub use both::{Api, Backup, Cluster, Refusal, Server};
 use front::{Behind, Front};
 pub use objects::Objects;
-pub use processes::{programs, programs_of_a_cluster};
 use processes::{ADMIN_TOKEN, AUDIT_LOG, ETCD_DATA, free_port};
+pub use processes::{programs, programs_of_a_cluster};
 
 use crate::process::{Process, Scratch};
 
