@@ -5,7 +5,7 @@
 #
 # usage: build-image.sh OUTPUT PROGRAMS CAIRN CAIRN_CNI
 #   OUTPUT     the archive
-#   PROGRAMS   a directory with agnhost and coredns, as scripts/build-kube.sh prints one
+#   PROGRAMS   a directory with portmap, agnhost and coredns, as scripts/build-kube.sh --e2e prints one
 set -euo pipefail
 
 # What every image has, as Debian's smallest one: names of programs.
@@ -108,7 +108,7 @@ for file in "$(dirname "$extensions")"/xtables/*.so /etc/protocols; do
   place "$work/cairn" "$file"
 done
 mkdir -p "$work/cairn/usr/local/bin"
-for file in "$cairn" "$plugin"; do
+for file in "$cairn" "$plugin" "$programs/portmap"; do
   # Without symbols, which are most of it.
   strip -o "$work/cairn/usr/local/bin/$(basename "$file")" "$file"
 done

@@ -2,8 +2,8 @@
 # Prints the directory of what the tests start of Kubernetes, alone on standard output:
 # KUBEBUILDER_ASSETS when that holds it, else the build of tests/kube, which is made when it is
 # missing and kept outside of the checkout, by the state of its source and the version of Go.
-# With --e2e also what the end-to-end test runs beside it: CoreDNS, agnhost, and Kubernetes' own
-# end-to-end test as e2e.test.
+# With --e2e also what the end-to-end test runs beside it: CNI's plugins loopback and portmap, CoreDNS,
+# agnhost, and Kubernetes' own end-to-end test as e2e.test.
 #
 # usage: build-kube.sh [--e2e]
 set -euo pipefail
@@ -13,7 +13,7 @@ GO_MINOR_MIN=26
 KUBE=(etcd etcdutl kube-apiserver kube-controller-manager kube-proxy kube-scheduler kubelet)
 COMPONENTS=(etcd etcdutl kube-apiserver kube-proxy)
 if [ "${1:-}" = --e2e ]; then
-  COMPONENTS=("${KUBE[@]}" agnhost coredns e2e.test)
+  COMPONENTS=("${KUBE[@]}" loopback portmap agnhost coredns e2e.test)
 fi
 
 source=$(cd "$(dirname "$0")/../tests/kube" && pwd)
@@ -93,6 +93,9 @@ if ! whole "$built"; then
     ln -sfn kube "$built/$component"
   done
   if [ "${1:-}" = --e2e ]; then
+    plugins=github.com/containernetworking/plugins/plugins
+    compile loopback build "${flags[@]}" -o "$work/loopback" "$plugins/main/loopback"
+    compile portmap build "${flags[@]}" -o "$work/portmap" "$plugins/meta/portmap"
     compile agnhost build "${flags[@]}" -o "$work/agnhost" k8s.io/kubernetes/test/images/agnhost
     compile coredns build "${flags[@]}" -o "$work/coredns" ./coredns
     compile e2e.test test -c -vet=off "${flags[@]}" -o "$work/e2e.test" ./e2e

@@ -23,7 +23,10 @@ fn a_cluster_with_cairn() {
     phases.run("rolling update", || under_traffic(&cluster, || roll_out(&cluster)));
     phases.run("kill -9 of each agent", || under_traffic(&cluster, || kill_each_agent(&cluster)));
     phases.run("Kubernetes' own cases", || kubernetes_own_cases(&cluster));
-    phases.run("a node leaves", || under_traffic(&cluster, || drain("n3", &cluster)));
+    phases.run("a node leaves", || {
+        under_traffic(&cluster, || drain("n3", &cluster));
+        remove("n3", &mut cluster);
+    });
     phases.tell();
 }
 
@@ -56,10 +59,18 @@ fn install(cluster: &Cluster) {
 fn scale(cluster: &Cluster) {
     cluster.apply("web.yaml", include_str!("../e2e/web.yaml"));
     cluster.kubectl("rollout status deployment/web --timeout=120s");
+    let before = cluster.asked_by_agents().len();
     let began = Instant::now();
     cluster.kubectl(&format!("scale deployment/web --replicas={PODS}"));
     cluster.kubectl("rollout status deployment/web --timeout=300s");
     println!("    from 6 to {PODS} pods in {:.1} s", began.elapsed().as_secs_f64());
+    // Pods start without the API server's help.
+    let mut asked = BTreeMap::<String, usize>::new();
+    for request in cluster.asked_by_agents().split_off(before) {
+        *asked.entry(request).or_default() += 1;
+    }
+    println!("    agents asked the API server meanwhile: {asked:?}");
+    assert!(!asked.keys().any(|request| request.ends_with(" pods")), "{asked:?}");
     let pods = cluster.pods("web");
     assert_eq!(pods.len(), PODS);
     let nodes: BTreeSet<&str> = pods.iter().map(|pod| pod.node.as_str()).collect();
@@ -126,16 +137,16 @@ fn services_and_names(cluster: &Cluster) {
 
 /// IPBlocks and BGPNodeStatuses say what kernels and pods say.
 fn objects_tell_the_truth(cluster: &Cluster) {
-    let mut wrong = String::new();
-    // Agents report in their own time.
-    let agree = || {
-        wrong = differences(cluster).join("\n");
-        wrong.is_empty()
-    };
-    let told = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        cluster.until("objects, kernels and pods agree", PATIENCE, agree)
-    }));
-    assert!(told.is_ok(), "{wrong}");
+    let began = Instant::now();
+    loop {
+        let wrong = differences(cluster);
+        if wrong.is_empty() {
+            return;
+        }
+        // Agents report in their own time.
+        assert!(began.elapsed() < PATIENCE, "{}\n{}", wrong.join("\n"), cluster.report());
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }
 
 /// No packet is lost between pods on two nodes, in either direction, while `work` goes on.
@@ -218,17 +229,26 @@ fn kubernetes_own_cases(cluster: &Cluster) {
     }
 }
 
-/// Drained, the node gives back its last block; switched off and deleted, nothing of it is left.
+/// Its pods go to the others, and it gives back its last block.
 fn drain(name: &str, cluster: &Cluster) {
-    cluster.kubectl(&format!(
-        "drain {name} --ignore-daemonsets --delete-emptydir-data --timeout=120s"
-    ));
-    let blocks = || {
+    let words = "--ignore-daemonsets --delete-emptydir-data --force --timeout=120s";
+    cluster.kubectl(&format!("drain {name} {words}"));
+    let given_back = || {
         let blocks = cluster.list("ipblocks");
-        blocks.iter().filter(|block| block["spec"]["node"]["name"] == name).count()
+        !blocks.iter().any(|block| block["spec"]["node"]["name"] == name)
     };
-    let took = cluster.until("its blocks are given back", PATIENCE, || blocks() == 0);
-    println!("    blocks given back {:.1} s after the drain", took.as_secs_f64());
+    let took = cluster.until("its blocks are given back", PATIENCE, given_back);
+    println!("    its blocks were given back {:.1} s after the drain", took.as_secs_f64());
+    cluster.kubectl("rollout status deployment/web --timeout=120s");
+}
+
+/// Switched off and deleted, nothing is left of it in objects and in the other nodes' kernels.
+fn remove(name: &str, cluster: &mut Cluster) {
+    cluster.remove(name);
+    cluster.kubectl(&format!("delete node {name}"));
+    objects_tell_the_truth(cluster);
+    let nodes: BTreeSet<String> = cluster.pods("web").into_iter().map(|pod| pod.node).collect();
+    assert_eq!(nodes, ["n1", "n2"].map(str::to_owned).into());
 }
 
 /// What each part has taken.

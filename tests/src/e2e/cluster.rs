@@ -74,6 +74,11 @@ impl Cluster {
         self.nodes.push(node);
     }
 
+    /// Switches a node off.
+    pub fn remove(&mut self, name: &str) {
+        self.nodes.retain(|node| node.name != name);
+    }
+
     /// A node by its name.
     ///
     /// # Panics
@@ -105,7 +110,7 @@ impl Cluster {
     pub fn kubectl_of(&self, words: &[&str]) -> String {
         match self.try_kubectl(words) {
             Ok(text) => text,
-            Err(text) => panic!("kubectl {words:?}: {text}"),
+            Err(text) => panic!("kubectl {words:?}: {text}\n{}", self.report()),
         }
     }
 
@@ -139,6 +144,12 @@ impl Cluster {
         let path = self.directory.join(name);
         fs::write(&path, text).expect("a file");
         self.kubectl_of(&["apply", "-f", &path.display().to_string()]);
+    }
+
+    /// What agents have asked of the API server so far, as `VERB RESOURCE`.
+    #[must_use]
+    pub fn asked_by_agents(&self) -> Vec<String> {
+        self.plane.asked_by_agents()
     }
 
     /// Kubernetes' own end-to-end test, to run the cases whose names match a regular expression.

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::process::Process;
 
@@ -43,6 +43,8 @@ impl ControlPlane {
             ],
         );
         let key = key.display();
+        let policy = directory.join("audit.yaml");
+        std::fs::write(&policy, AUDIT_POLICY).expect("a policy");
         plane.launch(
             "kube-apiserver",
             &[
@@ -59,6 +61,9 @@ impl ControlPlane {
                 format!("--token-auth-file={}", directory.join("tokens.csv").display()),
                 "--allow-privileged".into(),
                 "--kubelet-preferred-address-types=InternalIP".into(),
+                format!("--audit-policy-file={}", policy.display()),
+                format!("--audit-log-path={}", directory.join(AUDIT_LOG).display()),
+                "--audit-log-mode=blocking".into(),
             ],
         );
         let began = Instant::now();
@@ -98,6 +103,25 @@ impl ControlPlane {
         let mut command = Command::new("kubectl");
         command.env("KUBECONFIG", self.kubeconfig("admin")).args(arguments);
         command.output().expect("kubectl starts")
+    }
+
+    /// What agents have asked of it since it started, as `VERB RESOURCE`.
+    ///
+    /// # Panics
+    /// Without a log.
+    #[must_use]
+    pub fn asked_by_agents(&self) -> Vec<String> {
+        let log = std::fs::read_to_string(self.directory.join(AUDIT_LOG)).expect("a log");
+        // The last line may not be whole.
+        let events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let event = |event: Value| {
+            let resource = [&event["objectRef"]["resource"], &event["objectRef"]["subresource"]];
+            let [resource, subresource] = resource.map(super::text);
+            format!("{} {resource} {subresource}", super::text(&event["verb"]))
+                .trim_end()
+                .to_owned()
+        };
+        events.map(event).collect()
     }
 
     fn certificate(&self) -> PathBuf {
@@ -151,4 +175,12 @@ pub(super) fn run(command: &mut Command) {
 
 /// Where the nodes reach it: on the fabric.
 pub const ADDRESS: &str = "192.0.2.1";
+const AUDIT_LOG: &str = "agents.audit";
+const AUDIT_POLICY: &str = "apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived, ResponseStarted]
+rules:
+  - {level: Metadata, users: [\"system:serviceaccount:cairn-system:cairn-agent\"]}
+  - {level: None}
+";
 const START_MAX: Duration = Duration::from_secs(120);

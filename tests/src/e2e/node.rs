@@ -91,7 +91,8 @@ impl Node {
         // What a kubelet's package brings, and what containerd before 2.0 calls for each pod.
         let plugins = self.directory.join("opt/cni/bin");
         fs::create_dir_all(&plugins).expect("a directory");
-        fs::copy("/usr/lib/cni/loopback", plugins.join("loopback")).expect("the plugin loopback");
+        let loopback = fs::copy(programs.join("loopback"), plugins.join("loopback"));
+        loopback.expect("the plugin loopback");
         self.write("resolv.conf", "nameserver 192.0.2.1\n");
         let resolv = self.directory.join("resolv.conf");
         self.write("kubelet.yaml", &format!("{KUBELET}resolvConf: {}\n", resolv.display()));
