@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
 use super::cast::{Cast, Flows};
-use super::{network, node_routes, some_of, spread, tunnels};
+use super::{network, node_routes, quiet, some_of, spread, tunnels};
 use crate::cluster::{Block, Cluster};
 use crate::datacenter::routers::timers;
 use crate::datacenter::{DataCenter, Node};
@@ -50,6 +50,7 @@ pub fn all(
         report.row(row);
     }
     report.row(block_filled(lab, &cast, &flows, interrupt)?);
+    report.row(quiet::pods_come_and_go(lab, &cast.near, &flows, interrupt)?);
     report.row(api_away(lab, &cast, &flows, interrupt)?);
     if lab.centre.layout.fabric_knows_pods() {
         for row in tunnels::changed_live(lab, &flows, interrupt)? {

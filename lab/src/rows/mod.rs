@@ -4,6 +4,7 @@ mod cast;
 pub mod failure;
 pub mod model;
 pub mod network;
+pub mod quiet;
 pub mod size;
 pub mod tunnels;
 
