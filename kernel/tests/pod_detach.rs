@@ -109,27 +109,32 @@ fn the_first_ipv6_packet_reaches_each_new_pod_at_once() {
     let pods: Vec<_> = (0..60).map(|_| TestNetNs::create()).collect();
     let listeners: Vec<TcpListener> =
         pods.iter().map(|pod| pod.run(|| TcpListener::bind("[::]:0").unwrap()).unwrap()).collect();
-    let mut took: Vec<Duration> = node
+    let (mut made, mut took): (Vec<Duration>, Vec<Duration>) = node
         .run(|| {
             let mut netlink = Netlink::open().unwrap();
             let attach_and_reach = |(number, pod): (usize, &TestNetNs)| {
                 let address = format!("fd00::1:{number}");
-                pod::attach(&mut netlink, pod, &spec(&format!("pod{number}"), &[&address]))
-                    .unwrap();
+                let wanted = spec(&format!("pod{number}"), &[&address]);
+                let start = Instant::now();
+                pod::attach(&mut netlink, pod, &wanted).unwrap();
+                let made = start.elapsed();
                 let port = listeners[number].local_addr().unwrap().port();
                 let to = (address.parse::<std::net::IpAddr>().unwrap(), port).into();
                 let start = Instant::now();
                 std::net::TcpStream::connect_timeout(&to, Duration::from_secs(5)).unwrap();
-                start.elapsed()
+                (made, start.elapsed())
             };
-            pods.iter().enumerate().map(attach_and_reach).collect()
+            pods.iter().enumerate().map(attach_and_reach).unzip()
         })
         .unwrap();
+    made.sort_unstable();
     took.sort_unstable();
     let (median, longest) = (took[took.len() / 2], took[took.len() - 1]);
     println!(
-        "first IPv6 connection to {} pods: median {median:?}, longest {longest:?}",
-        took.len()
+        "{} pods made in {:?} each (median); the first IPv6 connection to them: median {median:?}, \
+         longest {longest:?}",
+        took.len(),
+        made[made.len() / 2]
     );
     assert!(median < Duration::from_millis(10), "{took:?}");
     // A busy machine is forgiven, a lost packet is not.

@@ -47,5 +47,6 @@ fn until(mut is_so: impl FnMut() -> Result<bool, Error>) {
     }
 }
 
-const ATTEMPTS: u32 = 100;
-const PAUSE: Duration = Duration::from_micros(200);
+const ATTEMPTS: u32 = 200;
+/// The kernel needs some 50 us; with what a sleep takes besides it is as much again.
+const PAUSE: Duration = Duration::from_micros(20);
