@@ -1,5 +1,9 @@
-//! Pods that end while no agent runs: the plugin removes their interfaces by itself, and nothing else.
+//! The plugin beside a node's pod network: without an agent it removes interfaces by itself, and nothing
+//! else; and an agent is not harmed by what else comes to its socket.
 
+use std::io::{Read, Write};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -24,7 +28,7 @@ struct Node {
 
 impl Node {
     fn create(test: &str) -> Node {
-        let name = format!("orphans-{test}-{}", std::process::id());
+        let name = format!("plugin-{test}-{}", std::process::id());
         let netns = NetNs::create(&name).expect("a network namespace, which needs root");
         let run_dir = std::env::temp_dir().join(&name);
         Node { name, netns, run_dir }
@@ -224,6 +228,101 @@ fn the_next_agent_finds_the_address_free() {
             tokio::time::timeout(Duration::from_secs(5), told).await.unwrap().unwrap();
             assert_eq!(used(&handle), 0);
             assert_eq!(spawn("DEL").await.unwrap(), ended());
+        })
+        .await;
+    };
+    node.netns
+        .run(|| {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(test());
+        })
+        .unwrap();
+    assert!(pod::list(&mut node.netlink()).unwrap().is_empty());
+}
+
+/// Requests as a plugin sends them, for a container that does not exist.
+const REQUESTS: [&str; 5] = [
+    r#"{"command":"add","containerId":"x","ifname":"eth0","network":"n","pod":{},"ips":["10.244.0.1"]}"#,
+    r#"{"command":"del","containerId":"x","ifname":"eth0","network":"n"}"#,
+    r#"{"command":"check","containerId":"x","ifname":"eth0","network":"n","addresses":["10.244.0.1"]}"#,
+    r#"{"command":"gc","network":"n","valid":[{"containerId":"x","ifname":"eth0"}]}"#,
+    r#"{"command":"status"}"#,
+];
+
+/// A request with up to four places damaged, in frame or text; `dice` is never zero.
+fn damaged(dice: &mut u64) -> Vec<u8> {
+    let mut roll = |sides: usize| {
+        // xorshift64*.
+        *dice ^= *dice >> 12;
+        *dice ^= *dice << 25;
+        *dice ^= *dice >> 27;
+        (dice.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) as usize % sides.max(1)
+    };
+    let text = REQUESTS[roll(REQUESTS.len())].as_bytes();
+    let mut bytes = b"CRNI".to_vec();
+    bytes.extend(cairn_cni::protocol::VERSION.to_be_bytes());
+    bytes.extend((text.len() as u32).to_be_bytes());
+    bytes.extend(text);
+    for _ in 0..roll(5) {
+        // Mostly behind the header, where there is more to be understood.
+        let at = if roll(4) == 0 {
+            roll(bytes.len())
+        } else {
+            12 + roll(bytes.len().saturating_sub(12))
+        };
+        let Some(byte) = bytes.get_mut(at) else { continue };
+        match roll(4) {
+            0 => *byte ^= 1 << roll(8),
+            1 => *byte = roll(256) as u8,
+            2 => drop(bytes.remove(at)),
+            _ => bytes.truncate(at),
+        }
+    }
+    bytes
+}
+
+#[test]
+fn whatever_comes_to_the_socket_pods_start_and_end() {
+    let node = Node::create("abuse");
+    let (name, _netns) = node.pod(1);
+    let call = |command: &'static str| {
+        let (run_dir, name) = (node.run_dir.clone(), name.clone());
+        tokio::task::spawn_blocking(move || call(run_dir, command, "c", &name))
+    };
+    let abuse = |seed: u64| {
+        let socket = socket_path(&node.run_dir);
+        tokio::task::spawn_blocking(move || {
+            let mut dice = seed;
+            for _ in 0..40 {
+                let mut stream = UnixStream::connect(&socket).unwrap();
+                stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+                let _ = stream.write_all(&damaged(&mut dice));
+                let _ = stream.shutdown(Shutdown::Write);
+                // An answer or none, and then the end.
+                if !seed.is_multiple_of(3)
+                    && let Err(error) = stream.read_to_end(&mut Vec::new())
+                {
+                    // What the agent did not read is told after what it answered.
+                    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+                }
+            }
+        })
+    };
+    let test = || async {
+        with_agent(&node, |handle| async move {
+            for round in 0..5_u64 {
+                let abusers: Vec<_> = (1..=8).map(|number| abuse(round * 8 + number)).collect();
+                let added = call("ADD").await.unwrap();
+                assert!(added.success, "round {round}: {added:?}");
+                assert_eq!(call("DEL").await.unwrap(), ended(), "round {round}");
+                for abuser in abusers {
+                    abuser.await.unwrap();
+                }
+            }
+            let used =
+                || handle.usage().borrow().blocks.iter().map(|block| block.used).sum::<u64>();
+            assert_eq!(used(), 0);
         })
         .await;
     };
