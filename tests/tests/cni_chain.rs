@@ -50,6 +50,25 @@ fn portmap_bandwidth_and_tuning_come_after_ours_in_each_version() {
     }
 }
 
+/// Debian's plugins do not know version 1.1.0, the first with STATUS.
+#[test]
+fn status_tells_whether_pods_can_start() {
+    let mut node = node();
+    let list = node.conflist("1.1.0", &[]);
+    until_ready(&node, &list);
+    node.kill_agent();
+    let away = node.plug("status", &list, &[]);
+    assert_eq!(away[0].code, 50, "the code for a plugin that is not available: {away:?}");
+    node.start_agent_and_wait(POOLS.len());
+    until_ready(&node, &list);
+}
+
+fn until_ready(node: &Node, list: &Value) {
+    let status = || node.plug("status", list, &[]);
+    let ready = || status().iter().all(|answer| answer.error.is_empty());
+    wait_for("it is ready", ready, || format!("{:?}", status()));
+}
+
 #[test]
 fn bandwidth_limits_what_a_pod_receives() {
     let node = node();

@@ -113,6 +113,7 @@ fn kills_at_any_moment_leave_nothing_and_no_address_twice() {
         containerd.remove_namespace(name);
     }
     drop(forgotten);
+    assert_eq!(containerd.namespaces().len(), 0);
     nothing_is_left(&node);
     println!("{done:?}");
     assert!(done.started > 0 && done.agent > 0 && done.runtime > 0, "too few rounds: {done:?}");

@@ -1,11 +1,12 @@
 //! Ports of the node for pods: Debian's portmap behind our plugin, beside our packet filter, a FORWARD chain that
 //! drops, and strict reverse path filters.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
 use cairn_kernel::NetNs;
 use cairn_tests::runtime::{
-    Attachment, NODE, NODE6, Node, Pool, Server, Transport, fresh, on, path_of, run,
+    Attachment, NODE, NODE6, Node, Pool, Server, Transport, addresses, fresh, on, path_of, run,
 };
 use serde_json::{Value, json};
 
@@ -21,24 +22,32 @@ fn a_port_of_the_node_leads_to_its_pod_from_everywhere_until_the_pod_ends() {
         let _ = answer.added();
     }
     let server = Server::start(&pod, POD_PORT);
+    let own = |netns: &NetNs, v4: bool| {
+        addresses(netns).into_iter().find(|a| a.is_ipv4() == v4).expect("of each family")
+    };
+    // From where, by which address, to which, and who the pod sees, where that is the one who asks.
     let places = [
-        ("outside", &node.outside, None, NODE),
-        ("outside", &node.outside, None, NODE6),
-        ("the node by its loopback", &node.netns, None, "127.0.0.1"),
-        ("the node by its loopback from its address", &node.netns, Some(NODE), "127.0.0.1"),
-        ("the node by its address", &node.netns, None, NODE),
-        ("the node by its address", &node.netns, None, NODE6),
-        ("another pod", &other, None, NODE),
-        ("another pod", &other, None, NODE6),
-        ("the pod itself", &pod, None, NODE),
-        ("the pod itself", &pod, None, NODE6),
+        ("outside", &node.outside, None, NODE, Some(own(&node.outside, true))),
+        ("outside", &node.outside, None, NODE6, Some(own(&node.outside, false))),
+        ("the node by its loopback", &node.netns, None, "127.0.0.1", None),
+        ("the node from its address by its loopback", &node.netns, Some(NODE), "127.0.0.1", None),
+        ("the node by its address", &node.netns, None, NODE, None),
+        ("the node by its address", &node.netns, None, NODE6, None),
+        ("another pod", &other, None, NODE, Some(own(&other, true))),
+        ("another pod", &other, None, NODE6, Some(own(&other, false))),
+        ("the pod itself", &pod, None, NODE, None),
+        ("the pod itself", &pod, None, NODE6, None),
     ];
-    let ask = |way: &(&str, &NetNs, Option<&str>, &str)| {
-        let (from, netns, source, to) = *way;
+    let ask = |way: &(&str, &NetNs, Option<&str>, &str, Option<IpAddr>)| {
+        let (from, netns, source, to, expected) = *way;
         let ask = |transport| {
             let to = SocketAddr::new(parsed(to), HOST_PORT);
             let seen = server.asked(transport, netns, source.map(parsed), to);
-            seen.map_err(|error| format!("{from}: {error}"))
+            let seen = seen.map_err(|error| format!("{from}: {error}"))?;
+            match expected {
+                Some(expected) if seen != expected => Err(format!("{from}: seen as {seen}")),
+                _ => Ok(seen),
+            }
         };
         Transport::ALL.map(ask)
     };
@@ -92,6 +101,43 @@ fn one_port_serves_three_pods_by_address_and_protocol() {
             let to = SocketAddr::new(parsed(address), HOST_PORT);
             let seen = server.asked(transport, &node.netns, None, to);
             seen.unwrap_or_else(|error| panic!("after another pod's end: {error}"));
+        }
+    }
+}
+
+/// What connection tracking remembers of the pod before must not keep a client from the next one.
+#[test]
+fn a_udp_client_that_stays_finds_the_next_pod_of_a_port() {
+    let node = node();
+    let list = node.conflist("1.0.0", &[portmap()]);
+    let clients = [("0.0.0.0:0", NODE), ("[::]:0", NODE6)].map(|(own, address)| {
+        on(&node.outside, || {
+            let client = UdpSocket::bind(own).expect("a socket");
+            client.connect(SocketAddr::new(parsed(address), HOST_PORT)).expect("a way");
+            client.set_read_timeout(Some(Duration::from_secs(1))).expect("a timeout");
+            client
+        })
+    });
+    for name in ["first", "second"] {
+        let pod = fresh();
+        let ports = json!([mapping(Transport::Udp, None)]);
+        let attachment = Attachment::new(name, path_of(&pod)).with("portMappings", ports);
+        for answer in node.plug("add", &list, std::slice::from_ref(&attachment)) {
+            let _ = answer.added();
+        }
+        let server = Server::start(&pod, POD_PORT);
+        for client in &clients {
+            // What was said to it while nobody was there.
+            let _ = client.take_error();
+            server.asked_by(client).unwrap_or_else(|error| panic!("the {name}: {error}"));
+        }
+        for answer in node.plug("del", &list, &[attachment]) {
+            assert_eq!(answer.error, "");
+        }
+        drop(server);
+        // It goes on asking while nobody is there.
+        for client in &clients {
+            let _ = client.send(b"anybody?");
         }
     }
 }

@@ -113,7 +113,14 @@ impl Server {
             client.set_read_timeout(Some(ANSWER_MAX))?;
             Ok::<_, std::io::Error>(client)
         });
-        let client = client.map_err(|e| format!("connect: {e}"))?;
+        self.asked_by(&client.map_err(|e| format!("connect: {e}"))?)
+    }
+
+    /// The same by a UDP socket that is connected to where it asks.
+    ///
+    /// # Errors
+    /// As [`Server::asked`].
+    pub fn asked_by(&self, client: &UdpSocket) -> Result<IpAddr, String> {
         let question = format!("{:?}", client.local_addr());
         client.send(question.as_bytes()).map_err(|e| format!("send: {e}"))?;
         let mut buffer = [0; 128];
