@@ -7,20 +7,18 @@ use ipnet::IpNet;
 use rustix::io::Errno;
 
 use super::check::gateways_through;
+use super::foreign::foreign_neighbour;
 use super::identity::{identity_hash, macs_of, mix};
 use super::routes::{elsewhere, exact, host_route, ifindex_of};
-use super::{
-    Alias, AliasError, NetworkHash, host_interface_name, is_host_interface_name, is_ours, settle,
-};
+use super::{Alias, AliasError, NetworkHash, host_interface_name, is_ours, settle};
 use crate::batch::Batch;
 use crate::error::{Error, Refusal};
 use crate::feature;
 use crate::link::{self, DuplicateDetection, Link, LinkSettings, Mac, Veth, VethEnd};
 use crate::netns::NetNs;
-use crate::route::{self, Family, NextHop, Route, Target};
+use crate::route::{self, NextHop, Route, Target};
 use crate::socket::{Acknowledge, Netlink};
 use crate::sysctl;
-use crate::tunnel::TunnelKind;
 
 /// What a pod's interface should be.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -494,27 +492,6 @@ fn free_index(host: &mut Netlink, spec: &PodSpec) -> Result<u32, Error> {
 /// The interface of the route for exactly `address`, 0 if it has none.
 fn interface_to(host: &mut Netlink, address: IpAddr) -> Result<Option<u32>, Error> {
     Ok(exact(host, address)?.map(|route| ifindex_of(&route)))
-}
-
-/// The first of `addresses` of which a link has a permanent neighbour entry: somebody else's, as no pod
-/// of ours and no tunnel device has one of a pod's address.
-fn foreign_neighbour<'a>(
-    host: &mut Netlink,
-    addresses: &'a [IpAddr],
-) -> Result<Option<&'a IpAddr>, Error> {
-    let own = |name: &str| is_host_interface_name(name) || TunnelKind::of_device(name).is_some();
-    // From the files and not from a dump of links, which takes ten times as long.
-    let others: Vec<u32> = sysctl::interfaces(Family::V4)?
-        .iter()
-        .filter(|name| !own(name))
-        .filter_map(|name| host.index_of(name))
-        .collect();
-    for address in addresses {
-        if link::has_permanent_neighbour(host, &others, *address)? {
-            return Ok(Some(address));
-        }
-    }
-    Ok(None)
 }
 
 fn vanished(ifname: &str) -> AttachError {

@@ -21,6 +21,7 @@ mod alias;
 mod attach;
 mod check;
 mod detach;
+mod foreign;
 mod identity;
 mod routes;
 mod settle;
