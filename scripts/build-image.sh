@@ -72,15 +72,16 @@ layer() {
   layers[$1]=$hash
 }
 
-# image TAGS ENTRYPOINT LAYER...: adds an image, its entry point a JSON list, to the archive.
+# image TAGS ENTRYPOINT ARGUMENTS LAYER...: adds an image to the archive; its entry point and the arguments that this has
+# by default are JSON lists.
 image() {
-  local tags=$1 entrypoint=$2 config ids='' files='' name
-  shift 2
+  local tags=$1 entrypoint=$2 arguments=$3 config ids='' files='' name
+  shift 3
   for name in "$@"; do
     ids+=${ids:+,}'"sha256:'${layers[$name]}'"'
     files+=${files:+,}'"'${layers[$name]}'.tar"'
   done
-  config='{"architecture":"amd64","os":"linux","config":{"Entrypoint":'$entrypoint',"WorkingDir":"/","Env":['
+  config='{"architecture":"amd64","os":"linux","config":{"Entrypoint":'$entrypoint',"Cmd":'$arguments',"WorkingDir":"/","Env":['
   config+='"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"]},"rootfs":{"type":"layers",'
   config+='"diff_ids":['$ids']}}'
   name=$(sha256sum <<<"$config" | cut -d ' ' -f 1).json
@@ -126,13 +127,13 @@ install -D "$programs/coredns" "$work/coredns/usr/bin/coredns"
 layer coredns
 
 registry=registry.k8s.io
-image '"docker.io/library/cairn:dev"' '["/usr/local/bin/cairn"]' base cairn
+image '"docker.io/library/cairn:dev"' '["/usr/local/bin/cairn"]' '[]' base cairn
 # A sandbox only has to be there.
-image "\"$registry/pause:3.6\"" '["/usr/bin/sleep","infinity"]' base
+image "\"$registry/pause:3.6\"" '["/usr/bin/sleep"]' '["infinity"]' base
 # The second name is that of an image with a C library that resolves names itself, as Debian's does.
 tests=$registry/e2e-test-images
-image "\"$tests/agnhost:2.63.0\",\"$tests/glibc-dns-testing:2.0.0\"" '["/agnhost"]' base agnhost
-image "\"$registry/coredns:dev\"" '["/usr/bin/coredns"]' coredns
+image "\"$tests/agnhost:2.63.0\",\"$tests/glibc-dns-testing:2.0.0\"" '["/agnhost"]' '["pause"]' base agnhost
+image "\"$registry/coredns:dev\"" '["/usr/bin/coredns"]' '[]' coredns
 echo "[$manifest]" >"$work/archive/manifest.json"
 tar -C "$work/archive" -cf "$work/images.tar" .
 mv "$work/images.tar" "$output"
