@@ -24,12 +24,11 @@ use cairn_ipam::Family;
 use clap::Args;
 use futures::FutureExt;
 use ipnet::IpNet;
-use kube::Client;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::disabled::DisabledPeers;
-use crate::fib::{Fib, RouteMemory, RouteSettings, Wrapping};
+use crate::fib::{Fib, FirstRoutes, RouteMemory, RouteSettings, Wrapping};
 use crate::firewall::{self, Keeper};
 use crate::ipam::Holdings;
 use crate::ipam::disk::Owner;
@@ -37,13 +36,14 @@ use crate::node_address::OwnAddress;
 use crate::plan::{Local, plan};
 use crate::problems::ProblemLog;
 use crate::publish::{self, StatusPace, Wanted};
+use crate::readiness::{Facts, Readiness};
 use crate::report::{self, BlockReport, Report};
 use crate::tunnels::{LINGER, Ways, device_name};
 use crate::underlay::KernelUnderlay;
 use crate::view::{ClusterView, WatchFailure};
 use crate::witness::SpeakerWitness;
 use crate::{
-    api_client, bgp_thread, control, ipam, last_view, memory, node_address, pods, until,
+    api_client, bgp_thread, conflist, control, ipam, last_view, memory, node_address, pods, until,
     watch as watches,
 };
 
@@ -71,6 +71,13 @@ pub struct Options {
     /// last of its family; 0 keeps every block.
     #[arg(long, env = "CAIRN_IDLE_RELEASE_SECS", default_value_t = 900, value_parser = clap::value_parser!(u32).range(0..=2_592_000))]
     idle_release_secs: u32,
+    /// The network configuration list that makes the container runtime call the plugin. It is copied into
+    /// --cni-conf-dir when the pod network is ready for the first time since the boot.
+    #[arg(long, requires = "cni_conf_dir")]
+    cni_conflist: Option<PathBuf>,
+    /// Where the container runtime looks for it: /etc/cni/net.d of the host.
+    #[arg(long, requires = "cni_conflist")]
+    cni_conf_dir: Option<PathBuf>,
 }
 
 /// Runs until SIGTERM or SIGINT; then routes and pods stay, and peers are told to keep ours, since
@@ -83,7 +90,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     crate::require_net_admin("cairn agent")?;
     crate::require_pod_links()?;
     let name = options.node_name.clone();
-    let (pods, pod_network) = pods::Pods::start(pods::PodsOptions {
+    let (pods, pod_network) = pods::PodsThread::start(pods::PodsOptions {
         run_dir: options.run_dir.clone(),
         network: pods::NetworkOptions {
             cooldown: COOLDOWN,
@@ -94,9 +101,14 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     })
     .await?;
     let listener = control::bind(&options.run_dir)?;
-    let (client, server, api_address) = reach(options.kubeconfig.as_deref()).await?;
+    let config = reach(options.kubeconfig.as_deref()).await?;
+    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
+    let api_address = api_client::address_of(&config);
+    let client = api_client::client(config.clone())?;
     let boot_id = ipam::boot_id().context("cannot read this machine's boot id")?;
     let storage: Arc<dyn ipam::Storage> = Arc::new(ipam::Directory::new(&options.run_dir));
+    let readiness = Readiness::open(Arc::clone(&storage), boot_id.clone());
+    pods.set_readiness(readiness.verdict());
     let memory = RouteMemory::new(Arc::clone(&storage), boot_id.clone());
     let mut fib = Fib::start_with(Some(pods.clone()), Some(memory)).await?;
     let firewall = Keeper::start().await?;
@@ -135,8 +147,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         holdings: holdings_out,
     };
     tokio::spawn(ipam::run(client.clone(), ipam_options, channels));
-    let source = Arc::new(pods::ApiAnnotations::new(client.clone()));
-    let served = tokio::spawn(pod_network.with_annotations(source).run());
+    let served = pod_network.serve(config);
 
     let (bgp_node, bgp_node_wanted) = watch::channel(Wanted::None);
     let (status, status_wanted) = watch::channel(Wanted::None);
@@ -144,6 +155,10 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     tokio::spawn(publish::keep::<BGPNodeStatus>(client.clone(), name.clone(), status_wanted));
     let (report_out, report) =
         watch::channel(Arc::new(Report { node: Some(name.clone()), ..Report::default() }));
+    let conflist_problems = match options.cni_conflist.zip(options.cni_conf_dir) {
+        Some((source, directory)) => conflist::start(source, directory, pods.readiness()),
+        None => watch::channel(Vec::new()).1,
+    };
     let disabled = Arc::new(DisabledPeers::open(&options.run_dir));
     let service = control::Service {
         report: Box::new(move || {
@@ -169,10 +184,15 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         reachable: fib.reachable.clone(),
         routes: fib.state.clone(),
         repairs: fib.repairs.clone(),
+        first_routes: fib.first_routes.clone(),
+        readiness,
+        configured: false,
+        established: None,
         tunnels: fib.tunnels.clone(),
         tunnel_problems: fib.problems.clone(),
         filter_problems: firewall.problems.clone(),
         filter_repairs: firewall.repairs.clone(),
+        conflist_problems,
         firewall,
         settings: NodeConfigurationSpec::default(),
         underlay: fib.underlay.clone(),
@@ -216,11 +236,18 @@ struct Agent {
     reachable: watch::Receiver<Arc<BTreeSet<IpNet>>>,
     routes: watch::Receiver<RoutesStatus>,
     repairs: watch::Receiver<RepairsStatus>,
+    first_routes: watch::Receiver<FirstRoutes>,
+    readiness: Readiness,
+    /// The pods have been told the node's addresses.
+    configured: bool,
+    /// The established sessions, as `n/m`, when they were last counted.
+    established: Option<String>,
     /// The tunnels from which the kernel takes packets.
     tunnels: watch::Receiver<BTreeSet<TunnelKind>>,
     tunnel_problems: watch::Receiver<Vec<String>>,
     filter_problems: watch::Receiver<Vec<String>>,
     filter_repairs: watch::Receiver<u64>,
+    conflist_problems: watch::Receiver<Vec<String>>,
     firewall: Keeper,
     /// The settings of the node's kernel, as they were last planned.
     settings: NodeConfigurationSpec,
@@ -262,7 +289,7 @@ impl Agent {
     async fn follow(
         &mut self,
         fib: &mut Fib,
-        mut served: tokio::task::JoinHandle<()>,
+        mut served: oneshot::Receiver<()>,
     ) -> anyhow::Result<()> {
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
@@ -289,6 +316,13 @@ impl Agent {
                     changed.context("the kernel side ended")?;
                     self.plan(fib);
                 }
+                changed = self.first_routes.changed() => {
+                    changed.context("the kernel side ended")?;
+                    self.judge();
+                }
+                () = until(self.readiness.next_deadline().map(tokio::time::Instant::from_std)) => {
+                    self.judge();
+                }
                 changed = self.routes.changed() => changed.context("the kernel side ended")?,
                 changed = self.repairs.changed() => changed.context("the kernel side ended")?,
                 changed = self.tunnel_problems.changed() => {
@@ -300,6 +334,8 @@ impl Agent {
                 changed = self.filter_repairs.changed() => {
                     changed.context("the packet filter's thread ended")?;
                 }
+                // Nobody says anything when there is no list to keep.
+                Ok(()) = self.conflist_problems.changed() => {}
                 changed = self.usage.changed() => {
                     changed.context("the pod network ended")?;
                     // Pods come and go without it.
@@ -322,9 +358,7 @@ impl Agent {
                     report_due = self.tell().await?.map(tokio::time::Instant::from_std);
                     continue;
                 }
-                ended = &mut served => {
-                    anyhow::bail!("the pod network ended: {ended:?}");
-                }
+                _ = &mut served => anyhow::bail!("the pod network ended"),
                 _ = terminate.recv() => return Ok(()),
                 _ = interrupt.recv() => return Ok(()),
             }
@@ -389,6 +423,7 @@ impl Agent {
         if !plan.addresses.is_empty() {
             let mtu = plan.ways.pod_mtu(|address| underlay.mtu(address)).unwrap_or(DEFAULT_MTU);
             self.pods.set_config(pods::PodConfig { node_addresses: plan.addresses.clone(), mtu });
+            self.configured = true;
         }
         self.ways = plan.ways;
         self.settings = plan.settings;
@@ -410,6 +445,23 @@ impl Agent {
         {
             self.apply(config, fib);
         }
+        self.judge();
+    }
+
+    /// Says whether pods start, by what is known now.
+    fn judge(&mut self) {
+        let holdings = self.holdings.borrow().clone();
+        let routes = *self.first_routes.borrow_and_update();
+        let started = self.speaker.is_some();
+        let facts = Facts {
+            configured: self.configured,
+            families: &holdings.families,
+            blocks: &holdings.blocks,
+            refusals: &holdings.refusals,
+            sessions: started.then(|| self.established.as_deref().unwrap_or("no")),
+            routes,
+        };
+        self.pods.set_readiness(self.readiness.judge(Instant::now(), &facts));
     }
 
     /// The addresses at which others know this node. One that it has lost counts for a while: it may come
@@ -568,10 +620,14 @@ impl Agent {
             Some(running) => report::sessions(&running.handle.snapshot().await?),
             None => Default::default(),
         };
+        self.established = Some(Report::established(&sessions));
+        // Its reason names them.
+        self.judge();
         let mut problems = self.problems.clone();
         problems.extend(self.holdings.borrow().problems.iter().cloned());
         problems.extend(self.tunnel_problems.borrow_and_update().iter().cloned());
         problems.extend(self.filter_problems.borrow_and_update().iter().cloned());
+        problems.extend(self.conflist_problems.borrow_and_update().iter().cloned());
         let now = Instant::now();
         let log_due = self.log.log(now, &problems);
         // The speaker logs its own.
@@ -603,7 +659,8 @@ impl Agent {
             name: self.name.clone(),
             uid: node.metadata.uid.clone().unwrap_or_default(),
         });
-        let report = Report { node: Some(self.name.clone()), blocks, bgp };
+        let pod_network = Some(self.readiness.verdict().report());
+        let report = Report { node: Some(self.name.clone()), pod_network, blocks, bgp };
         let wanted = owner.map(|owner| (owner, report.bgp.clone()));
         let rests = self.status_pace.rests(now, &self.status.borrow(), &wanted);
         if rests.is_none() {
@@ -650,20 +707,15 @@ async fn changed(speaker: &mut Option<Running>) -> Result<(), watch::error::Recv
     }
 }
 
-/// The way to the API server, and its address: a kubeconfig, or the environment of a pod. The address
+/// The way to the API server: a kubeconfig, or the environment of a pod. The address
 /// comes from the environment and not by DNS, since cluster DNS needs the network that this agent
 /// makes.
-async fn reach(
-    kubeconfig: Option<&std::path::Path>,
-) -> anyhow::Result<(Client, String, Option<IpAddr>)> {
-    let config = match kubeconfig {
-        Some(path) => api_client::config_of(path).await?,
+async fn reach(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<kube::Config> {
+    match kubeconfig {
+        Some(path) => api_client::config_of(path).await,
         None => kube::Config::incluster_env()
-            .context("not a pod of a cluster: give --kubeconfig, or run it from the DaemonSet")?,
-    };
-    let server = config.cluster_url.to_string().trim_end_matches('/').to_owned();
-    let address = api_client::address_of(&config);
-    Ok((api_client::client(config)?, server, address))
+            .context("not a pod of a cluster: give --kubeconfig, or run it from the DaemonSet"),
+    }
 }
 
 /// Ethernet's, where the uplink's cannot be read.

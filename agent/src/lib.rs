@@ -12,9 +12,9 @@
 //! speaker, the kernel's routes [`fib`]. Nothing in here may take down forwarding: a part that fails
 //! says so and is retried, and what is in the kernel stays.
 //!
-//! The speaker ([`bgp_thread`]), the kernel's routes ([`fib`]) and the packet filter ([`firewall`]) have a
-//! thread each. The rest shares the main thread, which waits for the disk, the API server and commands: none
-//! of these may hold up a session or a route.
+//! The speaker ([`bgp_thread`]), the kernel's routes ([`fib`]), the packet filter ([`firewall`]) and the pods
+//! ([`pods`]) have a thread each. The rest shares the main thread, which waits for the disk, the API server and
+//! commands: none of these may hold up a session, a route or a pod's start.
 
 pub mod agent;
 pub mod api_client;
@@ -22,6 +22,7 @@ pub mod bgp;
 pub mod bgp_thread;
 pub mod carrier;
 pub mod cleanup;
+pub mod conflist;
 pub mod control;
 pub mod disabled;
 pub mod fib;
@@ -39,6 +40,7 @@ pub mod plan;
 pub mod pods;
 pub mod problems;
 pub mod publish;
+pub mod readiness;
 pub mod report;
 pub mod restart;
 pub mod secrets;

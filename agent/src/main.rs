@@ -102,8 +102,8 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
     }
 }
 
-/// One thread for what a daemon has to plan, tell and answer: state has one owner. Sessions, routes and
-/// the packet filter, which must not wait for that, have threads of their own.
+/// One thread for what a daemon has to plan, tell and answer: state has one owner. Sessions, routes, the
+/// packet filter and pods, which must not wait for that, have threads of their own.
 fn block_on<T>(daemon: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

@@ -15,11 +15,25 @@ pub struct Report {
     /// The node, for an agent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// Whether pods start, for an agent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pod_network: Option<PodNetworkReport>,
     /// Own blocks.
     pub blocks: Vec<BlockReport>,
     /// Sessions and routes.
     #[serde(flatten)]
     pub bgp: BGPNodeStatusSpec,
+}
+
+/// Whether the node's pod network is ready: since it was once since the boot, for good.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodNetworkReport {
+    /// Pods start.
+    pub ready: bool,
+    /// What they wait for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// One own block.
@@ -48,6 +62,11 @@ impl Report {
         // Writing to a String cannot fail.
         if let Some(node) = &self.node {
             let _ = writeln!(text, "node {node}");
+        }
+        if let Some(PodNetworkReport { ready, reason }) = &self.pod_network {
+            let ready = if *ready { "ready" } else { "not ready" };
+            let reason = reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            let _ = writeln!(text, "pod network {ready}{reason}");
         }
         let _ = writeln!(text, "sessions {}", self.bgp.peers);
         for session in &self.bgp.sessions {

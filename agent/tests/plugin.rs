@@ -11,6 +11,7 @@ use cairn_agent::ipam::Clock;
 use cairn_agent::pods::{
     NetworkOptions, PodConfig, Pods, PodsHandle, PodsOptions, Supply, socket_path,
 };
+use cairn_agent::readiness::Verdict;
 use cairn_cni::orphan;
 use cairn_cni::plugin::{self, Outcome, Patience};
 use cairn_ipam::{Family, OwnedBlock, PodPool, Rules};
@@ -177,6 +178,7 @@ async fn with_agent<F: Future<Output = ()>>(node: &Node, test: impl FnOnce(PodsH
     let options = PodsOptions { run_dir: node.run_dir.clone(), network };
     let (handle, pods) = Pods::start(options).await.unwrap();
     let task = tokio::spawn(pods.run());
+    handle.set_readiness(&Verdict::Ready);
     handle.set_config(PodConfig { node_addresses: Vec::new(), mtu: 1400 });
     let block = OwnedBlock {
         cidr: "10.244.0.0/29".parse().unwrap(),

@@ -10,16 +10,19 @@ use cairn_agent::pods::{
     AnnotationSource, Attachment, Found, Listed, NetworkOptions, PodCalls, PodConfig, PodKernel,
     PodNetwork, PodsError, PodsHandle, Question, Supply, Usage,
 };
+use cairn_agent::readiness::Verdict;
 use cairn_agent::view::Namespace;
 use cairn_api::{LabelSelector, TunnelKind};
-use cairn_cni::protocol::{AddRequest, DelRequest, Response};
+use cairn_cni::protocol::{
+    AddRequest, CheckRequest, DelRequest, GcRequest, Response, ValidAttachment,
+};
 use cairn_cni::{Code, ContainerId, InterfaceName, PodIdentity};
 use cairn_ipam::{AttachmentId, Demand, Family, OwnedBlock, PodPool, Rule, Rules};
 use cairn_kernel::Error;
 use cairn_kernel::link::Mac;
 use cairn_kernel::pod::{
-    Alias, AttachError, Attached, HostRoute, NetworkHash, PodAttachment, PodSpec,
-    host_interface_name,
+    Alias, AttachError, Attached, Difference, Expected, HostRoute, NetworkHash, PodAttachment,
+    PodSpec, host_interface_name,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -32,6 +35,12 @@ struct Machine {
     tunnels: BTreeSet<IpAddr>,
     agents: usize,
     stuck: bool,
+    /// How many interfaces went at once, each time.
+    batches: Vec<usize>,
+    /// Containers of whose interfaces the alias cannot be read.
+    unread: BTreeSet<String>,
+    /// Containers whose interfaces cannot be removed.
+    unremovable: BTreeSet<String>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -45,7 +54,7 @@ impl Kernel {
                 host_ifname: name.clone(),
                 ifindex,
                 mtu: 1400,
-                alias: Some(alias.clone()),
+                alias: Some(alias.clone()).filter(|a| !machine.unread.contains(&a.container_id)),
                 alias_unread: None,
                 routes: alias
                     .addresses
@@ -119,17 +128,41 @@ impl PodKernel for Kernel {
         .boxed()
     }
 
-    fn detach(&self, id: AttachmentId) -> BoxFuture<'static, Result<(), Error>> {
+    fn detach(&self, ids: Vec<AttachmentId>) -> BoxFuture<'static, Vec<Result<(), Error>>> {
         let kernel = self.clone();
         async move {
             while kernel.0.lock().unwrap().stuck {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
-            let name = host_interface_name(&id.container_id, &id.ifname);
-            kernel.0.lock().unwrap().interfaces.remove(&name);
-            Ok(())
+            let mut machine = kernel.0.lock().unwrap();
+            machine.batches.push(ids.len());
+            let mut remove = |id: &AttachmentId| {
+                if machine.unremovable.contains(&id.container_id) {
+                    return Err(Error::Overrun);
+                }
+                machine.interfaces.remove(&host_interface_name(&id.container_id, &id.ifname));
+                Ok(())
+            };
+            ids.iter().map(&mut remove).collect()
         }
         .boxed()
+    }
+
+    fn check(
+        &self,
+        (): (),
+        expected: Expected,
+    ) -> BoxFuture<'static, Result<Result<(), Difference>, Error>> {
+        let host_ifname = host_interface_name(&expected.container_id, &expected.ifname);
+        let machine = self.0.lock().unwrap();
+        let difference = match machine.interfaces.get(&host_ifname) {
+            None => Err(Difference::NoInterface(host_ifname)),
+            Some(alias) if alias.addresses != expected.addresses => {
+                Err(Difference::Alias { host_ifname, found: None })
+            }
+            Some(_) => Ok(()),
+        };
+        async move { Ok(difference) }.boxed()
     }
 
     fn list(&self, question: Question) -> BoxFuture<'static, Result<Listed, Error>> {
@@ -171,6 +204,7 @@ impl Node {
     async fn with(kernel: Kernel, supply: Supply, rules: Rules) -> Node {
         let (handle, calls, network) = network(&kernel, rules).await;
         tokio::spawn(network.run());
+        handle.set_readiness(&Verdict::Ready);
         let config = PodConfig { node_addresses: vec!["192.0.2.1".parse().unwrap()], mtu: 1400 };
         handle.set_config(config);
         handle.set_supply(supply.clone());
@@ -183,12 +217,12 @@ impl Node {
     }
 
     async fn del(&self, pod: &str) {
-        let request = DelRequest {
-            container_id: ContainerId::parse(pod).unwrap(),
-            ifname: InterfaceName::parse("eth0").unwrap(),
-            network: "cairn".into(),
-        };
-        assert_eq!(self.calls.del(request).await, Response::Done);
+        assert_eq!(self.calls.del(removal(pod)).await, Response::Done);
+    }
+
+    fn spawn_add(&self, pod: &str) -> tokio::task::JoinHandle<Response> {
+        let (calls, request) = (self.calls.clone(), request(pod, Some(&[])));
+        tokio::spawn(async move { calls.add(request, ()).await })
     }
 
     /// Changes what pods may be given.
@@ -240,6 +274,14 @@ fn request(pod: &str, annotations: Option<&[(&str, &str)]>) -> AddRequest {
         annotations,
         ips: Vec::new(),
         mac: None,
+    }
+}
+
+fn removal(pod: &str) -> DelRequest {
+    DelRequest {
+        container_id: ContainerId::parse(pod).unwrap(),
+        ifname: InterfaceName::parse("eth0").unwrap(),
+        network: "cairn".into(),
     }
 }
 
@@ -606,6 +648,7 @@ async fn annotations_that_the_runtime_does_not_tell_are_asked_for_and_never_gues
     let (handle, calls, network) = network(&kernel, Rules::ALL).await;
     let source = Arc::new(Source(Mutex::new((Err("the API server does not answer".into()), 0))));
     tokio::spawn(network.with_annotations(source.clone()).run());
+    handle.set_readiness(&Verdict::Ready);
     handle.set_config(PodConfig { node_addresses: vec![ip("192.0.2.1")], mtu: 1400 });
     handle.set_supply(dual());
     let (code, msg) = calls.add(request("c1", None), ()).await.into_addresses().unwrap_err();
@@ -698,6 +741,289 @@ async fn a_permission_ends_at_its_time_unless_the_fence_is_off() {
         tokio::time::sleep(Duration::from_secs(61)).await;
         assert_eq!(node.add("c2", &[]).await.is_ok(), given);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_wait_for_the_node_to_be_ready_and_then_go() {
+    let node = Node::start(v4("10.0.0.0/30")).await;
+    let shut = |reason: &str| node.handle.set_readiness(&Verdict::NoRoutes(reason.into()));
+    shut("0/2 sessions are established");
+    let start = tokio::time::Instant::now();
+    let (code, msg) = node.add("c0", &[]).await.unwrap_err();
+    assert_eq!((code, start.elapsed().as_secs()), (Code::TryAgainLater, 10));
+    assert!(msg.contains("not ready: 0/2 sessions are established; the request may"), "{msg}");
+    assert!(node.usage().exhausted.is_empty(), "no block is claimed for it");
+
+    let calls = node.calls.clone();
+    let waiting = tokio::spawn(async move { calls.add(request("c1", Some(&[])), ()).await });
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    // It waits on, and not from the beginning.
+    shut("1/2 sessions are established");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!waiting.is_finished() && node.kernel.held().is_empty());
+    node.handle.set_readiness(&Verdict::Ready);
+    assert_eq!(waiting.await.unwrap().into_addresses(), Ok(vec![ip("10.0.0.0")]));
+    assert_eq!(node.calls.status().await, Response::Done);
+
+    shut("2/3 sessions are established");
+    let Response::Failed(failure) = node.calls.status().await else { panic!("it is not ready") };
+    assert_eq!(
+        (failure.code, &*failure.msg),
+        (Code::LimitedConnectivity, "2/3 sessions are established")
+    );
+    let late = tokio::time::Instant::now();
+    let calls = node.calls.clone();
+    let waiting = tokio::spawn(async move { calls.add(request("c2", Some(&[])), ()).await });
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    shut("no session is established");
+    let (_, msg) = waiting.await.unwrap().into_addresses().unwrap_err();
+    assert!(msg.contains("no session is established"), "the latest reason: {msg}");
+    assert_eq!(late.elapsed().as_secs(), 10, "a new reason is no new patience");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_to_go_while_a_removal_runs_goes_together() {
+    let node = Node::start(v4("10.0.0.0/25")).await;
+    for n in 0..100 {
+        node.add(&format!("c{n}"), &[]).await.unwrap();
+    }
+    {
+        let mut machine = node.kernel.0.lock().unwrap();
+        machine.stuck = true;
+        machine.unremovable.insert("c50".into());
+    }
+    let removing: Vec<_> = (0..100)
+        .map(|n| {
+            let calls = node.calls.clone();
+            tokio::spawn(async move { calls.del(removal(&format!("c{n}"))).await })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(node.used(), 100, "no address is free before its interface has gone");
+    node.kernel.0.lock().unwrap().stuck = false;
+    for (n, removing) in removing.into_iter().enumerate() {
+        match removing.await.unwrap() {
+            Response::Done => assert_ne!(n, 50),
+            Response::Failed(failure) => {
+                assert_eq!((n, failure.code), (50, Code::TryAgainLater), "one alone fails");
+                assert!(failure.msg.contains("could not be removed"), "{}", failure.msg);
+            }
+            Response::Added(_) => panic!("a DEL"),
+        }
+    }
+    assert_eq!(node.kernel.0.lock().unwrap().batches, [1, 99]);
+    node.until(|usage| usage.blocks[0].used == 1).await;
+    node.kernel.0.lock().unwrap().unremovable.clear();
+    node.del("c50").await;
+    node.until(|usage| usage.blocks[0].used == 0).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_del_ends_an_add_that_only_waits_and_goes_on_at_once() {
+    let node = Node::start(v4("10.0.0.0/32")).await;
+    node.add("held", &[]).await.unwrap();
+    let start = tokio::time::Instant::now();
+    // The second one waits for its turn.
+    let waiting = [node.spawn_add("c1"), node.spawn_add("c1"), node.spawn_add("c2")];
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    node.del("c1").await;
+    let [first, second, other] = waiting;
+    for ended in [first, second] {
+        let (code, msg) = ended.await.unwrap().into_addresses().unwrap_err();
+        assert_eq!(code, Code::TryAgainLater);
+        assert!(msg.contains("a DEL for the interface came"), "{msg}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(2), "{:?}", start.elapsed());
+    assert!(!other.is_finished(), "it is another pod's");
+    node.del("held").await;
+    assert_eq!(other.await.unwrap().into_addresses(), Ok(vec![ip("10.0.0.0")]));
+    assert_eq!(node.kernel.held().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_hangs_up_waits_no_more_and_gets_nothing() {
+    let node = Node::start(v4("10.0.0.0/32")).await;
+    node.add("held", &[]).await.unwrap();
+    // As many as may wait: the next one is refused at once.
+    let waiting: Vec<_> = (0..64).map(|n| node.spawn_add(&format!("w{n}"))).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let start = tokio::time::Instant::now();
+    assert!(node.add("more", &[]).await.is_err());
+    assert!(start.elapsed() < Duration::from_secs(1));
+    waiting.iter().for_each(tokio::task::JoinHandle::abort);
+    for ended in waiting {
+        assert!(ended.await.unwrap_err().is_cancelled());
+    }
+    let last = node.spawn_add("more");
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!last.is_finished(), "there is a place to wait again");
+    node.del("held").await;
+    assert_eq!(last.await.unwrap().into_addresses(), Ok(vec![ip("10.0.0.0")]), "not one of those");
+}
+
+/// Answers never.
+#[derive(Debug)]
+struct Silent;
+
+impl AnnotationSource for Silent {
+    fn annotations(&self, _: &PodIdentity) -> BoxFuture<'static, Annotations> {
+        std::future::pending().boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn neither_waits_an_add_for_annotations_that_nobody_needs() {
+    let kernel = Kernel::default();
+    let (handle, calls, network) = network(&kernel, Rules::ALL).await;
+    tokio::spawn(network.with_annotations(Arc::new(Silent)).run());
+    handle.set_readiness(&Verdict::Ready);
+    handle.set_config(PodConfig { node_addresses: vec![ip("192.0.2.1")], mtu: 1400 });
+    handle.set_supply(v4("10.0.0.0/30"));
+    let add = |pod: &str| {
+        let (calls, request) = (calls.clone(), request(pod, None));
+        tokio::spawn(async move { calls.add(request, ()).await })
+    };
+    let (deleted, hung_up) = (add("c1"), add("c2"));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!deleted.is_finished());
+    hung_up.abort();
+    for pod in ["c1", "c2"] {
+        let removed = tokio::time::timeout(Duration::from_secs(1), calls.del(removal(pod))).await;
+        assert_eq!(removed, Ok(Response::Done), "{pod}");
+    }
+    let (code, _) = deleted.await.unwrap().into_addresses().unwrap_err();
+    assert_eq!(code, Code::TryAgainLater);
+    assert!(kernel.held().is_empty());
+}
+
+fn compared(pod: &str, addresses: &[IpAddr]) -> CheckRequest {
+    CheckRequest {
+        container_id: ContainerId::parse(pod).unwrap(),
+        ifname: InterfaceName::parse("eth0").unwrap(),
+        network: "cairn".into(),
+        addresses: addresses.to_vec(),
+        gateways: Vec::new(),
+        mtu: None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn check_names_the_difference_and_takes_its_turn() {
+    let node = Node::start(v4("10.0.0.0/30")).await;
+    let held = node.add("c1", &[]).await.unwrap();
+    let check = |addresses: &[IpAddr]| {
+        let (calls, request) = (node.calls.clone(), compared("c1", addresses));
+        tokio::spawn(async move { calls.check(request, ()).await })
+    };
+    let failure = |response: Response| match response {
+        Response::Failed(failure) => failure.msg,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(check(&held).await.unwrap(), Response::Done);
+    let other = failure(check(&[ip("10.0.0.3")]).await.unwrap());
+    assert!(other.contains("has the alias"), "{other}");
+    node.kernel.0.lock().unwrap().stuck = true;
+    let calls = node.calls.clone();
+    let removing = tokio::spawn(async move { calls.del(removal("c1")).await });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let late = check(&held);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(!late.is_finished(), "the interface is being removed");
+    node.kernel.0.lock().unwrap().stuck = false;
+    assert_eq!(removing.await.unwrap(), Response::Done);
+    let gone = failure(late.await.unwrap());
+    assert!(gone.contains("does not exist"), "{gone}");
+}
+
+/// Asks for the end of what is not in `valid`, of the network `cairn`.
+async fn gc(node: &Node, valid: &[&str]) -> Response {
+    let known = |pod: &&str| ValidAttachment {
+        container_id: ContainerId::parse(pod).unwrap(),
+        ifname: InterfaceName::parse("eth0").unwrap(),
+    };
+    let valid = valid.iter().map(known).collect();
+    node.calls.gc(GcRequest { network: "cairn".into(), valid }).await
+}
+
+/// The containers that have interfaces.
+fn containers(node: &Node) -> BTreeSet<String> {
+    let machine = node.kernel.0.lock().unwrap();
+    machine.interfaces.values().map(|alias| alias.container_id.clone()).collect()
+}
+
+fn set(names: &[&str]) -> BTreeSet<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn gc_takes_what_no_runtime_knows_and_spares_what_is_new_busy_or_of_others() {
+    let node = Node::start(v4("10.0.0.0/29")).await;
+    for pod in ["known", "lost", "leaving"] {
+        node.add(pod, &[]).await.unwrap();
+    }
+    let other = AddRequest { network: "other".into(), ..request("other", Some(&[])) };
+    node.calls.add(other, ()).await.into_addresses().unwrap();
+    tokio::time::sleep(Duration::from_secs(59)).await;
+    assert_eq!(gc(&node, &["known"]).await, Response::Done);
+    assert_eq!(containers(&node).len(), 4, "less than a minute old");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    node.add("young", &[]).await.unwrap();
+    node.kernel.0.lock().unwrap().stuck = true;
+    let calls = node.calls.clone();
+    let leaving = tokio::spawn(async move { calls.del(removal("leaving")).await });
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let collecting = async {
+        let start = tokio::time::Instant::now();
+        (gc(&node, &["known"]).await, start.elapsed())
+    };
+    let release = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(node.used(), 5, "no address is free before its interface has gone");
+        node.kernel.0.lock().unwrap().stuck = false;
+    };
+    let ((answer, took), ()) = tokio::join!(collecting, release);
+    assert_eq!(answer, Response::Done);
+    assert!(took >= Duration::from_secs(1), "answered when it is done: {took:?}");
+    assert_eq!(leaving.await.unwrap(), Response::Done);
+    assert_eq!(containers(&node), set(&["known", "young", "other"]));
+    node.until(|usage| usage.blocks[0].used == 3).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn gc_names_what_stays_and_takes_the_rest() {
+    let node = Node::start(v4("10.0.0.0/29")).await;
+    for pod in ["one", "two", "three"] {
+        node.add(pod, &[]).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    node.kernel.0.lock().unwrap().unremovable.insert("two".into());
+    let Response::Failed(failure) = gc(&node, &[]).await else { panic!("one stays") };
+    assert_eq!(failure.code, Code::TryAgainLater);
+    assert!(failure.msg.starts_with("1 of 3 interfaces stay: two/eth0: "), "{}", failure.msg);
+    assert_eq!(containers(&node), set(&["two"]));
+    node.kernel.0.lock().unwrap().unremovable.clear();
+    assert_eq!(gc(&node, &[]).await, Response::Done);
+    assert!(containers(&node).is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn gc_of_a_new_agent_waits_a_minute_and_spares_what_it_cannot_read() {
+    let node = Node::start(v4("10.0.0.0/29")).await;
+    for pod in ["one", "two"] {
+        node.add(pod, &[]).await.unwrap();
+    }
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    {
+        let mut machine = node.kernel.0.lock().unwrap();
+        machine.agents = 0;
+        machine.unread.insert("two".into());
+    }
+    let next = Node::with(node.kernel.clone(), v4("10.0.0.0/29"), Rules::ALL).await;
+    assert_eq!(gc(&next, &[]).await, Response::Done);
+    assert_eq!(containers(&next).len(), 2, "nobody knows how old they are");
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    assert_eq!(gc(&next, &[]).await, Response::Done);
+    assert_eq!(containers(&next), set(&["two"]));
 }
 
 #[tokio::test(start_paused = true)]

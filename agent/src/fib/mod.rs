@@ -12,6 +12,7 @@
 //! beside the speaker's thread. Nothing is removed before BGP is in sync, the own blocks are known and
 //! the API server has shown the peers.
 
+mod first_routes;
 mod machine;
 mod marks;
 mod questions;
@@ -49,6 +50,7 @@ use questions::Questions;
 use uplinks::Uplinks;
 use wrap::{Moved, Wrap};
 
+pub use first_routes::FirstRoutes;
 pub use marks::{RouteMarks, RouteMemory, RouteSettings};
 pub(crate) use questions::netns;
 pub use questions::{Cursor, FibQuestions, Page};
@@ -81,6 +83,8 @@ pub struct Fib {
     pub repairs: watch::Receiver<RepairsStatus>,
     /// Prefixes that BGP has a path to.
     pub learned: watch::Receiver<Arc<BTreeSet<IpNet>>>,
+    /// How far the routes of BGP's first synchronisation are.
+    pub first_routes: watch::Receiver<FirstRoutes>,
     /// Where to ask what the thread wants.
     pub questions: FibQuestions,
     feed: Option<oneshot::Sender<FibFeed>>,
@@ -116,14 +120,24 @@ impl Fib {
         let (state, state_in) = watch::channel(RoutesStatus::default());
         let (repairs, repairs_in) = watch::channel(RepairsStatus::default());
         let (prefixes, learned) = watch::channel(Arc::default());
+        let (first_routes, first_routes_in) = watch::channel(FirstRoutes::Awaited);
         let (underlay, underlay_in) = watch::channel(Arc::default());
         let (feed, feed_in) = oneshot::channel();
         let (withdraw, withdraw_in) = oneshot::channel();
         let (questions, asked) = FibQuestions::channel();
         let (started, ready) = oneshot::channel();
         crate::on_own_thread("fib", move || async move {
-            let tell =
-                Tell { reachable, state, repairs, prefixes, underlay, tunnels, problems, pods };
+            let tell = Tell {
+                reachable,
+                state,
+                repairs,
+                prefixes,
+                first_routes,
+                underlay,
+                tunnels,
+                problems,
+                pods,
+            };
             let wanted = Wanted {
                 blocks: blocks_wanted,
                 may_sweep: sweep_allowed,
@@ -153,6 +167,7 @@ impl Fib {
             state: state_in,
             repairs: repairs_in,
             learned,
+            first_routes: first_routes_in,
             questions,
             feed: Some(feed),
             withdraw,
@@ -229,6 +244,7 @@ struct Tell {
     state: watch::Sender<RoutesStatus>,
     repairs: watch::Sender<RepairsStatus>,
     prefixes: watch::Sender<Arc<BTreeSet<IpNet>>>,
+    first_routes: watch::Sender<FirstRoutes>,
     underlay: watch::Sender<Arc<KernelUnderlay>>,
     tunnels: watch::Sender<BTreeSet<TunnelKind>>,
     problems: watch::Sender<Vec<String>>,
@@ -462,6 +478,7 @@ impl Worker {
         self.forget_numbers();
         self.clean(now);
         self.count();
+        self.tell_first_routes();
         let reachable: BTreeSet<IpNet> = self
             .blocks
             .iter()

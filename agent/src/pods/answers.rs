@@ -9,13 +9,16 @@ use cairn_ipam::{AssignError, Demand};
 use cairn_kernel::pod::{self, AttachError, Attached};
 
 use super::calls::Reply;
+use crate::readiness::{NO_CONFIG, NO_POOL, Verdict};
 
 /// Why an ADD is not served for now.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AddRefusal {
-    #[error("{NO_CONFIG}")]
+    #[error("the pod network is not ready: {0}; the request may be repeated")]
+    NotReady(String),
+    #[error("{NO_CONFIG}; the request may be repeated")]
     Unconfigured,
-    #[error("{NO_POOL}")]
+    #[error("{NO_POOL}; the request may be repeated")]
     Poolless,
     #[error("{0}")]
     Choice(#[from] ChoiceError),
@@ -30,6 +33,8 @@ pub(super) enum AddRefusal {
          otherwise: {0}; the request may be repeated"
     )]
     Unannotated(String),
+    #[error("the ADD was given up, as a DEL for the interface came or the plugin has ended")]
+    Abandoned,
 }
 
 impl AddRefusal {
@@ -46,12 +51,12 @@ impl AddRefusal {
     /// Whether waiting a few seconds may help.
     pub(super) fn may_end_soon(&self) -> bool {
         match self {
-            AddRefusal::Unconfigured | AddRefusal::Poolless => true,
+            AddRefusal::NotReady(_) | AddRefusal::Unconfigured | AddRefusal::Poolless => true,
             AddRefusal::Choice(error) => error.may_end_soon(),
             // Its pod may be about to end, as when a pod is replaced by one with the same address.
             AddRefusal::Unassigned(AssignError::HeldBy { .. }) => true,
             AddRefusal::Unassigned(error) => error.demand().is_some(),
-            AddRefusal::Denied { .. } | AddRefusal::Unannotated(_) => false,
+            AddRefusal::Denied { .. } | AddRefusal::Unannotated(_) | AddRefusal::Abandoned => false,
         }
     }
 
@@ -75,6 +80,16 @@ pub(super) fn added(attached: &Attached, addresses: &[IpAddr]) -> Added {
         pod_mac: attached.pod_mac.to_string(),
         mtu: attached.mtu,
         addresses: addresses.iter().map(with_gateway).collect(),
+    }
+}
+
+/// The answer to STATUS. On a node that was once ready a full pool or a lost peer changes nothing: the
+/// kubelet would take the node for not ready, and Kubernetes would end the pods that run there.
+pub(super) fn status_of(readiness: &Verdict) -> Response {
+    match readiness {
+        Verdict::Ready => Response::Done,
+        Verdict::NoAddress(reason) => failed(Code::NotAvailable, reason.clone()),
+        Verdict::NoRoutes(reason) => failed(Code::LimitedConnectivity, reason.clone()),
     }
 }
 
@@ -102,9 +117,5 @@ pub(super) fn answer(reply: Reply, response: Response) {
     let _ = reply.send(response);
 }
 
-pub(super) const NO_CONFIG: &str = "the Cairn agent does not know its node's addresses yet: it waits for its \
-                         Node object (is the API server reachable?); the request may be repeated";
-pub(super) const NO_POOL: &str = "no IPPool gives this node's pods addresses: create one, or see why the \
-                       existing ones are not ready (kubectl get ippools); the request may be repeated";
 /// CNI's code for an error of the plugin itself.
-const INTERNAL: Code = Code::Other(999);
+pub(super) const INTERNAL: Code = Code::Other(999);

@@ -11,7 +11,9 @@ use std::sync::{Arc, OnceLock};
 use cairn_api::TunnelKind;
 use cairn_cni::PodIdentity;
 use cairn_ipam::AttachmentId;
-use cairn_kernel::pod::{self, AttachError, PodAttachment, PodSpec, Restored};
+use cairn_kernel::pod::{
+    self, AttachError, Difference, Expected, PodAttachment, PodSpec, Restored,
+};
 use cairn_kernel::{Error, NetNs, Netlink, link};
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -107,11 +109,23 @@ impl PodKernel for HostKernel {
         })
     }
 
-    fn detach(&self, id: AttachmentId) -> BoxFuture<'static, Result<(), Error>> {
-        self.on_thread(move || {
-            let mut host = Netlink::open()?;
-            pod::detach_container(&mut host, &id.container_id, &id.ifname)
+    fn detach(&self, ids: Vec<AttachmentId>) -> BoxFuture<'static, Vec<Result<(), Error>>> {
+        self.on_thread(move || match Netlink::open() {
+            Ok(mut host) => {
+                let named = ids.iter().map(|id| (id.container_id.as_str(), id.ifname.as_str()));
+                pod::detach_many(&mut host, &named.collect::<Vec<_>>())
+            }
+            // Each of them has an outcome of its own.
+            Err(_) => ids.iter().map(detach_alone).collect(),
         })
+    }
+
+    fn check(
+        &self,
+        netns: Arc<NetNs>,
+        expected: Expected,
+    ) -> BoxFuture<'static, Result<Result<(), Difference>, Error>> {
+        self.on_thread(move || pod::check(&mut Netlink::open()?, &netns, &expected))
     }
 
     fn list(&self, question: Question) -> BoxFuture<'static, Result<Listed, Error>> {
@@ -139,6 +153,10 @@ impl PodKernel for HostKernel {
             Ok(Listed { attachments, freed, foreign, incomplete })
         })
     }
+}
+
+fn detach_alone(id: &AttachmentId) -> Result<(), Error> {
+    pod::detach_container(&mut Netlink::open()?, &id.container_id, &id.ifname)
 }
 
 /// What the kernel holds for others than pods, and what the node's own tunnel devices have. Addresses

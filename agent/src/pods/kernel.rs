@@ -8,7 +8,7 @@ use cairn_api::TunnelKind;
 use cairn_cni::PodIdentity;
 use cairn_ipam::AttachmentId;
 use cairn_kernel::Error;
-use cairn_kernel::pod::{AttachError, Attached, PodAttachment, PodSpec};
+use cairn_kernel::pod::{AttachError, Attached, Difference, Expected, PodAttachment, PodSpec};
 use futures::future::BoxFuture;
 use ipnet::IpNet;
 
@@ -50,8 +50,16 @@ pub trait PodKernel: Send + Sync + 'static {
         pod: PodIdentity,
     ) -> BoxFuture<'static, Attachment>;
 
-    /// Removes the interface of `id`; one that does not exist is fine.
-    fn detach(&self, id: AttachmentId) -> BoxFuture<'static, Result<(), Error>>;
+    /// Removes the interfaces of `ids`; one that does not exist is fine. Returns the outcome of each, in
+    /// order.
+    fn detach(&self, ids: Vec<AttachmentId>) -> BoxFuture<'static, Vec<Result<(), Error>>>;
+
+    /// Compares both ends of an interface with what was answered, and returns the first difference.
+    fn check(
+        &self,
+        netns: Self::Netns,
+        expected: Expected,
+    ) -> BoxFuture<'static, Result<Result<(), Difference>, Error>>;
 
     /// Reads the node's pods, puts back host routes that somebody took away, and finds out which
     /// foreign addresses are no longer in use.

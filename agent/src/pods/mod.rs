@@ -21,6 +21,7 @@ mod host;
 mod kernel;
 mod network;
 mod server;
+mod thread;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -41,8 +42,10 @@ pub use error::PodsError;
 pub use files::{Lock, socket_path};
 pub use kernel::{Attachment, Found, Listed, PodKernel, Question};
 pub use network::PodNetwork;
+pub use thread::PodsThread;
 
 use crate::ipam::Clock;
+use crate::readiness::Verdict;
 use crate::view::Namespace;
 use files::PodNames;
 use host::HostKernel;
@@ -128,6 +131,7 @@ pub struct Supply {
 /// Speaks to the running pod network. Clones are the same.
 #[derive(Clone, Debug)]
 pub struct PodsHandle {
+    readiness: Arc<watch::Sender<Verdict>>,
     config: Arc<watch::Sender<Option<PodConfig>>>,
     supply: Arc<watch::Sender<Supply>>,
     elsewhere: Arc<watch::Sender<BTreeSet<IpNet>>>,
@@ -137,6 +141,21 @@ pub struct PodsHandle {
 }
 
 impl PodsHandle {
+    /// Says whether pods start. Until it is [`Verdict::Ready`] every ADD waits, and is refused for now at
+    /// the end of its patience.
+    pub fn set_readiness(&self, verdict: &Verdict) {
+        self.readiness.send_if_modified(|held| {
+            let changed = held != verdict;
+            held.clone_from(verdict);
+            changed
+        });
+    }
+
+    /// What was said last, now and whenever it changes.
+    pub fn readiness(&self) -> watch::Receiver<Verdict> {
+        self.readiness.subscribe()
+    }
+
     /// Sets the node's addresses and the MTU of new pods. Until the first call every ADD is refused
     /// for now.
     pub fn set_config(&self, config: PodConfig) {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use cairn_cni::Code;
 use cairn_cni::protocol::{self, Failure, Request, Response};
 use cairn_kernel::NetNs;
+use tokio::io::Interest;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -46,21 +47,53 @@ pub(super) async fn serve(listener: UnixListener, calls: PodCalls<Arc<NetNs>>, o
 fn answer(stream: &UnixStream, user: u32, calls: &PodCalls<Arc<NetNs>>, own: (u64, u64)) {
     let response = match receive(stream, user, own) {
         Ok((Request::Add(request), Some(netns))) => {
-            Handle::current().block_on(calls.add(request, netns))
+            let added = Handle::current().block_on(async {
+                tokio::select! {
+                    biased;
+                    added = calls.add(request, netns) => Some(added),
+                    () = hung_up(stream) => None,
+                }
+            });
+            let Some(added) = added else { return };
+            // The protocol's own time limits are for blocking sockets.
+            let _ = stream.set_nonblocking(false);
+            added
         }
-        Ok((Request::Add(_), None)) => {
-            let msg = "the ADD request came without the descriptor of a network namespace";
+        Ok((Request::Check(request), Some(netns))) => {
+            Handle::current().block_on(calls.check(request, netns))
+        }
+        Ok((Request::Add(_) | Request::Check(_), None)) => {
+            let msg = "the request came without the descriptor of a network namespace";
             Response::Failed(refuse(Code::InvalidNetNs, msg.into()))
         }
         Ok((Request::Del(request), _)) => Handle::current().block_on(calls.del(request)),
-        Ok((Request::Check(_) | Request::Gc(_), _)) => {
-            Response::Failed(refuse(Code::NotSupported, "this agent does not do that yet".into()))
-        }
+        Ok((Request::Gc(request), _)) => Handle::current().block_on(calls.gc(request)),
         Ok((Request::Status, _)) => Handle::current().block_on(calls.status()),
         Err(failure) => Response::Failed(failure),
     };
     if let Err(error) = protocol::send_response(stream, &response, Instant::now() + TRANSFER_MAX) {
         tracing::debug!(%error, "a CNI request's answer found nobody");
+    }
+}
+
+/// Waits until the plugin has closed the connection, as when its runtime kills it.
+async fn hung_up(stream: &UnixStream) {
+    let watched = stream.set_nonblocking(true).and_then(|()| stream.try_clone());
+    let Ok(watched) = watched.and_then(tokio::net::UnixStream::from_std) else {
+        return std::future::pending().await;
+    };
+    loop {
+        match watched.ready(Interest::READABLE).await {
+            Ok(ready) if ready.is_read_closed() => return,
+            Ok(_) => {}
+            Err(_) => return std::future::pending().await,
+        }
+        match watched.try_read(&mut [0; 64]) {
+            // Bytes that nobody asked for, or none after all.
+            Ok(1..) => {}
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Ok(0) | Err(_) => return,
+        }
     }
 }
 
@@ -80,7 +113,7 @@ fn receive(
             tracing::debug!(%error, "a CNI request cannot be read");
             error.to_failure()
         })?;
-    let (Request::Add(_), Some(descriptor)) = (&request, descriptor) else {
+    let (Request::Add(_) | Request::Check(_), Some(descriptor)) = (&request, descriptor) else {
         return Ok((request, None));
     };
     let unusable = |reason: &dyn std::fmt::Display| {

@@ -17,6 +17,8 @@ mod agent;
 mod ask;
 mod commands;
 mod example;
+mod plugin;
+mod ready;
 mod remembered;
 mod repairs;
 mod routed;

@@ -1,6 +1,7 @@
 //! The main thread stands still, as it does while a disk does not answer: sessions and routes go on.
 
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -8,6 +9,7 @@ use serde_json::json;
 
 use crate::api::{Cluster, NODE};
 use crate::ask::{json, until_established};
+use crate::plugin::call;
 use crate::routed::{TOR, join, router, tor, until_route};
 use crate::site::{Daemon, Site};
 
@@ -50,6 +52,35 @@ fn a_main_thread_that_stands_still_costs_no_session_and_delays_no_route() {
         let seen = (&peer["state"], &peer["establishedCount"]);
         assert_eq!(seen, (&json!("Established"), &json!(1)), "at {run_dir}: {peer}");
     }
+}
+
+#[test]
+fn a_main_thread_that_stands_still_delays_no_pod() {
+    let site = Site::new(&[NODE]);
+    let cluster = Cluster::new(&site);
+    cluster.pool("default", "10.244.0.0/20", 26);
+    let agent = cluster.agent(&site);
+    site.until_status("agent", "pod network ready\n");
+    let (first, second) = (site.pod("first"), site.pod("second"));
+    let outcome = call(&site, "ADD", "first", &first);
+    assert!(outcome.success, "{outcome:?}");
+    let stands = Stopped::main_thread_of(&agent);
+    let began = Instant::now();
+    for (command, container, netns) in [
+        ("ADD", "second", second.as_path()),
+        ("STATUS", "second", Path::new("")),
+        ("DEL", "first", &first),
+        ("ADD", "third", &first),
+    ] {
+        let outcome = call(&site, command, container, netns);
+        assert!(outcome.success, "{command} {container}: {outcome:?}");
+    }
+    assert!(began.elapsed() < STALL / 4, "{:?}", began.elapsed());
+    let id = agent.id();
+    let state = std::fs::read_to_string(format!("/proc/{id}/task/{id}/stat")).expect("a thread");
+    assert!(state.contains(") t "), "it stood still to the end: {state}");
+    drop(stands);
+    site.until_status("agent", "used 2");
 }
 
 /// A container runtime whose disk does not answer takes no log lines either.

@@ -12,7 +12,8 @@ use cairn_ipam::{AttachmentId, Rule, Rules};
 use cairn_kernel::Error;
 use cairn_kernel::link::Mac;
 use cairn_kernel::pod::{
-    self, Alias, AttachError, Attached, HostRoute, NetworkHash, PodAttachment, PodSpec,
+    self, Alias, AttachError, Attached, Difference, Expected, HostRoute, NetworkHash,
+    PodAttachment, PodSpec,
 };
 use futures::FutureExt;
 use futures::future::BoxFuture;
@@ -388,14 +389,32 @@ impl PodKernel for AgentKernel {
         .boxed()
     }
 
-    fn detach(&self, id: AttachmentId) -> BoxFuture<'static, Result<(), Error>> {
+    fn detach(&self, ids: Vec<AttachmentId>) -> BoxFuture<'static, Vec<Result<(), Error>>> {
         let this = self.clone();
         async move {
-            let name = pod::host_interface_name(&id.container_id, &id.ifname);
-            // The kernel waits for its readers before a device is gone.
+            // The kernel waits for its readers before the devices are gone.
             tokio::time::sleep(this.dice.pick(&[SLOW, DETACH, DETACH, DETACH])).await;
-            this.step(|kernel| kernel.interfaces.remove(&name)).await;
-            Ok(())
+            let mut outcomes = Vec::new();
+            for id in ids {
+                let name = pod::host_interface_name(&id.container_id, &id.ifname);
+                this.step(|kernel| kernel.interfaces.remove(&name)).await;
+                outcomes.push(Ok(()));
+            }
+            outcomes
+        }
+        .boxed()
+    }
+
+    fn check(
+        &self,
+        _: String,
+        expected: Expected,
+    ) -> BoxFuture<'static, Result<Result<(), Difference>, Error>> {
+        let this = self.clone();
+        async move {
+            let name = pod::host_interface_name(&expected.container_id, &expected.ifname);
+            let there = this.step(|kernel| kernel.interfaces.contains_key(&name)).await;
+            Ok(if there { Ok(()) } else { Err(Difference::NoInterface(name)) })
         }
         .boxed()
     }

@@ -10,6 +10,7 @@ use cairn_agent::ipam::disk::Owner;
 use cairn_agent::ipam::{self, Clock, Holdings, IpamChannels, IpamOptions, Storage};
 use cairn_agent::last_view;
 use cairn_agent::pods::{NetworkOptions, PodCalls, PodConfig, PodNetwork, PodsHandle, Supply};
+use cairn_agent::readiness::Verdict;
 use cairn_agent::watch::{self as watches, WatchOptions};
 use cairn_cni::protocol::{AddRequest, DelRequest, Response};
 use cairn_cni::{ContainerId, InterfaceName, PodIdentity};
@@ -327,6 +328,7 @@ impl Machine {
             relist,
             holdings: told,
         };
+        pods.set_readiness(&Verdict::Ready);
         pods.set_config(PodConfig { node_addresses: vec![self.address()], mtu: 1500 });
         if let Some(agent) = self.state().agents.iter_mut().find(|a| a.life.is(&life)) {
             (agent.calls, agent.pods) = (Some(calls), Some(pods.clone()));

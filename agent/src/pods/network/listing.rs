@@ -85,6 +85,8 @@ impl<K: PodKernel> PodNetwork<K> {
         let attachment = Interface {
             host_ifname: found.host_ifname.clone(),
             pod: self.names.read(&found.host_ifname),
+            network: found.alias.as_ref().map(|alias| alias.network),
+            added_at: self.now(),
             since: self.generation,
         };
         self.attachments.insert(id, attachment);

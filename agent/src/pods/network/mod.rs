@@ -4,7 +4,10 @@
 //! waits for the first. An address is in the book from before the kernel is asked until the kernel
 //! has no interface any more, so that nothing in between can give it twice.
 
+mod checks;
+mod gc;
 mod listing;
+mod removals;
 mod tunnels;
 mod waiting;
 
@@ -13,30 +16,36 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_cni::protocol::{AddRequest, DelRequest, Response};
+use cairn_cni::protocol::{AddRequest, Response};
 use cairn_cni::{Code, PodIdentity};
-use cairn_ipam::{AddressBook, AttachmentId, Demand, Family, OwnedBlock, Rule};
+use cairn_ipam::{AddressBook, AttachmentId, Demand, OwnedBlock, Rule};
 use cairn_kernel::Error;
 use cairn_kernel::link::Mac;
-use cairn_kernel::pod::{self, AttachError, PodSpec};
+use cairn_kernel::pod::{self, AttachError, NetworkHash, PodSpec};
 use futures::future::{BoxFuture, FutureExt};
 use futures::stream::{FuturesUnordered, StreamExt};
 use ipnet::IpNet;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::annotations::{AnnotationSource, NoSource};
-use super::answers::{AddRefusal, NO_CONFIG, NO_POOL, added, answer, failed, failure_of};
-use super::calls::{Call, PodCalls, Reply};
+use super::answers::{AddRefusal, added, answer, failed, failure_of, status_of};
+use super::calls::{Call, PodCalls, Reply, Turn, id_of};
 use super::files::PodNames;
 use super::kernel::{Attachment, Found, Listed, PodKernel};
 use super::{NetworkOptions, PodConfig, PodsError, PodsHandle, Supply, Usage};
+use crate::readiness::Verdict;
+use gc::Collected;
 use listing::Listing;
+use removals::{Removal, Removals};
 use tunnels::Tunnels;
 
 /// Where the owner's work comes from.
 #[derive(Debug)]
 struct Inputs<N> {
     calls: mpsc::Receiver<Call<N>>,
+    /// Somebody who asked has gone.
+    abandoned: Arc<Notify>,
+    readiness: watch::Receiver<Verdict>,
     config: watch::Receiver<Option<PodConfig>>,
     supply: watch::Receiver<Supply>,
     elsewhere: watch::Receiver<BTreeSet<IpNet>>,
@@ -52,9 +61,12 @@ pub struct PodNetwork<K: PodKernel> {
     book: AddressBook,
     attachments: BTreeMap<AttachmentId, Interface>,
     /// Interfaces on which work is under way, each with the requests that wait for its end.
-    busy: HashMap<AttachmentId, VecDeque<Call<K::Netns>>>,
+    busy: HashMap<AttachmentId, VecDeque<Turn<K::Netns>>>,
     /// ADD requests without an address, each with when its patience ends.
     waiting: VecDeque<(Duration, Addition<K::Netns>)>,
+    /// ADD requests for whose pods' annotations somebody is asked, each with what ends it.
+    asking: HashMap<AttachmentId, oneshot::Sender<()>>,
+    readiness: Verdict,
     config: Option<PodConfig>,
     supply: Supply,
     annotations: Arc<dyn AnnotationSource>,
@@ -65,12 +77,14 @@ pub struct PodNetwork<K: PodKernel> {
     exhausted: BTreeSet<Demand>,
     tunnels: Tunnels,
     names: PodNames,
+    removals: Removals,
     /// Counts changes to the kernel's pods, so that an older dump is not taken for the truth.
     generation: u64,
     listing: Listing,
     inputs: Option<Inputs<K::Netns>>,
     work: FuturesUnordered<BoxFuture<'static, Done<K::Netns>>>,
     usage: watch::Sender<Usage>,
+    unpublished: bool,
 }
 
 /// An interface in the kernel.
@@ -78,6 +92,10 @@ pub struct PodNetwork<K: PodKernel> {
 struct Interface {
     host_ifname: String,
     pod: PodIdentity,
+    /// The network by which it was asked for, as far as its alias says.
+    network: Option<NetworkHash>,
+    /// When it came, or when this agent found it.
+    added_at: Duration,
     /// The generation that it came with.
     since: u64,
 }
@@ -93,13 +111,21 @@ struct Addition<N> {
     refused: u32,
 }
 
+/// The annotations of a pod, or why they are not known; `None` when they are not needed any more.
+type Asked = Option<Result<BTreeMap<String, String>, String>>;
+
+/// How an interface differs from what was answered.
+type Checked = Result<Result<(), pod::Difference>, Error>;
+
 /// Work that the kernel has finished.
 #[derive(Debug)]
 enum Done<N> {
     Attached { addition: Addition<N>, attachment: Attachment },
-    Detached { id: AttachmentId, reply: Reply, outcome: Result<(), Error> },
+    Detached { batch: Vec<Removal>, outcomes: Vec<Result<(), Error>> },
     Listed { generation: u64, outcome: Result<Listed, Error> },
-    Annotated { addition: Addition<N>, outcome: Result<BTreeMap<String, String>, String> },
+    Annotated { addition: Addition<N>, outcome: Asked },
+    Checked { id: AttachmentId, reply: Reply, outcome: Checked },
+    Collected { reply: Reply, collected: Vec<Collected> },
 }
 
 impl<K: PodKernel> PodNetwork<K> {
@@ -126,7 +152,8 @@ impl<K: PodKernel> PodNetwork<K> {
         }
         names.create()?;
         let found = kernel.read().await?;
-        let (calls, received) = PodCalls::channel();
+        let (calls, received, abandoned) = PodCalls::channel();
+        let (readiness, readiness_changes) = watch::channel(Verdict::default());
         let (config, config_changes) = watch::channel(None);
         let (supply, supply_changes) = watch::channel(Supply::default());
         let (elsewhere, elsewhere_changes) = watch::channel(BTreeSet::new());
@@ -135,6 +162,8 @@ impl<K: PodKernel> PodNetwork<K> {
         let resync = Arc::new(Notify::new());
         let inputs = Inputs {
             calls: received,
+            abandoned,
+            readiness: readiness_changes,
             config: config_changes,
             supply: supply_changes,
             elsewhere: elsewhere_changes,
@@ -143,6 +172,7 @@ impl<K: PodKernel> PodNetwork<K> {
         };
         let network = PodNetwork::new(kernel, options, names, found, inputs, usage_changes);
         let handle = PodsHandle {
+            readiness: Arc::new(readiness),
             config: Arc::new(config),
             supply: Arc::new(supply),
             elsewhere: Arc::new(elsewhere),
@@ -168,6 +198,8 @@ impl<K: PodKernel> PodNetwork<K> {
             attachments: BTreeMap::new(),
             busy: HashMap::new(),
             waiting: VecDeque::new(),
+            asking: HashMap::new(),
+            readiness: Verdict::default(),
             config: None,
             supply: Supply::default(),
             annotations: Arc::new(NoSource),
@@ -176,11 +208,13 @@ impl<K: PodKernel> PodNetwork<K> {
             exhausted: BTreeSet::new(),
             tunnels: Tunnels::default(),
             names,
+            removals: Removals::default(),
             generation: 0,
             listing: Listing::Idle,
             inputs: Some(inputs),
             work: FuturesUnordered::new(),
             usage,
+            unpublished: false,
         };
         if network.options.rules.hold(Rule::KernelIsRecord) {
             for attachment in found.attachments {
@@ -191,7 +225,7 @@ impl<K: PodKernel> PodNetwork<K> {
         network.take_foreign(found.foreign);
         let known = &network.attachments;
         network.names.retain(|name| known.values().any(|held| held.host_ifname == name));
-        network.publish();
+        network.tell_usage();
         network
     }
 
@@ -210,6 +244,13 @@ impl<K: PodKernel> PodNetwork<K> {
                 // What is under way ends before more begins.
                 biased;
                 Some(done) = self.work.next() => self.finish(done),
+                changed = inputs.readiness.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.readiness = inputs.readiness.borrow_and_update().clone();
+                    self.retry_waiting();
+                }
                 changed = inputs.config.changed() => {
                     if changed.is_err() {
                         return;
@@ -240,11 +281,14 @@ impl<K: PodKernel> PodNetwork<K> {
                     self.free_tunnel_addresses(revision);
                 }
                 () = inputs.resync.notified() => self.request_listing(),
+                () = inputs.abandoned.notified() => self.end_abandoned(),
                 () = sleep(wake), if wake.is_some() => self.expire(),
                 call = inputs.calls.recv() => match call {
                     Some(call) => self.handle(call),
                     None => return,
                 },
+                // Of what comes at once the outcome is told.
+                () = std::future::ready(()), if self.unpublished => self.tell_usage(),
             }
         }
     }
@@ -254,61 +298,54 @@ impl<K: PodKernel> PodNetwork<K> {
     }
 
     fn handle(&mut self, call: Call<K::Netns>) {
-        let id = match &call {
-            Call::Add { request, .. } => id_of(request.container_id.as_str(), &request.ifname),
-            Call::Del { request, .. } => id_of(request.container_id.as_str(), &request.ifname),
-            Call::Status { .. } => {
-                let Call::Status { reply } = call else { return };
-                let response = match self.readiness() {
-                    Ok(()) => Response::Done,
-                    Err(msg) => failed(Code::NotAvailable, msg),
-                };
-                return answer(reply, response);
-            }
-        };
-        if let Some(queue) = self.busy.get_mut(&id) {
-            if queue.len() < QUEUE_MAX {
-                return queue.push_back(call);
-            }
-            let (Call::Add { reply, .. } | Call::Del { reply, .. } | Call::Status { reply }) = call;
-            let msg = format!("{QUEUE_MAX} requests for {id} already wait");
-            return answer(reply, failed(Code::TryAgainLater, msg));
-        }
-        self.busy.insert(id.clone(), VecDeque::new());
         match call {
-            Call::Add { request, netns, reply } => {
-                self.add(Addition { id, request, netns, reply, refused: 0 });
-            }
-            Call::Del { request, reply } => self.del(id, request, reply),
-            Call::Status { .. } => {}
+            Call::Interface { id, turn } => self.handle_turn(id, turn),
+            Call::Gc { request, reply } => self.gc(&request, reply),
+            Call::Status { reply } => answer(reply, status_of(&self.readiness)),
         }
     }
 
-    /// Whether an ADD could be served now, else why not.
-    fn readiness(&self) -> Result<(), String> {
-        if self.config.is_none() {
-            return Err(NO_CONFIG.into());
+    /// Begins what is asked for, or has it wait for what is under way on the same interface.
+    fn handle_turn(&mut self, id: AttachmentId, turn: Turn<K::Netns>) {
+        if let Turn::Del { .. } = turn {
+            self.end_waiting(&id);
         }
-        if self.supply.families.is_empty() {
-            return Err(NO_POOL.into());
+        if let Some(queue) = self.busy.get_mut(&id) {
+            if queue.len() < QUEUE_MAX {
+                return queue.push_back(turn);
+            }
+            let msg = format!("{QUEUE_MAX} requests for {id} already wait");
+            return answer(turn.into_reply(), failed(Code::TryAgainLater, msg));
         }
-        let usage = self.book.usage();
-        for family in &self.supply.families {
-            let serves = |block: &cairn_ipam::BlockUsage| {
-                Family::of_net(block.cidr) == *family && block.hand_out && block.free > 0
-            };
-            if !usage.iter().any(serves) {
-                return Err(format!("no block of this node has a free {family} address"));
+        self.busy.insert(id.clone(), VecDeque::new());
+        match turn {
+            Turn::Add { request, netns, reply } => {
+                self.add(Addition { id, request, netns, reply, refused: 0 });
+            }
+            Turn::Del { reply } => self.del(id, reply),
+            Turn::Check { request, netns, reply } => self.check(id, request, netns, reply),
+        }
+    }
+
+    /// What an ADD needs besides an address, if pods start now.
+    fn permitted(&self) -> Result<PodConfig, AddRefusal> {
+        match &self.readiness {
+            Verdict::Ready => self.config.clone().ok_or(AddRefusal::Unconfigured),
+            Verdict::NoAddress(reason) | Verdict::NoRoutes(reason) => {
+                Err(AddRefusal::NotReady(reason.clone()))
             }
         }
-        Ok(())
     }
 
     /// Gives the interface its addresses and has the kernel make it. An interface that is there
     /// already goes the same way: that completes it and finds out whether it is the pod's.
     fn add(&mut self, addition: Addition<K::Netns>) {
-        let Some(config) = self.config.clone() else {
-            return self.wait(addition, &AddRefusal::Unconfigured);
+        if addition.reply.is_closed() {
+            return self.refuse(addition, &AddRefusal::Abandoned);
+        }
+        let config = match self.permitted() {
+            Ok(config) => config,
+            Err(refusal) => return self.wait(addition, &refusal),
         };
         self.take_over(&addition.id);
         if self.must_ask(&addition) {
@@ -365,27 +402,19 @@ impl<K: PodKernel> PodNetwork<K> {
         listing.into_iter().chain(waiting).min()
     }
 
-    fn del(&mut self, id: AttachmentId, request: DelRequest, reply: Reply) {
-        tracing::debug!(container = id.container_id, network = request.network, "DEL");
-        if !self.options.rules.hold(Rule::FreeAfterInterface) {
-            self.forget(&id);
-            self.publish();
-        }
-        let detaching = self.kernel.detach(id.clone());
-        self.work.push(detaching.map(|outcome| Done::Detached { id, reply, outcome }).boxed());
-    }
-
     fn finish(&mut self, done: Done<K::Netns>) {
         match done {
             Done::Attached { addition, attachment } => {
                 self.generation += 1;
                 self.finish_add(addition, attachment);
             }
-            Done::Detached { id, reply, outcome } => {
+            Done::Detached { batch, outcomes } => {
                 self.generation += 1;
-                self.finish_del(&id, reply, outcome);
+                self.finish_batch(batch, outcomes);
             }
             Done::Annotated { addition, outcome } => self.finish_asking(addition, outcome),
+            Done::Checked { id, reply, outcome } => self.finish_check(&id, reply, outcome),
+            Done::Collected { reply, collected } => gc::finish(reply, collected),
             Done::Listed { generation, outcome } => self.finish_listing(generation, outcome),
         }
     }
@@ -407,7 +436,7 @@ impl<K: PodKernel> PodNetwork<K> {
                 return self.add(addition);
             }
         }
-        let Addition { id, request: AddRequest { pod, .. }, netns, reply, .. } = addition;
+        let Addition { id, request: AddRequest { pod, network, .. }, netns, reply, .. } = addition;
         // Whoever has it open keeps a dead pod's interface alive.
         drop(netns);
         let addresses = self.book.held(&id).to_vec();
@@ -416,6 +445,8 @@ impl<K: PodKernel> PodNetwork<K> {
             let attachment = Interface {
                 host_ifname: pod::host_interface_name(&id.container_id, &id.ifname),
                 pod: pod.clone(),
+                network: Some(NetworkHash::of(&network)),
+                added_at: self.now(),
                 since: self.generation,
             };
             self.attachments.insert(id.clone(), attachment);
@@ -442,26 +473,6 @@ impl<K: PodKernel> PodNetwork<K> {
         }
     }
 
-    fn finish_del(&mut self, id: &AttachmentId, reply: Reply, outcome: Result<(), Error>) {
-        let response = match outcome {
-            Ok(()) => {
-                self.forget(id);
-                // Held under this name since a start that found no readable alias.
-                self.forget(&unrecorded(&pod::host_interface_name(&id.container_id, &id.ifname)));
-                self.publish();
-                Response::Done
-            }
-            Err(error) => {
-                tracing::warn!(container = id.container_id, %error, "pod not detached");
-                let msg = format!("the pod's interface could not be removed: {error}");
-                failed(Code::TryAgainLater, msg)
-            }
-        };
-        answer(reply, response);
-        self.release_turn(id);
-        self.retry_waiting();
-    }
-
     /// Frees what an interface held that is no longer in the kernel.
     fn forget(&mut self, id: &AttachmentId) {
         let addresses = self.book.release(id, self.now());
@@ -476,11 +487,11 @@ impl<K: PodKernel> PodNetwork<K> {
     fn release_turn(&mut self, id: &AttachmentId) {
         let Some(mut queue) = self.busy.remove(id) else { return };
         if let Some(next) = queue.pop_front() {
-            self.handle(next);
+            self.handle_turn(id.clone(), next);
             if let Some(waiting) = self.busy.get_mut(id) {
                 waiting.extend(queue);
             } else {
-                queue.into_iter().for_each(|call| self.handle(call));
+                queue.into_iter().for_each(|turn| self.handle_turn(id.clone(), turn));
             }
         }
     }
@@ -510,7 +521,13 @@ impl<K: PodKernel> PodNetwork<K> {
         self.supply.blocks.iter().map(|block| block.cidr).collect()
     }
 
-    fn publish(&self) {
+    /// Has the usage told when nothing else is to be done: that copies what every pod holds.
+    fn publish(&mut self) {
+        self.unpublished = true;
+    }
+
+    fn tell_usage(&mut self) {
+        self.unpublished = false;
         let usage = Usage {
             blocks: self.book.usage(),
             outside: self.book.outside(),
@@ -542,10 +559,6 @@ async fn sleep(wait: Option<Duration>) {
         Some(wait) => tokio::time::sleep(wait).await,
         None => std::future::pending().await,
     }
-}
-
-fn id_of(container_id: &str, ifname: impl ToString) -> AttachmentId {
-    AttachmentId { container_id: container_id.into(), ifname: ifname.to_string() }
 }
 
 /// Stands for a container that the kernel no longer names. No container id is empty.

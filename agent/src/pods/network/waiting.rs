@@ -1,19 +1,20 @@
 //! From the request to the addresses: what a pod asks for, and what happens while it cannot be given.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
 use std::time::Duration;
 
 use cairn_api::{ANNOTATION_IPPOOLS, ANNOTATION_IPS};
 use cairn_cni::Code;
 use cairn_ipam::choice::{self, Home, Wishes};
-use cairn_ipam::{AddressRequest, Demand};
+use cairn_ipam::{AddressRequest, AttachmentId, Demand};
 use futures::FutureExt;
+use tokio::sync::oneshot;
 
 use super::super::answers::{AddRefusal, answer, failed};
 use super::super::kernel::PodKernel;
 use super::super::server::CONNECTIONS_MAX;
-use super::{Addition, Done, PodNetwork};
+use super::{Addition, Asked, Done, PodNetwork};
 
 impl<K: PodKernel> PodNetwork<K> {
     /// The addresses of the interface: those that it has, else new ones.
@@ -85,20 +86,55 @@ impl<K: PodKernel> PodNetwork<K> {
     /// Asks for the annotations of the pod.
     pub(super) fn ask(&mut self, addition: Addition<K::Netns>) {
         let asked = self.annotations.annotations(&addition.request.pod);
-        self.work.push(asked.map(|outcome| Done::Annotated { addition, outcome }).boxed());
+        let (end, ended) = oneshot::channel();
+        self.asking.insert(addition.id.clone(), end);
+        let asking = async move {
+            let mut addition = addition;
+            let outcome = tokio::select! {
+                biased;
+                outcome = asked => Some(outcome),
+                // Whoever asked has hung up, or the pod is to go.
+                () = addition.reply.closed() => None,
+                _ = ended => None,
+            };
+            Done::Annotated { addition, outcome }
+        };
+        self.work.push(asking.boxed());
     }
 
-    pub(super) fn finish_asking(
-        &mut self,
-        mut addition: Addition<K::Netns>,
-        outcome: Result<BTreeMap<String, String>, String>,
-    ) {
+    pub(super) fn finish_asking(&mut self, mut addition: Addition<K::Netns>, outcome: Asked) {
+        self.asking.remove(&addition.id);
         match outcome {
-            Ok(annotations) => {
+            Some(Ok(annotations)) => {
                 addition.request.annotations = Some(annotations);
                 self.add(addition);
             }
-            Err(reason) => self.refuse(addition, &AddRefusal::Unannotated(reason)),
+            Some(Err(reason)) => self.refuse(addition, &AddRefusal::Unannotated(reason)),
+            None => self.refuse(addition, &AddRefusal::Abandoned),
+        }
+    }
+
+    /// Ends an ADD that only waits, since a DEL for its interface has come: neither waits for the other.
+    pub(super) fn end_waiting(&mut self, id: &AttachmentId) {
+        loop {
+            // This one is answered when it is looked at next, and the DEL follows.
+            drop(self.asking.remove(id));
+            let place = self.waiting.iter().position(|(_, addition)| addition.id == *id);
+            let waiting = place.and_then(|place| self.waiting.remove(place));
+            let Some((_, addition)) = waiting else { return };
+            // Another ADD may have its turn then, and wait too.
+            self.refuse(addition, &AddRefusal::Abandoned);
+        }
+    }
+
+    /// Ends the ADDs that wait and whose plugin has hung up, as one does that its runtime kills.
+    pub(super) fn end_abandoned(&mut self) {
+        let (gone, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|(_, addition)| addition.reply.is_closed());
+        self.waiting = waiting;
+        for (_, addition) in gone {
+            self.refuse(addition, &AddRefusal::Abandoned);
         }
     }
 
@@ -116,7 +152,7 @@ impl<K: PodKernel> PodNetwork<K> {
         self.refuse(addition, refusal);
     }
 
-    fn refuse(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
+    pub(super) fn refuse(&mut self, addition: Addition<K::Netns>, refusal: &AddRefusal) {
         let Addition { id, request, netns, reply, .. } = addition;
         let reason = refusal.to_string();
         tracing::warn!(pod = %request.pod, container = id.container_id, reason, "pod not attached");
@@ -145,16 +181,18 @@ impl<K: PodKernel> PodNetwork<K> {
     pub(super) fn expire_waiting(&mut self, now: Duration) {
         while self.waiting.front().is_some_and(|(until, _)| *until <= now) {
             let Some((_, addition)) = self.waiting.pop_front() else { return };
-            let refusal = match self.config {
-                None => AddRefusal::Unconfigured,
-                Some(_) => match self.addresses(&addition) {
-                    // Freed in this very moment.
-                    Ok(_) => {
-                        self.add(addition);
-                        continue;
-                    }
-                    Err(refusal) => refusal,
-                },
+            let served = match self.permitted() {
+                Ok(_) if self.must_ask(&addition) => Ok(()),
+                Ok(_) => self.addresses(&addition).map(drop),
+                Err(refusal) => Err(refusal),
+            };
+            let refusal = match served {
+                // Possible in this very moment.
+                Ok(()) => {
+                    self.add(addition);
+                    continue;
+                }
+                Err(refusal) => refusal,
             };
             self.refuse(addition, &refusal);
         }

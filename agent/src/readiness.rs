@@ -1,0 +1,336 @@
+//! When the pod network of a node is ready (docs/adr/0015).
+//!
+//! ```text
+//!  boot ──► no address ──► no routes ──► ready ──► (until the next boot)
+//!           configuration,  first End-of-RIB,
+//!           blocks          kernel
+//! ```
+//!
+//! It is ready when its configuration is known, it has a block of every family that the pools offer it, and
+//! the kernel has the routes of BGP's first synchronisation, of which each wait has an end. Once ready in a
+//! boot it stays so, also for the agents that follow: neither a lost peer nor an API server that is away may
+//! take a node from the scheduler, and with it the pods that run there.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cairn_ipam::{Demand, Family, OwnedBlock};
+use serde::{Deserialize, Serialize};
+
+use crate::fib::FirstRoutes;
+use crate::ipam::Storage;
+use crate::report::PodNetworkReport;
+
+/// Whether pods start on this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// They do.
+    Ready,
+    /// No pod can have an address, for this reason.
+    NoAddress(String),
+    /// Pods would have addresses and would not reach others, for this reason.
+    NoRoutes(String),
+}
+
+/// What a verdict follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// The node's addresses and the MTU of its pods are known.
+    pub configured: bool,
+    /// The families of which a pod gets an address each.
+    pub families: &'a [Family],
+    /// All blocks of the node.
+    pub blocks: &'a [OwnedBlock],
+    /// Demands that cannot be met now, each with the reason.
+    pub refusals: &'a BTreeMap<Demand, String>,
+    /// The established sessions, as `n/m`; `None` before BGP has started.
+    pub sessions: Option<&'a str>,
+    /// How far the routes are.
+    pub routes: FirstRoutes,
+}
+
+impl Facts<'_> {
+    /// The verdict on a node that has not been ready since its boot, and in whose kernel routes have been
+    /// missing for `missing_for`.
+    pub fn verdict(&self, missing_for: Duration) -> Verdict {
+        if !self.configured {
+            return Verdict::NoAddress(NO_CONFIG.into());
+        }
+        if self.families.is_empty() {
+            return Verdict::NoAddress(NO_POOL.into());
+        }
+        for family in self.families {
+            let serves =
+                |block: &OwnedBlock| block.hand_out && Family::of_net(block.cidr) == *family;
+            if !self.blocks.iter().any(serves) {
+                let refused = self.refusals.iter().find(|(lack, _)| lack.family() == *family);
+                let reason = refused.map_or("one is being claimed", |(_, reason)| reason.as_str());
+                let text = format!("this node has no block of {family} addresses yet: {reason}");
+                return Verdict::NoAddress(text);
+            }
+        }
+        match (self.routes, self.sessions) {
+            (FirstRoutes::Awaited, None) => Verdict::NoRoutes(
+                "BGP has not started (`cairn status` on this node tells of problems)".into(),
+            ),
+            (FirstRoutes::Awaited, Some(sessions)) => Verdict::NoRoutes(format!(
+                "the first routes of its BGP peers are awaited, {sessions} sessions are established; \
+                 half a minute after the start of BGP it goes on without those that are missing"
+            )),
+            (FirstRoutes::Missing(count), _) if missing_for < MISSING_WAIT => {
+                Verdict::NoRoutes(format!(
+                    "{count} routes are not in the kernel (`cairn status` on this node tells why); \
+                     after {} seconds it goes on without them",
+                    MISSING_WAIT.as_secs()
+                ))
+            }
+            (FirstRoutes::Missing(_) | FirstRoutes::Written, _) => Verdict::Ready,
+        }
+    }
+}
+
+impl Verdict {
+    /// The same for people.
+    pub fn report(&self) -> PodNetworkReport {
+        let (ready, reason) = match self {
+            Verdict::Ready => (true, None),
+            Verdict::NoAddress(reason) | Verdict::NoRoutes(reason) => (false, Some(reason.clone())),
+        };
+        PodNetworkReport { ready, reason }
+    }
+}
+
+impl Default for Verdict {
+    /// Of an agent that knows nothing yet.
+    fn default() -> Verdict {
+        Verdict::NoAddress(NO_CONFIG.into())
+    }
+}
+
+/// The readiness of a node since its boot.
+#[derive(Debug)]
+pub struct Readiness {
+    storage: Arc<dyn Storage>,
+    boot_id: String,
+    verdict: Verdict,
+    missing_since: Option<Instant>,
+}
+
+impl Readiness {
+    /// What an earlier agent of the boot with this id has left in `storage`.
+    pub fn open(storage: Arc<dyn Storage>, boot_id: String) -> Readiness {
+        let document = storage.read(FILE).unwrap_or_else(|error| {
+            tracing::warn!(%error, "{FILE} in the run directory cannot be read and does not count");
+            None
+        });
+        let document = serde_json::from_slice::<Document>(&document.unwrap_or_default()).ok();
+        let counts = document.is_some_and(|d| d.version == VERSION && d.boot_id == boot_id);
+        let verdict = if counts { Verdict::Ready } else { Verdict::default() };
+        Readiness { storage, boot_id, verdict, missing_since: None }
+    }
+
+    /// The last verdict.
+    pub fn verdict(&self) -> &Verdict {
+        &self.verdict
+    }
+
+    /// Judges anew. A node that becomes ready is remembered as such.
+    pub fn judge(&mut self, now: Instant, facts: &Facts<'_>) -> &Verdict {
+        if self.verdict == Verdict::Ready {
+            return &self.verdict;
+        }
+        self.missing_since = match facts.routes {
+            FirstRoutes::Missing(_) => self.missing_since.or(Some(now)),
+            FirstRoutes::Awaited | FirstRoutes::Written => None,
+        };
+        let since = self.missing_since.unwrap_or(now);
+        let verdict = facts.verdict(now.saturating_duration_since(since));
+        match &verdict {
+            Verdict::Ready => {
+                tracing::info!("the pod network is ready");
+                self.remember();
+            }
+            Verdict::NoAddress(reason) | Verdict::NoRoutes(reason) => {
+                // Not every count that it names.
+                if std::mem::discriminant(&self.verdict) != std::mem::discriminant(&verdict) {
+                    tracing::info!(reason, "the pod network is not ready yet");
+                }
+            }
+        }
+        self.verdict = verdict;
+        &self.verdict
+    }
+
+    /// When the verdict may change by itself.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let waits = matches!(self.verdict, Verdict::NoRoutes(_));
+        self.missing_since.filter(|_| waits).map(|since| since + MISSING_WAIT)
+    }
+
+    fn remember(&self) {
+        let document = Document { version: VERSION, boot_id: self.boot_id.clone() };
+        let written = serde_json::to_vec(&document)
+            .map_err(std::io::Error::from)
+            .and_then(|document| self.storage.write(FILE, &document));
+        if let Err(error) = written {
+            tracing::warn!(
+                "cannot write {FILE} in the run directory ({error}): after a restart of the agent pods \
+                 wait for its sessions; see that the disk has room"
+            );
+        }
+    }
+}
+
+/// What stands in the file.
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Document {
+    version: u32,
+    boot_id: String,
+}
+
+/// Why pods have no address before the node is known.
+pub const NO_CONFIG: &str = "the Cairn agent does not know its node's addresses yet: it waits for its \
+                             Node object (is the API server reachable?)";
+/// Why pods have no address on a node that no pool serves.
+pub const NO_POOL: &str = "no IPPool gives this node's pods addresses: create one, or see why the \
+                           existing ones are not ready (kubectl get ippools)";
+
+/// For how long routes that cannot be written, or to whose next hop no way is known, hold up the first
+/// pods: a tunnel is there sooner, and one broken route does not keep a node from its work.
+const MISSING_WAIT: Duration = Duration::from_secs(10);
+const FILE: &str = "ready.json";
+const VERSION: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ipam::Directory;
+
+    fn block(cidr: &str, hand_out: bool) -> OwnedBlock {
+        OwnedBlock {
+            cidr: cidr.parse().expect("a network"),
+            pool: "p".into(),
+            hand_out,
+            until: Duration::MAX,
+            revision: 0,
+            newly_claimed: false,
+        }
+    }
+
+    /// The facts of a node that is ready.
+    fn facts<'a>(blocks: &'a [OwnedBlock], refusals: &'a BTreeMap<Demand, String>) -> Facts<'a> {
+        Facts {
+            configured: true,
+            families: &[Family::V4, Family::V6],
+            blocks,
+            refusals,
+            sessions: Some("1/2"),
+            routes: FirstRoutes::Written,
+        }
+    }
+
+    /// Facts, for how long routes have been missing, and whether the node is ready; if not, whether it is for
+    /// routes, and words of the reason.
+    type Row<'a> = (Facts<'a>, Duration, Result<(), (bool, &'static str)>);
+
+    #[test]
+    fn every_gate_has_its_reason() {
+        let blocks = [block("10.0.0.0/26", true), block("fd00::/122", true)];
+        let closed = [block("10.0.0.0/26", true), block("fd00::/122", false)];
+        let none = BTreeMap::new();
+        let refusals = BTreeMap::from([
+            (Demand::Pools(Family::V4, vec!["p".into()]), "not of this family".to_owned()),
+            (
+                Demand::Pools(Family::V6, vec!["q".into()]),
+                "every block of IPPool q is taken".into(),
+            ),
+        ]);
+        let ready = facts(&blocks, &none);
+        let missing = FirstRoutes::Missing(3);
+        let table: [Row<'_>; 13] = [
+            (ready, Duration::ZERO, Ok(())),
+            (Facts { configured: false, ..ready }, MISSING_WAIT, Err((false, "Node object"))),
+            (Facts { families: &[], ..ready }, MISSING_WAIT, Err((false, "no IPPool"))),
+            (
+                Facts { blocks: &blocks[..1], ..ready },
+                MISSING_WAIT,
+                Err((false, "no block of IPv6")),
+            ),
+            (Facts { blocks: &closed, ..ready }, MISSING_WAIT, Err((false, "no block of IPv6"))),
+            (
+                Facts { blocks: &[], refusals: &refusals, families: &[Family::V6], ..ready },
+                MISSING_WAIT,
+                Err((false, "IPv6 addresses yet: every block of IPPool q is taken")),
+            ),
+            (
+                Facts { blocks: &blocks[..1], families: &[Family::V4], ..ready },
+                Duration::ZERO,
+                Ok(()),
+            ),
+            (
+                Facts { routes: FirstRoutes::Awaited, ..ready },
+                MISSING_WAIT,
+                Err((true, "1/2 sessions are established")),
+            ),
+            (
+                Facts { routes: FirstRoutes::Awaited, sessions: None, ..ready },
+                MISSING_WAIT,
+                Err((true, "BGP has not started")),
+            ),
+            (Facts { routes: missing, ..ready }, Duration::ZERO, Err((true, "3 routes"))),
+            (
+                Facts { routes: missing, ..ready },
+                MISSING_WAIT - Duration::from_millis(1),
+                Err((true, "3 routes")),
+            ),
+            (Facts { routes: missing, ..ready }, MISSING_WAIT, Ok(())),
+            // A full block is not a node's to tell.
+            (Facts { refusals: &refusals, ..ready }, Duration::ZERO, Ok(())),
+        ];
+        for (facts, missing_for, expected) in table {
+            let verdict = facts.verdict(missing_for);
+            let (limited, words) = match (&verdict, expected) {
+                (Verdict::Ready, Ok(())) => continue,
+                (Verdict::NoAddress(reason), Err((false, words))) => (reason, words),
+                (Verdict::NoRoutes(reason), Err((true, words))) => (reason, words),
+                _ => panic!("{facts:?}: {verdict:?}"),
+            };
+            assert!(limited.contains(words), "{limited}");
+        }
+    }
+
+    #[test]
+    fn once_ready_it_stays_so_until_the_next_boot() {
+        let directory = std::env::temp_dir().join(format!("ready-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let storage: Arc<dyn Storage> = Arc::new(Directory::new(&directory));
+        let open = |boot: &str| Readiness::open(Arc::clone(&storage), boot.into());
+        let (blocks, none) =
+            ([block("10.0.0.0/26", true), block("fd00::/122", true)], BTreeMap::new());
+        let ready = facts(&blocks, &none);
+        let mut first = open("boot 1");
+        let start = Instant::now();
+        assert!(matches!(first.verdict(), Verdict::NoAddress(_)));
+        let missing = Facts { routes: FirstRoutes::Missing(1), ..ready };
+        assert!(matches!(first.judge(start, &missing), Verdict::NoRoutes(_)));
+        assert_eq!(first.next_deadline(), Some(start + MISSING_WAIT));
+        assert!(matches!(open("boot 1").verdict(), Verdict::NoAddress(_)), "nothing to remember");
+        // Others are missing, and the patience is the same.
+        let others = Facts { routes: FirstRoutes::Missing(2), ..ready };
+        let later = start + MISSING_WAIT / 2;
+        assert!(matches!(first.judge(later, &others), Verdict::NoRoutes(_)));
+        assert_eq!(first.judge(start + MISSING_WAIT, &others), &Verdict::Ready);
+        assert_eq!(first.next_deadline(), None);
+        let nothing =
+            Facts { configured: false, blocks: &[], routes: FirstRoutes::Awaited, ..ready };
+        assert_eq!(first.judge(start + MISSING_WAIT, &nothing), &Verdict::Ready);
+
+        assert_eq!(open("boot 1").judge(start, &nothing), &Verdict::Ready, "the agent restarted");
+        assert!(matches!(open("boot 2").verdict(), Verdict::NoAddress(_)), "the machine did");
+        std::fs::write(directory.join(FILE), "{\"version\":1").expect("written");
+        assert!(matches!(open("boot 1").verdict(), Verdict::NoAddress(_)), "cut short");
+        std::fs::remove_dir_all(directory).expect("removed");
+    }
+}
