@@ -3,7 +3,9 @@
 //! the manifests and the code must agree on is compared.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use k8s_openapi::api::apps::v1::DaemonSet;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, ServiceAccount};
@@ -370,33 +372,210 @@ fn the_daemon_set_keeps_one_agent_a_node_with_few_rights() {
     assert_eq!(mounted, volumes, "every volume is mounted and every mount has one");
 }
 
-#[test]
-fn the_plugin_finds_the_agent() {
+/// The network configuration list that the manifests bring.
+fn conflist() -> Value {
     let map = only("manifests/base/cni.yaml", "ConfigMap", "cairn-cni");
     let list = map["data"]["10-cairn.conflist"].as_str().expect("the network configuration");
-    let list: Value = serde_json::from_str(list).expect("JSON");
+    serde_json::from_str(list).expect("JSON")
+}
+
+/// The DaemonSet's pod.
+fn agent_pod() -> Value {
+    let set = only("manifests/base/daemonset.yaml", "DaemonSet", "cairn-agent");
+    set["spec"]["template"]["spec"].clone()
+}
+
+/// The shell script that a container of it runs.
+fn script_of(container: &Value) -> &str {
+    let command = container["command"].as_array().expect("a command");
+    assert_eq!(command[..2], [json!("/bin/sh"), json!("-ec")]);
+    command[2].as_str().expect("a script")
+}
+
+/// The path on the host of what is mounted at `path`.
+fn host_path(pod: &Value, container: &Value, path: &str) -> String {
+    let mounts = container["volumeMounts"].as_array().expect("mounts");
+    let mount = mounts.iter().find(|m| m["mountPath"] == path).expect("a mount of this path");
+    let volumes = pod["volumes"].as_array().expect("volumes");
+    let volume = volumes.iter().find(|v| v["name"] == mount["name"]).expect("a volume");
+    volume["hostPath"]["path"].as_str().expect("a path on the host").to_owned()
+}
+
+#[test]
+fn the_plugin_finds_the_agent() {
+    let list = conflist();
+    // The oldest runtimes read this one, newer ones take the highest of the others: with 1.1.0 they ask
+    // STATUS and GC.
+    assert_eq!(list["cniVersion"], "1.0.0");
+    assert_eq!(list["cniVersions"], json!(["0.3.1", "0.4.0", "1.0.0", "1.1.0"]));
+    for plugin in list["plugins"].as_array().expect("plugins") {
+        assert_ne!(plugin["capabilities"], Value::Null, "{plugin}");
+    }
     let plugin = &list["plugins"][0];
     assert_eq!(plugin["type"], "cairn-cni");
-    // As a runtime hands it over: name and version of the list in each plugin's configuration.
-    let mut config = plugin.clone();
-    config["name"] = list["name"].clone();
-    config["cniVersion"] = list["cniVersion"].clone();
-    let config = cairn_cni::NetworkConfig::parse(config.to_string().as_bytes())
-        .expect("the plugin takes its configuration");
-    assert_eq!(config.socket, Path::new(cairn_cni::SOCKET_PATH));
+    for version in list["cniVersions"].as_array().expect("versions") {
+        // As a runtime hands it over: name and version of the list in each plugin's configuration.
+        let mut config = plugin.clone();
+        config["name"] = list["name"].clone();
+        config["cniVersion"] = version.clone();
+        let config = cairn_cni::NetworkConfig::parse(config.to_string().as_bytes())
+            .expect("the plugin takes its configuration");
+        assert_eq!(config.socket, Path::new(cairn_cni::SOCKET_PATH));
+    }
     // Without it every pod start would ask the API server for the pod's annotations.
     assert_eq!(plugin["capabilities"][cairn_cni::config::POD_ANNOTATIONS], true);
+    // Host ports, also towards a pod from its own node's 127.0.0.1.
+    assert_eq!(
+        list["plugins"][1],
+        json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}})
+    );
 
-    let set = only("manifests/base/daemonset.yaml", "DaemonSet", "cairn-agent");
-    let pod = &set["spec"]["template"]["spec"];
-    let run = config.socket.parent().and_then(Path::to_str).expect("a directory");
-    let volume = pod["volumes"]
-        .as_array()
-        .and_then(|all| all.iter().find(|v| v["name"] == "run"))
-        .expect("the volume of the socket");
-    assert_eq!(volume["hostPath"]["path"], run);
-    let mounts = pod["containers"][0]["volumeMounts"].as_array().expect("mounts");
-    assert!(mounts.iter().any(|m| m["name"] == "run" && m["mountPath"] == run));
+    let pod = agent_pod();
+    let agent = &pod["containers"][0];
+    let run = Path::new(cairn_cni::SOCKET_PATH).parent().and_then(Path::to_str).expect("a path");
+    assert_eq!(host_path(&pod, agent, run), run);
+}
+
+#[test]
+fn the_agent_writes_the_network_configuration_and_the_init_step_every_plugin_of_it() {
+    let pod = agent_pod();
+    let agent = &pod["containers"][0];
+    let script = script_of(agent);
+    let option = |name: &str| {
+        let (_, rest) = script.split_once(name).unwrap_or_else(|| panic!("{name}: {script}"));
+        rest.split_whitespace().next().expect("a value").to_owned()
+    };
+    let source = option("--cni-conflist ");
+    let directory = option("--cni-conf-dir ");
+    assert_eq!(host_path(&pod, agent, &directory), "/etc/cni/net.d");
+    let (mounted, name) = source.rsplit_once('/').expect("a path");
+    let mounts = agent["volumeMounts"].as_array().expect("mounts");
+    let mount = mounts.iter().find(|m| m["mountPath"] == mounted).expect("the list is mounted");
+    assert_eq!(mount["readOnly"], true);
+    let volumes = pod["volumes"].as_array().expect("volumes");
+    let volume = volumes.iter().find(|v| v["name"] == mount["name"]).expect("a volume");
+    assert_eq!(volume["configMap"]["name"], "cairn-cni");
+    let map = only("manifests/base/cni.yaml", "ConfigMap", "cairn-cni");
+    assert!(map["data"][name].is_string(), "the ConfigMap has no {name}");
+    // What `cairn cleanup` removes by default.
+    assert_eq!(name, "10-cairn.conflist");
+
+    let place = Place::new("plugins");
+    place.image("cairn-cni", "/bin/true");
+    place.image("portmap", "/bin/true");
+    place.install(&pod);
+    for plugin in conflist()["plugins"].as_array().expect("plugins") {
+        let name = plugin["type"].as_str().expect("a type");
+        let installed = place.host(name).metadata().unwrap_or_else(|e| panic!("{name}: {e}"));
+        assert_eq!(installed.permissions().mode() & 0o7777, 0o755);
+    }
+    let image = text("Dockerfile");
+    for name in ["cairn-cni", "portmap"] {
+        assert!(image.contains(&format!("/{name}")), "the image brings no {name}");
+    }
+    let init = &pod["initContainers"][0];
+    assert_eq!(host_path(&pod, init, "/host/bin"), "/opt/cni/bin");
+}
+
+/// A runtime asks every plugin of a list by one version, so an older portmap would fail every pod.
+#[test]
+fn a_portmap_of_others_stays_if_it_is_new_enough() {
+    let pod = agent_pod();
+    let place = Place::new("portmap");
+    place.image("cairn-cni", "/bin/true");
+    place.script(&place.0.join("image/portmap"), "ours");
+    for (found, stays) in [
+        (Some("echo '{\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}'"), true),
+        (Some("echo '{\"supportedVersions\":[\"0.4.0\",\"1.0.0\"]}'"), false),
+        (Some("[ $CNI_COMMAND = VERSION ] && grep -q cniVersion && echo '\"1.1.0\"'"), true),
+        (Some("exit 1"), false),
+        (None, false),
+    ] {
+        let held = place.host("portmap");
+        let _ = std::fs::remove_file(&held);
+        if let Some(found) = found {
+            place.script(&held, found);
+        }
+        place.install(&pod);
+        let after = std::fs::read_to_string(held).expect("it is there");
+        assert_eq!(after.contains("ours"), !stays, "{found:?}: {after}");
+    }
+}
+
+#[test]
+fn pods_start_while_an_upgrade_replaces_the_plugin() {
+    let pod = agent_pod();
+    let place = Place::new("upgrade");
+    place.image("portmap", "/bin/true");
+    let versions = ["/bin/true", "/bin/sleep"];
+    place.image("cairn-cni", versions[0]);
+    place.install(&pod);
+    // The old one is running for all the time.
+    std::fs::copy("/bin/sleep", place.host("cairn-cni")).expect("copied");
+    let mut old = Command::new(place.host("cairn-cni")).arg("60").spawn().expect("it runs");
+    let path = place.host("cairn-cni");
+    let running = std::thread::spawn(move || {
+        for run in 0..1_000 {
+            let status = Command::new(&path).arg("0").status();
+            let status = status.unwrap_or_else(|e| panic!("run {run}: {e}"));
+            assert!(status.success(), "run {run}: {status}");
+        }
+    });
+    let mut upgrades = 0;
+    while !running.is_finished() {
+        place.image("cairn-cni", versions[upgrades % 2]);
+        place.install(&pod);
+        upgrades += 1;
+    }
+    let still = old.try_wait().expect("a child");
+    old.kill().and_then(|()| old.wait()).expect("it ends");
+    running.join().expect("every run succeeded");
+    assert_eq!(still, None, "what runs keeps its own file");
+    assert!(upgrades >= 10, "{upgrades} upgrades");
+    let left = std::fs::read_dir(place.0.join("host")).expect("a directory").count();
+    assert_eq!(left, 2, "nothing but the plugins");
+}
+
+/// The image's and the host's directory of plugins, removed with the value.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(name: &str) -> Place {
+        let place = std::env::temp_dir().join(format!("install-{name}-{}", std::process::id()));
+        for directory in ["image", "host"] {
+            std::fs::create_dir_all(place.join(directory)).expect("a directory");
+        }
+        Place(place)
+    }
+
+    fn host(&self, plugin: &str) -> PathBuf {
+        self.0.join("host").join(plugin)
+    }
+
+    /// Puts a program into the image.
+    fn image(&self, plugin: &str, program: &str) {
+        std::fs::copy(program, self.0.join("image").join(plugin)).expect("copied");
+    }
+
+    fn script(&self, path: &Path, text: &str) {
+        std::fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("written");
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("changed");
+    }
+
+    /// Runs the init container's script, whose mounts these directories are.
+    fn install(&self, pod: &Value) {
+        let script = script_of(&pod["initContainers"][0])
+            .replace("/usr/local/bin/", &format!("{}/", self.0.join("image").display()))
+            .replace("/host/bin", &self.0.join("host").display().to_string());
+        let status = Command::new("/bin/sh").arg("-ec").arg(&script).status().expect("a shell");
+        assert!(status.success(), "{status}: {script}");
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 #[test]
