@@ -1,7 +1,7 @@
 //! What the kernel does only after it has answered, and a pod's first packet needs.
 
 use std::net::{IpAddr, Ipv6Addr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::link;
@@ -36,17 +36,19 @@ pub(super) fn groups(pod: &mut Netlink, addresses: &[IpAddr], index: u32) {
     });
 }
 
-/// Asks until it is so, for 20 ms and some. Without it after all, or when the kernel does not tell, the
+/// Asks until it is so, for half a second at most: the kernel's threads wait for the lock that whoever
+/// removes links holds for 30 ms and more. Without it after all, or when the kernel does not tell, the
 /// interface is as good as it can be: the first packet may come late.
 fn until(mut is_so: impl FnMut() -> Result<bool, Error>) {
-    for _ in 0..ATTEMPTS {
-        if is_so().unwrap_or(true) {
-            break;
-        }
-        std::thread::sleep(PAUSE);
+    let start = Instant::now();
+    let mut pause = PAUSE_MIN;
+    while !is_so().unwrap_or(true) && start.elapsed() < WAIT_MAX {
+        std::thread::sleep(pause);
+        pause = (pause * 2).min(PAUSE_MAX);
     }
 }
 
-const ATTEMPTS: u32 = 200;
-/// The kernel needs some 50 us; with what a sleep takes besides it is as much again.
-const PAUSE: Duration = Duration::from_micros(20);
+const WAIT_MAX: Duration = Duration::from_millis(500);
+/// Mostly the kernel needs some 50 us, and a sleep takes as much besides.
+const PAUSE_MIN: Duration = Duration::from_micros(20);
+const PAUSE_MAX: Duration = Duration::from_millis(1);
