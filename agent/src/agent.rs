@@ -455,7 +455,8 @@ impl Agent {
         let started = self.speaker.is_some();
         let facts = Facts {
             configured: self.configured,
-            families: &holdings.families,
+            served: !holdings.families.is_empty() || holdings.elsewhere,
+            families: &holdings.ahead,
             blocks: &holdings.blocks,
             refusals: &holdings.refusals,
             sessions: started.then(|| self.established.as_deref().unwrap_or("no")),

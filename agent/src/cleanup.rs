@@ -20,7 +20,7 @@ use serde_json::Value;
 
 use crate::fib::RouteMemory;
 use crate::pods::Lock;
-use crate::{control, ipam};
+use crate::{control, ipam, readiness};
 
 /// Options of `cairn cleanup`.
 #[derive(Args)]
@@ -60,6 +60,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     if is_conflist_of_ours(&options.cni_conf, &mut outcome) {
         outcome.file("network configuration", &options.cni_conf);
     }
+    // Without routes no node is ready: one on which Cairn is installed again begins anew.
+    outcome.file("mark of a ready node", &options.run_dir.join(readiness::FILE));
     let mut socket = RouteSocket::open()?;
     let of_pods = cleanup::find_pods(&mut socket);
     let mut remnants = cleanup::find(&mut socket, &protocols(&options)?)

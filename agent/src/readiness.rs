@@ -6,8 +6,9 @@
 //!           blocks          kernel
 //! ```
 //!
-//! It is ready when its configuration is known, it has a block of every family that the pools offer it, and
-//! the kernel has the routes of BGP's first synchronisation, of which each wait has an end. Once ready in a
+//! It is ready when its configuration is known, it has a block of every family of which it claims one before a
+//! pod asks, and the kernel has the routes of BGP's first synchronisation, of which each wait has an end. Pools
+//! for other nodes or for some namespaces, and a cordoned node, make nobody wait for a block. Once ready in a
 //! boot it stays so, also for the agents that follow: neither a lost peer nor an API server that is away may
 //! take a node from the scheduler, and with it the pods that run there.
 
@@ -28,7 +29,12 @@ pub enum Verdict {
     /// They do.
     Ready,
     /// No pod can have an address, for this reason.
-    NoAddress(String),
+    NoAddress {
+        /// What is missing.
+        reason: String,
+        /// Why one that had an address would not reach others either.
+        routes: Option<String>,
+    },
     /// Pods would have addresses and would not reach others, for this reason.
     NoRoutes(String),
 }
@@ -38,7 +44,9 @@ pub enum Verdict {
 pub struct Facts<'a> {
     /// The node's addresses and the MTU of its pods are known.
     pub configured: bool,
-    /// The families of which a pod gets an address each.
+    /// There are pools that give addresses, on this node or on others.
+    pub served: bool,
+    /// The families of which the node has or claims a block though no pod asks for one.
     pub families: &'a [Family],
     /// All blocks of the node.
     pub blocks: &'a [OwnedBlock],
@@ -54,38 +62,46 @@ impl Facts<'_> {
     /// The verdict on a node that has not been ready since its boot, and in whose kernel routes have been
     /// missing for `missing_for`.
     pub fn verdict(&self, missing_for: Duration) -> Verdict {
+        match (self.no_address(), self.no_routes(missing_for)) {
+            (Some(reason), routes) => Verdict::NoAddress { reason, routes },
+            (None, Some(reason)) => Verdict::NoRoutes(reason),
+            (None, None) => Verdict::Ready,
+        }
+    }
+
+    fn no_address(&self) -> Option<String> {
         if !self.configured {
-            return Verdict::NoAddress(NO_CONFIG.into());
+            return Some(NO_CONFIG.into());
         }
-        if self.families.is_empty() {
-            return Verdict::NoAddress(NO_POOL.into());
+        if !self.served {
+            return Some(NO_POOL.into());
         }
-        for family in self.families {
+        let lacks = |family: &&Family| {
             let serves =
-                |block: &OwnedBlock| block.hand_out && Family::of_net(block.cidr) == *family;
-            if !self.blocks.iter().any(serves) {
-                let refused = self.refusals.iter().find(|(lack, _)| lack.family() == *family);
-                let reason = refused.map_or("one is being claimed", |(_, reason)| reason.as_str());
-                let text = format!("this node has no block of {family} addresses yet: {reason}");
-                return Verdict::NoAddress(text);
-            }
-        }
+                |block: &OwnedBlock| block.hand_out && Family::of_net(block.cidr) == **family;
+            !self.blocks.iter().any(serves)
+        };
+        let family = self.families.iter().find(lacks)?;
+        let refused = self.refusals.iter().find(|(lack, _)| lack.family() == *family);
+        let reason = refused.map_or("one is being claimed", |(_, reason)| reason.as_str());
+        Some(format!("this node has no block of {family} addresses yet: {reason}"))
+    }
+
+    fn no_routes(&self, missing_for: Duration) -> Option<String> {
         match (self.routes, self.sessions) {
-            (FirstRoutes::Awaited, None) => Verdict::NoRoutes(
-                "BGP has not started (`cairn status` on this node tells of problems)".into(),
-            ),
-            (FirstRoutes::Awaited, Some(sessions)) => Verdict::NoRoutes(format!(
+            (FirstRoutes::Awaited, None) => {
+                Some("BGP has not started (`cairn status` on this node tells of problems)".into())
+            }
+            (FirstRoutes::Awaited, Some(sessions)) => Some(format!(
                 "the first routes of its BGP peers are awaited, {sessions} sessions are established; \
                  half a minute after the start of BGP it goes on without those that are missing"
             )),
-            (FirstRoutes::Missing(count), _) if missing_for < MISSING_WAIT => {
-                Verdict::NoRoutes(format!(
-                    "{count} routes are not in the kernel (`cairn status` on this node tells why); \
-                     after {} seconds it goes on without them",
-                    MISSING_WAIT.as_secs()
-                ))
-            }
-            (FirstRoutes::Missing(_) | FirstRoutes::Written, _) => Verdict::Ready,
+            (FirstRoutes::Unwritten(count), _) if missing_for < MISSING_WAIT => Some(format!(
+                "{count} routes are not in the kernel (`cairn status` on this node tells why); after {} \
+                 seconds it goes on without them",
+                MISSING_WAIT.as_secs()
+            )),
+            (FirstRoutes::Unwritten(_) | FirstRoutes::Written, _) => None,
         }
     }
 }
@@ -95,16 +111,28 @@ impl Verdict {
     pub fn report(&self) -> PodNetworkReport {
         let (ready, reason) = match self {
             Verdict::Ready => (true, None),
-            Verdict::NoAddress(reason) | Verdict::NoRoutes(reason) => (false, Some(reason.clone())),
+            Verdict::NoAddress { reason, .. } | Verdict::NoRoutes(reason) => {
+                (false, Some(reason.clone()))
+            }
         };
         PodNetworkReport { ready, reason }
+    }
+
+    /// Why a pod that gets an address would not reach others. That there is none for it, each pod finds out
+    /// for itself, since its demand is what has a block claimed where none is ahead of it.
+    pub fn shut(&self) -> Option<&str> {
+        match self {
+            Verdict::Ready => None,
+            Verdict::NoAddress { routes, .. } => routes.as_deref(),
+            Verdict::NoRoutes(reason) => Some(reason),
+        }
     }
 }
 
 impl Default for Verdict {
     /// Of an agent that knows nothing yet.
     fn default() -> Verdict {
-        Verdict::NoAddress(NO_CONFIG.into())
+        Verdict::NoAddress { reason: NO_CONFIG.into(), routes: Some(NO_CONFIG.into()) }
     }
 }
 
@@ -141,7 +169,7 @@ impl Readiness {
             return &self.verdict;
         }
         self.missing_since = match facts.routes {
-            FirstRoutes::Missing(_) => self.missing_since.or(Some(now)),
+            FirstRoutes::Unwritten(_) => self.missing_since.or(Some(now)),
             FirstRoutes::Awaited | FirstRoutes::Written => None,
         };
         let since = self.missing_since.unwrap_or(now);
@@ -151,7 +179,7 @@ impl Readiness {
                 tracing::info!("the pod network is ready");
                 self.remember();
             }
-            Verdict::NoAddress(reason) | Verdict::NoRoutes(reason) => {
+            Verdict::NoAddress { reason, .. } | Verdict::NoRoutes(reason) => {
                 // Not every count that it names.
                 if std::mem::discriminant(&self.verdict) != std::mem::discriminant(&verdict) {
                     tracing::info!(reason, "the pod network is not ready yet");
@@ -164,7 +192,7 @@ impl Readiness {
 
     /// When the verdict may change by itself.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let waits = matches!(self.verdict, Verdict::NoRoutes(_));
+        let waits = self.verdict.shut().is_some();
         self.missing_since.filter(|_| waits).map(|since| since + MISSING_WAIT)
     }
 
@@ -200,7 +228,8 @@ pub const NO_POOL: &str = "no IPPool gives this node's pods addresses: create on
 /// For how long routes that cannot be written, or to whose next hop no way is known, hold up the first
 /// pods: a tunnel is there sooner, and one broken route does not keep a node from its work.
 const MISSING_WAIT: Duration = Duration::from_secs(10);
-const FILE: &str = "ready.json";
+/// The file of the run directory that remembers it.
+pub(crate) const FILE: &str = "ready.json";
 const VERSION: u32 = 1;
 
 #[cfg(test)]
@@ -223,6 +252,7 @@ mod tests {
     fn facts<'a>(blocks: &'a [OwnedBlock], refusals: &'a BTreeMap<Demand, String>) -> Facts<'a> {
         Facts {
             configured: true,
+            served: true,
             families: &[Family::V4, Family::V6],
             blocks,
             refusals,
@@ -248,11 +278,13 @@ mod tests {
             ),
         ]);
         let ready = facts(&blocks, &none);
-        let missing = FirstRoutes::Missing(3);
-        let table: [Row<'_>; 13] = [
+        let missing = FirstRoutes::Unwritten(3);
+        let table: [Row<'_>; 14] = [
             (ready, Duration::ZERO, Ok(())),
             (Facts { configured: false, ..ready }, MISSING_WAIT, Err((false, "Node object"))),
-            (Facts { families: &[], ..ready }, MISSING_WAIT, Err((false, "no IPPool"))),
+            (Facts { served: false, ..ready }, MISSING_WAIT, Err((false, "no IPPool"))),
+            // Cordoned, or its pools are for some namespaces, or all pools for other nodes.
+            (Facts { families: &[], blocks: &[], ..ready }, Duration::ZERO, Ok(())),
             (
                 Facts { blocks: &blocks[..1], ..ready },
                 MISSING_WAIT,
@@ -293,12 +325,22 @@ mod tests {
             let verdict = facts.verdict(missing_for);
             let (limited, words) = match (&verdict, expected) {
                 (Verdict::Ready, Ok(())) => continue,
-                (Verdict::NoAddress(reason), Err((false, words))) => (reason, words),
+                (Verdict::NoAddress { reason, .. }, Err((false, words))) => (reason, words),
                 (Verdict::NoRoutes(reason), Err((true, words))) => (reason, words),
                 _ => panic!("{facts:?}: {verdict:?}"),
             };
             assert!(limited.contains(words), "{limited}");
         }
+    }
+
+    #[test]
+    fn a_pod_whose_addresses_are_there_waits_for_routes_alone() {
+        let none = BTreeMap::new();
+        let blockless = facts(&[], &none);
+        assert_eq!(blockless.verdict(Duration::ZERO).shut(), None);
+        let both = Facts { routes: FirstRoutes::Awaited, ..blockless }.verdict(Duration::ZERO);
+        assert!(both.shut().is_some_and(|reason| reason.contains("awaited")), "{both:?}");
+        assert!(Verdict::default().shut().is_some());
     }
 
     #[test]
@@ -312,13 +354,16 @@ mod tests {
         let ready = facts(&blocks, &none);
         let mut first = open("boot 1");
         let start = Instant::now();
-        assert!(matches!(first.verdict(), Verdict::NoAddress(_)));
-        let missing = Facts { routes: FirstRoutes::Missing(1), ..ready };
+        assert!(matches!(first.verdict(), Verdict::NoAddress { .. }));
+        let missing = Facts { routes: FirstRoutes::Unwritten(1), ..ready };
         assert!(matches!(first.judge(start, &missing), Verdict::NoRoutes(_)));
         assert_eq!(first.next_deadline(), Some(start + MISSING_WAIT));
-        assert!(matches!(open("boot 1").verdict(), Verdict::NoAddress(_)), "nothing to remember");
+        assert!(
+            matches!(open("boot 1").verdict(), Verdict::NoAddress { .. }),
+            "nothing to remember"
+        );
         // Others are missing, and the patience is the same.
-        let others = Facts { routes: FirstRoutes::Missing(2), ..ready };
+        let others = Facts { routes: FirstRoutes::Unwritten(2), ..ready };
         let later = start + MISSING_WAIT / 2;
         assert!(matches!(first.judge(later, &others), Verdict::NoRoutes(_)));
         assert_eq!(first.judge(start + MISSING_WAIT, &others), &Verdict::Ready);
@@ -328,9 +373,9 @@ mod tests {
         assert_eq!(first.judge(start + MISSING_WAIT, &nothing), &Verdict::Ready);
 
         assert_eq!(open("boot 1").judge(start, &nothing), &Verdict::Ready, "the agent restarted");
-        assert!(matches!(open("boot 2").verdict(), Verdict::NoAddress(_)), "the machine did");
+        assert!(matches!(open("boot 2").verdict(), Verdict::NoAddress { .. }), "the machine did");
         std::fs::write(directory.join(FILE), "{\"version\":1").expect("written");
-        assert!(matches!(open("boot 1").verdict(), Verdict::NoAddress(_)), "cut short");
+        assert!(matches!(open("boot 1").verdict(), Verdict::NoAddress { .. }), "cut short");
         std::fs::remove_dir_all(directory).expect("removed");
     }
 }

@@ -135,6 +135,7 @@ impl Node {
             })
             .unwrap();
         fs::write(self.disk.join("run/claims.json"), "{}").unwrap();
+        fs::write(self.disk.join("run/ready.json"), "{}").unwrap();
         fs::write(self.disk.join("cairn-cni"), "").unwrap();
         fs::write(
             self.disk.join("10-cairn.conflist"),
@@ -164,8 +165,10 @@ fn what_is_ours_goes_and_what_others_have_stays() {
     let host_ifname = pod::host_interface_name("c", "eth0");
     let conflist =
         format!("network configuration {}", node.disk.join("10-cairn.conflist").display());
+    let ready = format!("mark of a ready node {}", node.disk.join("run/ready.json").display());
     let network = [
         conflist.as_str(),
+        ready.as_str(),
         "route 10.244.7.0/26 metric 198 proto 222",
         "route 10.244.8.0/26 metric 198 proto 222",
         "route 10.244.8.0/26 metric 198 table 77 proto 222",

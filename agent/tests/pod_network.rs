@@ -841,6 +841,39 @@ async fn a_del_ends_an_add_that_only_waits_and_goes_on_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_add_that_would_begin_to_wait_before_a_del_ends() {
+    let node = Node::start(v4("10.0.0.0/32")).await;
+    node.kernel.0.lock().unwrap().foreign.insert(ip("10.0.0.0"));
+    let start = tokio::time::Instant::now();
+    let add = node.spawn_add("c1");
+    tokio::task::yield_now().await;
+    node.del("c1").await;
+    let (code, msg) = add.await.unwrap().into_addresses().unwrap_err();
+    assert!(code == Code::TryAgainLater && msg.contains("a DEL for the interface"), "{msg}");
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_node_that_waits_for_blocks_alone_hears_what_its_pods_ask_for() {
+    let mut node = Node::start(Supply { blocks: vec![], ..v4("10.0.0.0/30") }).await;
+    let reason = || "this node has no block of IPv4 addresses yet".to_owned();
+    node.handle.set_readiness(&Verdict::NoAddress { reason: reason(), routes: None });
+    let waiting = node.spawn_add("c1");
+    node.until(|usage| !usage.exhausted.is_empty()).await;
+    let Response::Failed(failure) = node.calls.status().await else { panic!("it is not ready") };
+    assert_eq!((failure.code, failure.msg), (Code::NotAvailable, reason()));
+    // A block of a pool for its namespace, say.
+    let blocks = v4("10.0.0.0/30").blocks;
+    node.change(|supply| supply.blocks = blocks);
+    assert_eq!(waiting.await.unwrap().into_addresses(), Ok(vec![ip("10.0.0.0")]));
+    // Without routes it would reach nobody.
+    let routes = Some("0/2 sessions are established".to_owned());
+    node.handle.set_readiness(&Verdict::NoAddress { reason: reason(), routes });
+    let (code, msg) = node.add("c2", &[]).await.unwrap_err();
+    assert!(code == Code::TryAgainLater && msg.contains("0/2 sessions"), "{msg}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn who_hangs_up_waits_no_more_and_gets_nothing() {
     let node = Node::start(v4("10.0.0.0/32")).await;
     node.add("held", &[]).await.unwrap();

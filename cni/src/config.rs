@@ -183,7 +183,7 @@ impl NetworkConfig {
         refuse_if_set("ipam", &raw.ipam, "leave it out, the Cairn agent chooses addresses")?;
         refuse_if_set("ipMasq", &raw.ip_masq, "leave it out and set natOutgoing on the IPPool")?;
         let runtime = raw.runtime_config.unwrap_or_default();
-        let args = raw.args.cni;
+        let args = raw.args.and_then(|args| args.cni).unwrap_or_default();
         Ok(NetworkConfig {
             version,
             name,
@@ -280,15 +280,13 @@ struct RawConfig {
     #[serde(default)]
     ip_masq: Value,
     runtime_config: Option<serde_json::Map<String, Value>>,
-    #[serde(default)]
-    args: RawArgs,
+    args: Option<RawArgs>,
 }
 
-#[derive(Default, Deserialize)]
+#[derive(Deserialize)]
 struct RawArgs {
     /// CNI conventions, "dynamic plugin specific fields": other keys are of other programs.
-    #[serde(default)]
-    cni: serde_json::Map<String, Value>,
+    cni: Option<serde_json::Map<String, Value>>,
 }
 
 /// Of whatever types: only what is text counts. Other fields are skipped, however deep they are.

@@ -364,6 +364,8 @@ fn every_wrong_configuration_is_one_sentence() {
         with("runtimeConfig", json!({ "ips": [], "portMappings": [{ "hostPort": 80 }] })),
         with("unknown", nested()),
         with("args", json!({ "labels": 3, "cni": { "ips": null, "mac": "" } })),
+        with("args", json!(null)),
+        with("args", json!({ "cni": null })),
         with("prevResult", json!({ "interfaces": null, "ips": null, "routes": null, "dns": null })),
         with("prevResult", json!({ "ips": [{ "interface": -1, "address": "192.0.2.1/24" }] })),
         annotated(json!({ "a": "x".repeat(256 << 10) })),

@@ -212,16 +212,36 @@ pub struct Decision {
 
 /// The families of which a pod on this node gets an address each: those of the pools that serve it.
 pub fn families(pools: &[Pool]) -> Vec<Family> {
+    families_of(pools, |_| true)
+}
+
+/// Those of [`families`] of which the node claims a block before a pod asks for one: those of pools that serve
+/// every namespace.
+pub fn families_ahead(pools: &[Pool]) -> Vec<Family> {
+    families_of(pools, |pool| pool.namespaces.is_none())
+}
+
+/// Whether there are pools that give addresses, none of them on this node.
+pub fn serve_elsewhere(pools: &[Pool]) -> bool {
+    let mut open =
+        pools.iter().filter(|pool| pool.for_pods && gives_addresses(pool, pools)).peekable();
+    open.peek().is_some() && open.all(|pool| !pool.selected)
+}
+
+fn families_of(pools: &[Pool], counts: impl Fn(&Pool) -> bool) -> Vec<Family> {
     let serves = |family| {
         pools.iter().any(|pool| {
             Family::of_net(pool.cidr) == family
                 && pool.selected
-                && !pool.terminating
-                && !pool.disabled
-                && overlapped_by(pool, pools).is_none()
+                && gives_addresses(pool, pools)
+                && counts(pool)
         })
     };
     [Family::V4, Family::V6].into_iter().filter(|family| serves(*family)).collect()
+}
+
+fn gives_addresses(pool: &Pool, pools: &[Pool]) -> bool {
+    !pool.terminating && !pool.disabled && overlapped_by(pool, pools).is_none()
 }
 
 /// The pools of pods as the choice of a pod's addresses needs them. A pool that the leader holds

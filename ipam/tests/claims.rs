@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use cairn_api::{BlockAllocation, LabelSelector};
-use cairn_ipam::claims::{DRAINED_IDLE_SECS, candidate, decide, free_index, pod_pools};
+use cairn_ipam::claims::{
+    DRAINED_IDLE_SECS, candidate, decide, families, families_ahead, free_index, pod_pools,
+    serve_elsewhere,
+};
 use cairn_ipam::{
     BlockState, BlockUsage, Claim, Decision, Demand, Family, FreeIndex, Knowledge, OwnBlock, Pool,
     Rule, Rules, Scheduling, Standing,
@@ -570,4 +573,28 @@ fn a_48_spreads_nodes_over_all_of_it() {
         (0..5_000).filter_map(|n| candidate(&format!("node-{n}"), &pool, &index, 0)).collect();
     assert_eq!(blocks.len(), 5_000);
     assert!(blocks.iter().all(|block| pool.cidr.contains(block)));
+}
+
+#[test]
+fn a_node_waits_for_blocks_of_the_pools_that_are_for_it_and_everybody() {
+    let general = pool("general", "10.0.0.0/16", 26);
+    let chosen =
+        Pool { namespaces: Some(LabelSelector::default()), ..pool("chosen", "fd00::/64", 122) };
+    let elsewhere = |pool: &Pool| Pool { selected: false, ..pool.clone() };
+    let disabled = Pool { disabled: true, ..general.clone() };
+    let (v4, v6) = (Family::V4, Family::V6);
+    for (pools, serve, ahead, others) in [
+        (vec![], vec![], vec![], false),
+        (vec![general.clone(), chosen.clone()], vec![v4, v6], vec![v4], false),
+        (vec![chosen.clone()], vec![v6], vec![], false),
+        (vec![elsewhere(&general), chosen.clone()], vec![v6], vec![], false),
+        (vec![elsewhere(&general), elsewhere(&chosen)], vec![], vec![], true),
+        // It may be for this node, when it is open again.
+        (vec![disabled.clone()], vec![], vec![], false),
+        (vec![disabled, elsewhere(&chosen)], vec![], vec![], true),
+    ] {
+        assert_eq!(families(&pools), serve, "{pools:?}");
+        assert_eq!(families_ahead(&pools), ahead, "{pools:?}");
+        assert_eq!(serve_elsewhere(&pools), others, "{pools:?}");
+    }
 }

@@ -97,6 +97,10 @@ pub struct Holdings {
     pub lodgings: Vec<IpNet>,
     /// The families of which a pod gets an address each.
     pub families: Vec<Family>,
+    /// Those of them of which the node has or claims a block though no pod asks for one.
+    pub ahead: Vec<Family>,
+    /// There are pools that give addresses, none of them on this node.
+    pub elsewhere: bool,
     /// Every pool of pods, usable or not.
     pub pools: Vec<PodPool>,
     /// What is never handed out.

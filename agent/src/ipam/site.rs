@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use cairn_ipam::claims::{PoolError, families};
+use cairn_ipam::claims::{PoolError, families, families_ahead, serve_elsewhere};
 use cairn_ipam::{Family, PodPool, Pool, Scheduling};
 use ipnet::IpNet;
 
@@ -106,5 +106,19 @@ impl Site {
     /// The families of which a pod gets an address each.
     pub(super) fn families(&self) -> Vec<Family> {
         families(&self.pools)
+    }
+
+    /// Those of them of which the node has or claims a block though no pod asks for one: none on a cordoned
+    /// node, which gives its last block back.
+    pub(super) fn families_ahead(&self) -> Vec<Family> {
+        match self.scheduling {
+            Scheduling::Open => families_ahead(&self.pools),
+            Scheduling::Cordoned => Vec::new(),
+        }
+    }
+
+    /// Whether there are pools that give addresses, none of them on this node.
+    pub(super) fn pools_serve_elsewhere(&self) -> bool {
+        serve_elsewhere(&self.pools)
     }
 }

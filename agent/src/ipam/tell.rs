@@ -161,6 +161,8 @@ impl Blocks {
             holdings.lodgings = lodgings;
             holdings.told = true;
             holdings.families = site.families();
+            holdings.ahead = site.families_ahead();
+            holdings.elsewhere = site.pools_serve_elsewhere();
             holdings.pools = pools;
             holdings.reserved = site.reserved.clone();
             holdings.refusals = refusals;

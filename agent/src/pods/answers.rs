@@ -88,7 +88,7 @@ pub(super) fn added(attached: &Attached, addresses: &[IpAddr]) -> Added {
 pub(super) fn status_of(readiness: &Verdict) -> Response {
     match readiness {
         Verdict::Ready => Response::Done,
-        Verdict::NoAddress(reason) => failed(Code::NotAvailable, reason.clone()),
+        Verdict::NoAddress { reason, .. } => failed(Code::NotAvailable, reason.clone()),
         Verdict::NoRoutes(reason) => failed(Code::LimitedConnectivity, reason.clone()),
     }
 }

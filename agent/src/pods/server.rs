@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use cairn_cni::Code;
 use cairn_cni::protocol::{self, Failure, Request, Response};
 use cairn_kernel::NetNs;
+use rustix::net::RecvFlags;
 use tokio::io::Interest;
 use tokio::net::UnixListener;
 use tokio::runtime::Handle;
@@ -46,6 +47,8 @@ pub(super) async fn serve(listener: UnixListener, calls: PodCalls<Arc<NetNs>>, o
 
 fn answer(stream: &UnixStream, user: u32, calls: &PodCalls<Arc<NetNs>>, own: (u64, u64)) {
     let response = match receive(stream, user, own) {
+        // The DEL that follows such an end may have been served already.
+        Ok((Request::Add(_), _)) if has_hung_up(stream) => return,
         Ok((Request::Add(request), Some(netns))) => {
             let added = Handle::current().block_on(async {
                 tokio::select! {
@@ -74,6 +77,12 @@ fn answer(stream: &UnixStream, user: u32, calls: &PodCalls<Arc<NetNs>>, own: (u6
     if let Err(error) = protocol::send_response(stream, &response, Instant::now() + TRANSFER_MAX) {
         tracing::debug!(%error, "a CNI request's answer found nobody");
     }
+}
+
+/// Whether the plugin has closed the connection.
+fn has_hung_up(stream: &UnixStream) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    matches!(rustix::net::recv(stream, &mut [0_u8], flags), Ok((0, _)))
 }
 
 /// Waits until the plugin has closed the connection, as when its runtime kills it.

@@ -1,8 +1,9 @@
 //! CHECK: is an interface what was answered when it was made?
 
+use cairn_cni::Code;
 use cairn_cni::protocol::{CheckRequest, Response};
 use cairn_ipam::AttachmentId;
-use cairn_kernel::pod::Expected;
+use cairn_kernel::pod::{Difference, Expected};
 use futures::FutureExt;
 
 use super::super::answers::{INTERNAL, answer, failed};
@@ -31,7 +32,15 @@ impl<K: PodKernel> PodNetwork<K> {
             Ok(Ok(())) => Response::Done,
             Ok(Err(difference)) => {
                 tracing::warn!(container = id.container_id, %difference, "CHECK");
-                failed(INTERNAL, difference.to_string())
+                let code = match difference {
+                    // It went with the node's address, and is written again.
+                    Difference::NoRoute { .. } => {
+                        self.request_listing();
+                        Code::TryAgainLater
+                    }
+                    _ => INTERNAL,
+                };
+                failed(code, difference.to_string())
             }
             Err(error) => {
                 failed(INTERNAL, format!("the pod's interface could not be looked at: {error}"))

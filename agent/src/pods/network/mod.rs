@@ -318,6 +318,10 @@ impl<K: PodKernel> PodNetwork<K> {
             return answer(turn.into_reply(), failed(Code::TryAgainLater, msg));
         }
         self.busy.insert(id.clone(), VecDeque::new());
+        self.begin(id, turn);
+    }
+
+    fn begin(&mut self, id: AttachmentId, turn: Turn<K::Netns>) {
         match turn {
             Turn::Add { request, netns, reply } => {
                 self.add(Addition { id, request, netns, reply, refused: 0 });
@@ -329,11 +333,9 @@ impl<K: PodKernel> PodNetwork<K> {
 
     /// What an ADD needs besides an address, if pods start now.
     fn permitted(&self) -> Result<PodConfig, AddRefusal> {
-        match &self.readiness {
-            Verdict::Ready => self.config.clone().ok_or(AddRefusal::Unconfigured),
-            Verdict::NoAddress(reason) | Verdict::NoRoutes(reason) => {
-                Err(AddRefusal::NotReady(reason.clone()))
-            }
+        match self.readiness.shut() {
+            Some(reason) => Err(AddRefusal::NotReady(reason.to_owned())),
+            None => self.config.clone().ok_or(AddRefusal::Unconfigured),
         }
     }
 
@@ -485,14 +487,11 @@ impl<K: PodKernel> PodNetwork<K> {
 
     /// Lets the next request for the interface begin.
     fn release_turn(&mut self, id: &AttachmentId) {
-        let Some(mut queue) = self.busy.remove(id) else { return };
-        if let Some(next) = queue.pop_front() {
-            self.handle_turn(id.clone(), next);
-            if let Some(waiting) = self.busy.get_mut(id) {
-                waiting.extend(queue);
-            } else {
-                queue.into_iter().for_each(|turn| self.handle_turn(id.clone(), turn));
-            }
+        let Some(queue) = self.busy.get_mut(id) else { return };
+        match queue.pop_front() {
+            // The others wait for it.
+            Some(next) => self.begin(id.clone(), next),
+            None => drop(self.busy.remove(id)),
         }
     }
 

@@ -12,6 +12,7 @@ use futures::FutureExt;
 use tokio::sync::oneshot;
 
 use super::super::answers::{AddRefusal, answer, failed};
+use super::super::calls::Turn;
 use super::super::kernel::PodKernel;
 use super::super::server::CONNECTIONS_MAX;
 use super::{Addition, Asked, Done, PodNetwork};
@@ -85,6 +86,9 @@ impl<K: PodKernel> PodNetwork<K> {
 
     /// Asks for the annotations of the pod.
     pub(super) fn ask(&mut self, addition: Addition<K::Netns>) {
+        if self.is_to_end(&addition.id) {
+            return self.refuse(addition, &AddRefusal::Abandoned);
+        }
         let asked = self.annotations.annotations(&addition.request.pod);
         let (end, ended) = oneshot::channel();
         self.asking.insert(addition.id.clone(), end);
@@ -112,6 +116,12 @@ impl<K: PodKernel> PodNetwork<K> {
             Some(Err(reason)) => self.refuse(addition, &AddRefusal::Unannotated(reason)),
             None => self.refuse(addition, &AddRefusal::Abandoned),
         }
+    }
+
+    /// Whether a DEL waits for the end of what is done to the interface.
+    fn is_to_end(&self, id: &AttachmentId) -> bool {
+        let queue = self.busy.get(id);
+        queue.is_some_and(|queue| queue.iter().any(|turn| matches!(turn, Turn::Del { .. })))
     }
 
     /// Ends an ADD that only waits, since a DEL for its interface has come: neither waits for the other.
@@ -144,6 +154,9 @@ impl<K: PodKernel> PodNetwork<K> {
             && self.exhausted.insert(demand)
         {
             self.publish();
+        }
+        if self.is_to_end(&addition.id) {
+            return self.refuse(addition, &AddRefusal::Abandoned);
         }
         if refusal.may_end_soon() && self.waiting.len() < WAITING_MAX {
             let until = self.now() + self.options.address_wait;
