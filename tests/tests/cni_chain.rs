@@ -39,6 +39,7 @@ fn portmap_bandwidth_and_tuning_come_after_ours_in_each_version() {
         // With the address that tuning gave both of them; each is alone on its link.
         let [one, other] = &pods;
         everybody_reaches_everybody(&[&node.netns, one, other], version);
+        check(&node, &list, version, &attachments, one);
         for answer in node.plug("del", &list, &attachments) {
             assert_eq!((answer.error.as_str(), answer.code), ("", 0), "{version}");
         }
@@ -48,6 +49,64 @@ fn portmap_bandwidth_and_tuning_come_after_ours_in_each_version() {
         }
         nothing_is_left(&node);
     }
+}
+
+/// CHECK of both finds nothing, although tuning has changed the addresses of the links, and names what the first
+/// pod then loses.
+fn check(node: &Node, list: &Value, version: &str, attachments: &[Attachment], first: &NetNs) {
+    // portmap 1.1.1 looks for its rules of IPv4 among those of IPv6: it is told of no ports.
+    let mut attachments = attachments.to_vec();
+    for attachment in &mut attachments {
+        attachment.capabilities["portMappings"] = json!([]);
+    }
+    let answers = || node.plug("check", list, &attachments);
+    if version == "0.3.1" {
+        assert!(answers().iter().all(|answer| answer.error.contains("does not support the CHECK")));
+        return;
+    }
+    for answer in answers() {
+        assert_eq!((answer.error.as_str(), answer.code), ("", 0), "{version}");
+    }
+    on(first, || run("ip route del default"));
+    let errors: Vec<String> = answers().into_iter().map(|answer| answer.error).collect();
+    let lost = "no default route via 169.254.1.1";
+    assert!(errors[0].contains(lost) && errors[1].is_empty(), "{errors:#?}");
+}
+
+/// What a runtime has forgotten, while its network namespace is still there.
+#[test]
+fn gc_ends_what_no_runtime_knows_and_nothing_else() {
+    let node = node();
+    let list = node.conflist("1.1.0", &[]);
+    let mut another = list.clone();
+    another["name"] = "another".into();
+    let pods = [fresh(), fresh(), fresh(), fresh()];
+    let attachment = |number: usize, name: &str| Attachment::new(name, path_of(&pods[number]));
+    let kept = attachment(0, "kept");
+    let add = |list: &Value, attachment: Attachment| {
+        for answer in node.plug("add", list, &[attachment]) {
+            let _ = answer.added();
+        }
+        // Nor does libcni know of it, which would call DEL.
+        for file in std::fs::read_dir(node.path("cni-cache/results")).expect("its memory") {
+            std::fs::remove_file(file.expect("a file").path()).expect("forgotten");
+        }
+    };
+    let collect = || {
+        for answer in node.plug("gc", &list, std::slice::from_ref(&kept)) {
+            assert_eq!((answer.error.as_str(), answer.code), ("", 0));
+        }
+        pods.each_ref().map(|netns| addresses(netns).len())
+    };
+    add(&list, kept.clone());
+    add(&list, attachment(1, "lost"));
+    add(&another, attachment(2, "of-another-network"));
+    // What is younger than a minute may be what its runtime has not yet noted.
+    assert_eq!(collect(), [2, 2, 2, 0]);
+    std::thread::sleep(SPARED + Duration::from_secs(1));
+    add(&list, attachment(3, "young"));
+    assert_eq!(collect(), [2, 0, 2, 2]);
+    wait_for("its addresses are free", || node.used() == 6, || format!("{:#?}", node.blocks()));
 }
 
 /// Debian's plugins do not know version 1.1.0, the first with STATUS.
@@ -230,6 +289,8 @@ const POOLS: [Pool<'static>; 2] = [
 ];
 /// What ptp and host-local give the node.
 const PTP_GATEWAYS: [&str; 2] = ["10.99.0.1", "fd00:10:99::1"];
+/// For how long GC leaves what was added.
+const SPARED: Duration = Duration::from_secs(60);
 const PORT: u16 = 9_000;
 const MAC: &str = "02:00:00:00:00:07";
 const RATE_BITS: usize = 8_000_000;
