@@ -47,6 +47,8 @@ fn install(cluster: &Cluster) {
     fs::write(cluster.directory().join("kustomization.yaml"), OVERLAY).expect("an overlay");
     cluster.kubectl(&format!("apply -k {}", cluster.directory().display()));
     cluster.kubectl("wait --for=condition=Established --timeout=60s crd --all");
+    cluster.kubectl("-n cairn-system rollout status daemonset/cairn-agent --timeout=120s");
+    assert!(ready("False"), "a node without a pool is ready");
     cluster.kubectl(&format!("apply -k {}/manifests/config", cluster.directory().display()));
     cluster.apply("peer.yaml", include_str!("../e2e/peer.yaml"));
     cluster.until("nodes are ready", PATIENCE, || ready("True"));
@@ -304,6 +306,7 @@ const OWN_CASES: [&[&str]; 2] = [
         "Services should serve endpoints on same port and different protocols",
         "DNS should provide DNS for services",
         "DNS should provide DNS for pods for Hostname",
+        "HostPort validates that there is no conflict between pods with same hostPort",
     ],
 ];
 const NODES: [&str; 3] = ["n1", "n2", "n3"];

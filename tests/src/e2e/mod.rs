@@ -27,7 +27,7 @@ use std::path::Path;
 use serde_json::Value;
 
 pub use cluster::Cluster;
-pub use flow::{Counted, Flow, Ping};
+pub use flow::{Counted, Flow, PACKETS_PER_SECOND, Ping};
 pub use machine::on_its_own;
 pub use node::Node;
 pub use pods::Pod;
