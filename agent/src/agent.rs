@@ -458,7 +458,6 @@ impl Agent {
             served: !holdings.families.is_empty() || holdings.elsewhere,
             families: &holdings.ahead,
             blocks: &holdings.blocks,
-            refusals: &holdings.refusals,
             sessions: started.then(|| self.established.as_deref().unwrap_or("no")),
             routes,
         };

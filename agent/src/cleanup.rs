@@ -84,6 +84,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
     if options.pods {
         outcome.file("CNI plugin", &options.cni_plugin);
+        outcome.file("CNI plugin", &options.cni_plugin.with_file_name("cairn-portmap"));
         outcome.directory(&options.run_dir);
     }
     if kept > 0 {

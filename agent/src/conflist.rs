@@ -137,8 +137,8 @@ impl Conflist {
         match self.before_ours() {
             Ok(None) => {}
             Ok(Some(other)) => problems.push(format!(
-                "{other} in the directory of CNI configurations comes before {}, so that container runtimes \
-                 take it and give pods to another plugin: remove it if pods are to be Cairn's",
+                "{other} in the directory of CNI configurations comes before {}, or that is not there yet, so that \
+                 container runtimes take it and give pods to another plugin: remove it if pods are to be Cairn's",
                 self.name
             )),
             // The place of ours cannot be written either, or is not there yet.
@@ -190,6 +190,7 @@ impl Conflist {
     /// The file that a runtime takes instead of ours: libcni reads these endings, in the order of names.
     fn before_ours(&self) -> io::Result<Option<String>> {
         let mut first: Option<String> = None;
+        let is_there = self.directory.join(&self.name).exists();
         for entry in fs::read_dir(&self.directory)? {
             let name = entry?.file_name();
             let ending = Path::new(&name).extension().and_then(|ending| ending.to_str());
@@ -198,7 +199,8 @@ impl Conflist {
                 ending.is_some_and(|ending| ["conf", "conflist", "json"].contains(&ending));
             let is_file = || self.directory.join(&name).is_file();
             if is_read
-                && name < self.name
+                && name != self.name
+                && (name < self.name || !is_there)
                 && first.as_ref().is_none_or(|first| name < *first)
                 && is_file()
             {
@@ -340,6 +342,8 @@ mod tests {
         {
             fs::write(place.other(harmless), "{}").expect("written");
         }
+        // Until ours is there it gets the pods.
+        assert!(conflist.settle(false)[0].starts_with("10-flannel.conflist"));
         fs::create_dir(place.other("01-directory.conf")).expect("a directory");
         assert_eq!(conflist.settle(true), Vec::<String>::new());
         for (name, extension) in [("05-b", "json"), ("05-a", "conf"), ("00-multus", "conflist")] {

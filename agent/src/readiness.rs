@@ -12,11 +12,12 @@
 //! boot it stays so, also for the agents that follow: neither a lost peer nor an API server that is away may
 //! take a node from the scheduler, and with it the pods that run there.
 
-use std::collections::BTreeMap;
+use std::fs::File;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use cairn_ipam::{Demand, Family, OwnedBlock};
+use cairn_ipam::{Family, OwnedBlock};
 use serde::{Deserialize, Serialize};
 
 use crate::fib::FirstRoutes;
@@ -50,8 +51,6 @@ pub struct Facts<'a> {
     pub families: &'a [Family],
     /// All blocks of the node.
     pub blocks: &'a [OwnedBlock],
-    /// Demands that cannot be met now, each with the reason.
-    pub refusals: &'a BTreeMap<Demand, String>,
     /// The established sessions, as `n/m`; `None` before BGP has started.
     pub sessions: Option<&'a str>,
     /// How far the routes are.
@@ -82,9 +81,10 @@ impl Facts<'_> {
             !self.blocks.iter().any(serves)
         };
         let family = self.families.iter().find(lacks)?;
-        let refused = self.refusals.iter().find(|(lack, _)| lack.family() == *family);
-        let reason = refused.map_or("one is being claimed", |(_, reason)| reason.as_str());
-        Some(format!("this node has no block of {family} addresses yet: {reason}"))
+        Some(format!(
+            "this node has no block of {family} addresses yet (if that does not pass within seconds, see \
+             `cairn status` on this node and kubectl get ippools)"
+        ))
     }
 
     fn no_routes(&self, missing_for: Duration) -> Option<String> {
@@ -210,6 +210,20 @@ impl Readiness {
     }
 }
 
+/// Keeps the time of the file current for as long as it is polled: while no agent runs, the plugin takes the
+/// network for there only so long after it.
+pub async fn keep_current(run_dir: PathBuf) {
+    let path = run_dir.join(FILE);
+    loop {
+        // It is not there before the node is ready.
+        let _ = File::options()
+            .write(true)
+            .open(&path)
+            .and_then(|file| file.set_modified(SystemTime::now()));
+        tokio::time::sleep(CURRENT_INTERVAL).await;
+    }
+}
+
 /// What stands in the file.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -229,7 +243,8 @@ pub const NO_POOL: &str = "no IPPool gives this node's pods addresses: create on
 /// pods: a tunnel is there sooner, and one broken route does not keep a node from its work.
 const MISSING_WAIT: Duration = Duration::from_secs(10);
 /// The file of the run directory that remembers it.
-pub(crate) const FILE: &str = "ready.json";
+pub(crate) const FILE: &str = cairn_cni::served::READY_FILE;
+const CURRENT_INTERVAL: Duration = Duration::from_secs(30);
 const VERSION: u32 = 1;
 
 #[cfg(test)]
@@ -249,13 +264,12 @@ mod tests {
     }
 
     /// The facts of a node that is ready.
-    fn facts<'a>(blocks: &'a [OwnedBlock], refusals: &'a BTreeMap<Demand, String>) -> Facts<'a> {
+    fn facts(blocks: &[OwnedBlock]) -> Facts<'_> {
         Facts {
             configured: true,
             served: true,
             families: &[Family::V4, Family::V6],
             blocks,
-            refusals,
             sessions: Some("1/2"),
             routes: FirstRoutes::Written,
         }
@@ -269,17 +283,9 @@ mod tests {
     fn every_gate_has_its_reason() {
         let blocks = [block("10.0.0.0/26", true), block("fd00::/122", true)];
         let closed = [block("10.0.0.0/26", true), block("fd00::/122", false)];
-        let none = BTreeMap::new();
-        let refusals = BTreeMap::from([
-            (Demand::Pools(Family::V4, vec!["p".into()]), "not of this family".to_owned()),
-            (
-                Demand::Pools(Family::V6, vec!["q".into()]),
-                "every block of IPPool q is taken".into(),
-            ),
-        ]);
-        let ready = facts(&blocks, &none);
+        let ready = facts(&blocks);
         let missing = FirstRoutes::Unwritten(3);
-        let table: [Row<'_>; 14] = [
+        let table: [Row<'_>; 12] = [
             (ready, Duration::ZERO, Ok(())),
             (Facts { configured: false, ..ready }, MISSING_WAIT, Err((false, "Node object"))),
             (Facts { served: false, ..ready }, MISSING_WAIT, Err((false, "no IPPool"))),
@@ -291,11 +297,6 @@ mod tests {
                 Err((false, "no block of IPv6")),
             ),
             (Facts { blocks: &closed, ..ready }, MISSING_WAIT, Err((false, "no block of IPv6"))),
-            (
-                Facts { blocks: &[], refusals: &refusals, families: &[Family::V6], ..ready },
-                MISSING_WAIT,
-                Err((false, "IPv6 addresses yet: every block of IPPool q is taken")),
-            ),
             (
                 Facts { blocks: &blocks[..1], families: &[Family::V4], ..ready },
                 Duration::ZERO,
@@ -318,8 +319,6 @@ mod tests {
                 Err((true, "3 routes")),
             ),
             (Facts { routes: missing, ..ready }, MISSING_WAIT, Ok(())),
-            // A full block is not a node's to tell.
-            (Facts { refusals: &refusals, ..ready }, Duration::ZERO, Ok(())),
         ];
         for (facts, missing_for, expected) in table {
             let verdict = facts.verdict(missing_for);
@@ -335,12 +334,29 @@ mod tests {
 
     #[test]
     fn a_pod_whose_addresses_are_there_waits_for_routes_alone() {
-        let none = BTreeMap::new();
-        let blockless = facts(&[], &none);
+        let blockless = facts(&[]);
         assert_eq!(blockless.verdict(Duration::ZERO).shut(), None);
         let both = Facts { routes: FirstRoutes::Awaited, ..blockless }.verdict(Duration::ZERO);
         assert!(both.shut().is_some_and(|reason| reason.contains("awaited")), "{both:?}");
         assert!(Verdict::default().shut().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_file_says_when_an_agent_last_served() {
+        let directory = std::env::temp_dir().join(format!("served-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).expect("a directory");
+        let path = directory.join(FILE);
+        let modified = || path.metadata().and_then(|m| m.modified()).expect("a file");
+        let keeping = tokio::spawn(keep_current(directory.clone()));
+        tokio::time::sleep(CURRENT_INTERVAL / 2).await;
+        assert!(!path.exists(), "nobody is ready by it");
+        std::fs::write(&path, "{}").expect("written");
+        let hour = SystemTime::now() - Duration::from_secs(3600);
+        File::options().write(true).open(&path).and_then(|f| f.set_modified(hour)).expect("set");
+        tokio::time::sleep(CURRENT_INTERVAL).await;
+        assert!(modified() > hour + Duration::from_secs(3000));
+        keeping.abort();
+        let _ = std::fs::remove_dir_all(&directory);
     }
 
     #[test]
@@ -349,9 +365,8 @@ mod tests {
         std::fs::create_dir_all(&directory).expect("a directory");
         let storage: Arc<dyn Storage> = Arc::new(Directory::new(&directory));
         let open = |boot: &str| Readiness::open(Arc::clone(&storage), boot.into());
-        let (blocks, none) =
-            ([block("10.0.0.0/26", true), block("fd00::/122", true)], BTreeMap::new());
-        let ready = facts(&blocks, &none);
+        let blocks = [block("10.0.0.0/26", true), block("fd00::/122", true)];
+        let ready = facts(&blocks);
         let mut first = open("boot 1");
         let start = Instant::now();
         assert!(matches!(first.verdict(), Verdict::NoAddress { .. }));

@@ -137,6 +137,7 @@ impl Node {
         fs::write(self.disk.join("run/claims.json"), "{}").unwrap();
         fs::write(self.disk.join("run/ready.json"), "{}").unwrap();
         fs::write(self.disk.join("cairn-cni"), "").unwrap();
+        fs::write(self.disk.join("cairn-portmap"), "").unwrap();
         fs::write(
             self.disk.join("10-cairn.conflist"),
             r#"{"name": "cairn", "plugins": [{"type": "cairn-cni"}]}"#,
@@ -205,6 +206,7 @@ fn what_is_ours_goes_and_what_others_have_stays() {
     let rest = [
         format!("pod interface {host_ifname} of 10.244.0.5, fd00::5"),
         format!("CNI plugin {}", node.disk.join("cairn-cni").display()),
+        format!("CNI plugin {}", node.disk.join("cairn-portmap").display()),
         format!("run directory {}", node.disk.join("run").display()),
     ];
     let would = rest.each_ref().map(|thing| format!("would remove {thing}"));

@@ -20,6 +20,7 @@ pub mod orphan;
 pub mod plugin;
 pub mod protocol;
 pub mod result;
+pub mod served;
 
 pub use config::{CniVersion, NetworkConfig};
 pub use error::{Code, Error};

@@ -20,6 +20,7 @@ use crate::error::Error;
 use crate::invocation::{Arguments, Invocation, Target};
 use crate::orphan;
 use crate::protocol::{self, AddRequest, CheckRequest, DelRequest, GcRequest, Request, Response};
+use crate::served;
 
 /// How long the plugin waits for the agent. Runtimes give a plugin minutes, and kill what hangs.
 #[derive(Clone, Copy, Debug)]
@@ -28,8 +29,8 @@ pub struct Patience {
     pub connect: Duration,
     /// The same of DEL, after which the plugin removes the pod's interface itself.
     pub connect_del: Duration,
-    /// The same of STATUS: without an answer the runtime tells Kubernetes that the node has no network, which
-    /// an upgrade of the agent is no reason for.
+    /// The same of STATUS. Without an agent it succeeds if one has served the node lately, so that the runtime
+    /// does not tell Kubernetes at every upgrade that the node has no network.
     pub connect_status: Duration,
     /// For everything, from the first attempt to connect to the answer.
     pub total: Duration,
@@ -40,7 +41,7 @@ impl Default for Patience {
         Patience {
             connect: Duration::from_secs(5),
             connect_del: Duration::from_secs(1),
-            connect_status: Duration::from_secs(10),
+            connect_status: Duration::from_secs(1),
             total: Duration::from_secs(25),
         }
     }
@@ -216,8 +217,12 @@ fn collect(input: &[u8], patience: Patience) -> Result<Option<Value>, Error> {
 fn status(config: &NetworkConfig, patience: Patience) -> Result<Option<Value>, Error> {
     let call =
         Call { socket: &config.socket, connect: patience.connect_status, total: patience.total };
-    let answered = call.ask(&Request::Status, None);
-    answered.and_then(|response| done("STATUS", response)).map_err(Error::of_status)
+    match call.ask(&Request::Status, None) {
+        Err(Error::AgentAbsent { .. }) if served::lately(&config.socket) => Ok(None),
+        answered => {
+            answered.and_then(|response| done("STATUS", response)).map_err(Error::of_status)
+        }
+    }
 }
 
 /// Opens the container's network namespace. Here and not by the agent: a path made after the agent's mount

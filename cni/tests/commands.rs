@@ -9,6 +9,7 @@ use std::time::Duration;
 use cairn_cni::Code;
 use cairn_cni::plugin::{Outcome, Patience};
 use cairn_cni::protocol::{self, Failure, Request, Response};
+use cairn_cni::served::{AWAY_MAX, READY_FILE};
 use serde_json::{Value, json};
 
 use support::{
@@ -271,8 +272,40 @@ fn status_without_an_agent_means_that_there_is_no_network() {
         let (outcome, ..) = asked(&only, change, Response::Failed(refusal));
         assert_eq!(outcome.output.unwrap()["code"], u32::from(code));
     }
-    // An upgrade of the agent must not make a node NotReady; DEL has another way, and waits less.
+    // DEL and STATUS have another way, and wait less.
     let patience = Patience::default();
     let waits = [patience.connect_del, patience.connect, patience.connect_status];
-    assert_eq!(waits, [1, 5, 10].map(Duration::from_secs));
+    assert_eq!(waits, [1, 5, 1].map(Duration::from_secs));
+}
+
+#[test]
+fn status_allows_an_agent_to_be_away_for_an_upgrade() {
+    let directory = Directory::create();
+    let mut config = config(&directory.socket());
+    config["cniVersion"] = "1.1.0".into();
+    let only = Variables::from([("CNI_COMMAND", "STATUS".into())]);
+    let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let this = json!({ "version": 1, "bootId": boot_id.trim_end() }).to_string();
+    let other = json!({ "version": 1, "bootId": "another" }).to_string();
+    let recent = AWAY_MAX - Duration::from_secs(60);
+    let long = AWAY_MAX + Duration::from_secs(60);
+    for (text, age, succeeds) in [
+        (this.as_str(), Duration::ZERO, true),
+        (&this, recent, true),
+        (&this, long, false),
+        (&other, Duration::ZERO, false),
+        ("{", Duration::ZERO, false),
+    ] {
+        let path = directory.socket().with_file_name(READY_FILE);
+        std::fs::write(&path, text).unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(std::time::SystemTime::now() - age).unwrap();
+        let outcome = run(&only, &config.to_string());
+        assert_eq!(outcome.success, succeeds, "{text} {age:?}: {outcome:?}");
+    }
+    // One that is there and says no is right.
+    std::fs::write(directory.socket().with_file_name(READY_FILE), &this).unwrap();
+    let serving = agent(&directory, drop);
+    assert_eq!(failure(&only, &config.to_string()).0, 50);
+    serving.join().unwrap();
 }

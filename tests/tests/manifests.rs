@@ -427,7 +427,7 @@ fn the_plugin_finds_the_agent() {
     // Host ports, also towards a pod from its own node's 127.0.0.1.
     assert_eq!(
         list["plugins"][1],
-        json!({"type": "portmap", "snat": true, "capabilities": {"portMappings": true}})
+        json!({"type": "cairn-portmap", "snat": true, "capabilities": {"portMappings": true}})
     );
 
     let pod = agent_pod();
@@ -475,31 +475,6 @@ fn the_agent_writes_the_network_configuration_and_the_init_step_every_plugin_of_
     }
     let init = &pod["initContainers"][0];
     assert_eq!(host_path(&pod, init, "/host/bin"), "/opt/cni/bin");
-}
-
-/// A runtime asks every plugin of a list by one version, so an older portmap would fail every pod.
-#[test]
-fn a_portmap_of_others_stays_if_it_is_new_enough() {
-    let pod = agent_pod();
-    let place = Place::new("portmap");
-    place.image("cairn-cni", "/bin/true");
-    place.script(&place.0.join("image/portmap"), "ours");
-    for (found, stays) in [
-        (Some("echo '{\"supportedVersions\":[\"1.0.0\",\"1.1.0\"]}'"), true),
-        (Some("echo '{\"supportedVersions\":[\"0.4.0\",\"1.0.0\"]}'"), false),
-        (Some("[ $CNI_COMMAND = VERSION ] && grep -q cniVersion && echo '\"1.1.0\"'"), true),
-        (Some("exit 1"), false),
-        (None, false),
-    ] {
-        let held = place.host("portmap");
-        let _ = std::fs::remove_file(&held);
-        if let Some(found) = found {
-            place.script(&held, found);
-        }
-        place.install(&pod);
-        let after = std::fs::read_to_string(held).expect("it is there");
-        assert_eq!(after.contains("ours"), !stays, "{found:?}: {after}");
-    }
 }
 
 #[test]

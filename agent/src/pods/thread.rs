@@ -15,7 +15,7 @@ use anyhow::Context;
 use tokio::sync::oneshot;
 
 use super::{ApiAnnotations, Pods, PodsHandle, PodsOptions};
-use crate::api_client;
+use crate::{api_client, readiness};
 
 /// A pod network that holds the lock and the socket, and does not serve yet.
 #[derive(Debug)]
@@ -36,6 +36,7 @@ impl PodsThread {
         let (ends, ended) = oneshot::channel::<()>();
         crate::on_own_thread("pods", move || async move {
             let _ends = ends;
+            let run_dir = options.run_dir.clone();
             let pods = match Pods::start(options).await {
                 Ok((handle, pods)) => {
                     if started.send(Ok(handle)).is_err() {
@@ -47,7 +48,10 @@ impl PodsThread {
             };
             // The agent has ended before it served anybody.
             let Ok(config) = begun.await else { return };
-            serve(pods, config).await;
+            tokio::select! {
+                () = serve(pods, config) => {}
+                () = readiness::keep_current(run_dir) => {}
+            }
         })?;
         let handle = ready.await.context("the pods' thread ended at its start")??;
         Ok((handle, PodsThread { begin, ended }))
