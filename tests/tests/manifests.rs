@@ -532,11 +532,6 @@ impl Place {
         std::fs::copy(program, self.0.join("image").join(plugin)).expect("copied");
     }
 
-    fn script(&self, path: &Path, text: &str) {
-        std::fs::write(path, format!("#!/bin/sh\n{text}\n")).expect("written");
-        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("changed");
-    }
-
     /// Runs the init container's script, whose mounts these directories are.
     fn install(&self, pod: &Value) {
         let script = script_of(&pod["initContainers"][0])
