@@ -94,7 +94,8 @@ pub enum AttachError {
     Alias(#[from] AliasError),
     /// The Ethernet address that was asked for is none that the pod's end can have.
     #[error(
-        "the pod cannot have the Ethernet address {0}: ask for one that is neither zero nor a group's, and          not the node's end's"
+        "the pod cannot have the Ethernet address {0}: ask for one that is neither zero nor a group's, \
+         and not the node's end's"
     )]
     UnusableMac(Mac),
     /// An IPv6 address was asked for and the kernel has no IPv6.
