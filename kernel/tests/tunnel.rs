@@ -183,10 +183,11 @@ async fn two_nodes(outer: [&str; 2], object_use: ObjectUse) -> [Bed; 2] {
 }
 
 fn pings(bed: &Bed, address: &str) -> bool {
-    let arguments = ["-c", "3", "-i", "0.2", "-W", "1", address];
+    // Until one answer has come: the first packets may wait for the outer neighbour, whose IPv6 solicitation is
+    // repeated only after a second.
+    let arguments = ["-c", "1", "-i", "0.2", "-w", "5", address];
     let output = bed.netns.run(|| std::process::Command::new("ping").args(arguments).output());
     let output = output.unwrap().expect("the tests need `ping` of iputils");
-    // One answer is enough: the first packet may wait for the outer neighbour.
     output.status.success()
 }
 
