@@ -2,8 +2,9 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use cairn_cni::served::{AWAY_MAX, READY_FILE};
 use cairn_kernel::NetNs;
 use cairn_kernel::pod::{host_interface_name, is_host_interface_name};
 use cairn_tests::link::wait_for;
@@ -116,6 +117,11 @@ fn status_tells_whether_pods_can_start() {
     let list = node.conflist("1.1.0", &[]);
     until_ready(&node, &list);
     node.kill_agent();
+    let upgrading = node.plug("status", &list, &[]);
+    assert_eq!(upgrading[0].error, "", "it may be away for a while");
+    let ready = std::fs::File::options().write(true).open(node.run_dir().join(READY_FILE));
+    let before = SystemTime::now() - AWAY_MAX - Duration::from_secs(1);
+    ready.and_then(|file| file.set_modified(before)).expect("a node that was ready");
     let away = node.plug("status", &list, &[]);
     assert_eq!(away[0].code, 50, "the code for a plugin that is not available: {away:?}");
     node.start_agent_and_wait(POOLS.len());
