@@ -412,14 +412,9 @@ impl Agent {
         });
         // Before anything is wanted.
         let settings = Some(RouteSettings::from(&plan.settings));
-        fib.settings.send_if_modified(|held| std::mem::replace(held, settings) != settings);
-        fib.blocks.send_if_modified(|held| {
-            let differs = held.as_ref() != Some(&plan.blackholes);
-            *held = Some(plan.blackholes.clone());
-            differs
-        });
-        fib.may_sweep
-            .send_if_modified(|may| std::mem::replace(may, !view.restored) == view.restored);
+        crate::send_if_changed(&fib.settings, settings);
+        crate::send_if_changed(&fib.blocks, Some(plan.blackholes.clone()));
+        crate::send_if_changed(&fib.may_sweep, !view.restored);
         if !plan.addresses.is_empty() {
             let mtu = plan.ways.pod_mtu(|address| underlay.mtu(address)).unwrap_or(DEFAULT_MTU);
             self.pods.set_config(pods::PodConfig { node_addresses: plan.addresses.clone(), mtu });
@@ -450,7 +445,7 @@ impl Agent {
 
     /// Says whether pods start, by what is known now.
     fn judge(&mut self) {
-        let holdings = self.holdings.borrow().clone();
+        let holdings = self.holdings.borrow();
         let routes = *self.first_routes.borrow_and_update();
         let started = self.speaker.is_some();
         let facts = Facts {
@@ -531,23 +526,11 @@ impl Agent {
         let addresses = self.addresses.clone();
         let (view, own) = (self.views.borrow().clone(), self.underlay.borrow().clone());
         let wanted = firewall::wanted(&view, &self.ways, &self.settings, &addresses, &own.own);
-        self.firewall.wanted.send_if_modified(|held| {
-            let differs = held.as_ref() != Some(&wanted);
-            if differs {
-                *held = Some(wanted);
-            }
-            differs
-        });
+        crate::send_if_changed(&self.firewall.wanted, Some(wanted));
         let lodging = self.lodging().into_iter().map(|(place, _)| place).collect();
         let (node, ways) = (self.name.clone(), self.ways.clone());
         let wanted = Wrapping { node, ways, addresses, lodging };
-        fib.wrapping.send_if_modified(|held| {
-            let differs = **held != wanted;
-            if differs {
-                *held = Arc::new(wanted);
-            }
-            differs
-        });
+        crate::send_if_changed(&fib.wrapping, Arc::new(wanted));
     }
 
     /// What is wrong with the way to the API server. The reason of an outage is the first one: the
@@ -664,11 +647,7 @@ impl Agent {
         let wanted = owner.map(|owner| (owner, report.bgp.clone()));
         let rests = self.status_pace.rests(now, &self.status.borrow(), &wanted);
         if rests.is_none() {
-            self.status.send_if_modified(|held| {
-                let differs = *held != wanted;
-                *held = wanted;
-                differs
-            });
+            crate::send_if_changed(&self.status, wanted);
         }
         self.report.send_replace(Arc::new(report));
         Ok([log_due, rests].into_iter().flatten().min())

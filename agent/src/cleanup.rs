@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
+use cairn_cni::served::READY_FILE;
 use cairn_kernel::ROUTE_PROTOCOL;
 use cairn_kernel::cleanup;
 use cairn_kernel::firewall;
@@ -20,7 +21,7 @@ use serde_json::Value;
 
 use crate::fib::RouteMemory;
 use crate::pods::Lock;
-use crate::{control, ipam, readiness};
+use crate::{control, ipam};
 
 /// Options of `cairn cleanup`.
 #[derive(Args)]
@@ -61,7 +62,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         outcome.file("network configuration", &options.cni_conf);
     }
     // Without routes no node is ready: one on which Cairn is installed again begins anew.
-    outcome.file("mark of a ready node", &options.run_dir.join(readiness::FILE));
+    outcome.file("mark of a ready node", &options.run_dir.join(READY_FILE));
     let mut socket = RouteSocket::open()?;
     let of_pods = cleanup::find_pods(&mut socket);
     let mut remnants = cleanup::find(&mut socket, &protocols(&options)?)

@@ -114,11 +114,7 @@ impl Conflist {
             // The directory is on a disk.
             let looked = tokio::task::spawn_blocking(move || conflist.settle(may_write)).await;
             let Ok(found) = looked else { return };
-            problems.send_if_modified(|held| {
-                let changed = *held != found;
-                *held = found;
-                changed
-            });
+            crate::send_if_changed(&problems, found);
             // One that has been ready is for good.
             tokio::select! {
                 changed = ready.changed(), if !may_write => if changed.is_err() { return },

@@ -69,13 +69,9 @@ async fn keep(
             keeper.apply(now).await;
         }
         let found = keeper.problems();
-        problems.send_if_modified(|held| {
-            let differs = *held != found;
-            *held = found;
-            differs
-        });
+        crate::send_if_changed(problems, found);
         let edits = keeper.edits();
-        repairs.send_if_modified(|held| std::mem::replace(held, edits) != edits);
+        crate::send_if_changed(repairs, edits);
         // What others did during the pass is heard already.
         let due = if keeper.is_dirty() { Some(Instant::now()) } else { keeper.next_deadline() };
         let due = due.map(tokio::time::Instant::from_std);

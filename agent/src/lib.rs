@@ -104,6 +104,15 @@ pub(crate) fn on_own_thread<F: Future<Output = ()>>(
     outcome.recv().context("a thread ended at its start")?.context("cannot start a runtime")
 }
 
+/// Sends `value` unless it is what was sent last, so that listeners wake for changes alone.
+pub(crate) fn send_if_changed<T: PartialEq>(sender: &tokio::sync::watch::Sender<T>, value: T) {
+    sender.send_if_modified(|held| {
+        let differs = *held != value;
+        *held = value;
+        differs
+    });
+}
+
 /// Waits until `deadline`; without one for ever.
 pub(crate) async fn until(deadline: Option<tokio::time::Instant>) {
     match deadline {

@@ -17,11 +17,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use cairn_cni::served::{READY_FILE as FILE, Ready};
 use cairn_ipam::{Family, OwnedBlock};
-use serde::{Deserialize, Serialize};
 
 use crate::fib::FirstRoutes;
-use crate::ipam::Storage;
+use crate::ipam::{Storage, read_document};
 use crate::report::PodNetworkReport;
 
 /// Whether pods start on this node.
@@ -148,11 +148,7 @@ pub struct Readiness {
 impl Readiness {
     /// What an earlier agent of the boot with this id has left in `storage`.
     pub fn open(storage: Arc<dyn Storage>, boot_id: String) -> Readiness {
-        let document = storage.read(FILE).unwrap_or_else(|error| {
-            tracing::warn!(%error, "{FILE} in the run directory cannot be read and does not count");
-            None
-        });
-        let document = serde_json::from_slice::<Document>(&document.unwrap_or_default()).ok();
+        let document = read_document::<Ready>(storage.as_ref(), FILE);
         let counts = document.is_some_and(|d| d.version == VERSION && d.boot_id == boot_id);
         let verdict = if counts { Verdict::Ready } else { Verdict::default() };
         Readiness { storage, boot_id, verdict, missing_since: None }
@@ -197,7 +193,7 @@ impl Readiness {
     }
 
     fn remember(&self) {
-        let document = Document { version: VERSION, boot_id: self.boot_id.clone() };
+        let document = Ready { version: VERSION, boot_id: self.boot_id.clone() };
         let written = serde_json::to_vec(&document)
             .map_err(std::io::Error::from)
             .and_then(|document| self.storage.write(FILE, &document));
@@ -224,14 +220,6 @@ pub async fn keep_current(run_dir: PathBuf) {
     }
 }
 
-/// What stands in the file.
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-struct Document {
-    version: u32,
-    boot_id: String,
-}
-
 /// Why pods have no address before the node is known.
 pub const NO_CONFIG: &str = "the Cairn agent does not know its node's addresses yet: it waits for its \
                              Node object (is the API server reachable?)";
@@ -242,8 +230,6 @@ pub const NO_POOL: &str = "no IPPool gives this node's pods addresses: create on
 /// For how long routes that cannot be written, or to whose next hop no way is known, hold up the first
 /// pods: a tunnel is there sooner, and one broken route does not keep a node from its work.
 const MISSING_WAIT: Duration = Duration::from_secs(10);
-/// The file of the run directory that remembers it.
-pub(crate) const FILE: &str = cairn_cni::served::READY_FILE;
 const CURRENT_INTERVAL: Duration = Duration::from_secs(30);
 const VERSION: u32 = 1;
 

@@ -69,6 +69,16 @@ impl Node {
         self.netns.run(|| call(self.run_dir.clone(), command, container, netns)).expect("a thread")
     }
 
+    /// Runs `test` on a runtime inside the node's namespace, as an agent runs.
+    fn run<F: Future<Output = ()>>(&self, test: impl FnOnce() -> F + Send) {
+        let runs = || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(test());
+        };
+        self.netns.run(runs).unwrap();
+    }
+
     fn has(&self, name: &str) -> bool {
         link::find(&mut self.netlink(), name).expect("the links").is_some()
     }
@@ -205,6 +215,11 @@ async fn with_agent<F: Future<Output = ()>>(node: &Node, test: impl FnOnce(PodsH
     let _ = task.await;
 }
 
+/// How many addresses are in use.
+fn used(handle: &PodsHandle) -> u64 {
+    handle.usage().borrow().blocks.iter().map(|block| block.used).sum()
+}
+
 #[test]
 fn the_next_agent_finds_the_address_free() {
     let node = Node::create("next");
@@ -212,9 +227,6 @@ fn the_next_agent_finds_the_address_free() {
     let spawn = |command: &'static str| {
         let (run_dir, name) = (node.run_dir.clone(), name.clone());
         tokio::task::spawn_blocking(move || call(run_dir, command, "c", &name))
-    };
-    let used = |handle: &PodsHandle| {
-        handle.usage().borrow().blocks.iter().map(|block| block.used).sum::<u64>()
     };
     let test = || async {
         with_agent(&node, |handle| async move {
@@ -233,13 +245,7 @@ fn the_next_agent_finds_the_address_free() {
         })
         .await;
     };
-    node.netns
-        .run(|| {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(test());
-        })
-        .unwrap();
+    node.run(test);
     assert!(pod::list(&mut node.netlink()).unwrap().is_empty());
 }
 
@@ -322,18 +328,10 @@ fn whatever_comes_to_the_socket_pods_start_and_end() {
                     abuser.await.unwrap();
                 }
             }
-            let used =
-                || handle.usage().borrow().blocks.iter().map(|block| block.used).sum::<u64>();
-            assert_eq!(used(), 0);
+            assert_eq!(used(&handle), 0);
         })
         .await;
     };
-    node.netns
-        .run(|| {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(test());
-        })
-        .unwrap();
+    node.run(test);
     assert!(pod::list(&mut node.netlink()).unwrap().is_empty());
 }

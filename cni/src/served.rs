@@ -5,7 +5,7 @@ use std::io::Read;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// Whether the pod network of the node has been ready in this boot, and an agent behind `socket` has served it
 /// within [`AWAY_MAX`].
@@ -24,10 +24,13 @@ pub fn lately(socket: &Path) -> bool {
 }
 
 /// What the agent writes when the node is ready for the first time in a boot, and whose time it keeps current.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
-struct Ready {
-    boot_id: String,
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Ready {
+    /// The form's version.
+    pub version: u32,
+    /// The boot's id (`/proc/sys/kernel/random/boot_id`).
+    pub boot_id: String,
 }
 
 /// The file's name, beside the socket.

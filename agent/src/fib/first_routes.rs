@@ -17,8 +17,7 @@ pub enum FirstRoutes {
 impl Worker {
     /// Tells how far they are, after a pass.
     pub(super) fn tell_first_routes(&self) {
-        let told = *self.tell.first_routes.borrow();
-        if told == FirstRoutes::Written || !self.bgp_in_sync {
+        if *self.tell.first_routes.borrow() == FirstRoutes::Written || !self.bgp_in_sync {
             return;
         }
         let unwritten =
@@ -28,8 +27,6 @@ impl Worker {
             0 => FirstRoutes::Written,
             lacking => FirstRoutes::Unwritten(lacking),
         };
-        if first != told {
-            self.tell.first_routes.send_replace(first);
-        }
+        crate::send_if_changed(&self.tell.first_routes, first);
     }
 }

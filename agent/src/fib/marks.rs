@@ -24,7 +24,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
 use super::Worker;
-use crate::ipam::Storage;
+use crate::ipam::{Storage, read_document};
 
 /// What of a node's routes is configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -116,14 +116,7 @@ impl RouteMemory {
 
     /// The numbers, the current one first; none when no agent has written routes since the boot.
     pub fn read(&self) -> Vec<u8> {
-        let document = match self.storage.read(FILE) {
-            Ok(document) => document.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, "{FILE} in the run directory cannot be read and does not count");
-                return Vec::new();
-            }
-        };
-        let document = serde_json::from_slice::<Document>(&document).ok();
+        let document = read_document::<Document>(self.storage.as_ref(), FILE);
         let valid =
             |document: &Document| document.version == VERSION && document.boot_id == self.boot_id;
         document.filter(valid).map(|document| document.protocols).unwrap_or_default()

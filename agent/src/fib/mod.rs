@@ -487,13 +487,7 @@ impl Worker {
             .filter(|block| self.own_keys(*block).all(|key| self.reconciler.is_installed(&key)))
             .filter(|block| !self.machine.not_forwarded.contains(&Family::of(block.addr())))
             .collect();
-        self.tell.reachable.send_if_modified(|old| {
-            let differs = **old != reachable;
-            if differs {
-                *old = Arc::new(reachable);
-            }
-            differs
-        });
+        crate::send_if_changed(&self.tell.reachable, Arc::new(reachable));
     }
 
     /// What is left of tunnels when the routes are as wanted, and who hears of it.
@@ -511,20 +505,12 @@ impl Worker {
         }
         self.settle(now);
         let ready = self.wrap.ready();
-        self.tell.tunnels.send_if_modified(|old| {
-            let differs = *old != ready;
-            *old = ready;
-            differs
-        });
+        crate::send_if_changed(&self.tell.tunnels, ready);
         let mut problems = self.wrap.problems();
         problems.extend(self.uplinks.problems());
         problems.extend(self.machine.deviations.iter().cloned());
         problems.extend(self.marking.problems.iter().cloned());
-        self.tell.problems.send_if_modified(|old| {
-            let differs = *old != problems;
-            *old = problems;
-            differs
-        });
+        crate::send_if_changed(&self.tell.problems, problems);
     }
 
     /// Brings the settings of the machine in order when others are needed: before anybody hears that
@@ -830,7 +816,7 @@ impl Worker {
         if repairs.tunnels > before.tunnels {
             tracing::info!("a tunnel was changed by somebody else: repairing");
         }
-        self.tell.repairs.send_if_modified(|old| std::mem::replace(old, repairs) != repairs);
+        crate::send_if_changed(&self.tell.repairs, repairs);
     }
 
     fn publish(&mut self) {
@@ -860,11 +846,7 @@ impl Worker {
             failed: (counts.failed + self.unresolved.len()) as u64,
             failures,
         };
-        self.tell.state.send_if_modified(|old| {
-            let differs = *old != status;
-            *old = status;
-            differs
-        });
+        crate::send_if_changed(&self.tell.state, status);
     }
 }
 

@@ -44,7 +44,7 @@ mod status;
 mod tell;
 
 pub use error::IpamError;
-pub use seams::{Clock, Directory, Heard, NoWitness, Storage, Witness};
+pub use seams::{Clock, Directory, Heard, NoWitness, Storage, Witness, read_document};
 
 /// What a node's IPAM must know from the start.
 #[derive(Clone, Debug)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use ipnet::IpNet;
+use serde::de::DeserializeOwned;
 
 /// A clock that counts the time since the machine's boot, also while it sleeps.
 #[derive(Clone)]
@@ -57,6 +58,15 @@ pub trait Storage: fmt::Debug + Send + Sync {
     /// # Errors
     /// The old one may be what stays.
     fn write(&self, name: &str, document: &[u8]) -> io::Result<()>;
+}
+
+/// The document `name` as JSON; `None` when it is not there, cannot be read, which is told, or is none.
+pub fn read_document<T: DeserializeOwned>(storage: &dyn Storage, name: &str) -> Option<T> {
+    let document = storage.read(name).unwrap_or_else(|error| {
+        tracing::warn!(%error, "{name} in the run directory cannot be read and does not count");
+        None
+    });
+    serde_json::from_slice(&document?).ok()
 }
 
 /// Documents as files of one directory, each put in place by a rename after fsync.

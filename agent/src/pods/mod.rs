@@ -141,14 +141,10 @@ pub struct PodsHandle {
 }
 
 impl PodsHandle {
-    /// Says whether pods start. Until it is [`Verdict::Ready`] every ADD waits, and is refused for now at
-    /// the end of its patience.
+    /// Says whether the pod network is ready. While the verdict is [`Verdict::shut`] every ADD waits, and is
+    /// refused for now at the end of its patience.
     pub fn set_readiness(&self, verdict: &Verdict) {
-        self.readiness.send_if_modified(|held| {
-            let changed = held != verdict;
-            held.clone_from(verdict);
-            changed
-        });
+        crate::send_if_changed(&self.readiness, verdict.clone());
     }
 
     /// What was said last, now and whenever it changes.
@@ -159,36 +155,24 @@ impl PodsHandle {
     /// Sets the node's addresses and the MTU of new pods. Until the first call every ADD is refused
     /// for now.
     pub fn set_config(&self, config: PodConfig) {
-        self.config.send_if_modified(|held| {
-            let changed = held.as_ref() != Some(&config);
-            *held = Some(config);
-            changed
-        });
+        crate::send_if_changed(&self.config, Some(config));
     }
 
     /// Sets what pods may be given.
     pub fn set_supply(&self, supply: Supply) {
-        self.supply.send_if_modified(|held| {
-            let changed = *held != supply;
-            *held = supply;
-            changed
-        });
+        crate::send_if_changed(&self.supply, supply);
     }
 
     /// Sets which parts of own blocks the kernel routes elsewhere: their addresses are not handed out,
     /// and the blocks are not given back, while these routes stand.
     pub fn set_elsewhere(&self, elsewhere: BTreeSet<IpNet>) {
-        self.elsewhere.send_if_modified(|held| {
-            let changed = *held != elsewhere;
-            *held = elsewhere;
-            changed
-        });
+        crate::send_if_changed(&self.elsewhere, elsewhere);
     }
 
     /// Says that the kernel's tunnel devices have exactly the addresses of this
     /// [`TunnelAddresses::revision`]: those that they had before are free from then on.
     pub fn tunnels_applied(&self, revision: u64) {
-        self.tunnels_applied.send_if_modified(|held| std::mem::replace(held, revision) != revision);
+        crate::send_if_changed(&self.tunnels_applied, revision);
     }
 
     /// Compares the book with the kernel soon: interfaces that are gone free their addresses, host

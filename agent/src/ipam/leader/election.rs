@@ -43,7 +43,7 @@ pub(super) async fn run(shared: Shared, leadership: &watch::Sender<Leadership>) 
             Leadership { until: election.renewed.map(|at| at.saturating_add(election.term)) };
         let leads = held.leads(now);
         let held = if leads { held } else { Leadership::default() };
-        leadership.send_if_modified(|old| std::mem::replace(old, held) != held);
+        crate::send_if_changed(leadership, held);
         election.shared.reports.change(|holdings| holdings.leads = leads);
         election.shared.reports.report("election", problems);
         let pause = match election.shared.membership() {

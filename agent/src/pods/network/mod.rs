@@ -538,11 +538,7 @@ impl<K: PodKernel> PodNetwork<K> {
             exhausted: self.exhausted.clone(),
             tunnels: self.tunnels.wanted.clone(),
         };
-        self.usage.send_if_modified(|held| {
-            let changed = *held != usage;
-            *held = usage;
-            changed
-        });
+        crate::send_if_changed(&self.usage, usage);
     }
 }
 
