@@ -5,6 +5,8 @@
 //! request without its header, which spares the fuzzer the length; the network configuration for each
 //! command; CNI_ARGS.
 
+mod commands;
+
 use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -15,25 +17,7 @@ use cairn_cni::plugin::{self, Patience};
 use cairn_cni::protocol::{self, Request, VERSION};
 
 fn main() -> std::io::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["seeds", folder] => write_seeds(Path::new(folder)),
-        ["replay", file] => {
-            run(&std::fs::read(file)?);
-            println!("nothing failed");
-            Ok(())
-        }
-        [] => {
-            afl::fuzz!(|input: &[u8]| run(input));
-            Ok(())
-        }
-        _ => {
-            eprintln!(
-                "usage: cairn-fuzz-cni [seeds FOLDER | replay FILE]; without arguments for AFL++"
-            );
-            std::process::exit(2);
-        }
-    }
+    commands::main(run, |_| {}, write_seeds)
 }
 
 fn run(input: &[u8]) {

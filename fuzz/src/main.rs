@@ -11,6 +11,7 @@
 mod build;
 #[path = "../../bgp/tests/mutation/codec.rs"]
 mod codec;
+mod commands;
 #[path = "../../bgp/tests/wire/corpus.rs"]
 mod corpus;
 #[path = "../../bgp/tests/mutation/drive.rs"]
@@ -24,28 +25,13 @@ use build::{EBGP, IBGP};
 use drive::{Scenario, Speaker};
 
 fn main() -> std::io::Result<()> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["seeds", folder] => write_seeds(Path::new(folder)),
-        ["replay", file] => {
-            let input = std::fs::read(file)?;
-            for message in messages(&input).unwrap_or_else(|| vec![input[1..].to_vec()]) {
-                println!("{}", build::digits(&message));
-            }
-            run(&input);
-            println!("nothing failed");
-            Ok(())
-        }
-        [] => {
-            afl::fuzz!(|input: &[u8]| run(input));
-            Ok(())
-        }
-        _ => {
-            eprintln!(
-                "usage: cairn-fuzz [seeds FOLDER | replay FILE]; without arguments for AFL++"
-            );
-            std::process::exit(2);
-        }
+    commands::main(run, show, write_seeds)
+}
+
+/// Prints the messages of an input.
+fn show(input: &[u8]) {
+    for message in messages(input).unwrap_or_else(|| vec![input[1..].to_vec()]) {
+        println!("{}", build::digits(&message));
     }
 }
 
