@@ -199,11 +199,14 @@ impl Blocks {
         let keeps = self.shared.options.rules.hold(Rule::FinalizerWaitsForPods);
         let outside = if keeps { usage.outside.as_slice() } else { &[] };
         let unplaced = self.ledger.find(outside, &self.site.pools);
-        self.ledger.set_others_rest(promise.other_machine);
+        let lease_read = promise.other_machine.is_some();
+        self.ledger.set_others_rest(promise.other_machine == Some(true));
         let own = self.ledger.own(&usages, now);
         let short: Vec<Demand> = usage.exhausted.iter().cloned().collect();
         let mut decision = self.decide(&own, &short, is_known.then_some(standing), now);
-        self.mark_releases(&decision, &usages);
+        if lease_read {
+            self.mark_releases(&decision, &usages);
+        }
         self.forget_closed(now);
         let refusals = std::mem::take(&mut decision.refusals);
         self.published.remember(refusals, &short, changed, now);
@@ -222,7 +225,8 @@ impl Blocks {
         self.shared.reports.report("blocks", problems);
         let mut calls: Vec<Call> = self.listen(now).into_iter().collect();
         // What is written with the fence down could come before the leader's last look at the Lease.
-        if is_member {
+        // Which blocks may be another machine's only the Lease tells.
+        if is_member && lease_read {
             calls.extend(self.next_calls(&decision, &own, &usages, now));
         }
         calls

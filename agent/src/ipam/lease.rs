@@ -47,14 +47,21 @@ pub(super) struct Promise {
     pub(super) fence: OwnFence,
     /// An operator said that this machine is off.
     pub(super) marked_off: bool,
-    /// Blocks that this process did not claim rest: another machine had them.
-    pub(super) other_machine: bool,
+    /// Whether another machine that had the Node may still hand out: blocks that this process did not
+    /// claim rest then. `None` until this process has written the Lease, which alone tells: an earlier
+    /// process of this boot may have taken it over a moment before it ended.
+    pub(super) other_machine: Option<bool>,
 }
 
 impl Promise {
     /// What counts before the Lease was read.
     pub(super) fn new(fence: OwnFence) -> Promise {
-        Promise { fence, marked_off: false, other_machine: false }
+        Promise { fence, marked_off: false, other_machine: None }
+    }
+
+    /// Whether blocks that this process did not claim rest.
+    pub(super) fn others_rest(&self) -> bool {
+        self.other_machine.unwrap_or(true)
     }
 }
 
@@ -147,7 +154,7 @@ impl Keeper {
         let version = self.wrote.map(|(version, _)| version);
         let lease = LeaseWrite { sent, promise: shared.options.offline, version };
         let kept = shared.disk.wrote_lease(lease, fence.term());
-        let other_machine = self.others_rest;
+        let other_machine = Some(self.others_rest);
         shared.promise.send_modify(|promise| {
             *promise = Promise { fence, marked_off: false, other_machine };
         });
