@@ -1,4 +1,4 @@
-//! Why a peer is told a route or not: export run once more for an answer.
+//! Why a peer is told a route or not, export run once more for an answer; and whether it has been.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -7,8 +7,9 @@ use crate::wire::{Announcements, EncodeError, NextHop};
 
 use super::Rib;
 use super::export::{ExportVerdict, Exported, GroupKey};
+use super::family::AddressFamily;
 use super::peer::{PeerId, PeerSession};
-use super::table::Entry;
+use super::table::{Entry, Table};
 
 impl Rib {
     /// Which export rule announces the best route to a prefix to a peer, or, as the error, why none
@@ -38,6 +39,19 @@ impl Rib {
             Err(EncodeError::NextHopFamily { .. }) => Err(ExportVerdict::NextHopFamily),
         }
     }
+
+    /// Whether [`Rib::flush`] has handed out a route to a prefix for a peer, in its latest state.
+    pub fn has_told(&self, id: PeerId, prefix: Prefix) -> bool {
+        match prefix {
+            Prefix::V4(key) => has_told(&self.ipv4, id, &key),
+            Prefix::V6(key) => has_told(&self.ipv6, id, &key),
+        }
+    }
+}
+
+fn has_told<A: AddressFamily>(table: &Table<A>, peer: PeerId, key: &A::Key) -> bool {
+    let route = table.entries.id(key);
+    route.is_some_and(|route| table.groups.iter().any(|group| group.has_told(peer, route)))
 }
 
 /// The next hop in octets: that of the route, or the session's own.

@@ -251,6 +251,16 @@ impl<A: AddressFamily> Group<A> {
         (source != peer).then_some((Exported { attributes, own_next_hop }, source))
     }
 
+    /// Whether a member has been given a route to a prefix, and no later word about it is to follow.
+    pub(crate) fn has_told(&self, peer: PeerId, id: RouteId) -> bool {
+        let Some(member) = self.members.iter().find(|member| member.peer == peer) else {
+            return false;
+        };
+        let waits = self.queued.contains(id)
+            || member.pending.as_ref().is_some_and(|pending| pending.contains(id));
+        !waits && self.advertised_route(peer, id).is_some()
+    }
+
     /// The prefixes that a member has been told, in no order.
     pub(crate) fn advertised_ids(&self, peer: PeerId) -> impl Iterator<Item = RouteId> {
         let is_member = self.members.iter().any(|member| member.peer == peer);
@@ -488,6 +498,10 @@ impl Pending {
 
     fn is_empty(&self) -> bool {
         self.walk.is_empty() && self.queue.is_empty()
+    }
+
+    fn contains(&self, id: RouteId) -> bool {
+        self.walk.contains(&id.index()) || self.queued.contains(id)
     }
 
     /// The next prefixes to tell `peer`; none at the end.

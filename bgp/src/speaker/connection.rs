@@ -4,7 +4,7 @@ use std::io;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -30,8 +30,9 @@ pub(super) struct Connection {
     pub(super) endpoints: Endpoints,
     stream: Arc<TcpStream>,
     writer: mpsc::UnboundedSender<Write>,
-    /// Octets handed to the writer and not written yet.
-    queued: Arc<AtomicUsize>,
+    /// Octets of all messages that were handed to the writer.
+    handed: AtomicU64,
+    progress: Arc<Progress>,
     /// Reads whose content the owner has not taken in yet.
     unheard: Arc<AtomicUsize>,
     /// Our OPEN for the reader, until it is sent.
@@ -44,6 +45,15 @@ pub(super) struct Connection {
     link: Option<u32>,
     /// Octets that the peer had acknowledged at the last look.
     acknowledged: u64,
+}
+
+/// How far the writer is.
+#[derive(Debug, Default)]
+struct Progress {
+    /// Octets of routes handed to the writer and not written yet.
+    queued: AtomicUsize,
+    /// Octets of all messages that the socket has taken.
+    written: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -79,7 +89,7 @@ impl Connection {
         // Batches are written as a whole; waiting for more would only delay the last one.
         let _ = stream.set_nodelay(true);
         let stream = Arc::new(stream);
-        let queued = Arc::new(AtomicUsize::new(0));
+        let progress = Arc::<Progress>::default();
         let (writer, writes) = mpsc::unbounded_channel();
         let (reader, open) = oneshot::channel();
         let (reading, stop) = oneshot::channel();
@@ -87,7 +97,7 @@ impl Connection {
         tokio::spawn(write(
             Arc::clone(&stream),
             writes,
-            Arc::clone(&queued),
+            Arc::clone(&progress),
             closed,
             egress.addresses,
             mailbox.clone(),
@@ -107,7 +117,8 @@ impl Connection {
             endpoints,
             stream,
             writer,
-            queued,
+            handed: AtomicU64::new(0),
+            progress,
             unheard,
             reader: Some(reader),
             _reading: reading,
@@ -156,25 +167,40 @@ impl Connection {
         }
     }
 
-    /// Queues a message. Its octets are not counted: a KEEPALIVE or NOTIFICATION goes out however
+    /// Queues a message. Its octets take no room: a KEEPALIVE or NOTIFICATION goes out however
     /// much is queued, and there are few of them.
     pub(super) fn send(&self, message: Bytes) {
+        self.handed.fetch_add(message.len() as u64, Ordering::Relaxed);
         let _ = self.writer.send(Write::Bytes(message));
     }
 
     /// Queues routes.
     pub(super) fn send_chunk(&self, chunk: Arc<Chunk>) {
-        self.queued.fetch_add(chunk.octets, Ordering::Relaxed);
+        self.progress.queued.fetch_add(chunk.octets, Ordering::Relaxed);
+        self.handed.fetch_add(chunk.octets as u64, Ordering::Relaxed);
         let _ = self.writer.send(Write::Chunk(chunk));
     }
 
     /// Octets of routes that may be queued now, and while the peer lags behind its group.
     pub(super) fn rooms(&self) -> (usize, usize) {
-        let queued = self.queued.load(Ordering::Relaxed);
+        let queued = self.progress.queued.load(Ordering::Relaxed);
         (
             WRITE_QUEUE_OCTETS_MAX.saturating_sub(queued),
             CATCH_UP_QUEUE_OCTETS_MAX.saturating_sub(queued),
         )
+    }
+
+    /// How many octets have been sent or queued so far.
+    pub(super) fn handed(&self) -> u64 {
+        self.handed.load(Ordering::Relaxed)
+    }
+
+    /// Whether the peer's TCP has acknowledged the first `octets` of the connection.
+    pub(super) fn has_acknowledged(&self, octets: u64) -> bool {
+        // Looked at first: what is written between the two looks only counts as waiting.
+        let written = self.progress.written.load(Ordering::Acquire);
+        let waiting = socket::sent(&self.stream).map_or(0, |(_, waiting)| waiting as u64);
+        written.saturating_sub(waiting) >= octets
     }
 
     /// Whether the peer has sent what the owner has not taken in yet.
@@ -260,7 +286,7 @@ async fn drain(stream: &TcpStream) {
 async fn write(
     stream: Arc<TcpStream>,
     mut writes: mpsc::UnboundedReceiver<Write>,
-    queued: Arc<AtomicUsize>,
+    progress: Arc<Progress>,
     mut closed: oneshot::Receiver<()>,
     own: LocalAddresses,
     mailbox: Mailbox,
@@ -278,12 +304,14 @@ async fn write(
             // Once the owner has let go, a peer that does not read may not keep the task.
             () = closed_for_long(&mut closed) => break,
         };
+        let octets = buffer.len() as u64;
         buffer.clear();
         // The reader sees the same error and reports it.
         if written.is_err() {
             break;
         }
-        let before = queued.fetch_sub(counted, Ordering::Relaxed);
+        progress.written.fetch_add(octets, Ordering::Release);
+        let before = progress.queued.fetch_sub(counted, Ordering::Relaxed);
         let after = before.saturating_sub(counted);
         let passes = |low| before >= low && after < low;
         let has_room = passes(WRITE_QUEUE_OCTETS_MAX / 2) || passes(CATCH_UP_QUEUE_OCTETS_MAX / 2);

@@ -26,6 +26,7 @@
 )]
 
 mod actions;
+mod announcements;
 mod connection;
 mod errors;
 mod inputs;
@@ -53,6 +54,7 @@ use operator::Operation;
 use owner::Owner;
 use tables::Question;
 
+pub use announcements::{Announcement, Reception};
 pub use operator::{NoSuchPeer, Reset};
 pub use tables::{TableReader, WatchFeed};
 

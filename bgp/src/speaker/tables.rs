@@ -12,6 +12,7 @@ use crate::rib::{
 };
 use crate::status::WatchEvent;
 
+use super::announcements::Announcement;
 use super::owner::Owner;
 use super::{Command, Error, SpeakerHandle};
 
@@ -21,6 +22,7 @@ pub(crate) enum Question {
     Rows(TableKind, Vec<Prefix>, oneshot::Sender<Vec<TableRow>>),
     Explain(RouteQuery, oneshot::Sender<Option<RouteExplanation>>),
     Heard(Vec<Prefix>, oneshot::Sender<HeardRoutes>),
+    Announcements(Vec<Announcement>, oneshot::Sender<Vec<Announcement>>),
     Watch(oneshot::Sender<broadcast::Receiver<Arc<WatchEvent>>>),
 }
 
@@ -148,6 +150,10 @@ impl Owner {
             }
             Question::Heard(prefixes, answer) => {
                 let _ = answer.send(self.rib.heard(&prefixes));
+            }
+            Question::Announcements(mut announcements, answer) => {
+                announcements.iter_mut().for_each(|announcement| self.follow(announcement));
+                let _ = answer.send(announcements);
             }
             Question::Watch(answer) => {
                 let watchers = self.watchers.get_or_insert_with(|| {

@@ -272,7 +272,21 @@ impl FakePeer {
     /// Connects as soon as somebody listens, and takes the session to Established from this side.
     pub async fn established(from: Ipv4Addr, to: SocketAddr, open: Open) -> FakePeer {
         until_listens(to).await;
-        let mut peer = FakePeer::connect(from, to).await;
+        FakePeer::connect(from, to).await.establish(open).await
+    }
+
+    /// As [`FakePeer::established`], with a kernel that takes next to nothing while nobody reads.
+    pub async fn with_little_room(from: Ipv4Addr, to: SocketAddr, open: Open) -> FakePeer {
+        until_listens(to).await;
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_recv_buffer_size(4096).expect("a small buffer");
+        socket.bind(SocketAddr::new(from.into(), 0)).expect("the peer's address");
+        let stream = socket.connect(to).await.expect("a listener");
+        FakePeer { stream, buffer: BytesMut::new() }.establish(open).await
+    }
+
+    async fn establish(self, open: Open) -> FakePeer {
+        let mut peer = self;
         peer.send(&open.encode()).await;
         peer.send(&keepalive()).await;
         peer.until_message(MessageType::Keepalive).await;
