@@ -45,8 +45,8 @@ pub use ipblock::{
 pub use ippool::{BlockAllocation, Encapsulation, IPPool, IPPoolSpec, IPPoolStatus, PoolUse};
 pub use ipreservation::{IPReservation, IPReservationSpec};
 pub use nodeconfiguration::{
-    CompatMode, NextHopObjects, NodeAddress, NodeConfiguration, NodeConfigurationSpec, Routes,
-    Switch, Vxlan,
+    CompatMode, NextHopObjects, NodeAddress, NodeConfiguration, NodeConfigurationSpec,
+    PodReadiness, Routes, Switch, Vxlan,
 };
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;

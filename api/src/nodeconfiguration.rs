@@ -50,6 +50,10 @@ pub struct NodeConfigurationSpec {
     /// Let pods' packets through where another program drops all that is forwarded.
     #[serde(default)]
     pub forward_rules: Switch,
+    /// What a new pod waits for when its interface is there: nothing, or (Announced) until the BGP peers
+    /// of this node have acknowledged the pod's block by TCP, for 10 s at most.
+    #[serde(default)]
+    pub readiness: PodReadiness,
 }
 
 /// The VXLAN device of a node.
@@ -184,6 +188,17 @@ pub enum CompatMode {
     /// 0: `ip route` shows only the object's number, and a node that moves takes no time however many
     /// routes lead to it.
     Off,
+}
+
+/// What a new pod waits for when its interface is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PodReadiness {
+    /// Nothing.
+    #[default]
+    Immediate,
+    /// Every BGP peer to which the pod's block is announced on an established session has acknowledged
+    /// that by TCP, which does not say that it has installed the route.
+    Announced,
 }
 
 /// Whether something is done.
