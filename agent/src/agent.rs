@@ -27,6 +27,7 @@ use ipnet::IpNet;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
+use crate::announced::{ANNOUNCEMENT_WAIT, Announced};
 use crate::disabled::DisabledPeers;
 use crate::fib::{Fib, FirstRoutes, RouteMemory, RouteSettings, Wrapping};
 use crate::firewall::{self, Keeper};
@@ -95,6 +96,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         network: pods::NetworkOptions {
             cooldown: COOLDOWN,
             address_wait: ADDRESS_WAIT,
+            announcement_wait: ANNOUNCEMENT_WAIT,
             clock: ipam::Clock::boottime(),
             rules: cairn_ipam::Rules::ALL,
         },
@@ -199,6 +201,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         usage: pods.usage(),
         pods,
         speaker: None,
+        announced: Announced::default(),
         disabled,
         speaker_for_questions: speaker,
         bgp_node,
@@ -255,6 +258,8 @@ struct Agent {
     usage: watch::Receiver<pods::Usage>,
     pods: pods::PodsHandle,
     speaker: Option<Running>,
+    /// Of which blocks peers have heard.
+    announced: Announced,
     disabled: Arc<DisabledPeers>,
     /// For `cairn bgp`.
     speaker_for_questions: watch::Sender<Option<SpeakerHandle>>,
@@ -318,6 +323,8 @@ impl Agent {
                 }
                 changed = self.first_routes.changed() => {
                     changed.context("the kernel side ended")?;
+                    // These sessions are there, and their peers may have to hear first.
+                    self.ask_peers().await?;
                     self.judge();
                 }
                 () = until(self.readiness.next_deadline().map(tokio::time::Instant::from_std)) => {
@@ -353,7 +360,17 @@ impl Agent {
                     self.start_by = None;
                     self.plan(fib);
                 }
-                changed = changed(&mut self.speaker) => changed.context("the speaker ended")?,
+                changed = changed(&mut self.speaker) => {
+                    changed.context("the speaker ended")?;
+                    self.announced.look(Instant::now());
+                }
+                () = until(self.announced.next_deadline().map(tokio::time::Instant::from_std)),
+                    if self.speaker.is_some() =>
+                {
+                    if !self.ask_peers().await? {
+                        continue;
+                    }
+                }
                 () = until(report_due) => {
                     report_due = self.tell().await?.map(tokio::time::Instant::from_std);
                     continue;
@@ -395,6 +412,7 @@ impl Agent {
             // What is not known for the moment takes no tunnel down.
             plan.ways.addresses.clone_from(&self.ways.addresses);
         }
+        self.announced.want(Instant::now(), &plan.heard_first);
         self.lodge(plan.tunnel_pools);
         self.pods.set_supply(pods::Supply {
             blocks: holdings.blocks.clone(),
@@ -408,6 +426,7 @@ impl Agent {
                 .collect(),
             lodgings: holdings.told.then(|| holdings.lodgings.clone()),
             refusals: holdings.refusals.clone(),
+            held_back: self.held_back(),
             namespaces: Arc::clone(&view.namespaces),
         });
         // Before anything is wanted.
@@ -441,6 +460,19 @@ impl Agent {
             self.apply(config, fib);
         }
         self.judge();
+    }
+
+    /// The blocks whose pods do not begin yet, as peers have to hear of them first.
+    fn held_back(&self) -> BTreeSet<IpNet> {
+        self.speaker.as_ref().map(|_| self.announced.held_back()).unwrap_or_default()
+    }
+
+    /// Asks how far peers are with the blocks, and lets pods begin; true when there is something to tell.
+    async fn ask_peers(&mut self) -> anyhow::Result<bool> {
+        let Some(running) = &self.speaker else { return Ok(false) };
+        let news = self.announced.ask(&running.handle).await?;
+        self.pods.set_held_back(self.held_back());
+        Ok(news)
     }
 
     /// Says whether pods start, by what is known now.
@@ -611,6 +643,7 @@ impl Agent {
         problems.extend(self.tunnel_problems.borrow_and_update().iter().cloned());
         problems.extend(self.filter_problems.borrow_and_update().iter().cloned());
         problems.extend(self.conflist_problems.borrow_and_update().iter().cloned());
+        problems.extend(self.announced.problems().iter().cloned());
         let now = Instant::now();
         let log_due = self.log.log(now, &problems);
         // The speaker logs its own.

@@ -17,6 +17,7 @@
 //! commands: none of these may hold up a session, a route or a pod's start.
 
 pub mod agent;
+pub mod announced;
 pub mod api_client;
 pub mod bgp;
 pub mod bgp_thread;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cairn_api::{
     BGPConfigurationSpec, BGPNodeSpec, BGPPeerSpec, Encapsulation, IPPool, LABEL_ASN,
-    NodeConfigurationSpec, ObjectReference, Topology, TunnelKind,
+    NodeConfigurationSpec, ObjectReference, PodReadiness, Topology, TunnelKind,
 };
 use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
@@ -36,6 +36,8 @@ pub struct NodePlan {
     pub addresses: Vec<IpAddr>,
     /// Blocks that the node owns: a blackhole route each.
     pub blackholes: BTreeSet<IpNet>,
+    /// Those of them whose pods begin when BGP peers have heard of the block.
+    pub heard_first: BTreeSet<IpNet>,
     /// How others' blocks are reached.
     pub ways: Ways,
     /// The pools, by name, in whose blocks each tunnel device has its address of a family.
@@ -112,6 +114,7 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
         bgp_node,
         addresses,
         blackholes: local.blocks.iter().copied().collect(),
+        heard_first: heard_first(view, &settings, local),
         ways,
         tunnel_pools: tunnel_pools(view),
         settings,
@@ -589,6 +592,20 @@ fn origins(name: &str, me: &Identity, local: &Local<'_>) -> OriginTable {
     let owner = BlockOwner { name: name.into(), asn: me.asn, addresses: me.addresses.clone() };
     let own = local.blocks.iter().map(|block| (Prefix::from(*block), owner.clone()));
     OriginTable { blocks: own.collect() }
+}
+
+/// The blocks whose pods begin when BGP peers have heard of them.
+fn heard_first(
+    view: &ClusterView,
+    settings: &NodeConfigurationSpec,
+    local: &Local<'_>,
+) -> BTreeSet<IpNet> {
+    match settings.readiness {
+        PodReadiness::Immediate => BTreeSet::new(),
+        PodReadiness::Announced => {
+            local.blocks.iter().filter(|block| advertised(view, block)).copied().collect()
+        }
+    }
 }
 
 /// A block is announced unless its pool says otherwise; a pool that is gone says nothing. For a block

@@ -42,6 +42,7 @@ fn view(yaml: &str, node: &str) -> ClusterView {
         bgp_peers: objects(yaml),
         bgp_policies: objects(yaml),
         bgp_advertisements: objects(yaml),
+        node_configurations: objects(yaml),
         passwords: BTreeMap::new(),
         unwatched: BTreeMap::new(),
         ..ClusterView::default()
@@ -101,6 +102,29 @@ fn a_block_is_announced_only_once_its_route_is_in_the_kernel() {
     let plan = plan(&view(RACK, "n1"), "n1", &local);
     assert!(plan.blackholes.contains(&block));
     assert!(plan.speaker.expect("known").originate.is_empty());
+}
+
+#[test]
+fn pods_wait_for_peers_where_that_is_asked_for_and_the_block_goes_to_peers() {
+    let block: IpNet = "10.244.0.16/28".parse().expect("a network");
+    let heard_first = |more: &str, unlike: (&str, &str)| {
+        let cluster = format!("{RACK}{more}").replace(unlike.0, unlike.1);
+        // Its route need not be in the kernel yet: that is waited for, too.
+        let (view, blocks) = (view(&cluster, "n1"), [block]);
+        plan(&view, "n1", &Local::new(&blocks, &NOTHING, None)).heard_first
+    };
+    let announced = "---
+apiVersion: cairn.network/v1alpha1
+kind: NodeConfiguration
+metadata:
+  name: default
+spec: {readiness: Announced}
+";
+    assert_eq!(heard_first("", ("", "")), NOTHING);
+    assert_eq!(heard_first(announced, ("", "")), BTreeSet::from([block]));
+    let pool = "  cidr: 10.244.0.0/16\n";
+    let kept = format!("{pool}  advertise: false\n");
+    assert_eq!(heard_first(announced, (pool, &kept)), NOTHING);
 }
 
 #[test]

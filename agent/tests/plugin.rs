@@ -182,6 +182,7 @@ async fn with_agent<F: Future<Output = ()>>(node: &Node, test: impl FnOnce(PodsH
     let network = NetworkOptions {
         cooldown: Duration::from_secs(30),
         address_wait: Duration::from_millis(400),
+        announcement_wait: Duration::from_secs(1),
         clock: Clock::boottime(),
         rules: Rules::ALL,
     };

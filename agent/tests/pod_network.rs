@@ -27,6 +27,12 @@ use cairn_kernel::pod::{
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
+#[path = "pod_network/untold.rs"]
+mod untold;
+
+/// How long the first pods of a block wait for its announcement.
+const WAIT: Duration = Duration::from_secs(1);
+
 /// Interfaces by name; what else holds addresses; whether removals are held up.
 #[derive(Debug, Default)]
 struct Machine {
@@ -190,6 +196,7 @@ async fn network(kernel: &Kernel, rules: Rules) -> (PodsHandle, PodCalls<()>, Po
     let options = NetworkOptions {
         cooldown: Duration::from_secs(30),
         address_wait: Duration::from_secs(10),
+        announcement_wait: WAIT,
         clock: clock(),
         rules,
     };
@@ -715,6 +722,7 @@ async fn a_new_agent_takes_the_kernel_for_the_truth_and_only_one_does() {
     let options = |rules| NetworkOptions {
         cooldown: Duration::ZERO,
         address_wait: Duration::from_secs(1),
+        announcement_wait: WAIT,
         clock: clock(),
         rules,
     };

@@ -88,6 +88,7 @@ impl Node {
             network: NetworkOptions {
                 cooldown: Duration::from_secs(30),
                 address_wait: Duration::from_millis(400),
+                announcement_wait: Duration::from_secs(1),
                 clock: Clock::boottime(),
                 rules: Rules::ALL,
             },

@@ -66,6 +66,8 @@ pub struct NetworkOptions {
     pub cooldown: Duration,
     /// How long an ADD that finds no address waits for a block before it is refused.
     pub address_wait: Duration,
+    /// How long the first ADDs of a block wait for its announcement before they go on without it.
+    pub announcement_wait: Duration,
     /// The time since boot.
     pub clock: Clock,
     /// Which safety rules hold: all, but in tests.
@@ -123,6 +125,9 @@ pub struct Supply {
     pub lodgings: Option<Vec<IpNet>>,
     /// Demands that cannot be met now, each with the reason for the pod that waits.
     pub refusals: BTreeMap<Demand, String>,
+    /// Blocks of which BGP peers have still to hear: pods in them are not told that they have their
+    /// addresses.
+    pub held_back: BTreeSet<IpNet>,
     /// Namespaces by name. A pod whose namespace is not there waits; if there are none at all, and
     /// no pool selects namespaces, they do not matter.
     pub namespaces: Arc<BTreeMap<String, Arc<Namespace>>>,
@@ -161,6 +166,15 @@ impl PodsHandle {
     /// Sets what pods may be given.
     pub fn set_supply(&self, supply: Supply) {
         crate::send_if_changed(&self.supply, supply);
+    }
+
+    /// Changes [`Supply::held_back`] alone.
+    pub fn set_held_back(&self, held_back: BTreeSet<IpNet>) {
+        self.supply.send_if_modified(|supply| {
+            let differs = supply.held_back != held_back;
+            supply.held_back = held_back;
+            differs
+        });
     }
 
     /// Sets which parts of own blocks the kernel routes elsewhere: their addresses are not handed out,

@@ -14,6 +14,7 @@ mod raw_peer;
 mod site;
 
 mod agent;
+mod announced;
 mod ask;
 mod commands;
 mod example;

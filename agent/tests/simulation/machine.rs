@@ -273,6 +273,7 @@ impl Machine {
         let options = NetworkOptions {
             cooldown: around.cooldown,
             address_wait: ADDRESS_WAIT,
+            announcement_wait: Duration::from_secs(1),
             clock: self.clock(),
             rules: around.rules,
         };

@@ -9,6 +9,7 @@ mod gc;
 mod listing;
 mod removals;
 mod tunnels;
+mod untold;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -38,6 +39,7 @@ use gc::Collected;
 use listing::Listing;
 use removals::{Removal, Removals};
 use tunnels::Tunnels;
+use untold::{Answer, Untold};
 
 /// Where the owner's work comes from.
 #[derive(Debug)]
@@ -66,6 +68,7 @@ pub struct PodNetwork<K: PodKernel> {
     waiting: VecDeque<(Duration, Addition<K::Netns>)>,
     /// ADD requests for whose pods' annotations somebody is asked, each with what ends it.
     asking: HashMap<AttachmentId, oneshot::Sender<()>>,
+    untold: Untold,
     readiness: Verdict,
     config: Option<PodConfig>,
     supply: Supply,
@@ -199,6 +202,7 @@ impl<K: PodKernel> PodNetwork<K> {
             busy: HashMap::new(),
             waiting: VecDeque::new(),
             asking: HashMap::new(),
+            untold: Untold::default(),
             readiness: Verdict::default(),
             config: None,
             supply: Supply::default(),
@@ -393,6 +397,7 @@ impl<K: PodKernel> PodNetwork<K> {
             self.list();
         }
         self.expire_waiting(now);
+        self.tell_ready();
     }
 
     fn next_deadline(&self) -> Option<Duration> {
@@ -401,7 +406,7 @@ impl<K: PodKernel> PodNetwork<K> {
             _ => None,
         };
         let waiting = self.waiting.iter().map(|(until, _)| *until).min();
-        listing.into_iter().chain(waiting).min()
+        listing.into_iter().chain(waiting).chain(self.untold.next_deadline()).min()
     }
 
     fn finish(&mut self, done: Done<K::Netns>) {
@@ -442,6 +447,7 @@ impl<K: PodKernel> PodNetwork<K> {
         // Whoever has it open keeps a dead pod's interface alive.
         drop(netns);
         let addresses = self.book.held(&id).to_vec();
+        let is_new = !self.attachments.contains_key(&id);
         if remains {
             // After a failure too the interface holds its addresses, until a DEL or its end.
             let attachment = Interface {
@@ -468,8 +474,7 @@ impl<K: PodKernel> PodNetwork<K> {
                 Response::Failed(failure)
             }
         };
-        answer(reply, response);
-        self.release_turn(&id);
+        self.tell(Answer::new(id, reply, response, is_new), &addresses);
         if !remains {
             self.retry_waiting();
         }
@@ -512,6 +517,7 @@ impl<K: PodKernel> PodNetwork<K> {
         self.mark_foreign();
         self.exhausted.clear();
         self.retry_waiting();
+        self.tell_ready();
         self.publish();
     }
 

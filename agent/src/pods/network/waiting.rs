@@ -119,7 +119,7 @@ impl<K: PodKernel> PodNetwork<K> {
     }
 
     /// Whether a DEL waits for the end of what is done to the interface.
-    fn is_to_end(&self, id: &AttachmentId) -> bool {
+    pub(super) fn is_to_end(&self, id: &AttachmentId) -> bool {
         let queue = self.busy.get(id);
         queue.is_some_and(|queue| queue.iter().any(|turn| matches!(turn, Turn::Del { .. })))
     }
@@ -130,10 +130,12 @@ impl<K: PodKernel> PodNetwork<K> {
             // This one is answered when it is looked at next, and the DEL follows.
             drop(self.asking.remove(id));
             let place = self.waiting.iter().position(|(_, addition)| addition.id == *id);
-            let waiting = place.and_then(|place| self.waiting.remove(place));
-            let Some((_, addition)) = waiting else { return };
             // Another ADD may have its turn then, and wait too.
-            self.refuse(addition, &AddRefusal::Abandoned);
+            match place.and_then(|place| self.waiting.remove(place)) {
+                Some((_, addition)) => self.refuse(addition, &AddRefusal::Abandoned),
+                None if self.end_untold(id) => {}
+                None => return,
+            }
         }
     }
 
@@ -146,6 +148,7 @@ impl<K: PodKernel> PodNetwork<K> {
         for (_, addition) in gone {
             self.refuse(addition, &AddRefusal::Abandoned);
         }
+        self.end_abandoned_untold();
     }
 
     /// Keeps an ADD that cannot be served now until something changes, within limits.
@@ -212,6 +215,6 @@ impl<K: PodKernel> PodNetwork<K> {
     }
 }
 
-/// ADD requests that wait for an address: each holds one of the places of the socket, and the others
-/// are for the DELs that free addresses.
-const WAITING_MAX: usize = CONNECTIONS_MAX / 2;
+/// ADD requests that wait, for an address or an announcement: each holds one of the places of the socket,
+/// and the others are for the DELs that free addresses.
+pub(super) const WAITING_MAX: usize = CONNECTIONS_MAX / 2;
