@@ -1,8 +1,14 @@
 //! Pods whose blocks BGP peers have still to hear of.
 
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use cairn_agent::pods::Supply;
+use cairn_cni::Code;
+use cairn_cni::protocol::Response;
 use tokio::time::Instant;
 
-use super::*;
+use crate::node::{ANNOUNCEMENT_WAIT as WAIT, IntoAddresses, Node, POOLS, dual, ip, v4};
 
 const BLOCK: &str = "10.0.0.0/29";
 
@@ -108,7 +114,7 @@ async fn a_pod_of_two_families_waits_for_both_of_its_blocks_and_others_for_none(
     let four_and_six = ["10.0.0.0/29", "fd00::/125"];
     let node = held_back(dual(), &four_and_six).await;
     let adding = begin(&node, "one").await;
-    let pools = [("cairn.network/ippools", r#"["b"]"#)];
+    let pools = [(POOLS, r#"["b"]"#)];
     let start = Instant::now();
     node.add("elsewhere", &pools).await.unwrap();
     assert!(start.elapsed() < WAIT / 2, "{:?}", start.elapsed());
