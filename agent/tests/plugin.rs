@@ -1,113 +1,53 @@
 //! The plugin beside a node's pod network: without an agent it removes interfaces by itself, and nothing
 //! else; and an agent is not harmed by what else comes to its socket.
 
+#[path = "pods/node.rs"]
+#[allow(dead_code, reason = "shared with the tests of the pod network")]
+mod node;
+mod runtime;
+
 use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use cairn_agent::ipam::Clock;
-use cairn_agent::pods::{
-    NetworkOptions, PodConfig, Pods, PodsHandle, PodsOptions, Supply, socket_path,
-};
-use cairn_agent::readiness::Verdict;
+use cairn_agent::pods::socket_path;
 use cairn_cni::orphan;
-use cairn_cni::plugin::{self, Outcome, Patience};
-use cairn_ipam::{Family, OwnedBlock, PodPool, Rules};
+use cairn_cni::plugin::Outcome;
 use cairn_kernel::link::{self, Veth, VethEnd};
 use cairn_kernel::pod::{self, PodSpec};
 use cairn_kernel::{NetNs, Netlink};
-use serde_json::json;
 
-/// A node and the namespaces of its pods, removed with the value.
-struct Node {
-    name: String,
-    netns: NetNs,
-    run_dir: PathBuf,
-}
+use node::{Node, path_of, patience};
 
-impl Node {
-    fn create(test: &str) -> Node {
-        let name = format!("plugin-{test}-{}", std::process::id());
-        let netns = NetNs::create(&name).expect("a network namespace, which needs root");
-        let run_dir = std::env::temp_dir().join(&name);
-        Node { name, netns, run_dir }
-    }
-
-    fn pod(&self, number: u32) -> (String, NetNs) {
-        let name = format!("{}-pod{number}", self.name);
-        let netns = NetNs::create(&name).expect("a network namespace");
-        (name, netns)
-    }
-
-    fn netlink(&self) -> Netlink {
-        Netlink::open_in(&self.netns).expect("a socket")
-    }
-
-    /// Gives a pod its interface as an agent does.
-    fn attach(&self, container: &str, netns: &NetNs, address: &str) -> String {
-        let spec = PodSpec {
-            container_id: container.into(),
-            ifname: "eth0".into(),
-            pod_uid: None,
-            network: "cairn".into(),
-            addresses: vec![address.parse().expect("an address")],
-            mac: None,
-            blocks: Vec::new(),
-            mtu: 1400,
-            node_addresses: Vec::new(),
-        };
-        let attached = self.netns.run(|| {
-            pod::attach(&mut Netlink::open().expect("a socket"), netns, &spec).expect("a pod")
-        });
-        attached.expect("a thread").host_ifname
-    }
-
-    /// Runs the plugin in the node's namespace.
-    fn plugin(&self, command: &str, container: &str, netns: &str) -> Outcome {
-        self.netns.run(|| call(self.run_dir.clone(), command, container, netns)).expect("a thread")
-    }
-
-    /// Runs `test` on a runtime inside the node's namespace, as an agent runs.
-    fn run<F: Future<Output = ()>>(&self, test: impl FnOnce() -> F + Send) {
-        let runs = || {
-            let runtime =
-                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(test());
-        };
-        self.netns.run(runs).unwrap();
-    }
-
-    fn has(&self, name: &str) -> bool {
-        link::find(&mut self.netlink(), name).expect("the links").is_some()
-    }
-}
-
-impl Drop for Node {
-    fn drop(&mut self) {
-        for name in NetNs::names(&self.name).unwrap_or_default() {
-            if let Err(error) = NetNs::delete(&name) {
-                eprintln!("the namespace {name} stays behind: {error}");
-            }
-        }
-        let _ = std::fs::remove_dir_all(&self.run_dir);
-    }
-}
-
-fn call(run_dir: PathBuf, command: &str, container: &str, netns: &str) -> Outcome {
-    let config = json!({
-        "cniVersion": "1.0.0", "name": "cairn", "type": "cairn-cni", "socket": socket_path(&run_dir),
-    });
-    let variable = |name: &str| match name {
-        "CNI_COMMAND" => Some(command.to_owned()),
-        "CNI_CONTAINERID" => Some(container.to_owned()),
-        "CNI_IFNAME" => Some("eth0".to_owned()),
-        "CNI_NETNS" => Some(format!("{}/{netns}", cairn_kernel::netns::NETNS_DIR)),
-        _ => None,
+/// Gives a pod its interface as an agent does, and returns its name in the node's namespace.
+fn attach(node: &Node, container: &str, pod: &str, address: &str) -> String {
+    let spec = PodSpec {
+        container_id: container.into(),
+        ifname: "eth0".into(),
+        pod_uid: None,
+        network: "cairn".into(),
+        addresses: vec![address.parse().expect("an address")],
+        mac: None,
+        blocks: Vec::new(),
+        mtu: 1400,
+        node_addresses: Vec::new(),
     };
-    let patience = Patience { connect_del: Duration::from_millis(100), ..Patience::default() };
-    plugin::run(variable, config.to_string().as_bytes(), patience)
+    let netns = NetNs::open(pod).expect("a namespace");
+    let attached = node.netns.run(|| {
+        pod::attach(&mut Netlink::open().expect("a socket"), &netns, &spec).expect("a pod")
+    });
+    attached.expect("a thread").host_ifname
+}
+
+/// Runs the plugin in the node's namespace, where no agent is.
+fn del(node: &Node, container: &str, netns: &str) -> Outcome {
+    let call = node.request("DEL", container, netns);
+    node.netns.run(|| call.run_with(patience())).expect("a thread")
+}
+
+fn has(node: &Node, name: &str) -> bool {
+    link::find(&mut node.netlink(), name).expect("the links").is_some()
 }
 
 fn ended() -> Outcome {
@@ -130,123 +70,68 @@ fn plugin_and_agent_give_an_interface_the_same_name() {
 
 #[test]
 fn without_an_agent_del_removes_the_interface_that_records_the_container() {
-    let node = Node::create("alone");
-    let (_, first) = node.pod(1);
-    let (_, second) = node.pod(2);
-    let gone = node.attach("first", &first, "10.244.0.1");
-    let stays = node.attach("second", &second, "10.244.0.2");
+    let node = Node::create();
+    let (first, second) = (node.pod(), node.pod());
+    let gone = attach(&node, "first", &first, "10.244.0.1");
+    let stays = attach(&node, "second", &second, "10.244.0.2");
     for _ in 0..2 {
-        assert_eq!(node.plugin("DEL", "first", "vanished"), ended());
-        assert!(!node.has(&gone) && node.has(&stays));
+        assert_eq!(del(&node, "first", &path_of("vanished")), ended());
+        assert!(!has(&node, &gone) && has(&node, &stays));
         assert!(!pod::is_in_use(&mut node.netlink(), "10.244.0.1".parse().unwrap()).unwrap());
     }
-    assert_eq!(node.plugin("DEL", "never-heard-of", ""), ended());
-    assert_eq!(node.plugin("DEL", "second", ""), ended());
-    assert!(!node.has(&stays));
+    assert_eq!(del(&node, "never-heard-of", ""), ended());
+    assert_eq!(del(&node, "second", ""), ended());
+    assert!(!has(&node, &stays));
 }
 
 #[test]
 fn what_does_not_record_the_container_stays() {
-    let node = Node::create("others");
+    let node = Node::create();
     let mut netlink = node.netlink();
-    let (_, netns) = node.pod(1);
-    let name = node.attach("c", &netns, "10.244.0.1");
+    let name = attach(&node, "c", &node.pod(), "10.244.0.1");
     let index = link::find(&mut netlink, &name).unwrap().unwrap().index;
     let record = link::find(&mut netlink, &name).unwrap().unwrap().alias.unwrap();
     // Another container's record, none, another tool's, and one of another version.
     let later = record.replace("cairn2", "cairn3");
     for alias in ["cairn2 d eth0 - 012abc 10.244.0.1", "", "rack 7", later.as_str()] {
         link::set_alias(&mut netlink, index, alias).unwrap();
-        assert_eq!(node.plugin("DEL", "c", ""), ended(), "{alias}");
-        assert!(node.has(&name), "{alias}");
+        assert_eq!(del(&node, "c", ""), ended(), "{alias}");
+        assert!(has(&node, &name), "{alias}");
     }
     link::set_alias(&mut netlink, index, &record).unwrap();
-    assert_eq!(node.plugin("DEL", "c", ""), ended());
-    assert!(!node.has(&name));
+    assert_eq!(del(&node, "c", ""), ended());
+    assert!(!has(&node, &name));
     // What has the name and even the record, but is no pod's interface.
     link::create_bridge(&mut netlink, &name).unwrap();
     let index = link::find(&mut netlink, &name).unwrap().unwrap().index;
     link::set_alias(&mut netlink, index, &record).unwrap();
-    assert_eq!(node.plugin("DEL", "c", ""), ended());
-    assert!(node.has(&name));
+    assert_eq!(del(&node, "c", ""), ended());
+    assert!(has(&node, &name));
     // The rest of an interrupted creation is the next agent's.
     let half = pod::host_interface_name("half", "eth0");
     let (end, peer) = (VethEnd::named(&half), VethEnd::named("eth0"));
     link::create_veth(&mut netlink, &Veth { end, peer, peer_netns: None, mtu: None }).unwrap();
-    assert_eq!(node.plugin("DEL", "half", ""), ended());
-    assert!(node.has(&half));
-}
-
-/// An agent that serves one block, for as long as `test` runs.
-async fn with_agent<F: Future<Output = ()>>(node: &Node, test: impl FnOnce(PodsHandle) -> F) {
-    let network = NetworkOptions {
-        cooldown: Duration::from_secs(30),
-        address_wait: Duration::from_millis(400),
-        announcement_wait: Duration::from_secs(1),
-        clock: Clock::boottime(),
-        rules: Rules::ALL,
-    };
-    let options = PodsOptions { run_dir: node.run_dir.clone(), network };
-    let (handle, pods) = Pods::start(options).await.unwrap();
-    let task = tokio::spawn(pods.run());
-    handle.set_readiness(&Verdict::Ready);
-    handle.set_config(PodConfig { node_addresses: Vec::new(), mtu: 1400 });
-    let block = OwnedBlock {
-        cidr: "10.244.0.0/29".parse().unwrap(),
-        pool: "default".into(),
-        hand_out: true,
-        until: Duration::MAX,
-        revision: 0,
-        newly_claimed: true,
-    };
-    let pool = PodPool {
-        name: "default".into(),
-        cidr: "10.244.0.0/16".parse().unwrap(),
-        namespaces: None,
-        unusable: None,
-    };
-    handle.set_supply(Supply {
-        blocks: vec![block],
-        families: vec![Family::V4],
-        pools: vec![pool],
-        ..Supply::default()
-    });
-    test(handle).await;
-    task.abort();
-    let _ = task.await;
-}
-
-/// How many addresses are in use.
-fn used(handle: &PodsHandle) -> u64 {
-    handle.usage().borrow().blocks.iter().map(|block| block.used).sum()
+    assert_eq!(del(&node, "half", ""), ended());
+    assert!(has(&node, &half));
 }
 
 #[test]
 fn the_next_agent_finds_the_address_free() {
-    let node = Node::create("next");
-    let (name, _netns) = node.pod(1);
-    let spawn = |command: &'static str| {
-        let (run_dir, name) = (node.run_dir.clone(), name.clone());
-        tokio::task::spawn_blocking(move || call(run_dir, command, "c", &name))
-    };
-    let test = || async {
-        with_agent(&node, |handle| async move {
-            let outcome = spawn("ADD").await.unwrap();
-            assert!(outcome.success, "{outcome:?}");
-            assert_eq!(used(&handle), 1);
-        })
-        .await;
-        assert_eq!(spawn("DEL").await.unwrap(), ended());
-        with_agent(&node, |handle| async move {
-            let mut usage = handle.usage();
-            let told = usage.wait_for(|usage| !usage.blocks.is_empty());
-            tokio::time::timeout(Duration::from_secs(5), told).await.unwrap().unwrap();
-            assert_eq!(used(&handle), 0);
-            assert_eq!(spawn("DEL").await.unwrap(), ended());
-        })
-        .await;
-    };
-    node.run(test);
+    let node = Node::create();
+    let pod = path_of(&node.pod());
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        let outcome = node.call("ADD", "c", &pod).await;
+        assert!(outcome.success, "{outcome:?}");
+        assert_eq!(agent.used(), 1);
+        agent.stop().await;
+        assert_eq!(node.call("DEL", "c", &pod).await, ended());
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        agent.wait("its block", |usage| !usage.blocks.is_empty()).await;
+        assert_eq!(agent.used(), 0);
+        assert_eq!(node.call("DEL", "c", &pod).await, ended());
+        agent.stop().await;
+    });
     assert!(pod::list(&mut node.netlink()).unwrap().is_empty());
 }
 
@@ -293,12 +178,8 @@ fn damaged(dice: &mut u64) -> Vec<u8> {
 
 #[test]
 fn whatever_comes_to_the_socket_pods_start_and_end() {
-    let node = Node::create("abuse");
-    let (name, _netns) = node.pod(1);
-    let call = |command: &'static str| {
-        let (run_dir, name) = (node.run_dir.clone(), name.clone());
-        tokio::task::spawn_blocking(move || call(run_dir, command, "c", &name))
-    };
+    let node = Node::create();
+    let pod = path_of(&node.pod());
     let abuse = |seed: u64| {
         let socket = socket_path(&node.run_dir);
         tokio::task::spawn_blocking(move || {
@@ -318,21 +199,19 @@ fn whatever_comes_to_the_socket_pods_start_and_end() {
             }
         })
     };
-    let test = || async {
-        with_agent(&node, |handle| async move {
-            for round in 0..5_u64 {
-                let abusers: Vec<_> = (1..=8).map(|number| abuse(round * 8 + number)).collect();
-                let added = call("ADD").await.unwrap();
-                assert!(added.success, "round {round}: {added:?}");
-                assert_eq!(call("DEL").await.unwrap(), ended(), "round {round}");
-                for abuser in abusers {
-                    abuser.await.unwrap();
-                }
+    node.run(|| async {
+        let agent = node.ready_agent("10.244.0.0/29").await;
+        for round in 0..5_u64 {
+            let abusers: Vec<_> = (1..=8).map(|number| abuse(round * 8 + number)).collect();
+            let added = node.call("ADD", "c", &pod).await;
+            assert!(added.success, "round {round}: {added:?}");
+            assert_eq!(node.call("DEL", "c", &pod).await, ended(), "round {round}");
+            for abuser in abusers {
+                abuser.await.unwrap();
             }
-            assert_eq!(used(&handle), 0);
-        })
-        .await;
-    };
-    node.run(test);
+        }
+        assert_eq!(agent.used(), 0);
+        agent.stop().await;
+    });
     assert!(pod::list(&mut node.netlink()).unwrap().is_empty());
 }

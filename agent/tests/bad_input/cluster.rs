@@ -2,80 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use crate::api::{Cluster, NODE};
+use crate::pods::{call, run, until_attached};
 use crate::site::{Daemon, Site, refusal, until};
-
-/// One call of the plugin as a runtime makes it.
-pub struct Call {
-    variables: BTreeMap<&'static str, String>,
-    config: Value,
-}
-
-impl Call {
-    pub fn add(site: &Site, container: &str, netns: &Path) -> Call {
-        let variables = BTreeMap::from([
-            ("CNI_COMMAND", "ADD".to_owned()),
-            ("CNI_CONTAINERID", container.to_owned()),
-            ("CNI_NETNS", netns.display().to_string()),
-            ("CNI_IFNAME", "eth0".to_owned()),
-            ("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={container}")),
-        ]);
-        let config = json!({
-            "cniVersion": "1.1.0",
-            "name": "cairn",
-            "type": "cairn-cni",
-            "socket": site.path("agent").join("cni.sock"),
-            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {}},
-        });
-        Call { variables, config }
-    }
-
-    fn without_variable(mut self, name: &str) -> Call {
-        assert!(self.variables.remove(name).is_some(), "{name}");
-        self
-    }
-
-    fn without_field(mut self, name: &str) -> Call {
-        let fields = self.config.as_object_mut().expect("an object");
-        assert!(fields.remove(name).is_some(), "{name}");
-        self
-    }
-
-    /// Whether the plugin succeeded, and what it printed.
-    pub fn run(self, site: &Site) -> (bool, Value) {
-        let plugin = Path::new(env!("CARGO_BIN_EXE_cairn")).with_file_name("cairn-cni");
-        assert!(
-            plugin.exists(),
-            "{} is missing: build it with `make build` or `cargo build -p cairn-cni`",
-            plugin.display()
-        );
-        // A file, as a test has no second thread to write from.
-        let input = site.write("stdin.json", &self.config.to_string());
-        let mut command = Command::new(plugin);
-        command.env_clear().envs(self.variables);
-        command.stdin(Stdio::from(std::fs::File::open(input).expect("the input")));
-        let output = site.run(command);
-        let document = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        (output.status.success(), document)
-    }
-}
-
-/// The pod's address once ADD succeeds, which takes a first block.
-pub fn until_attached(site: &Site, container: &str, netns: &Path) -> String {
-    until("a pod with an address", || {
-        let (success, document) = Call::add(site, container, netns).run(site);
-        let address = document["ips"][0]["address"].as_str();
-        match (success, address) {
-            (true, Some(address)) => Ok(address.to_owned()),
-            _ => Err(document.to_string()),
-        }
-    })
-}
 
 #[test]
 fn a_pool_that_overlaps_an_older_one_is_named_and_not_used() {
@@ -120,17 +53,17 @@ fn a_cni_request_with_something_missing_is_refused_and_the_next_one_served() {
     let netns = site.pod("p0");
     let first = until_attached(&site, "first", &netns);
     let other = site.pod("p1");
-    let call = || Call::add(&site, "second", &other);
-    for (call, code, said) in [
-        (call().without_variable("CNI_COMMAND"), 4, "CNI_COMMAND is not set"),
-        (call().without_variable("CNI_CONTAINERID"), 4, "needs CNI_CONTAINERID"),
-        (call().without_variable("CNI_NETNS"), 4, "needs CNI_NETNS"),
-        (call().without_variable("CNI_IFNAME"), 4, "needs CNI_IFNAME"),
-        (call().without_field("name"), 7, "\"name\" is missing"),
-        (call().without_field("cniVersion"), 1, "this plugin speaks"),
-        (Call::add(&site, "second", Path::new("/run/netns/bad-none")), 8, "cannot be opened"),
+    let add = || call(&site, "ADD", "second", &other);
+    for (wrong, code, said) in [
+        (add().without_variable("CNI_COMMAND"), 4, "CNI_COMMAND is not set"),
+        (add().without_variable("CNI_CONTAINERID"), 4, "needs CNI_CONTAINERID"),
+        (add().without_variable("CNI_NETNS"), 4, "needs CNI_NETNS"),
+        (add().without_variable("CNI_IFNAME"), 4, "needs CNI_IFNAME"),
+        (add().without_field("name"), 7, "\"name\" is missing"),
+        (add().without_field("cniVersion"), 1, "this plugin speaks"),
+        (call(&site, "ADD", "second", "/run/netns/bad-none"), 8, "cannot be opened"),
     ] {
-        let (success, document) = call.run(&site);
+        let (success, document) = run(&site, &wrong);
         assert!(!success, "{document}");
         let text = document["msg"].as_str().unwrap_or_default();
         assert_eq!(document["code"], code, "{document}");
@@ -188,7 +121,7 @@ fn a_node_that_does_not_exist_is_named() {
     let mut agent = site.start("agent", cluster.agent_command(&site, "n9"));
     let sentence = "there is no Node n9: start the agent with --node-name of an existing Node";
     site.until_status("agent", &format!("problem: {sentence}"));
-    let (success, document) = Call::add(&site, "c", &site.pod("p0")).run(&site);
+    let (success, document) = run(&site, &call(&site, "ADD", "c", site.pod("p0")));
     assert!(!success && document["code"] == 11, "{document}");
     assert_eq!(agent.lines(sentence).len(), 1, "{}", agent.log());
     // It comes into being.
@@ -267,8 +200,8 @@ fn an_outage_of_the_api_server_is_told_once_and_pods_start() {
     let began = std::time::Instant::now();
     for pod in 1..=OUTAGE_PODS {
         let container = format!("during{pod}");
-        let (success, document) =
-            Call::add(&site, &container, &site.pod(&format!("p{pod}"))).run(&site);
+        let netns = site.pod(&format!("p{pod}"));
+        let (success, document) = run(&site, &call(&site, "ADD", &container, netns));
         assert!(success, "{document}");
     }
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());

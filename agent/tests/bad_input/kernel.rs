@@ -6,7 +6,7 @@ use std::process::Command;
 use cairn_kernel::sysctl;
 
 use crate::api::{Cluster, NODE};
-use crate::cluster::until_attached;
+use crate::pods::until_attached;
 use crate::site::{Site, cairn, configuration, refusal};
 
 /// `command` with a shell line before it, in a mount namespace of its own.

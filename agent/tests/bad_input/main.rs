@@ -3,11 +3,15 @@
 //!
 //! Needs root; `cairn-cni` must lie beside `cairn`, where `make test` builds it.
 
+#[path = "../runtime/mod.rs"]
+mod runtime;
+
 mod api;
 mod cluster;
 mod file;
 mod kernel;
 mod peers;
+mod pods;
 mod raw_peer;
 mod rights;
 mod site;

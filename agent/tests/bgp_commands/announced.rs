@@ -6,8 +6,9 @@ use serde_json::json;
 
 use crate::api::{Cluster, NODE};
 use crate::ask::until_established;
-use crate::plugin::{call, refusal, spawn_add};
+use crate::pods::call;
 use crate::routed::{TOR, join, router, sh, tor};
+use crate::runtime::failure;
 use crate::site::{Daemon, Site, until};
 
 /// Of pods that start without the routers.
@@ -76,22 +77,22 @@ fn a_pod_begins_when_the_router_has_acknowledged_its_block() {
     fabric.mute_router();
     fabric.first_block();
     let (first, second) = (site.pod("first"), site.pod("second"));
-    let ended = spawn_add(site, "first", &first);
+    let ended = call(site, "ADD", "first", &first).spawn();
     site.until_status("agent", "used 1");
     std::thread::sleep(Duration::from_secs(1));
     assert!(!ended.is_finished());
-    assert!(call(site, "DEL", "first", &first).success);
-    let (code, text) = refusal(&ended.join().expect("no panic"));
+    assert!(call(site, "DEL", "first", &first).run().success);
+    let (code, text) = failure(&ended.join().expect("no panic"));
     assert!(code == 11 && text.contains("given up"), "{code}: {text}");
     site.until_status("agent", "used 0");
 
-    let waiting = spawn_add(site, "second", &second);
+    let waiting = call(site, "ADD", "second", &second).spawn();
     site.until_status("agent", "used 1");
     assert!(!waiting.is_finished());
     fabric.unmute_router();
     let outcome = waiting.join().expect("no panic");
     assert!(outcome.success, "{outcome:?}");
-    let outcome = call(site, "ADD", "third", &first);
+    let outcome = call(site, "ADD", "third", &first).run();
     assert!(outcome.success, "{outcome:?}");
     let log = fabric.agent.log();
     assert!(!log.contains(LATE), "{log}");
@@ -105,14 +106,14 @@ fn a_router_that_never_acknowledges_costs_the_first_pods_a_while_and_the_others_
     fabric.first_block();
     let pods = ["first", "second", "third"].map(|name| (name, site.pod(name)));
     let began = Instant::now();
-    let adding = [&pods[0], &pods[1]].map(|(name, netns)| spawn_add(site, name, netns));
+    let adding = [&pods[0], &pods[1]].map(|(name, netns)| call(site, "ADD", name, netns).spawn());
     for adding in adding {
         let outcome = adding.join().expect("no panic");
         assert!(outcome.success, "{outcome:?}");
     }
     assert!(began.elapsed() >= BOUND, "{:?}", began.elapsed());
     let began = Instant::now();
-    let outcome = call(site, "ADD", "third", &pods[2].1);
+    let outcome = call(site, "ADD", "third", &pods[2].1).run();
     assert!(outcome.success, "{outcome:?}");
     assert!(began.elapsed() < BOUND / 2, "{:?}", began.elapsed());
     assert_eq!(fabric.agent.lines(LATE).len(), 1, "{}", fabric.agent.log());
@@ -133,7 +134,7 @@ fn pods_of_a_node_without_routers_wait_for_nobody() {
     let agent = cluster.agent(&site);
     site.until_status("agent", "pod network ready\n");
     let began = Instant::now();
-    let outcome = call(&site, "ADD", "first", &site.pod("first"));
+    let outcome = call(&site, "ADD", "first", &site.pod("first")).run();
     assert!(outcome.success, "{outcome:?}");
     assert!(began.elapsed() < BOUND / 2, "{:?}", began.elapsed());
     assert!(!agent.log().contains(LATE));

@@ -6,9 +6,14 @@
 #[path = "../bad_input/api.rs"]
 #[allow(dead_code, reason = "shared with the tests of bad input")]
 mod api;
+#[path = "../bad_input/pods.rs"]
+#[allow(dead_code, reason = "shared with the tests of bad input")]
+mod pods;
 #[path = "../bad_input/raw_peer.rs"]
 #[allow(dead_code, reason = "shared with the tests of bad input")]
 mod raw_peer;
+#[path = "../runtime/mod.rs"]
+mod runtime;
 #[path = "../bad_input/site.rs"]
 #[allow(dead_code, reason = "shared with the tests of bad input")]
 mod site;
@@ -18,7 +23,6 @@ mod announced;
 mod ask;
 mod commands;
 mod example;
-mod plugin;
 mod ready;
 mod remembered;
 mod repairs;

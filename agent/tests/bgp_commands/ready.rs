@@ -1,13 +1,13 @@
 //! The first pods after a boot wait until the node knows its way, and no others do.
 
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::api::{Cluster, NODE};
-use crate::plugin::{call, refusal, spawn_add};
+use crate::pods::call;
 use crate::routed::{TOR, join, router, sh, tor};
+use crate::runtime::failure;
 use crate::site::{Daemon, Site, until};
 
 const FAR: &str = "203.0.113.0/26";
@@ -33,15 +33,15 @@ fn pods_wait_for_the_first_routes_of_a_boot_and_never_again() {
 
     // No pool, then no routes.
     site.until_status("agent", "pod network not ready: no IPPool");
-    let (code, text) = refusal(&call(&site, "STATUS", "c", Path::new("")));
+    let (code, text) = failure(&call(&site, "STATUS", "c", "").run());
     assert!(code == 50 && text.contains("no IPPool"), "{code}: {text}");
     cluster.pool("default", "10.244.0.0/20", 26);
     let screen = site.until_status("agent", "0/1 sessions are established");
     assert!(screen.contains("pod network not ready: the first routes"), "{screen}");
-    let (code, text) = refusal(&call(&site, "STATUS", "c", Path::new("")));
+    let (code, text) = failure(&call(&site, "STATUS", "c", "").run());
     assert!(code == 51 && text.contains("0/1 sessions"), "{code}: {text}");
     assert!(!conflist.exists(), "the runtime is not told");
-    let waiting = spawn_add(&site, "first", &site.pod("first"));
+    let waiting = call(&site, "ADD", "first", site.pod("first")).spawn();
     std::thread::sleep(Duration::from_secs(1));
     assert!(!waiting.is_finished());
 
@@ -52,7 +52,7 @@ fn pods_wait_for_the_first_routes_of_a_boot_and_never_again() {
     // At once, not a moment later.
     sh(&site, &format!("ip route show {FAR} | grep -q {TOR}"));
     site.until_status("agent", "pod network ready\n");
-    assert!(call(&site, "STATUS", "c", Path::new("")).success);
+    assert!(call(&site, "STATUS", "c", "").run().success);
     until("the runtime is told", || match std::fs::read_to_string(&conflist) {
         Ok(text) if text == LIST => Ok(()),
         other => Err(format!("{other:?}")),
@@ -69,10 +69,10 @@ fn pods_wait_for_the_first_routes_of_a_boot_and_never_again() {
     std::fs::remove_file(&conflist).expect("it was there");
     let _second = agent(&cluster, &site);
     let began = Instant::now();
-    let outcome = call(&site, "ADD", "second", &site.pod("second"));
+    let outcome = call(&site, "ADD", "second", site.pod("second")).run();
     assert!(outcome.success, "{outcome:?}");
     assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
-    assert!(call(&site, "STATUS", "c", Path::new("")).success);
+    assert!(call(&site, "STATUS", "c", "").run().success);
     let screen = site.until_status("agent", "sessions 0/1");
     assert!(screen.contains("pod network ready\n"), "{screen}");
     assert_eq!(site.report("agent")["podNetwork"], json!({"ready": true}));

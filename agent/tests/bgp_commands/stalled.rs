@@ -9,7 +9,7 @@ use serde_json::json;
 
 use crate::api::{Cluster, NODE};
 use crate::ask::{json, until_established};
-use crate::plugin::call;
+use crate::pods::call;
 use crate::routed::{TOR, join, router, tor, until_route};
 use crate::site::{Daemon, Site};
 
@@ -62,7 +62,7 @@ fn a_main_thread_that_stands_still_delays_no_pod() {
     let agent = cluster.agent(&site);
     site.until_status("agent", "pod network ready\n");
     let (first, second) = (site.pod("first"), site.pod("second"));
-    let outcome = call(&site, "ADD", "first", &first);
+    let outcome = call(&site, "ADD", "first", &first).run();
     assert!(outcome.success, "{outcome:?}");
     let stands = Stopped::main_thread_of(&agent);
     let began = Instant::now();
@@ -72,7 +72,7 @@ fn a_main_thread_that_stands_still_delays_no_pod() {
         ("DEL", "first", &first),
         ("ADD", "third", &first),
     ] {
-        let outcome = call(&site, command, container, netns);
+        let outcome = call(&site, command, container, netns).run();
         assert!(outcome.success, "{command} {container}: {outcome:?}");
     }
     assert!(began.elapsed() < STALL / 4, "{:?}", began.elapsed());

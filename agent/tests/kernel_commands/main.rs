@@ -6,9 +6,14 @@
 #[path = "../bad_input/api.rs"]
 #[allow(dead_code, reason = "shared with the tests of bad input")]
 mod api;
+#[path = "../bad_input/pods.rs"]
+#[allow(dead_code, reason = "shared with the tests of bad input")]
+mod pods;
 #[path = "../bad_input/raw_peer.rs"]
 #[allow(dead_code, reason = "shared with the tests of bad input")]
 mod raw_peer;
+#[path = "../runtime/mod.rs"]
+mod runtime;
 #[path = "../bad_input/site.rs"]
 #[allow(dead_code, reason = "shared with the tests of bad input")]
 mod site;
@@ -18,13 +23,12 @@ mod settings;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
 
 use api::{Cluster, NODE};
 use kernel::{diff, differences, in_order, kernel, routes, row, sh};
+use pods::until_attached;
 use raw_peer::{RawPeer, UPDATE};
 use site::{Site, configuration, peer, until};
 
@@ -136,28 +140,6 @@ fn a_speakers_routes_are_shown_with_who_announced_them_and_what_is_wrong() {
         if text.contains("--fib") { Ok(text) } else { Err(text) }
     });
     assert!(text.contains("writes no routes"), "{text}");
-}
-
-/// The pod's address once the plugin's ADD succeeds.
-fn until_attached(site: &Site, container: &str, netns: &Path) -> String {
-    until("a pod with an address", || {
-        let config = json!({
-            "cniVersion": "1.1.0", "name": "cairn", "type": "cairn-cni",
-            "socket": site.path("agent").join("cni.sock"),
-            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {}},
-        });
-        let input = site.write("stdin.json", &config.to_string());
-        let plugin = Path::new(env!("CARGO_BIN_EXE_cairn")).with_file_name("cairn-cni");
-        let mut command = Command::new(plugin);
-        command.env_clear().env("CNI_COMMAND", "ADD").env("CNI_CONTAINERID", container);
-        command.env("CNI_NETNS", netns).env("CNI_IFNAME", "eth0");
-        command.env("CNI_ARGS", format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME={container}"));
-        command.stdin(Stdio::from(std::fs::File::open(input).expect("the input")));
-        let output = site.run(command);
-        let document: Value = serde_json::from_slice(&output.stdout).unwrap_or_default();
-        let address = document["ips"][0]["address"].as_str().map(str::to_owned);
-        address.filter(|_| output.status.success()).ok_or(document.to_string())
-    })
 }
 
 #[test]

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 
 use crate::api::{Cluster, NODE};
 use crate::kernel::{in_order, row, sh};
+use crate::pods::until_attached;
 use crate::raw_peer::{RawPeer, UPDATE};
 use crate::site::{Site, cairn, until};
-use crate::{TOR, announcement, ip, until_attached};
+use crate::{TOR, announcement, ip};
 
 /// What the kernel tells of routes, one line each, while the value lives.
 struct Watch<'a> {

@@ -9,7 +9,8 @@ use cairn_ipam::{Family, OwnedBlock};
 use cairn_kernel::{NetNs, Netlink, link, pod};
 use serde_json::json;
 
-use crate::node::{Node, addresses, block, config, failure, id, path_of, reaches};
+use crate::node::{Node, addresses, block, config, id, path_of, reaches, spawn};
+use crate::runtime::failure;
 
 #[test]
 fn a_pod_gets_an_address_keeps_it_and_gives_it_back() {
@@ -30,7 +31,7 @@ fn a_pod_gets_an_address_keeps_it_and_gives_it_back() {
         let usage = agent.usage();
         assert_eq!(usage.blocks[0].allocations, [(held[0], id("first"))]);
         assert_eq!(usage.blocks[1].used, 1);
-        assert_eq!(usage.pods[&id("first")].to_string(), "default/pod-first");
+        assert_eq!(usage.pods[&id("first")].to_string(), "default/first");
         assert!(usage.exhausted.is_empty());
 
         let other = node.add("second", &second).await;
@@ -61,7 +62,7 @@ fn a_pod_gets_the_address_that_its_annotation_asks_for_or_the_reason_why_not() {
         let agent = node.ready_agent("10.244.0.0/29").await;
         let wish = || json!({"cairn.network/ips": "10.244.0.6", "example.com/other": "x"});
         let add = |container, netns: &str| {
-            node.spawn_annotated("ADD", container, &path_of(netns), wish())
+            spawn(node.request("ADD", container, &path_of(netns)).annotated(wish()))
         };
         let held = addresses(&add("first", &first).await.unwrap());
         assert_eq!(held, ["10.244.0.6".parse::<IpAddr>().unwrap()]);
@@ -166,7 +167,8 @@ fn a_pod_with_the_longest_names_is_like_any_other() {
              K8S_POD_INFRA_CONTAINER_ID={container}"
         );
         let call = |command: &str| {
-            node.spawn_named(command, &container, &path_of(&pod_name), json!({}), args.clone())
+            let call = node.request(command, &container, &path_of(&pod_name));
+            spawn(call.with_variable("CNI_ARGS", &args))
         };
         let held = addresses(&call("ADD").await.unwrap());
         assert_eq!(addresses(&call("ADD").await.unwrap()), held);

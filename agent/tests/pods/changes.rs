@@ -8,9 +8,9 @@ use cairn_kernel::link::{self, DuplicateDetection};
 use cairn_kernel::route::{self, NextHop, Route, Target};
 use cairn_kernel::{NetNs, Netlink, POD_ROUTE_PROTOCOL, pod};
 use ipnet::IpNet;
-use serde_json::json;
 
-use crate::node::{Node, addresses, block, config, failure, path_of, reaches};
+use crate::node::{Node, addresses, block, config, path_of, reaches, spawn};
+use crate::runtime::failure;
 
 #[test]
 fn check_finds_what_others_have_changed_in_a_pod() {
@@ -21,8 +21,8 @@ fn check_finds_what_others_have_changed_in_a_pod() {
         let added = node.call("ADD", "c", &path_of(&pod_name)).await;
         let check = async || {
             let result = added.output.clone().unwrap();
-            let more = json!({"prevResult": result});
-            node.spawn_configured("CHECK", "c", &path_of(&pod_name), more).await.unwrap()
+            let call = node.request("CHECK", "c", &path_of(&pod_name));
+            spawn(call.with_field("prevResult", result)).await.unwrap()
         };
         let outcome = check().await;
         assert!(outcome.success, "{outcome:?}");

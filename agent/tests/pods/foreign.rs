@@ -10,7 +10,8 @@ use cairn_kernel::link::{self, DuplicateDetection};
 use cairn_kernel::route::{self, NextHop, Route, Target};
 use ipnet::IpNet;
 
-use crate::node::{Node, failure, path_of};
+use crate::node::{Node, path_of};
+use crate::runtime::failure;
 
 #[test]
 fn an_address_that_something_else_uses_is_passed_over() {

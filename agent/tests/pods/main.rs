@@ -2,6 +2,9 @@
 //!
 //! Needs root.
 
+#[path = "../runtime/mod.rs"]
+mod runtime;
+
 mod addresses;
 mod changes;
 mod foreign;

@@ -12,17 +12,19 @@ use cairn_agent::pods::{
     self, NetworkOptions, PodConfig, Pods, PodsHandle, PodsOptions, Supply, Usage,
 };
 use cairn_agent::readiness::Verdict;
-use cairn_cni::plugin::{self, Outcome, Patience};
+use cairn_cni::plugin::{Outcome, Patience};
 use cairn_ipam::{AttachmentId, Family, OwnedBlock, PodPool, Rules};
 use cairn_kernel::link::{self, DuplicateDetection};
 use cairn_kernel::{NetNs, Netlink};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::task::JoinHandle;
+
+use crate::runtime::Call;
 
 /// A node of one test: a namespace and a run directory, both removed with the value.
 pub struct Node {
     pub name: String,
-    netns: NetNs,
+    pub netns: NetNs,
     pub run_dir: PathBuf,
     pods: AtomicU32,
 }
@@ -107,88 +109,17 @@ impl Node {
         agent
     }
 
-    /// Calls the plugin as a runtime does, on a thread.
+    /// What a runtime asks of this node's agent.
+    pub fn request(&self, command: &str, container: &str, netns: &str) -> Call {
+        Call::new(&pods::socket_path(&self.run_dir), command, container, netns)
+    }
+
     pub async fn call(&self, command: &str, container: &str, netns: &str) -> Outcome {
         self.spawn_call(command, container, netns).await.unwrap()
     }
 
     pub fn spawn_call(&self, command: &str, container: &str, netns: &str) -> JoinHandle<Outcome> {
-        self.spawn_annotated(command, container, netns, json!({}))
-    }
-
-    /// With what the runtime tells of the pod's annotations.
-    pub fn spawn_annotated(
-        &self,
-        command: &str,
-        container: &str,
-        netns: &str,
-        annotations: Value,
-    ) -> JoinHandle<Outcome> {
-        let pod = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{container}");
-        self.spawn_named(command, container, netns, annotations, pod)
-    }
-
-    /// With how the runtime names the pod.
-    pub fn spawn_named(
-        &self,
-        command: &str,
-        container: &str,
-        netns: &str,
-        annotations: Value,
-        pod: String,
-    ) -> JoinHandle<Outcome> {
-        let more = json!({
-            "runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations},
-        });
-        self.spawn_whole(command, container, netns, more, pod)
-    }
-
-    /// With more in the network configuration.
-    pub fn spawn_configured(
-        &self,
-        command: &str,
-        container: &str,
-        netns: &str,
-        more: Value,
-    ) -> JoinHandle<Outcome> {
-        let pod = format!("K8S_POD_NAMESPACE=default;K8S_POD_NAME=pod-{container}");
-        self.spawn_whole(command, container, netns, more, pod)
-    }
-
-    fn spawn_whole(
-        &self,
-        command: &str,
-        container: &str,
-        netns: &str,
-        more: Value,
-        pod: String,
-    ) -> JoinHandle<Outcome> {
-        let variables = [
-            ("CNI_COMMAND", command.to_owned()),
-            ("CNI_CONTAINERID", container.to_owned()),
-            ("CNI_NETNS", netns.to_owned()),
-            ("CNI_IFNAME", "eth0".to_owned()),
-            ("CNI_ARGS", pod),
-        ];
-        let mut config = json!({
-            "cniVersion": "1.1.0",
-            "name": "cairn",
-            "type": "cairn-cni",
-            "socket": pods::socket_path(&self.run_dir),
-        });
-        config.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
-        let patience = Patience {
-            connect: Duration::from_secs(2),
-            connect_del: Duration::from_millis(300),
-            total: Duration::from_secs(20),
-            ..Patience::default()
-        };
-        tokio::task::spawn_blocking(move || {
-            let value = |name: &str| {
-                variables.iter().find(|(known, _)| *known == name).map(|(_, v)| v.clone())
-            };
-            plugin::run(value, config.to_string().as_bytes(), patience)
-        })
+        spawn(self.request(command, container, netns))
     }
 
     pub async fn add(&self, container: &str, netns: &str) -> Vec<IpAddr> {
@@ -285,14 +216,23 @@ pub fn addresses(outcome: &Outcome) -> Vec<IpAddr> {
     result["ips"].as_array().unwrap().iter().map(address).collect()
 }
 
-pub fn failure(outcome: &Outcome) -> (u64, String) {
-    assert!(!outcome.success, "{outcome:?}");
-    let error = outcome.output.as_ref().unwrap();
-    (error["code"].as_u64().unwrap(), error["msg"].as_str().unwrap().to_owned())
-}
-
 pub fn id(container: &str) -> AttachmentId {
     AttachmentId { container_id: container.into(), ifname: "eth0".into() }
+}
+
+/// Runs the plugin's own code on a thread.
+pub fn spawn(call: Call) -> JoinHandle<Outcome> {
+    tokio::task::spawn_blocking(move || call.run_with(patience()))
+}
+
+/// Less than the plugin's own, as nothing here is slow.
+pub fn patience() -> Patience {
+    Patience {
+        connect: Duration::from_secs(2),
+        connect_del: Duration::from_millis(300),
+        total: Duration::from_secs(20),
+        ..Patience::default()
+    }
 }
 
 /// Whether a process of the node reaches `address` in the pod.

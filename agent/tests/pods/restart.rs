@@ -51,7 +51,7 @@ fn a_new_agent_finds_the_pods_of_the_old_one() {
 
         let agent = node.agent().await;
         assert!(link::find(&mut netlink, &half).unwrap().is_none(), "half-done ones are removed");
-        assert_eq!(agent.usage().pods[&id("first")].to_string(), "default/pod-first");
+        assert_eq!(agent.usage().pods[&id("first")].to_string(), "default/first");
         agent.handle.set_config(config());
         agent.supply(vec![block("10.244.0.0/29")], vec![Family::V4]);
         agent

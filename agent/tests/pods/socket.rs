@@ -12,7 +12,8 @@ use cairn_cni::protocol::{self, AddRequest, ProtocolError, Request, Response, VE
 use cairn_cni::{Code, ContainerId, InterfaceName, PodIdentity};
 use cairn_kernel::{NetNs, link};
 
-use crate::node::{Agent, Node, failure, path_of};
+use crate::node::{Agent, Node, path_of};
+use crate::runtime::failure;
 
 #[test]
 fn who_is_not_root_gets_no_address_even_where_it_may_connect() {
