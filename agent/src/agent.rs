@@ -737,7 +737,7 @@ const DEFAULT_MTU: u32 = 1500;
 /// instead of reaching another one.
 const COOLDOWN: Duration = Duration::from_secs(60);
 
-/// How long a CNI ADD waits for a first or next block: below the runtime's patience, above the time
+/// How long a CNI ADD waits in all, for a first or next block: below the runtime's patience, above the time
 /// of a claim.
 const ADDRESS_WAIT: Duration = Duration::from_secs(10);
 

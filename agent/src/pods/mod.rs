@@ -64,7 +64,7 @@ pub struct PodsOptions {
 pub struct NetworkOptions {
     /// An address that was freed less than this ago is handed out last.
     pub cooldown: Duration,
-    /// How long an ADD that finds no address waits for a block before it is refused.
+    /// How long an ADD that lacks something waits for it, from its beginning, before it is refused.
     pub address_wait: Duration,
     /// How long the first ADDs of a block wait for its announcement before they go on without it.
     pub announcement_wait: Duration,

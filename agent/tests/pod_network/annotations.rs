@@ -4,16 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cairn_agent::pods::{AnnotationSource, PodConfig};
-use cairn_agent::readiness::Verdict;
+use cairn_agent::pods::AnnotationSource;
 use cairn_cni::protocol::{AddRequest, Response};
 use cairn_cni::{Code, PodIdentity};
-use cairn_ipam::Rules;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 
-use crate::kernel::Kernel;
-use crate::node::{IntoAddresses, POOLS, dual, ip, network, removal, request, v4};
+use crate::node::{IntoAddresses, Node, POOLS, dual, ip, removal, request, v4};
 
 /// Answers what it was told, and counts.
 #[derive(Debug)]
@@ -31,13 +28,8 @@ impl AnnotationSource for Source {
 
 #[tokio::test(start_paused = true)]
 async fn annotations_that_the_runtime_does_not_tell_are_asked_for_and_never_guessed() {
-    let kernel = Kernel::default();
-    let (handle, calls, network) = network(&kernel, Rules::ALL).await;
     let source = Arc::new(Source(Mutex::new((Err("the API server does not answer".into()), 0))));
-    tokio::spawn(network.with_annotations(source.clone()).run());
-    handle.set_readiness(&Verdict::Ready);
-    handle.set_config(PodConfig { node_addresses: vec![ip("192.0.2.1")], mtu: 1400 });
-    handle.set_supply(dual());
+    let Node { kernel, calls, .. } = &Node::asking(source.clone(), dual()).await;
     let (code, msg) = calls.add(request("c1", None), ()).await.into_addresses().unwrap_err();
     assert_eq!(code, Code::TryAgainLater);
     assert!(msg.contains("the API server does not answer"), "{msg}");
@@ -66,12 +58,7 @@ impl AnnotationSource for Silent {
 
 #[tokio::test(start_paused = true)]
 async fn neither_waits_an_add_for_annotations_that_nobody_needs() {
-    let kernel = Kernel::default();
-    let (handle, calls, network) = network(&kernel, Rules::ALL).await;
-    tokio::spawn(network.with_annotations(Arc::new(Silent)).run());
-    handle.set_readiness(&Verdict::Ready);
-    handle.set_config(PodConfig { node_addresses: vec![ip("192.0.2.1")], mtu: 1400 });
-    handle.set_supply(v4("10.0.0.0/30"));
+    let Node { kernel, calls, .. } = &Node::asking(Arc::new(Silent), v4("10.0.0.0/30")).await;
     let add = |pod: &str| {
         let (calls, request) = (calls.clone(), request(pod, None));
         tokio::spawn(async move { calls.add(request, ()).await })
@@ -87,4 +74,33 @@ async fn neither_waits_an_add_for_annotations_that_nobody_needs() {
     let (code, _) = deleted.await.unwrap().into_addresses().unwrap_err();
     assert_eq!(code, Code::TryAgainLater);
     assert!(kernel.held().is_empty());
+}
+
+/// Tells that there are none, after a time.
+#[derive(Debug)]
+struct Late(Duration);
+
+impl AnnotationSource for Late {
+    fn annotations(&self, _: &PodIdentity) -> BoxFuture<'static, Annotations> {
+        tokio::time::sleep(self.0).map(|()| Ok(BTreeMap::new())).boxed()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_that_annotations_take_is_not_given_twice() {
+    for (late, refused) in [(6, 10), (14, 14)] {
+        let source = Arc::new(Late(Duration::from_secs(late)));
+        let node = Node::asking(source, v4("10.0.0.0/32")).await;
+        node.add("held", &[]).await.unwrap();
+        let start = tokio::time::Instant::now();
+        let outcome = node.calls.add(request("c1", None), ()).await.into_addresses();
+        let (code, msg) = outcome.unwrap_err();
+        assert_eq!((code, start.elapsed().as_secs()), (Code::TryAgainLater, refused));
+        assert!(msg.contains("are in use"), "{msg}");
+        // Late as it may be, who can be served is.
+        let served = node.calls.clone();
+        let served = tokio::spawn(async move { served.add(request("c2", None), ()).await });
+        node.del("held").await;
+        assert_eq!(served.await.unwrap().into_addresses(), Ok(vec![ip("10.0.0.0")]));
+    }
 }

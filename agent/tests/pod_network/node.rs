@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use cairn_agent::ipam::Clock;
 use cairn_agent::pods::{
-    NetworkOptions, PodCalls, PodConfig, PodNetwork, PodsHandle, Supply, Usage,
+    AnnotationSource, NetworkOptions, PodCalls, PodConfig, PodNetwork, PodsHandle, Supply, Usage,
 };
 use cairn_agent::readiness::Verdict;
 use cairn_agent::view::Namespace;
@@ -51,12 +51,23 @@ impl Node {
 
     pub async fn with(kernel: Kernel, supply: Supply, rules: Rules) -> Node {
         let (handle, calls, network) = network(&kernel, rules).await;
+        Node { kernel, handle, calls, supply }.serve(network)
+    }
+
+    /// One that asks `source` for the annotations that a runtime does not tell.
+    pub async fn asking(source: Arc<impl AnnotationSource + 'static>, supply: Supply) -> Node {
+        let kernel = Kernel::default();
+        let (handle, calls, network) = network(&kernel, Rules::ALL).await;
+        Node { kernel, handle, calls, supply }.serve(network.with_annotations(source))
+    }
+
+    fn serve(self, network: PodNetwork<Kernel>) -> Node {
         tokio::spawn(network.run());
-        handle.set_readiness(&Verdict::Ready);
+        self.handle.set_readiness(&Verdict::Ready);
         let config = PodConfig { node_addresses: vec!["192.0.2.1".parse().unwrap()], mtu: 1400 };
-        handle.set_config(config);
-        handle.set_supply(supply.clone());
-        Node { kernel, handle, calls, supply }
+        self.handle.set_config(config);
+        self.handle.set_supply(self.supply.clone());
+        self
     }
 
     /// Adds a pod of the namespace `ns` with annotations.

@@ -64,8 +64,8 @@ pub struct PodNetwork<K: PodKernel> {
     attachments: BTreeMap<AttachmentId, Interface>,
     /// Interfaces on which work is under way, each with the requests that wait for its end.
     busy: HashMap<AttachmentId, VecDeque<Turn<K::Netns>>>,
-    /// ADD requests without an address, each with when its patience ends.
-    waiting: VecDeque<(Duration, Addition<K::Netns>)>,
+    /// ADD requests without an address.
+    waiting: VecDeque<Addition<K::Netns>>,
     /// ADD requests for whose pods' annotations somebody is asked, each with what ends it.
     asking: HashMap<AttachmentId, oneshot::Sender<()>>,
     untold: Untold,
@@ -110,6 +110,8 @@ struct Addition<N> {
     request: AddRequest,
     netns: N,
     reply: Reply,
+    /// When its patience ends, whatever it waits for.
+    until: Duration,
     /// Addresses that turned out to be in use so far.
     refused: u32,
 }
@@ -328,7 +330,8 @@ impl<K: PodKernel> PodNetwork<K> {
     fn begin(&mut self, id: AttachmentId, turn: Turn<K::Netns>) {
         match turn {
             Turn::Add { request, netns, reply } => {
-                self.add(Addition { id, request, netns, reply, refused: 0 });
+                let until = self.now() + self.options.address_wait;
+                self.add(Addition { id, request, netns, reply, until, refused: 0 });
             }
             Turn::Del { reply } => self.del(id, reply),
             Turn::Check { request, netns, reply } => self.check(id, request, netns, reply),
@@ -405,7 +408,7 @@ impl<K: PodKernel> PodNetwork<K> {
             Listing::Due(at) => Some(at),
             _ => None,
         };
-        let waiting = self.waiting.iter().map(|(until, _)| *until).min();
+        let waiting = self.waiting.iter().map(|addition| addition.until).min();
         listing.into_iter().chain(waiting).chain(self.untold.next_deadline()).min()
     }
 

@@ -129,10 +129,10 @@ impl<K: PodKernel> PodNetwork<K> {
         loop {
             // This one is answered when it is looked at next, and the DEL follows.
             drop(self.asking.remove(id));
-            let place = self.waiting.iter().position(|(_, addition)| addition.id == *id);
+            let place = self.waiting.iter().position(|addition| addition.id == *id);
             // Another ADD may have its turn then, and wait too.
             match place.and_then(|place| self.waiting.remove(place)) {
-                Some((_, addition)) => self.refuse(addition, &AddRefusal::Abandoned),
+                Some(addition) => self.refuse(addition, &AddRefusal::Abandoned),
                 None if self.end_untold(id) => {}
                 None => return,
             }
@@ -141,11 +141,7 @@ impl<K: PodKernel> PodNetwork<K> {
 
     /// Ends the ADDs that wait and whose plugin has hung up, as one does that its runtime kills.
     pub(super) fn end_abandoned(&mut self) {
-        let (gone, waiting): (VecDeque<_>, VecDeque<_>) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|(_, addition)| addition.reply.is_closed());
-        self.waiting = waiting;
-        for (_, addition) in gone {
+        for addition in self.take_waiting(|addition| addition.reply.is_closed()) {
             self.refuse(addition, &AddRefusal::Abandoned);
         }
         self.end_abandoned_untold();
@@ -161,9 +157,9 @@ impl<K: PodKernel> PodNetwork<K> {
         if self.is_to_end(&addition.id) {
             return self.refuse(addition, &AddRefusal::Abandoned);
         }
-        if refusal.may_end_soon() && self.waiting.len() < WAITING_MAX {
-            let until = self.now() + self.options.address_wait;
-            return self.waiting.push_back((until, addition));
+        let is_patient = self.now() < addition.until;
+        if is_patient && refusal.may_end_soon() && self.waiting.len() < WAITING_MAX {
+            return self.waiting.push_back(addition);
         }
         self.refuse(addition, refusal);
     }
@@ -181,37 +177,28 @@ impl<K: PodKernel> PodNetwork<K> {
         self.release_turn(&id);
     }
 
-    /// Tries every waiting ADD again, after something changed. One that still finds nothing keeps
-    /// its deadline.
+    /// Tries every waiting ADD again, after something changed.
     pub(super) fn retry_waiting(&mut self) {
-        for (until, addition) in std::mem::take(&mut self.waiting) {
-            let before = self.waiting.len();
+        for addition in std::mem::take(&mut self.waiting) {
             self.add(addition);
-            if let Some((held, _)) = self.waiting.get_mut(before) {
-                *held = until;
-            }
         }
     }
 
-    /// Gives up on those whose patience has ended.
+    /// Tries those whose patience has ended a last time.
     pub(super) fn expire_waiting(&mut self, now: Duration) {
-        while self.waiting.front().is_some_and(|(until, _)| *until <= now) {
-            let Some((_, addition)) = self.waiting.pop_front() else { return };
-            let served = match self.permitted() {
-                Ok(_) if self.must_ask(&addition) => Ok(()),
-                Ok(_) => self.addresses(&addition).map(drop),
-                Err(refusal) => Err(refusal),
-            };
-            let refusal = match served {
-                // Possible in this very moment.
-                Ok(()) => {
-                    self.add(addition);
-                    continue;
-                }
-                Err(refusal) => refusal,
-            };
-            self.refuse(addition, &refusal);
+        for addition in self.take_waiting(|addition| addition.until <= now) {
+            self.add(addition);
         }
+    }
+
+    /// Takes those ADDs out that wait and for which `goes` holds.
+    fn take_waiting(
+        &mut self,
+        goes: impl Fn(&Addition<K::Netns>) -> bool,
+    ) -> VecDeque<Addition<K::Netns>> {
+        let (gone, stay) = std::mem::take(&mut self.waiting).into_iter().partition(goes);
+        self.waiting = stay;
+        gone
     }
 }
 
