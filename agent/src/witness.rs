@@ -1,5 +1,7 @@
 //! The speaker as the IPAM's second witness: what peers announce (IPAM rule 3).
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use cairn_bgp::prefix::Prefix;
@@ -22,12 +24,17 @@ use crate::ipam::{Heard, Witness};
 #[derive(Clone, Debug)]
 pub struct SpeakerWitness {
     speaker: watch::Receiver<Option<SpeakerHandle>>,
+    /// The sessions whose tables were waited for last.
+    heard_out: Arc<Mutex<Option<BTreeSet<Session>>>>,
 }
+
+/// A session: the peer's name, since when it is up in Unix seconds, and how many it had until then.
+type Session = (String, u64, u64);
 
 impl SpeakerWitness {
     /// A witness that asks the speaker of this channel.
     pub fn new(speaker: watch::Receiver<Option<SpeakerHandle>>) -> SpeakerWitness {
-        SpeakerWitness { speaker }
+        SpeakerWitness { speaker, heard_out: Arc::default() }
     }
 }
 
@@ -49,18 +56,28 @@ impl Witness for SpeakerWitness {
         .boxed()
     }
 
-    /// With a session of each peer, and a moment for what follows it. A node without a speaker has
-    /// one soon.
+    /// With a session of each peer, and a moment for what follows it, once for the same sessions. A
+    /// node without a speaker has one soon.
     fn settled(&self) -> BoxFuture<'static, bool> {
         let speaker = self.speaker.borrow().clone();
+        let heard_out = Arc::clone(&self.heard_out);
         async move {
             let Some(speaker) = speaker else { return false };
             let Some(snapshot) = snapshot(&speaker).await else { return false };
-            let mut peers = snapshot.peers.values().filter(|peer| !peer.disabled);
-            if !peers.all(|peer| peer.state == SessionState::Established) {
+            let peers = snapshot.peers.iter().filter(|(_, peer)| !peer.disabled);
+            if !peers.clone().all(|(_, peer)| peer.state == SessionState::Established) {
                 return false;
             }
-            tokio::time::sleep(TABLE_WAIT).await;
+            let sessions: BTreeSet<Session> = peers
+                .map(|(name, peer)| (name.clone(), peer.since_unix_secs, peer.established_count))
+                .collect();
+            let is_known = heard_out.lock().is_ok_and(|known| known.as_ref() == Some(&sessions));
+            if !is_known {
+                tokio::time::sleep(TABLE_WAIT).await;
+                if let Ok(mut known) = heard_out.lock() {
+                    *known = Some(sessions);
+                }
+            }
             true
         }
         .boxed()
