@@ -87,6 +87,23 @@ fn pods_and_node_reach_each_other_under_their_own_addresses() {
 }
 
 #[test]
+fn the_nodes_end_of_an_ipv4_pod_has_no_address() {
+    let node = TestNetNs::node();
+    // The kernel keeps no settings of IPv6 for links that short.
+    for (container, mtu) in [("usual", 1450), ("short", 1000)] {
+        let pod = TestNetNs::create();
+        let spec = PodSpec { mtu, ..spec(container, &["10.244.0.5"]) };
+        let attached = node.attach(&pod, &spec).unwrap();
+        let mut host = node.netlink();
+        let link = link::find(&mut host, &attached.host_ifname).unwrap().unwrap();
+        assert_eq!(link.mtu, mtu);
+        let addresses = link::addresses(&mut host).unwrap();
+        assert!(addresses.iter().all(|held| held.ifindex != link.index), "{addresses:?}");
+        pod::detach(&mut host, &attached.host_ifname).unwrap();
+    }
+}
+
+#[test]
 fn a_pod_cannot_send_under_anothers_address() {
     let (node, first, second) = (TestNetNs::node(), TestNetNs::create(), TestNetNs::create());
     node.attach(&first, &spec("first", &["10.244.0.5"])).unwrap();

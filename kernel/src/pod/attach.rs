@@ -314,7 +314,7 @@ impl Steps {
         self.actions.push(format!("set the alias of {host_ifname}"));
         let alias = LinkSettings { alias: Some(side.alias), ..LinkSettings::default() };
         self.batch.set_link(side.index, &alias);
-        self.interface_settings(side.v6);
+        self.interface_settings(side.v6 || has_ipv6_link(spec.mtu));
         self.actions.push(format!("set {host_ifname} up"));
         let up = LinkSettings { up: Some(true), ..LinkSettings::default() };
         self.batch.set_link(side.index, &up);
@@ -325,7 +325,8 @@ impl Steps {
     }
 
     /// Adds the per-interface settings to the request that was begun last, which spares a file
-    /// operation for each.
+    /// operation for each. A link-local address of the kernel's own would be nobody's next hop, and takes
+    /// duplicate address detection, groups and routes that must all go again before a DEL can return.
     fn interface_settings(&mut self, v6: bool) {
         let families = self.batch.open(libc::IFLA_AF_SPEC);
         let inet = self.batch.open(libc::AF_INET as u16);
@@ -500,6 +501,11 @@ fn vanished(ifname: &str) -> AttachError {
     Error::System { action, errno: Errno::NODEV }.into()
 }
 
+/// Whether the kernel keeps settings of IPv6 for a link of this MTU.
+fn has_ipv6_link(mtu: u32) -> bool {
+    mtu >= IPV6_MTU_MIN && feature::has_ipv6()
+}
+
 fn ipv6_ready() -> bool {
     feature::has_ipv6() && matches!(sysctl::read("ipv6/conf/default/disable_ipv6"), Ok(0))
 }
@@ -516,6 +522,8 @@ const POD_SETTINGS_V6: [(&str, i64); 3] =
 const IFLA_INET_CONF: u16 = 1;
 const IFLA_INET6_ADDR_GEN_MODE: u16 = 8;
 const IN6_ADDR_GEN_MODE_NONE: u8 = 1;
+/// `IPV6_MIN_MTU` (linux/ipv6.h), RFC 8200, section 5.
+const IPV6_MTU_MIN: u32 = 1280;
 const LOOPBACK_INDEX: u32 = 1;
 const INDEX_ATTEMPTS: u32 = 16;
 const INDEX_MIN: u32 = 0x1000_0000;
