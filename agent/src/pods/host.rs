@@ -96,9 +96,11 @@ impl PodKernel for HostKernel {
             let mut remains = true;
             let outcome = Netlink::open().map_err(AttachError::from).and_then(|mut host| {
                 let attached = pod::attach(&mut host, &netns, &spec);
-                // When that is unknown the address stays taken.
-                let exists = pod::exists(&mut host, &spec.container_id, &spec.ifname);
-                remains = exists.unwrap_or(true);
+                if attached.is_err() {
+                    // When that is unknown the address stays taken.
+                    let exists = pod::exists(&mut host, &spec.container_id, &spec.ifname);
+                    remains = exists.unwrap_or(true);
+                }
                 attached
             });
             if let Ok(attached) = &outcome {

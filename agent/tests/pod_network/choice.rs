@@ -32,7 +32,7 @@ async fn a_24_asked_for_257_gives_256_and_one_clear_error() {
     let words = "no IPv4 address: all 256 addresses of 1 IPv4 block(s) of IPPool a are in use";
     assert!(refused[0].1.starts_with(words), "{}", refused[0].1);
     let demand = Demand::Pools(Family::V4, vec!["a".into()]);
-    assert_eq!(node.usage().exhausted, BTreeSet::from([demand]));
+    assert_eq!(node.usage().await.exhausted, BTreeSet::from([demand]));
     assert_eq!(node.kernel.held().len(), 256);
 }
 
@@ -78,7 +78,7 @@ async fn dual_stack_without_ipv6_fails_whole_and_leaks_nothing() {
     });
     assert!(node.add("c3", &[(POOLS, "six,a")]).await.is_err());
     assert!(node.add("c4", &[(IPS, "fd00::1")]).await.is_err());
-    assert_eq!((node.used(), node.kernel.held().len()), (0, 0), "no IPv4 address leaked");
+    assert_eq!((node.used().await, node.kernel.held().len()), (0, 0), "no IPv4 address leaked");
     assert_eq!(node.add("c5", &[]).await, Ok(vec![ip("10.0.0.0")]), "IPv4 only by the pools");
 }
 
@@ -120,7 +120,7 @@ async fn what_the_own_kernel_holds_is_passed_over_and_comes_back() {
     // This one appears later, and only the attempt notices.
     kernel.0.lock().unwrap().foreign.insert(ip("10.0.0.1"));
     assert_eq!(node.add("c1", &[]).await, Ok(vec![ip("10.0.0.2")]));
-    assert_eq!(node.usage().blocks[0].foreign, [ip("10.0.0.0"), ip("10.0.0.1")]);
+    assert_eq!(node.usage().await.blocks[0].foreign, [ip("10.0.0.0"), ip("10.0.0.1")]);
     kernel.0.lock().unwrap().foreign.clear();
     node.handle.resync();
     node.until(|usage| usage.blocks[0].foreign.is_empty()).await;

@@ -52,7 +52,7 @@ async fn gc_takes_what_no_runtime_knows_and_spares_what_is_new_busy_or_of_others
     };
     let release = async {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert_eq!(node.used(), 5, "no address is free before its interface has gone");
+        assert_eq!(node.used().await, 5, "no address is free before its interface has gone");
         node.kernel.0.lock().unwrap().stuck = false;
     };
     let ((answer, took), ()) = tokio::join!(collecting, release);

@@ -94,18 +94,20 @@ impl Node {
         self.handle.set_supply(self.supply.clone());
     }
 
-    pub fn usage(&self) -> Usage {
+    /// What has come of everything until now, which is told every 20 ms.
+    pub async fn usage(&self) -> Usage {
+        tokio::time::sleep(Duration::from_millis(25)).await;
         self.handle.usage().borrow().clone()
     }
 
-    pub fn used(&self) -> u64 {
-        self.usage().blocks.iter().map(|block| block.used).sum()
+    pub async fn used(&self) -> u64 {
+        self.usage().await.blocks.iter().map(|block| block.used).sum()
     }
 
     pub async fn until(&self, reached: impl Fn(&Usage) -> bool) {
         let mut usage = self.handle.usage();
         let waited = tokio::time::timeout(Duration::from_secs(60), usage.wait_for(reached));
-        assert!(waited.await.is_ok(), "{:?}", self.usage());
+        assert!(waited.await.is_ok(), "{:?}", self.handle.usage().borrow());
     }
 }
 

@@ -23,7 +23,7 @@ async fn a_failed_second_add_leaves_the_first_as_it_is() {
         ..request("c1", Some(&[(POOLS, "nowhere")]))
     };
     assert!(node.calls.add(second, ()).await.into_addresses().is_err());
-    assert_eq!((node.kernel.held(), node.used()), (held, 1));
+    assert_eq!((node.kernel.held(), node.used().await), (held, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -37,9 +37,9 @@ async fn a_del_that_names_another_owner_frees_nothing() {
         network: "cairn".into(),
     };
     assert_eq!(node.calls.del(other).await, Response::Done, "nothing of that name is there");
-    assert_eq!((node.kernel.held(), node.used()), (held, 1));
+    assert_eq!((node.kernel.held(), node.used().await), (held, 1));
     node.del("c1").await;
-    assert_eq!(node.used(), 0);
+    assert_eq!(node.used().await, 0);
 }
 
 /// How many of two addresses that pods hold are free while the interface of one cannot be removed.
@@ -56,7 +56,7 @@ async fn free_while_a_removal_hangs(rules: Rules) -> u128 {
     };
     let removing = tokio::spawn(async move { calls.del(removal).await });
     tokio::time::sleep(Duration::from_millis(500)).await;
-    let free = node.usage().blocks[0].free;
+    let free = node.usage().await.blocks[0].free;
     node.kernel.0.lock().unwrap().stuck = false;
     assert_eq!(removing.await.unwrap(), Response::Done);
     free
@@ -85,12 +85,12 @@ async fn a_new_agent_takes_the_kernel_for_the_truth_and_only_one_does() {
     node.kernel.0.lock().unwrap().agents = 0;
     let restarted = Node::with(node.kernel.clone(), v4("10.0.0.0/30"), Rules::ALL).await;
     restarted.until(|usage| usage.blocks.first().is_some_and(|block| block.used == 1)).await;
-    assert_eq!(restarted.usage().blocks[0].allocations[0].0, held[0]);
+    assert_eq!(restarted.usage().await.blocks[0].allocations[0].0, held[0]);
     // Careless: the second agent runs beside the first and believes that all is free.
     let careless = Rules::ALL.without(Rule::OneAgent).without(Rule::KernelIsRecord);
     let careless = Node::with(node.kernel.clone(), v4("10.0.0.0/30"), careless).await;
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(careless.used(), 0);
+    assert_eq!(careless.used().await, 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -111,7 +111,7 @@ async fn what_is_to_go_while_a_removal_runs_goes_together() {
         })
         .collect();
     tokio::time::sleep(Duration::from_secs(1)).await;
-    assert_eq!(node.used(), 100, "no address is free before its interface has gone");
+    assert_eq!(node.used().await, 100, "no address is free before its interface has gone");
     node.kernel.0.lock().unwrap().stuck = false;
     for (n, removing) in removing.into_iter().enumerate() {
         match removing.await.unwrap() {

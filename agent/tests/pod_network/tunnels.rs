@@ -26,7 +26,7 @@ const VXLAN: (TunnelKind, Family) = (TunnelKind::VXLAN, Family::V4);
 async fn a_tunnel_device_and_a_pod_never_have_one_address() {
     let mut node = Node::start(wrapped()).await;
     node.until(|usage| usage.tunnels.held.contains_key(&VXLAN)).await;
-    let told = node.usage().tunnels;
+    let told = node.usage().await.tunnels;
     assert_eq!(told.held, BTreeMap::from([(VXLAN, ip("10.0.0.0"))]));
     assert_eq!(node.add("c0", &[]).await, Ok(vec![ip("10.0.0.1")]));
     assert!(node.add("c1", &[]).await.is_err(), "the other is the device's");
@@ -34,7 +34,7 @@ async fn a_tunnel_device_and_a_pod_never_have_one_address() {
     let stays = block("a", "10.0.0.1/32").cidr;
     node.change(|supply| supply.lodgings = Some(vec![stays]));
     node.until(|usage| usage.tunnels.held.is_empty()).await;
-    let left = node.usage().tunnels;
+    let left = node.usage().await.tunnels;
     assert!(left.revision > told.revision);
     assert!(node.add("c1", &[]).await.is_err(), "the device may have it still");
     node.handle.tunnels_applied(told.revision);
@@ -49,15 +49,15 @@ async fn a_tunnel_address_is_kept_over_a_restart_until_its_block_is_known_to_go(
     let kernel = Kernel::default();
     kernel.0.lock().unwrap().tunnels = BTreeSet::from([ip("10.0.0.0"), ip("10.0.0.1")]);
     let mut node = Node::with(kernel, Supply { lodgings: None, ..wrapped() }, Rules::ALL).await;
-    let found = node.usage().tunnels;
+    let found = node.usage().await.tunnels;
     assert_eq!(found.held, BTreeMap::from([(VXLAN, ip("10.0.0.0"))]));
     // The second one until the device is without it.
     let used = |usage: &Usage| usage.blocks.iter().map(|block| block.used).sum::<u64>();
     node.until(|usage| used(usage) == 2).await;
     node.handle.tunnels_applied(found.revision);
     node.until(|usage| used(usage) == 1).await;
-    assert_eq!(node.usage().tunnels, found);
+    assert_eq!(node.usage().await.tunnels, found);
     node.change(|supply| supply.lodgings = Some(Vec::new()));
     node.until(|usage| usage.tunnels.held.is_empty()).await;
-    assert_eq!(node.used(), 1);
+    assert_eq!(node.used().await, 1);
 }

@@ -33,7 +33,7 @@ async fn a_pod_that_has_all_it_needs_begins_when_its_block_is_heard_of() {
     let node = held_back(v4(BLOCK), &[BLOCK]).await;
     let adding = begin(&node, "one").await;
     assert!(!adding.is_finished());
-    assert_eq!((node.kernel.held(), node.used()), (vec![ip("10.0.0.0")], 1));
+    assert_eq!((node.kernel.held(), node.used().await), (vec![ip("10.0.0.0")], 1));
     let start = Instant::now();
     node.handle.set_held_back(BTreeSet::new());
     assert_eq!(adding.await.unwrap().into_addresses(), Ok(vec![ip("10.0.0.0")]));
@@ -138,7 +138,7 @@ async fn many_that_wait_leave_places_for_those_that_end_them() {
     let adding: Vec<_> = (0..100).map(|number| node.spawn_add(&format!("pod{number}"))).collect();
     tokio::time::sleep(WAIT / 2).await;
     let waiting = adding.iter().filter(|adding| !adding.is_finished()).count();
-    assert_eq!((node.used(), waiting), (100, 64));
+    assert_eq!((node.used().await, waiting), (100, 64));
     for adding in adding {
         adding.await.unwrap().into_addresses().unwrap();
     }

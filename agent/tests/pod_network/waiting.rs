@@ -28,7 +28,10 @@ async fn a_demand_that_cannot_be_met_ends_the_wait_at_once() {
     assert_eq!(code, Code::TryAgainLater);
     assert!(msg.ends_with("no block can be claimed: every block of IPPool a is taken"), "{msg}");
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    assert!(node.usage().exhausted.contains(&demand), "the owner of the blocks goes on trying");
+    assert!(
+        node.usage().await.exhausted.contains(&demand),
+        "the owner of the blocks goes on trying"
+    );
     assert!(node.add("c1", &[]).await.is_err());
     // A block that comes all the same serves.
     node.change(|supply| {
@@ -42,7 +45,7 @@ async fn a_demand_that_cannot_be_met_ends_the_wait_at_once() {
 async fn adds_that_wait_leave_places_for_the_dels_that_free_addresses() {
     let node = Node::start(v4("10.0.0.0/30")).await;
     let mut held = 0;
-    while node.used() < 4 {
+    while node.used().await < 4 {
         held += 1;
         assert!(held <= 4 && node.add(&format!("held{held}"), &[]).await.is_ok());
         node.until(|usage| usage.blocks[0].used == held).await;
@@ -128,7 +131,7 @@ async fn pods_wait_for_the_node_to_be_ready_and_then_go() {
     let (code, msg) = node.add("c0", &[]).await.unwrap_err();
     assert_eq!((code, start.elapsed().as_secs()), (Code::TryAgainLater, 10));
     assert!(msg.contains("not ready: 0/2 sessions are established; the request may"), "{msg}");
-    assert!(node.usage().exhausted.is_empty(), "no block is claimed for it");
+    assert!(node.usage().await.exhausted.is_empty(), "no block is claimed for it");
 
     let calls = node.calls.clone();
     let waiting = tokio::spawn(async move { calls.add(request("c1", Some(&[])), ()).await });

@@ -1,7 +1,7 @@
 //! The comparison of the book with the kernel: what has gone frees its addresses, what is there holds
 //! them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Duration;
 
@@ -142,16 +142,16 @@ impl<K: PodKernel> PodNetwork<K> {
             self.forget(id);
         }
         if generation == self.generation && self.options.rules.hold(Rule::KernelIsRecord) {
-            for found in &listed.attachments {
-                let known =
-                    self.attachments.values().any(|held| held.host_ifname == found.host_ifname);
+            let known: HashSet<&str> =
+                self.attachments.values().map(|held| held.host_ifname.as_str()).collect();
+            let is_new = |found: &&PodAttachment| {
                 let under_way = found.alias.as_ref().is_some_and(|alias| {
                     self.busy.contains_key(&id_of(&alias.container_id, &alias.ifname))
                 });
-                if !known && !under_way && !found.is_half_done() {
-                    self.adopt(found);
-                }
-            }
+                !known.contains(found.host_ifname.as_str()) && !under_way && !found.is_half_done()
+            };
+            let found: Vec<&PodAttachment> = listed.attachments.iter().filter(is_new).collect();
+            found.into_iter().for_each(|found| self.adopt(found));
         }
         self.take_foreign(listed.foreign);
         for &address in &listed.freed {

@@ -87,7 +87,9 @@ pub struct PodNetwork<K: PodKernel> {
     inputs: Option<Inputs<K::Netns>>,
     work: FuturesUnordered<BoxFuture<'static, Done<K::Netns>>>,
     usage: watch::Sender<Usage>,
-    unpublished: bool,
+    /// When the usage was told last, and when it is to be told next if it has changed since.
+    usage_told_at: Duration,
+    usage_due: Option<Duration>,
 }
 
 /// An interface in the kernel.
@@ -220,7 +222,8 @@ impl<K: PodKernel> PodNetwork<K> {
             inputs: Some(inputs),
             work: FuturesUnordered::new(),
             usage,
-            unpublished: false,
+            usage_told_at: Duration::ZERO,
+            usage_due: None,
         };
         if network.options.rules.hold(Rule::KernelIsRecord) {
             for attachment in found.attachments {
@@ -288,13 +291,12 @@ impl<K: PodKernel> PodNetwork<K> {
                 }
                 () = inputs.resync.notified() => self.request_listing(),
                 () = inputs.abandoned.notified() => self.end_abandoned(),
+                () = std::future::ready(()), if self.is_usage_due() => self.tell_usage(),
                 () = sleep(wake), if wake.is_some() => self.expire(),
                 call = inputs.calls.recv() => match call {
                     Some(call) => self.handle(call),
                     None => return,
                 },
-                // Of what comes at once the outcome is told.
-                () = std::future::ready(()), if self.unpublished => self.tell_usage(),
             }
         }
     }
@@ -409,7 +411,9 @@ impl<K: PodKernel> PodNetwork<K> {
             _ => None,
         };
         let waiting = self.waiting.iter().map(|addition| addition.until).min();
-        listing.into_iter().chain(waiting).chain(self.untold.next_deadline()).min()
+        let usage = self.usage_due;
+        let untold = self.untold.next_deadline();
+        [listing, waiting, usage, untold].into_iter().flatten().min()
     }
 
     fn finish(&mut self, done: Done<K::Netns>) {
@@ -529,13 +533,24 @@ impl<K: PodKernel> PodNetwork<K> {
         self.supply.blocks.iter().map(|block| block.cidr).collect()
     }
 
-    /// Has the usage told when nothing else is to be done: that copies what every pod holds.
+    /// Has the usage told soon. That copies what every pod holds, and others work on it: of a burst
+    /// they see what has come of it every now and then, and not after each pod.
     fn publish(&mut self) {
-        self.unpublished = true;
+        let due = self.usage_told_at.saturating_add(TELL_INTERVAL);
+        self.usage_due.get_or_insert(due);
+    }
+
+    /// Has the usage told at once: somebody waits for what it leads to.
+    fn publish_now(&mut self) {
+        self.usage_due = Some(Duration::ZERO);
+    }
+
+    fn is_usage_due(&self) -> bool {
+        self.usage_due.is_some_and(|due| due <= self.now())
     }
 
     fn tell_usage(&mut self) {
-        self.unpublished = false;
+        (self.usage_told_at, self.usage_due) = (self.now(), None);
         let usage = Usage {
             blocks: self.book.usage(),
             outside: self.book.outside(),
@@ -570,6 +585,9 @@ fn unrecorded(host_ifname: &str) -> AttachmentId {
     AttachmentId { container_id: String::new(), ifname: host_ifname.into() }
 }
 
+/// The least time between two usages that nobody waits for: a few pods' time, so that a quarter of a
+/// block, at which the next one is claimed, is not gone meanwhile.
+const TELL_INTERVAL: Duration = Duration::from_millis(20);
 /// Requests that wait for the end of another one for the same interface.
 const QUEUE_MAX: usize = 16;
 /// Addresses in use by others that one ADD tries.

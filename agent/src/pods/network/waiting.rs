@@ -152,7 +152,7 @@ impl<K: PodKernel> PodNetwork<K> {
         if let Some(demand) = refusal.demand()
             && self.exhausted.insert(demand)
         {
-            self.publish();
+            self.publish_now();
         }
         if self.is_to_end(&addition.id) {
             return self.refuse(addition, &AddRefusal::Abandoned);
