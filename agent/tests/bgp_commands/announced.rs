@@ -134,7 +134,7 @@ fn pods_of_a_node_without_routers_wait_for_nobody() {
     let agent = cluster.agent(&site);
     site.until_status("agent", "pod network ready\n");
     let began = Instant::now();
-    let outcome = call(&site, "ADD", "first", &site.pod("first")).run();
+    let outcome = call(&site, "ADD", "first", site.pod("first")).run();
     assert!(outcome.success, "{outcome:?}");
     assert!(began.elapsed() < BOUND / 2, "{:?}", began.elapsed());
     assert!(!agent.log().contains(LATE));
