@@ -143,3 +143,28 @@ async fn many_that_wait_leave_places_for_those_that_end_them() {
         adding.await.unwrap().into_addresses().unwrap();
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn those_that_wait_for_an_address_take_no_places_beside_them() {
+    let node = held_back(v4("10.0.0.0/26"), &["10.0.0.0/26"]).await;
+    let adding: Vec<_> = (0..64).map(|number| node.spawn_add(&format!("pod{number}"))).collect();
+    tokio::time::sleep(WAIT / 10).await;
+    assert!(adding.iter().all(|adding| !adding.is_finished()));
+    let start = Instant::now();
+    let (code, _) = node.add("one-more", &[]).await.unwrap_err();
+    assert_eq!(code, Code::TryAgainLater);
+    assert!(start.elapsed() < WAIT / 10, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_went_while_its_answer_waited_holds_no_address() {
+    let node = held_back(v4(BLOCK), &[BLOCK]).await;
+    let adding = begin(&node, "one").await;
+    node.kernel.0.lock().unwrap().interfaces.clear();
+    node.handle.resync();
+    tokio::time::sleep(WAIT / 10).await;
+    assert_eq!(node.used().await, 1, "its ADD is under way");
+    node.handle.set_held_back(BTreeSet::new());
+    adding.await.unwrap().into_addresses().unwrap();
+    node.until(|usage| usage.blocks[0].used == 0).await;
+}

@@ -450,6 +450,7 @@ impl<K: PodKernel> PodNetwork<K> {
                 return self.add(addition);
             }
         }
+        let until = addition.until.saturating_add(self.options.announcement_wait);
         let Addition { id, request: AddRequest { pod, network, .. }, netns, reply, .. } = addition;
         // Whoever has it open keeps a dead pod's interface alive.
         drop(netns);
@@ -481,7 +482,8 @@ impl<K: PodKernel> PodNetwork<K> {
                 Response::Failed(failure)
             }
         };
-        self.tell(Answer::new(id, reply, response, is_new), &addresses);
+        let answer = Answer { id, reply, response, is_new, until, blocks: Vec::new() };
+        self.tell(answer, &addresses);
         if !remains {
             self.retry_waiting();
         }

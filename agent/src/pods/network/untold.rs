@@ -41,14 +41,10 @@ pub(super) struct Answer {
     pub(super) response: Response,
     /// The interface was not there before.
     pub(super) is_new: bool,
+    /// When it is given at the latest, as the plugin's patience has begun with the ADD.
+    pub(super) until: Duration,
     /// Whose announcement it waits for.
-    blocks: Vec<IpNet>,
-}
-
-impl Answer {
-    pub(super) fn new(id: AttachmentId, reply: Reply, response: Response, is_new: bool) -> Answer {
-        Answer { id, reply, response, is_new, blocks: Vec::new() }
-    }
+    pub(super) blocks: Vec<IpNet>,
 }
 
 impl Untold {
@@ -60,7 +56,7 @@ impl Untold {
     /// A block without one is held back no more.
     fn deadline(&self, answer: &Answer) -> Duration {
         let deadlines = answer.blocks.iter().filter_map(|block| self.deadlines.get(block));
-        deadlines.max().copied().unwrap_or_default()
+        deadlines.max().copied().unwrap_or_default().min(answer.until)
     }
 
     /// Takes those out for which `is` holds.
@@ -85,8 +81,7 @@ impl<K: PodKernel> PodNetwork<K> {
         let is_awaited = matches!(answer.response, Response::Added(_))
             && !answer.reply.is_closed()
             && !self.is_to_end(&answer.id);
-        let waiting = self.waiting.len() + self.untold.answers.len();
-        if blocks.is_empty() || !is_awaited || waiting >= WAITING_MAX {
+        if blocks.is_empty() || !is_awaited || self.waiting_count() >= WAITING_MAX {
             return self.tell_now(answer);
         }
         tracing::debug!(container = answer.id.container_id, ?blocks, "announcements are awaited");
@@ -97,9 +92,18 @@ impl<K: PodKernel> PodNetwork<K> {
         self.untold.answers.push_back(Answer { blocks, ..answer });
     }
 
-    fn tell_now(&mut self, Answer { id, reply, response, .. }: Answer) {
+    fn tell_now(&mut self, Answer { id, reply, response, blocks, .. }: Answer) {
         answer(reply, response);
         self.release_turn(&id);
+        // A listing passes over what is under way: an interface that went meanwhile still holds its addresses.
+        if !blocks.is_empty() {
+            self.request_listing();
+        }
+    }
+
+    /// ADDs that wait, for whatever it is.
+    pub(super) fn waiting_count(&self) -> usize {
+        self.waiting.len() + self.untold.answers.len()
     }
 
     /// Answers those that need not wait any more, by the blocks that are held back now.

@@ -158,7 +158,7 @@ impl<K: PodKernel> PodNetwork<K> {
             return self.refuse(addition, &AddRefusal::Abandoned);
         }
         let is_patient = self.now() < addition.until;
-        if is_patient && refusal.may_end_soon() && self.waiting.len() < WAITING_MAX {
+        if is_patient && refusal.may_end_soon() && self.waiting_count() < WAITING_MAX {
             return self.waiting.push_back(addition);
         }
         self.refuse(addition, refusal);
