@@ -76,8 +76,9 @@ clippy: ## Lints, warnings denied
 doc: ## The code's documentation, warnings denied
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --workspace
 
-core: ## The BGP core builds without sockets, clock and tasks
+core: ## The cores of BGP and BFD build without sockets, clock and tasks
 	$(CARGO) build --locked -p cairn-bgp --no-default-features
+	$(CARGO) build --locked -p cairn-bfd --no-default-features
 
 # Without advisories: see deny.toml.
 deny: ## Licences, duplicates and sources of dependencies
