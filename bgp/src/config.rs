@@ -89,6 +89,9 @@ pub struct PeerConfig {
     pub connect_retry_secs: u16,
     /// Restart time offered in the graceful restart capability (RFC 4724); `None` leaves it out.
     pub graceful_restart_secs: Option<u16>,
+    /// BFD with this peer (RFC 5882). Another process runs it; who runs the speaker sets it up there, and
+    /// tells the speaker of a dead path.
+    pub bfd: Option<Bfd>,
     /// TCP MD5 signature key (RFC 2385). A changed one is set on the live connection.
     pub password: Option<Password>,
     /// Generalized TTL security (RFC 5082): refuse packets from more than `multihop` hops away.
@@ -124,6 +127,15 @@ pub struct PeerConfig {
     pub import: Vec<Arc<Policy>>,
     /// Ordered export policies; defaults as for `import`.
     pub export: Vec<Arc<Policy>>,
+}
+
+/// How fast a dead path to a peer is noticed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bfd {
+    /// The interval of BFD's packets in milliseconds.
+    pub interval_ms: u32,
+    /// How many missing ones mean that the path is dead, at least 1.
+    pub multiplier: u8,
 }
 
 /// Bound of the prefixes of a peer, counted per family before policy.
@@ -166,6 +178,7 @@ impl PeerConfig {
             send_hold_time_secs: 480,
             connect_retry_secs: 5,
             graceful_restart_secs: None,
+            bfd: None,
             password: None,
             ttl_security: false,
             route_reflector_client: false,

@@ -56,6 +56,8 @@ fn what_the_peer_is_told_at_a_stop() {
         (StopReason::Reset { text: text.clone() }, CeaseReason::AdministrativeReset, true),
         (StopReason::Removed, CeaseReason::PeerDeconfigured, false),
         (StopReason::ConfigurationChange, CeaseReason::ConfigurationChange, false),
+        // RFC 9384.
+        (StopReason::PathDead { text: text.clone() }, CeaseReason::BfdDown, false),
     ];
     for (reason, cease, carries_text) in table {
         let mut bench = Bench::new(config(1, 2, 65001, 65002));

@@ -45,6 +45,8 @@ pub enum ErrorKind {
     SendHoldTimer,
     /// The link to the peer is down.
     CarrierLost,
+    /// BFD says that the path to the peer is dead.
+    PathDead,
     /// Segments with a wrong, a missing or an unexpected MD5 signature arrive (RFC 2385).
     Password,
     /// An operator wants no session with this peer.
@@ -75,6 +77,11 @@ pub enum StopReason {
     Removed,
     /// The new configuration needs a new session.
     ConfigurationChange,
+    /// BFD says that the path to the peer is dead (RFC 9384).
+    PathDead {
+        /// Why, for the own operator.
+        text: String,
+    },
     /// The peer sent more prefixes than it may (RFC 4271 section 6.7).
     PrefixLimit {
         /// The family.
@@ -125,6 +132,7 @@ impl StopReason {
             StopReason::ConfigurationChange => {
                 Some(Notification::cease(CeaseReason::ConfigurationChange, None))
             }
+            StopReason::PathDead { .. } => Some(Notification::cease(CeaseReason::BfdDown, None)),
             StopReason::PrefixLimit { family, prefixes_max, .. } => {
                 // RFC 4486 section 4: AFI, SAFI and the limit are the data.
                 let mut data = BytesMut::with_capacity(7);
@@ -149,6 +157,9 @@ impl fmt::Display for StopReason {
             StopReason::Reset { .. } => f.write_str("reset by an operator"),
             StopReason::Removed => f.write_str("peer removed from the configuration"),
             StopReason::ConfigurationChange => f.write_str("configuration changed"),
+            StopReason::PathDead { text } => {
+                write!(f, "BFD says that the path to the peer is dead: {text}")
+            }
             StopReason::PrefixLimit { family, prefixes_max, restart_after_secs } => {
                 write!(
                     f,

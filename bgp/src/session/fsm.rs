@@ -247,6 +247,9 @@ impl Session {
             StopReason::Disabled { .. } => {
                 self.remember(now, ErrorKind::Disabled, reason.to_string());
             }
+            StopReason::PathDead { .. } => {
+                self.remember(now, ErrorKind::PathDead, reason.to_string());
+            }
             _ => {}
         }
         if was_up {

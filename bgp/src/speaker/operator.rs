@@ -1,6 +1,7 @@
 //! What an operator asks of single peers: no session, a new one, routes again, what went wrong.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -11,7 +12,7 @@ use crate::session::{Event, StopReason};
 use crate::status::ErrorRecord;
 use crate::wire::{RefreshKind, RouteRefresh};
 
-use super::owner::{Owner, PeerKey};
+use super::owner::{Owner, PeerKey, now};
 use super::{Command, Error, SpeakerHandle};
 
 /// How a peer is reset.
@@ -41,6 +42,7 @@ pub(crate) enum Operation {
     Reset(PeerName, Reset, Answer<()>),
     Errors(PeerName, Answer<Vec<ErrorRecord>>),
     CarrierLost(u32, Answer<()>),
+    PathDead(PeerName, Duration, String, Answer<()>),
     Underlay(Arc<dyn Underlay>, Answer<()>),
 }
 
@@ -82,6 +84,21 @@ impl SpeakerHandle {
         self.operate(|answer| Operation::CarrierLost(interface, answer)).await
     }
 
+    /// Says that BFD found the path to a peer dead, `ago` before now, and why: a session that was established
+    /// before ends at once (Cease with subcode BFD Down, RFC 9384), and no graceful restart keeps its
+    /// routes. One that has come up since is left alone: BFD may fail where BGP works.
+    ///
+    /// # Errors
+    /// No peer has this name, or the speaker has ended.
+    pub async fn path_dead(
+        &self,
+        peer: PeerName,
+        ago: Duration,
+        text: String,
+    ) -> Result<(), Error> {
+        self.operate(|answer| Operation::PathDead(peer, ago, text, answer)).await
+    }
+
     /// Says what the machine's own routes and addresses have become.
     ///
     /// # Errors
@@ -112,6 +129,9 @@ impl Owner {
             Operation::CarrierLost(interface, answer) => {
                 self.carrier_lost(interface);
                 let _ = answer.send(Ok(()));
+            }
+            Operation::PathDead(name, ago, text, answer) => {
+                let _ = answer.send(self.path_dead(&name, ago, text));
             }
             Operation::Errors(name, answer) => {
                 let _ = answer.send(self.errors(&name));
@@ -162,6 +182,23 @@ impl Owner {
         let key = self.key_of(name)?;
         let history = self.peers.get(&key).map(|peer| peer.errors.records().cloned().collect());
         Ok(history.unwrap_or_default())
+    }
+
+    fn path_dead(
+        &mut self,
+        name: &PeerName,
+        ago: Duration,
+        text: String,
+    ) -> Result<(), NoSuchPeer> {
+        let key = self.key_of(name)?;
+        let was_up = self.peers.get(&key).is_some_and(|peer| {
+            peer.session.established().is_some() && peer.changed + ago <= now()
+        });
+        if was_up {
+            self.handle(key, Event::Stop(StopReason::PathDead { text }));
+            self.begin(key);
+        }
+        Ok(())
     }
 
     fn carrier_lost(&mut self, interface: u32) {
