@@ -60,6 +60,9 @@ pub struct SessionStatus {
     /// Why the session was last lost or could not come up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// The state of the peer's BFD session (RFC 5880 section 4.1), where one is wanted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<String>,
     /// The negotiated hold time in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold_time_secs: Option<u16>,

@@ -50,6 +50,11 @@ pub struct BGPPeerSpec {
     /// Graceful restart with this peer; as in the BGPConfiguration when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub graceful_restart: Option<GracefulRestart>,
+    /// Notice by BFD that the path to the peer is dead (RFC 5880, 5882); off when absent. The peer must have
+    /// it on too, single hop (RFC 5881) for an external peer with multihop 1, else multihop (RFC 5883), and
+    /// `cairn bfd` must run beside the agent or speaker.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<Bfd>,
     /// Refuse packets from more than one hop away (RFC 5082). The peer must have it on too.
     #[serde(default)]
     pub ttl_security: bool,
@@ -107,7 +112,7 @@ pub struct BGPPeerSpec {
     pub extended_next_hop: bool,
     /// The AS_PATH of an external peer must begin with its AS (RFC 4271 section 6.3). A route server
     /// needs it off.
-    #[serde(default = "enforced")]
+    #[serde(default = "yes")]
     pub enforce_first_as: bool,
     /// How often our own AS may stand in a received AS_PATH (allowas-in).
     #[serde(default)]
@@ -153,12 +158,38 @@ fn default_restart_after() -> u32 {
     300
 }
 
-fn enforced() -> bool {
+fn both_families() -> Vec<AddressFamily> {
+    vec![AddressFamily::IPv4Unicast, AddressFamily::IPv6Unicast]
+}
+
+/// Bidirectional forwarding detection (RFC 5880). A session ends, and its routes go, interval times multiplier after
+/// the last packet of a peer that was there; both sides together choose the longer interval.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Bfd {
+    /// Whether BFD runs with this peer.
+    #[serde(default = "yes")]
+    pub enabled: bool,
+    /// The interval in which packets are sent and wanted, in milliseconds.
+    #[serde(default = "default_interval")]
+    #[schemars(range(min = 50, max = 60000))]
+    pub interval_ms: u32,
+    /// How many missing packets mean that the path is dead.
+    #[serde(default = "default_multiplier")]
+    #[schemars(range(min = 1, max = 255))]
+    pub multiplier: u8,
+}
+
+fn yes() -> bool {
     true
 }
 
-fn both_families() -> Vec<AddressFamily> {
-    vec![AddressFamily::IPv4Unicast, AddressFamily::IPv6Unicast]
+fn default_interval() -> u32 {
+    300
+}
+
+fn default_multiplier() -> u8 {
+    3
 }
 
 /// A key of a Secret.

@@ -28,7 +28,9 @@ pub use bgpnode::{BGPNode, BGPNodeSpec, TunnelKind};
 pub use bgpnodestatus::{
     BGPNodeStatus, BGPNodeStatusSpec, FailedRoute, RepairsStatus, RoutesStatus, SessionStatus,
 };
-pub use bgppeer::{BGPPeer, BGPPeerSpec, BGPPeerStatus, NextHop, PrefixesMaxAction, SecretKeyRef};
+pub use bgppeer::{
+    BGPPeer, BGPPeerSpec, BGPPeerStatus, Bfd, NextHop, PrefixesMaxAction, SecretKeyRef,
+};
 pub use bgppolicy::{
     Action, AsPathMatch, BGPPolicy, BGPPolicySpec, BGPPolicyStatus, CommunitiesSet,
     ExtendedCommunitiesSet, LargeCommunitiesSet, Match, Origin, PolicyRule, PrefixMatch, Prepend,
