@@ -28,6 +28,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
 use crate::announced::{ANNOUNCEMENT_WAIT, Announced};
+use crate::bfd::follow::Follower;
 use crate::disabled::DisabledPeers;
 use crate::fib::{Fib, FirstRoutes, RouteMemory, RouteSettings, Wrapping};
 use crate::firewall::{self, Keeper};
@@ -161,6 +162,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         Some((source, directory)) => conflist::start(source, directory, pods.readiness()),
         None => watch::channel(Vec::new()).1,
     };
+    let bfd = Follower::start(&options.run_dir)?;
     let disabled = Arc::new(DisabledPeers::open(&options.run_dir));
     let service = control::Service {
         report: Box::new(move || {
@@ -195,6 +197,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         filter_problems: firewall.problems.clone(),
         filter_repairs: firewall.repairs.clone(),
         conflist_problems,
+        bfd,
         firewall,
         settings: NodeConfigurationSpec::default(),
         underlay: fib.underlay.clone(),
@@ -251,6 +254,7 @@ struct Agent {
     filter_problems: watch::Receiver<Vec<String>>,
     filter_repairs: watch::Receiver<u64>,
     conflist_problems: watch::Receiver<Vec<String>>,
+    bfd: Follower,
     firewall: Keeper,
     /// The settings of the node's kernel, as they were last planned.
     settings: NodeConfigurationSpec,
@@ -341,6 +345,7 @@ impl Agent {
                 changed = self.filter_repairs.changed() => {
                     changed.context("the packet filter's thread ended")?;
                 }
+                changed = self.bfd.view.changed() => changed.context("the BFD client's thread ended")?,
                 // Nobody says anything when there is no list to keep.
                 Ok(()) = self.conflist_problems.changed() => {}
                 changed = self.usage.changed() => {
@@ -606,7 +611,10 @@ impl Agent {
         match &mut self.speaker {
             Some(running) if *running.config == config => {}
             Some(running) => match running.handle.apply(config.clone()) {
-                Ok(()) => running.config = Arc::new(config),
+                Ok(()) => {
+                    self.bfd.want(&config, &running.handle);
+                    running.config = Arc::new(config);
+                }
                 Err(error) => self.problems.push(format!("BGP keeps its old settings: {error}")),
             },
             None => {
@@ -618,6 +626,7 @@ impl Agent {
                 match bgp_thread::start(config.clone(), options, Some(fib.underlay.clone())) {
                     Ok((handle, feed)) => {
                         fib.follow(feed);
+                        self.bfd.want(&config, &handle);
                         let changes = handle.changes();
                         self.speaker_for_questions.send_replace(Some(handle.clone()));
                         self.speaker = Some(Running { handle, changes, config: Arc::new(config) });
@@ -631,8 +640,9 @@ impl Agent {
     /// Gathers the report for `cairn status` and the status object, and tells the log what is new;
     /// returns when the log or the object may have more to hear.
     async fn tell(&mut self) -> anyhow::Result<Option<Instant>> {
+        let bfd = self.bfd.view.borrow_and_update().clone();
         let (sessions, listening) = match &self.speaker {
-            Some(running) => report::sessions(&running.handle.snapshot().await?),
+            Some(running) => report::sessions(&running.handle.snapshot().await?, &bfd),
             None => Default::default(),
         };
         self.established = Some(Report::established(&sessions));
@@ -644,6 +654,7 @@ impl Agent {
         problems.extend(self.filter_problems.borrow_and_update().iter().cloned());
         problems.extend(self.conflist_problems.borrow_and_update().iter().cloned());
         problems.extend(self.announced.problems().iter().cloned());
+        problems.extend(bfd.problems);
         let now = Instant::now();
         let log_due = self.log.log(now, &problems);
         // The speaker logs its own.

@@ -19,6 +19,7 @@
 pub mod agent;
 pub mod announced;
 pub mod api_client;
+pub mod bfd;
 pub mod bgp;
 pub mod bgp_thread;
 pub mod carrier;

@@ -7,7 +7,8 @@ use anyhow::Context;
 use cairn_agent::control::protocol::Ask;
 use cairn_agent::report::Report;
 use cairn_agent::{
-    DEFAULT_RUN_DIR, agent, bgp, cleanup, control, ipam_command, kernel_command, logging, speaker,
+    DEFAULT_RUN_DIR, agent, bfd, bgp, cleanup, control, ipam_command, kernel_command, logging,
+    speaker,
 };
 use clap::{Parser, Subcommand};
 
@@ -37,6 +38,8 @@ enum Command {
         #[arg(short, long, value_enum, default_value = "text")]
         output: logging::Format,
     },
+    /// Run BFD, which notices dead paths for the agent or speaker and outlives it; or show its sessions.
+    Bfd(bfd::Options),
     /// Look into the BGP speaker of the agent or speaker on this machine, and operate it.
     Bgp(bgp::Options),
     /// Show who has which addresses, find leaks and conflicts, and release what a dead machine holds.
@@ -84,6 +87,12 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
                 logging::Format::Json => println!("{}", serde_json::to_string_pretty(&report)?),
             }
             Ok(ExitCode::SUCCESS)
+        }
+        Command::Bfd(options) => {
+            if options.is_daemon() {
+                logging::start(cli.log_format)?;
+            }
+            block_on(bfd::run(options))
         }
         Command::Bgp(options) => bgp::run(options),
         Command::Ipam(options) => block_on(ipam_command::run(options)),

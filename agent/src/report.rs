@@ -8,6 +8,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::bfd::follow::View;
+
 /// The state of an agent or a speaker at one moment.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -72,7 +74,7 @@ impl Report {
         for session in &self.bgp.sessions {
             let _ = writeln!(
                 text,
-                "  {:<24} {:<20} AS {:<10} {:<12} received {} accepted {} advertised {}{}",
+                "  {:<24} {:<20} AS {:<10} {:<12} received {} accepted {} advertised {}{}{}",
                 session.peer,
                 session.address,
                 session.asn,
@@ -80,6 +82,7 @@ impl Report {
                 session.received,
                 session.accepted,
                 session.advertised,
+                session.bfd.as_ref().map(|state| format!(" BFD {state}")).unwrap_or_default(),
                 session.last_error.as_ref().map(|e| format!("\n    {e}")).unwrap_or_default()
             );
         }
@@ -111,9 +114,14 @@ impl Report {
     }
 }
 
-/// The sessions of a speaker, and what keeps it from having all that are configured.
-pub fn sessions(snapshot: &SpeakerSnapshot) -> (Vec<SessionStatus>, Vec<String>) {
-    let sessions = snapshot.peers.iter().map(|(name, peer)| session(name, peer)).collect();
+/// The sessions of a speaker with those of BFD, and what keeps it from having all that are configured.
+pub fn sessions(snapshot: &SpeakerSnapshot, bfd: &View) -> (Vec<SessionStatus>, Vec<String>) {
+    let bfd_of = |name: &str| bfd.sessions.get(name).map(|session| format!("{:?}", session.state));
+    let sessions = snapshot
+        .peers
+        .iter()
+        .map(|(name, peer)| SessionStatus { bfd: bfd_of(name), ..session(name, peer) })
+        .collect();
     let listeners = snapshot.listeners.iter().filter_map(|listener| listener.error.clone());
     let disabled = snapshot.peers.iter().filter(|(_, peer)| peer.disabled).map(|(name, _)| {
         format!("{name} is disabled by an operator: `cairn bgp enable {name}` brings it back")
@@ -139,6 +147,7 @@ fn session(name: &str, peer: &PeerSnapshot) -> SessionStatus {
             .and_then(|secs| Timestamp::from_second(secs).ok())
             .map(Time),
         last_error: peer.last_error.as_ref().map(|error| error.text.clone()),
+        bfd: None,
         hold_time_secs: negotiated.map(|n| n.hold_time_secs),
         families: negotiated
             .iter()

@@ -14,6 +14,7 @@ use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 
+use crate::bfd::follow::{Follower, View};
 use crate::control::Service;
 use crate::disabled::DisabledPeers;
 use crate::fib::{Fib, RouteSettings};
@@ -80,7 +81,16 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         disabled: control.as_ref().map(|(_, disabled)| disabled.names()).unwrap_or_default(),
     };
     let links = fib.as_ref().map(|fib| fib.underlay.clone());
-    let (speaker, feed) = bgp_thread::start(config, speaker_options, links)?;
+    let (speaker, feed) = bgp_thread::start(config.clone(), speaker_options, links)?;
+    // In a directory that is another's, its peers' sessions are not for this speaker to replace.
+    let bfd = run_dir.map(Follower::start).transpose()?;
+    match &bfd {
+        Some(bfd) => bfd.want(&config, &speaker),
+        None if config.peers.values().any(|peer| peer.bfd.is_some()) => tracing::warn!(
+            "BFD is wanted, and without a run directory of its own this speaker has none: give --run-dir"
+        ),
+        None => {}
+    }
     let kernel = fib.as_ref().map(KernelSide::of);
     let mut kernel_problems = fib.as_ref().map(|fib| fib.problems.clone());
     match &mut fib {
@@ -90,8 +100,13 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     }
     let (refused, refusal) = watch::channel(None);
     if let Some((listener, disabled)) = control {
-        let reported =
-            Reported { speaker: speaker.clone(), kernel, refusal, disabled: Arc::new(disabled) };
+        let reported = Reported {
+            speaker: speaker.clone(),
+            kernel,
+            refusal,
+            disabled: Arc::new(disabled),
+            bfd: bfd.as_ref().map(|bfd| bfd.view.clone()),
+        };
         let service = Service {
             speaker: watch::channel(Some(speaker.clone())).1,
             disabled: Arc::clone(&reported.disabled),
@@ -112,7 +127,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             changed = changed(&mut kernel_problems) => changed.context("the kernel side ended")?,
             () = until(log_due) => {}
             _ = hangup.recv() => {
-                refused.send_replace(reload(&options.file, &speaker));
+                refused.send_replace(reload(&options.file, &speaker, bfd.as_ref()));
             }
             _ = terminate.recv() => break,
             _ = interrupt.recv() => break,
@@ -147,9 +162,14 @@ async fn changed(
 }
 
 /// Takes up the file as it is now; what is wrong with it, after which nothing has changed.
-fn reload(path: &Path, speaker: &SpeakerHandle) -> Option<String> {
-    let taken_up =
-        file::load(path).map_err(anyhow::Error::new).and_then(|config| Ok(speaker.apply(config)?));
+fn reload(path: &Path, speaker: &SpeakerHandle, bfd: Option<&Follower>) -> Option<String> {
+    let taken_up = file::load(path).map_err(anyhow::Error::new).and_then(|config| {
+        speaker.apply(config.clone())?;
+        if let Some(bfd) = bfd {
+            bfd.want(&config, speaker);
+        }
+        Ok(())
+    });
     match taken_up {
         Ok(()) => {
             tracing::info!(file = %path.display(), "read again");
@@ -182,6 +202,7 @@ struct Reported {
     kernel: Option<KernelSide>,
     refusal: watch::Receiver<Option<String>>,
     disabled: Arc<DisabledPeers>,
+    bfd: Option<watch::Receiver<View>>,
 }
 
 /// What the thread that writes to the kernel says of it.
@@ -204,12 +225,14 @@ impl KernelSide {
 
 impl Reported {
     async fn report(self) -> Report {
+        let bfd = self.bfd.as_ref().map(|bfd| bfd.borrow().clone()).unwrap_or_default();
         let (sessions, mut problems) = match self.speaker.snapshot().await {
-            Ok(snapshot) => report::sessions(&snapshot),
+            Ok(snapshot) => report::sessions(&snapshot, &bfd),
             Err(error) => (Vec::new(), vec![error.to_string()]),
         };
         problems.extend(self.refusal.borrow().clone());
         problems.extend(self.disabled.problem());
+        problems.extend(bfd.problems);
         let (mut routes, mut repairs) = Default::default();
         if let Some(kernel) = self.kernel {
             routes = kernel.routes.borrow().clone();

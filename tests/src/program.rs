@@ -26,12 +26,22 @@ impl Program {
     #[must_use]
     pub fn start(link: &Link, text: &str) -> Program {
         let far = link.far();
-        let directory = far.directory("cairn");
+        let _ = far.directory("cairn");
         far.write(FILE, text);
+        Program::start_again(link)
+    }
+
+    /// Starts another one with the file and the run directory of the one before.
+    ///
+    /// # Panics
+    /// As [`Program::start`].
+    #[must_use]
+    pub fn start_again(link: &Link) -> Program {
+        let far = link.far();
         let (output, errors) = far.log(LOG);
         let mut command = Command::new(cairn());
         command.arg("speaker").arg("-f").arg(far.path(FILE)).arg("--run-dir");
-        command.arg(far.path(&directory)).env_remove("CAIRN_LOG");
+        command.arg(far.path(RUN_DIR)).env_remove("CAIRN_LOG");
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         // SAFETY: only a system call between fork and exec.
         unsafe {
@@ -51,7 +61,7 @@ impl Program {
     #[must_use]
     pub fn ask(&self, words: &[&str]) -> Option<Vec<Value>> {
         let mut command = Command::new(cairn());
-        command.args(["bgp", "-o", "json", "--run-dir"]).arg(self.far.path("/run/cairn"));
+        command.args(["bgp", "-o", "json", "--run-dir"]).arg(self.far.path(RUN_DIR));
         let output = command.args(words).output().expect("the program starts");
         let lines = String::from_utf8(output.stdout).expect("text");
         let values = lines.lines().map(|line| serde_json::from_str(line).expect("JSON"));
@@ -126,4 +136,5 @@ pub fn built(name: &str) -> PathBuf {
 }
 
 const FILE: &str = "/run/cairn.yaml";
+const RUN_DIR: &str = "/run/cairn";
 const LOG: &str = "/run/cairn.log";

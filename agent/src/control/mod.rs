@@ -19,7 +19,7 @@ pub(crate) mod server;
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{self, UnixStream};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -33,31 +33,41 @@ pub fn path(run_dir: &Path) -> PathBuf {
     run_dir.join("cairn.sock")
 }
 
-/// Binds the socket, in place of one that an earlier process left behind.
+/// Binds the socket of an agent or speaker in a run directory: see [`bind_at`].
 ///
 /// # Errors
 /// The directory cannot be made or written, or a daemon that lives answers there.
 pub fn bind(run_dir: &Path) -> anyhow::Result<UnixListener> {
-    let path = path(run_dir);
-    if UnixStream::connect(&path).is_ok() {
+    let listener = bind_at(&path(run_dir), "another agent or speaker")?;
+    let listener = listener.set_nonblocking(true).and_then(|()| UnixListener::from_std(listener));
+    listener.context("cannot use the control socket")
+}
+
+/// Binds a socket for root alone, in place of one that an earlier process left behind. `who` is who else may
+/// have it.
+///
+/// # Errors
+/// The directory cannot be made or written, or a daemon that lives answers there.
+pub fn bind_at(path: &Path, who: &str) -> anyhow::Result<net::UnixListener> {
+    if UnixStream::connect(path).is_ok() {
         bail!(
-            "another agent or speaker already answers on {}: stop it first, or give this one \
-             another --run-dir",
+            "{who} already answers on {}: stop it first, or give this one another --run-dir",
             path.display()
         );
     }
-    take_place(run_dir, &path)
-        .with_context(|| format!("cannot make the control socket {}", path.display()))
+    take_place(path).with_context(|| format!("cannot make the control socket {}", path.display()))
 }
 
-fn take_place(run_dir: &Path, path: &Path) -> io::Result<UnixListener> {
-    std::fs::create_dir_all(run_dir)?;
+fn take_place(path: &Path) -> io::Result<net::UnixListener> {
+    if let Some(run_dir) = path.parent() {
+        std::fs::create_dir_all(run_dir)?;
+    }
     let fresh = path.with_extension("new");
     match std::fs::remove_file(&fresh) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let listener = UnixListener::bind(&fresh)?;
+    let listener = net::UnixListener::bind(&fresh)?;
     std::fs::set_permissions(&fresh, std::fs::Permissions::from_mode(0o600))?;
     std::fs::rename(&fresh, path)?;
     Ok(listener)

@@ -14,7 +14,7 @@ use cairn_api::{
     PrefixesMaxAction, SecretKeyRef,
 };
 use cairn_bgp::config::{
-    Multipath, NextHopMode, Origination, Password, PeerConfig, PrefixLimit, PrefixLimitAction,
+    Bfd, Multipath, NextHopMode, Origination, Password, PeerConfig, PrefixLimit, PrefixLimitAction,
 };
 use cairn_bgp::policy::Policy;
 use cairn_bgp::prefix::{Families, Family, Prefix};
@@ -119,6 +119,7 @@ pub fn peer(
         send_hold_time_secs: timers.send_hold_time_secs,
         connect_retry_secs: timers.connect_retry_secs.max(1),
         graceful_restart_secs: graceful.enabled.then_some(graceful.restart_time_secs),
+        bfd: spec.bfd.filter(|bfd| bfd.enabled).map(bfd).transpose()?,
         password: password(spec, passwords)?,
         ttl_security: spec.ttl_security,
         route_reflector_client: spec.route_reflector_client,
@@ -150,6 +151,20 @@ pub fn peer(
 /// Which equal paths share a kernel route.
 pub fn multipath(spec: cairn_api::Multipath) -> Multipath {
     Multipath { paths_max: spec.paths_max.max(1), same_as_path: spec.same_as_path }
+}
+
+fn bfd(spec: cairn_api::Bfd) -> Result<Bfd, FieldError> {
+    let (least, most) = (cairn_bfd::config::INTERVAL_MS_MIN, cairn_bfd::config::INTERVAL_MS_MAX);
+    if !(least..=most).contains(&spec.interval_ms) {
+        return Err(FieldError::new(
+            "spec.bfd.intervalMs",
+            format!("{} is not from {least} to {most} milliseconds", spec.interval_ms),
+        ));
+    }
+    if spec.multiplier == 0 {
+        return Err(FieldError::new("spec.bfd.multiplier", "is at least 1; usual is 3"));
+    }
+    Ok(Bfd { interval_ms: spec.interval_ms, multiplier: spec.multiplier })
 }
 
 fn prefix_limit(spec: &BGPPeerSpec) -> Option<PrefixLimit> {
@@ -372,6 +387,18 @@ mod tests {
         assert_eq!((peer.port, peer.hold_time_secs, peer.multihop), (179, 90, 1));
         assert_eq!(peer.graceful_restart_secs, Some(120));
         assert!(peer.families.contains(Family::Ipv6Unicast));
+        assert_eq!(peer.bfd, None);
+    }
+
+    #[test]
+    fn bfd_is_on_where_it_is_named() {
+        let bfd = |text: &str| {
+            let peer = parse(&format!("{{address: 192.0.2.1, asn: 65001, bfd: {text}}}"));
+            peer.expect("a usable peer").bfd.map(|bfd| (bfd.interval_ms, bfd.multiplier))
+        };
+        assert_eq!(bfd("{}"), Some((300, 3)));
+        assert_eq!(bfd("{intervalMs: 50, multiplier: 5}"), Some((50, 5)));
+        assert_eq!(bfd("{enabled: false}"), None);
     }
 
     #[test]
@@ -394,6 +421,8 @@ mod tests {
                 "spec.passwordSecretRef",
             ),
             ("{address: 192.0.2.1, asn: 1, timers: {holdTimeSecs: 2}}", "spec.timers.holdTimeSecs"),
+            ("{address: 192.0.2.1, asn: 1, bfd: {intervalMs: 49}}", "spec.bfd.intervalMs"),
+            ("{address: 192.0.2.1, asn: 1, bfd: {multiplier: 0}}", "spec.bfd.multiplier"),
         ] {
             assert_eq!(parse(yaml).expect_err(yaml).field, field, "{yaml}");
         }

@@ -21,6 +21,7 @@ mod site;
 mod agent;
 mod announced;
 mod ask;
+mod bfd;
 mod commands;
 mod example;
 mod ready;
