@@ -372,6 +372,33 @@ fn the_daemon_set_keeps_one_agent_a_node_with_few_rights() {
     assert_eq!(mounted, volumes, "every volume is mounted and every mount has one");
 }
 
+/// BFD outlives the agent: a DaemonSet of its own, which no new image restarts, and without a limit that would stop
+/// its packets.
+#[test]
+fn bfd_runs_beside_the_agent_and_undisturbed() {
+    let set: DaemonSet =
+        whole(&only("manifests/base/bfd.yaml", "DaemonSet", "cairn-bfd")).expect("a DaemonSet");
+    let set = serde_json::to_value(set).expect("JSON");
+    let pod = &set["spec"]["template"]["spec"];
+    assert_eq!(set["spec"]["updateStrategy"]["type"], "OnDelete");
+    assert_eq!(
+        set["spec"]["selector"]["matchLabels"],
+        set["spec"]["template"]["metadata"]["labels"]
+    );
+    assert_eq!(
+        (&pod["hostNetwork"], &pod["automountServiceAccountToken"]),
+        (&json!(true), &json!(false))
+    );
+    let container = &pod["containers"][0];
+    let capabilities = &container["securityContext"]["capabilities"];
+    assert_eq!(*capabilities, json!({"drop": ["ALL"], "add": ["NET_RAW", "SYS_NICE"]}));
+    assert_eq!(
+        (&container["resources"]["limits"], &container["livenessProbe"]),
+        (&Value::Null, &Value::Null)
+    );
+    assert_eq!(host_path(pod, container, "/run/cairn"), "/run/cairn");
+}
+
 /// The network configuration list that the manifests bring.
 fn conflist() -> Value {
     let map = only("manifests/base/cni.yaml", "ConfigMap", "cairn-cni");
