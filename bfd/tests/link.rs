@@ -188,7 +188,7 @@ fn bad_weather() {
                 lost: world.dice.random() % 60,
                 repeated: world.dice.random() % 60,
                 delay: ms(1 + world.dice.random() % 200),
-                is_cut: world.dice.random() % 5 == 0,
+                is_cut: world.dice.random().is_multiple_of(5),
             };
             let side = (world.dice.random() % 2) as usize;
             let mut spec = world.specs[side].clone();

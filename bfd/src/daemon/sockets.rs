@@ -4,6 +4,7 @@
 //! section 5 as advice, a TTL of 255. A socket to receive is bound to its address, so that another program's BFD
 //! on other addresses, or the other way around, is left alone.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
@@ -172,9 +173,9 @@ impl Sockets {
     ) -> Result<Sender, String> {
         let scope = if is_link_local(ends.local) { ends.interface } else { 0 };
         let receiver = ReceiverKey { local: ends.local, scope, multihop: path.multihop };
-        if !self.receivers.contains_key(&receiver) {
-            let socket = receiver.open().map_err(|error| receiver.explain(&error))?;
-            self.receivers.insert(receiver, socket);
+        if let Entry::Vacant(vacant) = self.receivers.entry(receiver) {
+            let socket = vacant.key().open().map_err(|error| vacant.key().explain(&error))?;
+            vacant.insert(socket);
         }
         let socket = sender_socket(path, ends, scope, sessions)
             .map_err(|error| format!("cannot send from {}: {error}", ends.local))?;
