@@ -24,7 +24,7 @@ struct Bed {
 }
 
 /// The interval of both sides in milliseconds. BIRD's multiplier is 3.
-const INTERVAL_MS: u32 = 100;
+const INTERVAL_MS: u32 = 300;
 
 impl Bed {
     fn new() -> Bed {
@@ -218,7 +218,7 @@ fn comes_up() {
         assert!(!status.peer.control_plane_independent, "BIRD's BFD goes with its BGP");
         wait_for(
             "the fast interval",
-            || bed.status(&status.spec.path.remote.to_string()).detection_time_ms == 300,
+            || bed.status(&status.spec.path.remote.to_string()).detection_time_ms == 900,
             || format!("{status:?}"),
         );
     }
@@ -277,7 +277,7 @@ fn clients_come_and_go() {
     // Many detection times.
     std::thread::sleep(Duration::from_secs(2));
     let other = multihop(spec("10.1.0.1", "10.1.0.2"));
-    let slower = SessionSpec { interval_ms: 200, ..spec("fd00::1", "fd00::2") };
+    let slower = SessionSpec { interval_ms: 400, ..spec("fd00::1", "fd00::2") };
     let client = bed.client(&[other.clone(), slower.clone(), direct()]);
     assert_eq!(client.overview.sessions.len(), 2);
     let up = |status: &SessionStatus| (status.state, status.ups) == (State::Up, 1);
@@ -332,7 +332,7 @@ fn its_own_end() {
 fn garbage_and_floods() {
     let bed = Bed::new();
     // Longer than a busy machine's pauses.
-    let wanted = [SessionSpec { interval_ms: 300, ..direct() }];
+    let wanted = [SessionSpec { interval_ms: 500, ..direct() }];
     let _client = bed.client(&wanted);
     bed.until_up(&wanted);
     let near = UdpSocket::bind("10.0.0.1:0").expect("a socket");
@@ -346,7 +346,9 @@ fn garbage_and_floods() {
     let end = Instant::now() + Duration::from_secs(3);
     let mut sent = 0_u64;
     while Instant::now() < end {
-        for socket in [&near, &far] {
+        // The kernel's queue has room for the peer's packets, too.
+        std::thread::sleep(Duration::from_millis(1));
+        for socket in [&near, &far].repeat(20) {
             for payload in [&down[..], &authenticated, &[0xff; 100], &down[..20], &[]] {
                 // A full queue is not of interest here.
                 let _ = socket.send_to(payload, "10.0.0.1:3784");

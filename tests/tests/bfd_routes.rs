@@ -29,13 +29,13 @@ spec: {cidrs: [172.16.1.0/24]}
 apiVersion: cairn.network/v1alpha1
 kind: BGPPeer
 metadata: {name: tor}
-spec: {address: 10.0.0.2, asn: 65002, bfd: {intervalMs: 100}, importPolicies: [all], exportPolicies: [all]}
+spec: {address: 10.0.0.2, asn: 65002, bfd: {intervalMs: 300}, importPolicies: [all], exportPolicies: [all]}
 ";
 
 /// BIRD's configuration of its end: behind the BGP session's own lines comes its BFD.
 const BFD_OF_BIRD: &str = "hold time 90; bfd on; }
     protocol bfd {
-      interface \"uplink\" { min rx interval 100 ms; min tx interval 100 ms; multiplier 3; };
+      interface \"uplink\" { min rx interval 300 ms; min tx interval 300 ms; multiplier 3; };
     ";
 
 struct Bed {
@@ -163,7 +163,7 @@ async fn bfd_outlives_the_speaker() {
 #[tokio::test]
 async fn bfd_is_taken_away() {
     let bed = Bed::new().await;
-    bed.speaker.reload(&FILE.replace(" bfd: {intervalMs: 100},", ""));
+    bed.speaker.reload(&FILE.replace(" bfd: {intervalMs: 300},", ""));
     let none = || bed.status()["sessions"][0]["bfd"].is_null();
     wait_for("no BFD", none, || bed.why());
     let bird = || bed.bird.ask("show bfd sessions").unwrap_or_default();

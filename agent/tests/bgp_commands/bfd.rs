@@ -39,7 +39,7 @@ fn an_agent_ends_a_session_whose_path_is_dead() {
         },
     });
     cluster.api.create("bgppeers.cairn.network", None, object).expect("created");
-    let more = ", timers: {holdTimeSecs: 90}, bfd: {intervalMs: 100}";
+    let more = ", timers: {holdTimeSecs: 90}, bfd: {intervalMs: 300}";
     let to_node = peer("n1", NODE, 64512, TOR, more);
     let file = configuration(65201, TOR.parse().expect("an address"), &[to_node]);
     let _tor = site.speaker("tor", &site.write("tor.yaml", &file));
@@ -48,7 +48,7 @@ fn an_agent_ends_a_session_whose_path_is_dead() {
     until_established(&site, "agent", "tor");
     assert!(!site.status("agent").contains("BFD"), "{}", site.status("agent"));
 
-    let bfd_on = json!({"spec": {"bfd": {"intervalMs": 100}}});
+    let bfd_on = json!({"spec": {"bfd": {"intervalMs": 300}}});
     let merge = PatchType::Merge;
     cluster.api.patch("bgppeers.cairn.network", None, "tor", merge, &bfd_on).expect("patched");
     site.until_status("agent", "problem: BFD is wanted, and `cairn bfd` does not answer");
