@@ -123,12 +123,12 @@ fn the_next_agent_finds_the_address_free() {
         let agent = node.ready_agent("10.244.0.0/29").await;
         let outcome = node.call("ADD", "c", &pod).await;
         assert!(outcome.success, "{outcome:?}");
-        assert_eq!(agent.used(), 1);
+        assert_eq!(agent.used().await, 1);
         agent.stop().await;
         assert_eq!(node.call("DEL", "c", &pod).await, ended());
         let agent = node.ready_agent("10.244.0.0/29").await;
         agent.wait("its block", |usage| !usage.blocks.is_empty()).await;
-        assert_eq!(agent.used(), 0);
+        assert_eq!(agent.used().await, 0);
         assert_eq!(node.call("DEL", "c", &pod).await, ended());
         agent.stop().await;
     });
@@ -210,7 +210,7 @@ fn whatever_comes_to_the_socket_pods_start_and_end() {
                 abuser.await.unwrap();
             }
         }
-        assert_eq!(agent.used(), 0);
+        assert_eq!(agent.used().await, 0);
         agent.stop().await;
     });
     assert!(pod::list(&mut node.netlink()).unwrap().is_empty());

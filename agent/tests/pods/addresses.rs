@@ -28,7 +28,7 @@ fn a_pod_gets_an_address_keeps_it_and_gives_it_back() {
         assert_eq!(node.add("first", &first).await, held, "ADD again, the same answer");
         assert!(node.call("STATUS", "first", "").await.success);
 
-        let usage = agent.usage();
+        let usage = agent.usage().await;
         assert_eq!(usage.blocks[0].allocations, [(held[0], id("first"))]);
         assert_eq!(usage.blocks[1].used, 1);
         assert_eq!(usage.pods[&id("first")].to_string(), "default/first");
@@ -39,8 +39,8 @@ fn a_pod_gets_an_address_keeps_it_and_gives_it_back() {
         node.del("first").await;
         node.del("first").await;
         node.del("never-heard-of").await;
-        assert_eq!(agent.used(), 2);
-        assert!(!agent.usage().pods.contains_key(&id("first")));
+        assert_eq!(agent.used().await, 2);
+        assert!(!agent.usage().await.pods.contains_key(&id("first")));
         assert_eq!(pod::list(&mut node.netlink()).unwrap().len(), 1);
         assert!(
             link::find(&mut Netlink::open_in(&NetNs::open(&first).unwrap()).unwrap(), "eth0")
@@ -70,7 +70,7 @@ fn a_pod_gets_the_address_that_its_annotation_asks_for_or_the_reason_why_not() {
         let (code, sentence) = failure(&add("second", &second).await.unwrap());
         assert_eq!(code, 11);
         assert!(sentence.contains("10.244.0.6 is in use by first/eth0"), "{sentence}");
-        assert_eq!(agent.used(), 1);
+        assert_eq!(agent.used().await, 1);
         node.del("first").await;
         assert_eq!(addresses(&add("second", &second).await.unwrap()), held);
         agent.stop().await;
@@ -173,14 +173,14 @@ fn a_pod_with_the_longest_names_is_like_any_other() {
         let held = addresses(&call("ADD").await.unwrap());
         assert_eq!(addresses(&call("ADD").await.unwrap()), held);
         let whole = format!("{namespace}/{name}");
-        assert_eq!(agent.usage().pods[&id(&container)].to_string(), whole);
+        assert_eq!(agent.usage().await.pods[&id(&container)].to_string(), whole);
         reaches(&node, &pod_name, held[0]);
         agent.stop().await;
         // The name is known to the next agent too.
         let agent = node.ready_agent("10.244.0.0/29").await;
-        assert_eq!(agent.usage().pods[&id(&container)].to_string(), whole);
+        assert_eq!(agent.usage().await.pods[&id(&container)].to_string(), whole);
         assert!(call("DEL").await.unwrap().success);
-        assert_eq!(agent.used(), 0);
+        assert_eq!(agent.used().await, 0);
         agent.stop().await;
     });
 }
@@ -201,7 +201,7 @@ fn a_hundred_pods_at_once_share_nothing() {
                 assert!(seen.insert(address), "{address} was given twice");
             }
         }
-        assert_eq!((seen.len(), agent.used()), (100, 100));
+        assert_eq!((seen.len(), agent.used().await), (100, 100));
         let in_kernel: BTreeSet<IpAddr> =
             pod::list(&mut node.netlink()).unwrap().iter().flat_map(|f| f.addresses()).collect();
         assert_eq!(in_kernel, seen.into_iter().collect());
@@ -215,7 +215,7 @@ fn a_hundred_pods_at_once_share_nothing() {
         let took = began.elapsed();
         println!("100 DELs at once: {took:?}");
         assert!(took < Duration::from_secs(2), "{took:?}");
-        assert_eq!(agent.used(), 0);
+        assert_eq!(agent.used().await, 0);
         assert!(pod::list(&mut node.netlink()).unwrap().is_empty());
         agent.stop().await;
     });
@@ -236,10 +236,10 @@ fn requests_for_one_interface_take_turns() {
                 assert!(outcome.success, "{outcome:?}");
             }
             let present = pod::list(&mut node.netlink()).unwrap().len() as u64;
-            assert_eq!(agent.used(), present, "book and kernel agree");
+            assert_eq!(agent.used().await, present, "book and kernel agree");
         }
         node.del("c").await;
-        assert_eq!(agent.used(), 0);
+        assert_eq!(agent.used().await, 0);
         agent.stop().await;
     });
 }

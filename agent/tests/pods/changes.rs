@@ -48,7 +48,7 @@ fn what_happens_to_interfaces_behind_the_agents_back_is_noticed() {
         let agent = node.ready_agent("10.244.0.0/29").await;
         node.add("first", &first).await;
         let held = node.add("second", &second).await;
-        assert_eq!(agent.used(), 2);
+        assert_eq!(agent.used().await, 2);
         // The last holder of a namespace goes: the agent must have kept no descriptor of it.
         NetNs::delete(&first).unwrap();
         let gone = async {
@@ -81,7 +81,7 @@ fn what_happens_to_interfaces_behind_the_agents_back_is_noticed() {
         };
         tokio::time::timeout(Duration::from_secs(5), back).await.unwrap();
         reaches(&node, &second, held[0]);
-        assert_eq!(agent.used(), 1);
+        assert_eq!(agent.used().await, 1);
         agent.stop().await;
     });
 }

@@ -33,7 +33,7 @@ fn an_address_that_something_else_uses_is_passed_over() {
         let held = node.add("first", &first).await;
         assert_eq!(held, ["10.244.0.1".parse::<IpAddr>().unwrap()]);
         let taken: IpAddr = "10.244.0.0".parse().unwrap();
-        assert_eq!(agent.usage().blocks[0].foreign, [taken]);
+        assert_eq!(agent.usage().await.blocks[0].foreign, [taken]);
         let (_, sentence) = failure(&node.call("ADD", "second", &path_of(&second)).await);
         assert!(sentence.contains("1 of them by others than pods"), "{sentence}");
 
@@ -69,7 +69,7 @@ fn what_the_node_routes_elsewhere_or_holds_itself_is_passed_over() {
         let expected: [IpAddr; 2] = ["10.244.0.5", "10.244.0.6"].map(|a| a.parse().unwrap());
         assert_eq!(given, expected);
         let foreign: Vec<IpAddr> = (0..5).map(|n| IpAddr::from([10, 244, 0, n])).collect();
-        assert_eq!(agent.usage().blocks[0].foreign, foreign);
+        assert_eq!(agent.usage().await.blocks[0].foreign, foreign);
         link::delete(&mut netlink, docker).unwrap();
         agent.handle.resync();
         agent.wait("it is free", |usage| usage.blocks[0].foreign == foreign[4..]).await;
@@ -137,7 +137,7 @@ fn addresses_of_permanent_neighbours_are_not_handed_out() {
         let mut given = node.add("one", &pods[0]).await;
         given.extend(node.add("two", &pods[1]).await);
         assert!(given.iter().all(|address| !taken.contains(address)), "{given:?}");
-        assert_eq!(agent.usage().blocks[0].foreign, taken);
+        assert_eq!(agent.usage().await.blocks[0].foreign, taken);
         let full = node.call("ADD", "three", &path_of(&pods[2])).await;
         assert!(!full.success, "{full:?}");
         link::delete_neighbour(&mut netlink, uplink, taken[0]).unwrap();

@@ -150,7 +150,9 @@ pub struct Agent {
 }
 
 impl Agent {
-    pub fn usage(&self) -> Usage {
+    /// What has come of everything until now, which is told every 20 ms.
+    pub async fn usage(&self) -> Usage {
+        tokio::time::sleep(Duration::from_millis(50)).await;
         self.handle.usage().borrow().clone()
     }
 
@@ -168,14 +170,14 @@ impl Agent {
         self.handle.set_supply(Supply { blocks, families, pools, ..Supply::default() });
     }
 
-    pub fn used(&self) -> u64 {
-        self.usage().blocks.iter().map(|block| block.used).sum()
+    pub async fn used(&self) -> u64 {
+        self.usage().await.blocks.iter().map(|block| block.used).sum()
     }
 
     pub async fn wait(&self, what: &str, until: impl Fn(&Usage) -> bool) {
         let mut usage = self.handle.usage();
         let reached = tokio::time::timeout(Duration::from_secs(10), usage.wait_for(until)).await;
-        assert!(reached.is_ok(), "{what}: {:?}", self.usage());
+        assert!(reached.is_ok(), "{what}: {:?}", self.handle.usage().borrow());
     }
 
     pub async fn stop(self) {

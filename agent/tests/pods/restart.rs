@@ -51,7 +51,7 @@ fn a_new_agent_finds_the_pods_of_the_old_one() {
 
         let agent = node.agent().await;
         assert!(link::find(&mut netlink, &half).unwrap().is_none(), "half-done ones are removed");
-        assert_eq!(agent.usage().pods[&id("first")].to_string(), "default/first");
+        assert_eq!(agent.usage().await.pods[&id("first")].to_string(), "default/first");
         agent.handle.set_config(config());
         agent.supply(vec![block("10.244.0.0/29")], vec![Family::V4]);
         agent
@@ -79,7 +79,7 @@ fn a_new_agent_finds_the_pods_of_the_old_one() {
         for container in ["first", "second", "third"] {
             node.del(container).await;
         }
-        assert_eq!(agent.used(), 0);
+        assert_eq!(agent.used().await, 0);
         assert!(pod::list(&mut netlink).unwrap().is_empty());
         assert_eq!(std::fs::read_dir(node.run_dir.join("pods")).unwrap().count(), 0);
         agent.stop().await;
@@ -104,7 +104,7 @@ fn an_interface_whose_alias_is_gone_is_freed_by_del() {
             })
             .await;
         node.del("first").await;
-        assert_eq!(agent.used(), 0);
+        assert_eq!(agent.used().await, 0);
         assert!(pod::list(&mut netlink).unwrap().is_empty());
         agent.stop().await;
     });

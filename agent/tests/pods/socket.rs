@@ -93,7 +93,7 @@ fn wrong_descriptors_and_wrong_bytes_are_refused() {
                 "{answer}"
             );
         }
-        assert_eq!(agent.used(), 0);
+        assert_eq!(agent.used().await, 0);
         node.add("c", &pod_name).await;
         agent.stop().await;
     });
