@@ -170,6 +170,8 @@ fn chains(firewall: &Firewall) -> String {
         // Duplicate address detection and multicast listener reports, which have no address yet.
         // Later kernels pass them as the next rule's exception, earlier ones do not.
         "ip6 saddr :: ip6 daddr ff02::/16 return",
+        // What stays on the link: the node's end of an IPv4 pod has no route back to it.
+        "ip6 saddr fe80::/64 return",
         // No route to the source leads back through the interface: strict reverse path filtering,
         // before connection tracking and whatever rp_filter is.
         "fib saddr . iif oif 0 counter drop",
