@@ -65,15 +65,20 @@ impl World {
             states: [State::Down; 2],
         };
         for side in 0..2 {
-            let wanted = [world.specs[side].clone()];
-            world.do_at(side, |sessions, now, outputs| {
-                sessions.set(now, &wanted, outputs).expect("a good set");
-            });
+            world.set(side);
             // They do not start at once.
             let pause = ms(world.dice.random() % 1000);
             world.run(pause);
         }
         world
+    }
+
+    /// Has one side take up its specification.
+    fn set(&mut self, side: usize) {
+        let wanted = [self.specs[side].clone()];
+        self.do_at(side, |sessions, now, outputs| {
+            sessions.set(now, &wanted, outputs).expect("a good set");
+        });
     }
 
     fn do_at(&mut self, side: usize, act: impl FnOnce(&mut Sessions, Instant, &mut Vec<Output>)) {
@@ -191,23 +196,16 @@ fn bad_weather() {
                 is_cut: world.dice.random().is_multiple_of(5),
             };
             let side = (world.dice.random() % 2) as usize;
-            let mut spec = world.specs[side].clone();
-            spec.interval_ms = 50 + (world.dice.random() % 500) as u32;
-            spec.multiplier = 1 + (world.dice.random() % 5) as u8;
-            world.specs[side] = spec.clone();
-            world.do_at(side, |sessions, now, outputs| {
-                sessions.set(now, &[spec], outputs).expect("a good set");
-            });
+            world.specs[side].interval_ms = 50 + (world.dice.random() % 500) as u32;
+            world.specs[side].multiplier = 1 + (world.dice.random() % 5) as u8;
+            world.set(side);
             let time = ms(world.dice.random() % 5000);
             world.run(time);
         }
         world.weather = CLEAR;
-        for spec in 0..2 {
-            world.specs[spec].multiplier = 3;
-            let wanted = [world.specs[spec].clone()];
-            world.do_at(spec, |sessions, now, outputs| {
-                sessions.set(now, &wanted, outputs).expect("a good set");
-            });
+        for side in 0..2 {
+            world.specs[side].multiplier = 3;
+            world.set(side);
         }
         world.run(ms(10_000));
         let downs = world.downs;
@@ -225,13 +223,9 @@ fn new_timing_ends_nothing() {
         world.run(ms(5000));
         for _ in 0..30 {
             let side = (world.dice.random() % 2) as usize;
-            let mut spec = world.specs[side].clone();
-            spec.interval_ms = 50 + (world.dice.random() % 1000) as u32;
-            spec.multiplier = 2 + (world.dice.random() % 4) as u8;
-            world.specs[side] = spec.clone();
-            world.do_at(side, |sessions, now, outputs| {
-                sessions.set(now, &[spec], outputs).expect("a good set");
-            });
+            world.specs[side].interval_ms = 50 + (world.dice.random() % 1000) as u32;
+            world.specs[side].multiplier = 2 + (world.dice.random() % 4) as u8;
+            world.set(side);
             let time = ms(world.dice.random() % 3000);
             world.run(time);
         }

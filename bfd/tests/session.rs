@@ -78,20 +78,25 @@ impl Bed {
         self.take(actions);
     }
 
+    /// Does what is due, and notes the time since the last packet if there is a new one.
+    fn tick(&mut self, last: &mut Option<Instant>, gaps: &mut Vec<Duration>) {
+        let before = self.sent.len();
+        let mut actions = Vec::new();
+        self.session.tick(self.now, &mut actions);
+        self.take(actions);
+        if self.sent.len() > before {
+            gaps.extend(last.map(|last| self.now - last));
+            *last = Some(self.now);
+        }
+    }
+
     /// Lets the clock go, and returns the times between packets.
     fn run(&mut self, time: Duration) -> Vec<Duration> {
         let end = self.now + time;
         let (mut last, mut gaps) = (None, Vec::new());
         while let Some(at) = self.session.next_deadline().filter(|at| *at <= end) {
             self.now = self.now.max(at);
-            let before = self.sent.len();
-            let mut actions = Vec::new();
-            self.session.tick(self.now, &mut actions);
-            self.take(actions);
-            if self.sent.len() > before {
-                gaps.extend(last.map(|last| self.now - last));
-                last = Some(self.now);
-            }
+            self.tick(&mut last, &mut gaps);
         }
         self.now = end;
         gaps
@@ -109,14 +114,7 @@ impl Bed {
                 self.hear_packet(self.peer);
                 hear_at = self.now + ms(100);
             }
-            let before = self.sent.len();
-            let mut actions = Vec::new();
-            self.session.tick(self.now, &mut actions);
-            self.take(actions);
-            if self.sent.len() > before {
-                gaps.extend(last.map(|last| self.now - last));
-                last = Some(self.now);
-            }
+            self.tick(&mut last, &mut gaps);
         }
         gaps
     }

@@ -164,12 +164,8 @@ async fn converse(
                 frames.push(octets.get(..count).unwrap_or_default());
                 while let Some(report) = frames.next(REPORT_MAX)? {
                     match report {
-                        Report::Overview(overview) => {
-                            for session in overview.sessions {
-                                heard(session, wanted, view);
-                            }
-                        }
-                        Report::Changed(session) => heard(*session, wanted, view),
+                        Report::Overview(overview) => heard(overview.sessions, wanted, view),
+                        Report::Changed(session) => heard(vec![*session], wanted, view),
                         Report::Taken => {
                             *refused = None;
                             tell(wanted, view, None, |_| {});
@@ -203,28 +199,34 @@ async fn ask(
     Ok(sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
 }
 
-/// Takes in the state of a session.
+/// Takes in the states of sessions, and tells them together: each time a copy of all is made.
 fn heard(
-    session: SessionStatus,
+    sessions: Vec<SessionStatus>,
     wanted: &watch::Receiver<Option<Wanted>>,
     view: &watch::Sender<View>,
 ) {
-    let Some((name, speaker)) = wanted.borrow().as_ref().and_then(|wanted| {
-        let (name, _) = wanted.peers.get(&session.spec.path)?;
-        Some((name.clone(), wanted.speaker.clone()))
+    let Some((heard, speaker)) = wanted.borrow().as_ref().map(|wanted| {
+        let ours = sessions.into_iter().filter_map(|session| {
+            let (name, _) = wanted.peers.get(&session.spec.path)?;
+            Some((name.clone(), session))
+        });
+        (ours.collect::<Vec<(PeerName, SessionStatus)>>(), wanted.speaker.clone())
     }) else {
         return;
     };
-    if let Some(ago_ms) = session.lost_for_ms {
+    for (name, session) in &heard {
+        let Some(ago_ms) = session.lost_for_ms else { continue };
         let (ago, text) = (Duration::from_millis(ago_ms), session.diagnostic.to_string());
-        let name = name.clone();
+        let (name, speaker) = (name.clone(), speaker.clone());
         // The speaker may be at work, and others' paths are not to wait.
         tokio::spawn(async move {
             // A peer that is gone, or a speaker, has no session to end.
             let _ = speaker.path_dead(name, ago, text).await;
         });
     }
-    tell(wanted, view, None, |sessions| drop(sessions.insert(name, session)));
+    if !heard.is_empty() {
+        tell(wanted, view, None, |sessions| sessions.extend(heard));
+    }
 }
 
 /// Says what is known. A problem with `cairn bfd` is none while nothing is wanted of it.
