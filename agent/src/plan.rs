@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use cairn_api::{
     BGPConfigurationSpec, BGPNodeSpec, BGPPeerSpec, Encapsulation, IPPool, LABEL_ASN,
-    NodeConfigurationSpec, ObjectReference, PodReadiness, Topology, TunnelKind,
+    NodeConfigurationSpec, ObjectReference, PodReadiness, PoolUse, Topology, TunnelKind,
 };
 use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
@@ -398,6 +398,7 @@ fn speaker(
             },
         }
     }
+    keep_long_only_pods(view, &mut peers.by_name);
     SpeakerConfig {
         asn: me.asn,
         origins: Arc::new(origins(name, me, local)),
@@ -412,6 +413,21 @@ fn speaker(
         selection_deferral_secs: SELECTION_DEFERRAL_SECS,
         multipath: objects::multipath(configuration.multipath),
     }
+}
+
+/// Of stale routes, only those of pods' blocks are kept for long: who else owns a service's address, or
+/// a default route, may have changed meanwhile.
+fn keep_long_only_pods(view: &ClusterView, peers: &mut BTreeMap<PeerName, PeerConfig>) {
+    let restarts = peers.values_mut().filter_map(|peer| peer.graceful_restart.as_mut());
+    let mut long_lived = restarts.filter_map(|restart| restart.long_lived.as_mut()).peekable();
+    if long_lived.peek().is_none() {
+        return;
+    }
+    let pools = view.pools.values().map(|pool| &pool.spec);
+    let only_pods = pools.filter(|pool| pool.uses.iter().all(|used| *used == PoolUse::Pod));
+    let cidrs = only_pods.filter_map(|pool| pool.cidr.parse::<IpNet>().ok());
+    let pods: Arc<[Prefix]> = cidrs.map(Prefix::from).collect();
+    long_lived.for_each(|long_lived| long_lived.within = Some(Arc::clone(&pods)));
 }
 
 /// Whether a peer's password may be there once the API server answers. A session without it is not
@@ -465,7 +481,6 @@ fn mesh_peer(
         .filter(|(v4, _)| shared(*v4).is_some())
         .map(|(_, family)| family)
         .collect();
-    let graceful = configuration.graceful_restart;
     Some(PeerConfig {
         port: configuration.listen_port,
         source_address: Some(source),
@@ -474,7 +489,7 @@ fn mesh_peer(
         hold_time_secs: configuration.timers.hold_time_secs,
         send_hold_time_secs: configuration.timers.send_hold_time_secs,
         connect_retry_secs: configuration.timers.connect_retry_secs.max(1),
-        graceful_restart_secs: graceful.enabled.then_some(graceful.restart_time_secs),
+        graceful_restart: objects::graceful_restart(configuration.graceful_restart),
         graceful_shutdown: configuration.graceful_shutdown,
         export_scope: ExportScope::OriginatedOnly,
         import: vec![import.clone()],

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_agent::carrier;
-use cairn_bgp::config::{Multipath, Origination, PeerConfig, SpeakerConfig};
+use cairn_bgp::config::{GracefulRestart, Multipath, Origination, PeerConfig, SpeakerConfig};
 use cairn_bgp::session::{ErrorKind, SessionState};
 use cairn_bgp::speaker::{FibFeed, Speaker, SpeakerHandle, SpeakerOptions};
 
@@ -40,7 +40,7 @@ fn start(own: Ipv4Addr, other: Ipv4Addr, passive: bool) -> (SpeakerHandle, FibFe
         source_address: Some(own.into()),
         passive,
         connect_retry_secs: 1,
-        graceful_restart_secs: Some(120),
+        graceful_restart: Some(GracefulRestart::new(120)),
         ..PeerConfig::new(IpAddr::V4(other), 65001)
     };
     let origination =

@@ -173,6 +173,15 @@ pub struct GracefulRestart {
     #[serde(default = "default_restart_time")]
     #[schemars(range(min = 1, max = 4095))]
     pub restart_time_secs: u16,
+    /// Routes stay, too, when an error or the hold timer ends the session, and go when an operator ends
+    /// it or BFD says that the path is dead (the N bit, RFC 8538). It counts where both sides set it.
+    #[serde(default)]
+    pub notification: bool,
+    /// How long routes stay as a last resort after that time, in seconds; 0 is not at all (RFC 9494).
+    /// Of what agents keep so it holds for pods' blocks alone.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 16_777_215))]
+    pub long_lived_stale_time_secs: u32,
 }
 
 fn yes() -> bool {
@@ -185,7 +194,12 @@ fn default_restart_time() -> u16 {
 
 impl Default for GracefulRestart {
     fn default() -> Self {
-        GracefulRestart { enabled: true, restart_time_secs: default_restart_time() }
+        GracefulRestart {
+            enabled: true,
+            restart_time_secs: default_restart_time(),
+            notification: false,
+            long_lived_stale_time_secs: 0,
+        }
     }
 }
 

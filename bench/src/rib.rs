@@ -272,6 +272,7 @@ fn peer(host: u8) -> RibPeerConfig {
         as_path_len_max: None,
         remove_private_as: false,
         graceful_shutdown: false,
+        long_lived_within: None,
         import: policies.clone(),
         export: policies,
     }
@@ -290,6 +291,7 @@ fn session(host: u8) -> PeerSession {
         stale_kept: Families::NONE,
         enhanced_route_refresh: false,
         ipv4_via_ipv6: false,
+        knows_long_lived: false,
     }
 }
 

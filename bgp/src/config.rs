@@ -87,8 +87,8 @@ pub struct PeerConfig {
     pub send_hold_time_secs: u16,
     /// Wait between attempts to connect, jittered by 0.75 to 1.0 (RFC 4271 section 10).
     pub connect_retry_secs: u16,
-    /// Restart time offered in the graceful restart capability (RFC 4724); `None` leaves it out.
-    pub graceful_restart_secs: Option<u16>,
+    /// Graceful restart offered (RFC 4724); `None` leaves the capability out.
+    pub graceful_restart: Option<GracefulRestart>,
     /// BFD with this peer (RFC 5882). Another process runs it; who runs the speaker sets it up there, and
     /// tells the speaker of a dead path.
     pub bfd: Option<Bfd>,
@@ -127,6 +127,42 @@ pub struct PeerConfig {
     pub import: Vec<Arc<Policy>>,
     /// Ordered export policies; defaults as for `import`.
     pub export: Vec<Arc<Policy>>,
+}
+
+/// What happens to routes while the software on one side of a session restarts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GracefulRestart {
+    /// How long the peer is asked to keep our routes, in seconds: at most 4095 (RFC 4724).
+    pub restart_time_secs: u16,
+    /// Routes stay, too, when a NOTIFICATION or the hold timer ends the session, unless it is a Hard
+    /// Reset: the N bit of RFC 8538. It counts where both sides set it.
+    pub notification: bool,
+    /// What becomes of routes when the restart time has passed (RFC 9494); `None` leaves that
+    /// capability out, and they go.
+    pub long_lived: Option<LongLived>,
+}
+
+/// Routes that outlive the restart time as a last resort (RFC 9494).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LongLived {
+    /// How long the peer is asked to keep our routes after the restart time, and how long we keep its
+    /// routes at most, in seconds: 1 to 16,777,215.
+    pub stale_time_secs: u32,
+    /// Only routes to prefixes in one of these are kept; `None` keeps all.
+    pub within: Option<Arc<[Prefix]>>,
+}
+
+impl GracefulRestart {
+    /// Of so many seconds, with everything else off.
+    pub fn new(restart_time_secs: u16) -> GracefulRestart {
+        GracefulRestart { restart_time_secs, notification: false, long_lived: None }
+    }
+
+    /// What an OPEN says of it.
+    fn offered(&self) -> (u16, bool, u32) {
+        let stale_time_secs = self.long_lived.as_ref().map_or(0, |long| long.stale_time_secs);
+        (self.restart_time_secs, self.notification, stale_time_secs)
+    }
 }
 
 /// How fast a dead path to a peer is noticed.
@@ -177,7 +213,7 @@ impl PeerConfig {
             hold_time_secs: 90,
             send_hold_time_secs: 480,
             connect_retry_secs: 5,
-            graceful_restart_secs: None,
+            graceful_restart: None,
             bfd: None,
             password: None,
             ttl_security: false,
@@ -256,7 +292,8 @@ impl PeerConfig {
         };
         let capabilities = |p: &PeerConfig| {
             let next_hops = (p.extended_next_hop, p.next_hop_ipv6);
-            (p.families, p.hold_time_secs, p.graceful_restart_secs, next_hops)
+            let restart = p.graceful_restart.as_ref().map(GracefulRestart::offered);
+            (p.families, p.hold_time_secs, restart, next_hops)
         };
         if transport(self) != transport(new) {
             Some(ResetReason::Transport)

@@ -178,6 +178,7 @@ impl Bench {
                     stale_kept: Families::NONE,
                     enhanced_route_refresh: false,
                     ipv4_via_ipv6: false,
+                    knows_long_lived: false,
                 },
             );
             id

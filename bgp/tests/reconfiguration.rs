@@ -255,6 +255,7 @@ fn session(index: usize) -> PeerSession {
         stale_kept: Families::NONE,
         enhanced_route_refresh: false,
         ipv4_via_ipv6: false,
+        knows_long_lived: false,
     }
 }
 

@@ -1,6 +1,5 @@
 //! What peers announce for a block or a part of it, whatever became of it.
 
-#[allow(dead_code, reason = "nothing is told here")]
 mod rib_bench;
 
 use std::net::{IpAddr, Ipv4Addr};

@@ -68,6 +68,7 @@ impl Bench {
             stale_kept: Families::NONE.with(V4),
             enhanced_route_refresh,
             ipv4_via_ipv6: false,
+            knows_long_lived: false,
         };
         self.rib.peer_up(self.peers[peer], session);
         self.rib.set_room(self.peers[peer], usize::MAX);

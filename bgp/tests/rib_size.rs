@@ -73,6 +73,7 @@ impl Reflector {
                     stale_kept: Families::NONE,
                     enhanced_route_refresh: false,
                     ipv4_via_ipv6: false,
+                    knows_long_lived: false,
                 },
             );
             (id, BTreeMap::new())

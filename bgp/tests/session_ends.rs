@@ -55,7 +55,11 @@ fn what_the_peer_is_told_at_a_stop() {
         (StopReason::Disabled { text: text.clone() }, CeaseReason::AdministrativeShutdown, true),
         (StopReason::Reset { text: text.clone() }, CeaseReason::AdministrativeReset, true),
         (StopReason::Removed, CeaseReason::PeerDeconfigured, false),
-        (StopReason::ConfigurationChange, CeaseReason::ConfigurationChange, false),
+        (
+            StopReason::ConfigurationChange { same_peer: true },
+            CeaseReason::ConfigurationChange,
+            false,
+        ),
         // RFC 9384.
         (StopReason::PathDead { text: text.clone() }, CeaseReason::BfdDown, false),
     ];

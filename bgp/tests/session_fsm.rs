@@ -173,7 +173,7 @@ fn collisions() {
 #[test]
 fn a_second_connection_is_refused_without_graceful_restart_and_replaces_with_it() {
     let mut bench =
-        Bench::new(SessionConfig { graceful_restart_secs: None, ..config(1, 2, 65001, 65002) });
+        Bench::new(SessionConfig { graceful_restart: None, ..config(1, 2, 65001, 65002) });
     let old = bench.establish();
     let (second, actions) = bench.accept();
     let collision = NotificationError::Cease(CeaseReason::ConnectionCollision);
@@ -455,7 +455,7 @@ impl Joined {
                     assert!(self.up[side], "down without up");
                     self.up[side] = false;
                 }
-                Action::FlushStale(_) => {}
+                Action::FlushStale(_) | Action::LongLivedStale(_) => {}
             }
         }
         let state = self.sides[side].state();
@@ -537,7 +537,7 @@ impl Joined {
             // One side is stopped and started by its operator.
             _ => {
                 let side = self.roll(2) as usize;
-                self.handle(side, Event::Stop(StopReason::ConfigurationChange));
+                self.handle(side, Event::Stop(StopReason::ConfigurationChange { same_peer: true }));
                 self.handle(side, Event::Start);
             }
         }

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
+use cairn_bgp::config;
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::session::{
     Action, ConnectionId, DownReason, Event, Jitter, LocalAddresses, Message, Received, Restart,
     Session, SessionConfig, SessionState, StopReason,
 };
 use cairn_bgp::wire::{
-    Capability, CeaseReason, GracefulRestart, GracefulRestartFamily, HeaderError, Notification,
-    NotificationError, Open,
+    Capability, CeaseReason, GracefulRestart, GracefulRestartFamily, HeaderError, LongLivedFamily,
+    Notification, NotificationError, Open,
 };
 use proptest::prelude::*;
 
@@ -51,8 +52,10 @@ struct Walk {
     heard: Instant,
     /// When a KEEPALIVE went out over it.
     spoke: Instant,
-    /// Families that the RIB holds as stale, and since when.
-    stale: Option<(Families, Instant)>,
+    /// Families that the RIB holds as stale, and since when the oldest.
+    stale: BTreeMap<Family, Instant>,
+    /// Both sides of the session set the N bit.
+    n_bits: bool,
     /// Since when the caller answers that nothing is taken.
     stuck: bool,
     ups: usize,
@@ -73,7 +76,8 @@ impl Walk {
             hold: Duration::ZERO,
             heard: now,
             spoke: now,
-            stale: None,
+            stale: BTreeMap::new(),
+            n_bits: false,
             stuck: false,
             ups: 0,
         }
@@ -117,27 +121,39 @@ impl Walk {
                     assert_eq!(self.wires.get(&connection), Some(&Wire::Open));
                     assert!(!established.families().is_empty());
                     let kept = established.stale_kept;
-                    let stale = self.stale.map_or(Families::NONE, |(families, _)| families);
-                    assert_eq!(kept.intersection(stale), kept, "only what is stale can be kept");
-                    self.stale = (!kept.is_empty()).then_some((kept, self.now));
+                    assert!(
+                        kept.iter().all(|family| self.stale.contains_key(&family)),
+                        "only what is stale can be kept"
+                    );
+                    self.stale.retain(|family, _| kept.contains(*family));
+                    self.n_bits = established.notification;
                     self.hold = Duration::from_secs(established.negotiated.hold_time_secs.into());
                     (self.heard, self.spoke) = (self.now, self.now);
                     self.ups += 1;
                 }
-                Action::Down { reason, keep } => {
+                Action::Down { reason, keep, keep_older } => {
                     let connection = self.established.take().expect("down without up");
                     assert_ne!(self.wires.get(&connection), Some(&Wire::Open), "{reason}");
-                    self.down(&reason, keep);
+                    assert_eq!(keep_older.intersection(keep), keep_older);
+                    self.down(&reason, keep, keep_older);
                 }
                 Action::FlushStale(families) => {
-                    let (stale, _) = self.stale.take().expect("there is something stale");
-                    assert_eq!(stale, families);
+                    assert!(!families.is_empty());
+                    for family in families.iter() {
+                        self.stale.remove(&family).expect("there is something stale");
+                    }
+                }
+                Action::LongLivedStale(families) => {
+                    assert!(!families.is_empty());
+                    for family in families.iter() {
+                        assert!(self.stale.contains_key(&family), "only what is stale");
+                    }
                 }
             }
         }
     }
 
-    fn down(&mut self, reason: &DownReason, keep: Families) {
+    fn down(&mut self, reason: &DownReason, keep: Families, keep_older: Families) {
         match reason {
             DownReason::HoldTimerExpired => {
                 assert!(!self.hold.is_zero() && self.now >= self.heard + self.hold);
@@ -145,12 +161,17 @@ impl Walk {
             DownReason::Stopped(_)
             | DownReason::NotificationReceived(_)
             | DownReason::NotificationSent(_) => {
-                // RFC 4724 section 4: only a connection that ends without a NOTIFICATION.
-                assert!(keep.is_empty(), "{reason}");
+                // RFC 4724 section 4: only a connection that ends without a NOTIFICATION, but for the
+                // N bit of RFC 8538.
+                assert!(keep.is_empty() || self.n_bits, "{reason}");
             }
             _ => {}
         }
-        self.stale = (!keep.is_empty()).then_some((keep, self.now));
+        let before = std::mem::take(&mut self.stale);
+        for family in keep.iter() {
+            let since = before.get(&family).filter(|_| keep_older.contains(family));
+            self.stale.insert(family, since.copied().unwrap_or(self.now));
+        }
     }
 
     /// What has to be true after each step.
@@ -179,8 +200,8 @@ impl Walk {
             assert!(self.now < self.heard + self.hold, "silence ends a session");
             assert!(self.now < self.spoke + self.hold / 3 + SLACK, "the peer hears of us");
         }
-        if let Some((_, since)) = self.stale {
-            assert!(self.now <= since + STALE_MAX, "what is stale goes one day");
+        for since in self.stale.values() {
+            assert!(self.now <= *since + STALE_MAX, "what is stale goes one day");
         }
     }
 
@@ -350,9 +371,18 @@ fn config(dice: &mut Dice) -> SessionConfig {
         hold_time_secs: [0, 3, 9, 90][dice.roll(4)],
         send_hold_time_secs: [0, 20, 480][dice.roll(3)],
         connect_retry_secs: [0, 1, 5, 30][dice.roll(4)],
-        graceful_restart_secs: [None, Some(60)][dice.roll(2)],
+        graceful_restart: graceful_restart(dice),
         has_password: dice.one_in(2),
     }
+}
+
+fn graceful_restart(dice: &mut Dice) -> Option<config::GracefulRestart> {
+    let stale_time_secs = STALE_TIME_SECS;
+    (!dice.one_in(3)).then(|| config::GracefulRestart {
+        restart_time_secs: 60,
+        notification: dice.one_in(2),
+        long_lived: dice.one_in(2).then_some(config::LongLived { stale_time_secs, within: None }),
+    })
 }
 
 fn stop_reason(dice: &mut Dice) -> StopReason {
@@ -360,7 +390,7 @@ fn stop_reason(dice: &mut Dice) -> StopReason {
         0 => StopReason::Shutdown { text: "text".to_owned() },
         1 => StopReason::KeepRoutes,
         2 => StopReason::Removed,
-        3 => StopReason::ConfigurationChange,
+        3 => StopReason::ConfigurationChange { same_peer: dice.one_in(2) },
         _ => StopReason::PrefixLimit {
             family: Family::Ipv4Unicast,
             prefixes_max: 7,
@@ -391,6 +421,16 @@ fn open(dice: &mut Dice) -> Open {
             restart_time_secs: [0, 20, 200][dice.roll(3)],
             families: Family::ALL.into_iter().map(family).collect(),
         }));
+        if dice.one_in(2) {
+            let mut family = |family: Family| LongLivedFamily {
+                afi: family.afi(),
+                safi: family.safi(),
+                forwarding: dice.one_in(2),
+                stale_time_secs: [0, 50, 5000][dice.roll(3)],
+            };
+            let families = Family::ALL.map(&mut family);
+            capabilities.push(Capability::LongLivedGracefulRestart(families.to_vec()));
+        }
     }
     Open {
         asn,
@@ -412,7 +452,7 @@ proptest! {
         walk.handle(Event::Stop(StopReason::Removed));
         walk.check();
         prop_assert_eq!(walk.session.next_deadline(), None);
-        prop_assert_eq!(walk.stale, None);
+        prop_assert!(walk.stale.is_empty());
     }
 }
 
@@ -490,6 +530,9 @@ fn a_connection_that_would_lose_the_collision_waits_for_the_other() {
 
 /// As the session has it: how long the operating system may take to connect.
 const CONNECT_WAIT: Duration = Duration::from_secs(10);
-/// Nothing is stale for longer: a restart time of 200 s, or 300 s once the session is back.
-const STALE_MAX: Duration = Duration::from_secs(300);
+/// How long routes may be a last resort.
+const STALE_TIME_SECS: u32 = 400;
+/// Nothing is stale for longer, however often the peer restarts: a restart time of 200 s, 300 s once the
+/// session is back, and the time as a last resort.
+const STALE_MAX: Duration = Duration::from_secs(200 + 300 + STALE_TIME_SECS as u64);
 const SLACK: Duration = Duration::from_millis(1);

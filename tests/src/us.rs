@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use cairn_bgp::config::{Multipath, Origination, PeerConfig, SpeakerConfig};
+use cairn_bgp::config::{GracefulRestart, Multipath, Origination, PeerConfig, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
 use cairn_bgp::rib::{CandidateInfo, FibRoute, PrefixFilter, RouteFilter, RouteInfo};
 use cairn_bgp::session::SessionState;
@@ -212,7 +212,7 @@ fn peer(setup: &Setup) -> PeerConfig {
         source_address: Some(address(&setup.remote)),
         hold_time_secs: crate::daemon::HOLD_TIME_SECS,
         connect_retry_secs: 1,
-        graceful_restart_secs: setup.graceful_restart.then_some(30),
+        graceful_restart: setup.graceful_restart.then(|| GracefulRestart::new(30)),
         password: setup.password.as_deref().map(password),
         ttl_security: setup.ttl_security,
         extended_next_hop: setup.extended_next_hop,

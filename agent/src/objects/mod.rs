@@ -14,7 +14,8 @@ use cairn_api::{
     PrefixesMaxAction, SecretKeyRef,
 };
 use cairn_bgp::config::{
-    Bfd, Multipath, NextHopMode, Origination, Password, PeerConfig, PrefixLimit, PrefixLimitAction,
+    Bfd, GracefulRestart, LongLived, Multipath, NextHopMode, Origination, Password, PeerConfig,
+    PrefixLimit, PrefixLimitAction,
 };
 use cairn_bgp::policy::Policy;
 use cairn_bgp::prefix::{Families, Family, Prefix};
@@ -118,7 +119,7 @@ pub fn peer(
         hold_time_secs: timers.hold_time_secs,
         send_hold_time_secs: timers.send_hold_time_secs,
         connect_retry_secs: timers.connect_retry_secs.max(1),
-        graceful_restart_secs: graceful.enabled.then_some(graceful.restart_time_secs),
+        graceful_restart: graceful_restart(graceful),
         bfd: spec.bfd.filter(|bfd| bfd.enabled).map(bfd).transpose()?,
         password: password(spec, passwords)?,
         ttl_security: spec.ttl_security,
@@ -149,6 +150,16 @@ pub fn peer(
 }
 
 /// Which equal paths share a kernel route.
+pub fn graceful_restart(spec: cairn_api::GracefulRestart) -> Option<GracefulRestart> {
+    let stale_time_secs = spec.long_lived_stale_time_secs;
+    spec.enabled.then_some(GracefulRestart {
+        restart_time_secs: spec.restart_time_secs,
+        notification: spec.notification,
+        long_lived: (stale_time_secs > 0).then_some(LongLived { stale_time_secs, within: None }),
+    })
+}
+
+/// Which paths of equal cost share a kernel route.
 pub fn multipath(spec: cairn_api::Multipath) -> Multipath {
     Multipath { paths_max: spec.paths_max.max(1), same_as_path: spec.same_as_path }
 }
@@ -385,7 +396,7 @@ mod tests {
     fn a_peer_takes_its_defaults_from_the_configuration() {
         let peer = parse("{address: 192.0.2.1, asn: 65001}").expect("a usable peer");
         assert_eq!((peer.port, peer.hold_time_secs, peer.multihop), (179, 90, 1));
-        assert_eq!(peer.graceful_restart_secs, Some(120));
+        assert_eq!(peer.graceful_restart, Some(GracefulRestart::new(120)));
         assert!(peer.families.contains(Family::Ipv6Unicast));
         assert_eq!(peer.bfd, None);
     }

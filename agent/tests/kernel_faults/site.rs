@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use cairn_bgp::config::{Multipath, Origination, PeerConfig, SpeakerConfig};
+use cairn_bgp::config::{GracefulRestart, Multipath, Origination, PeerConfig, SpeakerConfig};
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::speaker::{Speaker, SpeakerOptions};
 use cairn_kernel::route::RouteSocket;
@@ -152,7 +152,7 @@ fn configuration(many: usize) -> SpeakerConfig {
     let peer = PeerConfig {
         source_address: Some(own.into()),
         passive: true,
-        graceful_restart_secs: Some(120),
+        graceful_restart: Some(GracefulRestart::new(120)),
         ..PeerConfig::new(IpAddr::from([192, 0, 2, 1]), 65001)
     };
     let origination =

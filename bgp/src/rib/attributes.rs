@@ -19,6 +19,7 @@ pub struct RouteAttributes {
     /// Everything that goes from router to router unchanged.
     pub path: Arc<PathAttributes>,
     scope: CommunityScope,
+    long_lived: bool,
 }
 
 /// How far the well-known communities let a route travel (RFC 1997), narrowest last.
@@ -34,14 +35,16 @@ impl RouteAttributes {
     pub fn new(next_hop: NextHop, path: impl Into<Arc<PathAttributes>>) -> RouteAttributes {
         let path = path.into();
         let mut scope = CommunityScope::Everywhere;
+        let mut long_lived = false;
         for community in path.communities() {
+            long_lived |= community == Community::LLGR_STALE;
             scope = scope.max(match community {
                 Community::NO_ADVERTISE => CommunityScope::Nowhere,
                 Community::NO_EXPORT | Community::NO_EXPORT_SUBCONFED => CommunityScope::OwnAs,
                 _ => CommunityScope::Everywhere,
             });
         }
-        RouteAttributes { next_hop, path, scope }
+        RouteAttributes { next_hop, path, scope, long_lived }
     }
 
     /// Attributes of a route that this speaker originates.
@@ -82,6 +85,12 @@ impl RouteAttributes {
     /// ORIGIN.
     pub fn origin(&self) -> Origin {
         self.path.origin()
+    }
+
+    /// Whether somebody has waited for long for the peer that announced it: it is a last resort
+    /// (LLGR_STALE, RFC 9494 section 4).
+    pub fn is_long_lived_stale(&self) -> bool {
+        self.long_lived
     }
 
     pub(crate) fn scope(&self) -> CommunityScope {

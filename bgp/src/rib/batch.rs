@@ -64,6 +64,14 @@ impl UpdateBatch {
         self.runs.push(Run { change: Change::EndOfRib(family), prefixes: 0 });
     }
 
+    /// The families whose End-of-RIB is in it.
+    pub fn ends_of_rib(&self) -> impl Iterator<Item = Family> {
+        self.runs.iter().filter_map(|run| match run.change {
+            Change::EndOfRib(family) => Some(family),
+            Change::Announce(_) | Change::Withdraw => None,
+        })
+    }
+
     /// How many prefixes are announced or withdrawn.
     pub fn len(&self) -> usize {
         self.prefixes.len()

@@ -33,6 +33,8 @@ pub(crate) enum RouteOrigin {
 pub enum Step {
     /// It may not be used at all: rejected by policy, or a loop.
     NotEligible,
+    /// It is stale for long, and another one is not (RFC 9494 section 4.3).
+    LongLivedStale,
     /// The speaker originates the prefix itself.
     Originated,
     /// Lower LOCAL_PREF (RFC 4271 section 9.1.1).
@@ -75,6 +77,8 @@ pub(crate) fn rank<C, V: CandidateView<C>>(
         return Ranking::default();
     }
     if alive > 1 {
+        alive = least_of(view, candidates, alive, |a| u64::from(a.is_long_lived_stale()));
+        lost(Step::LongLivedStale, alive);
         alive = keep_least(candidates, alive, |c| u64::from(view.origin(c) != RouteOrigin::Local));
         lost(Step::Originated, alive);
         alive = least_of(view, candidates, alive, |a| u64::from(u32::MAX - a.local_pref()));
@@ -219,6 +223,7 @@ impl std::fmt::Display for Step {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Step::NotEligible => "not eligible",
+            Step::LongLivedStale => "stale for long (LLGR_STALE)",
             Step::Originated => "the speaker originates the prefix itself",
             Step::LocalPref => "lower LOCAL_PREF",
             Step::AsPathLength => "longer AS_PATH",

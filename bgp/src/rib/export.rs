@@ -35,6 +35,7 @@ pub(crate) struct GroupKey {
     pub(crate) ipv4_via_ipv6: bool,
     pub(crate) private_as: PrivateAs,
     pub(crate) graceful_shutdown: bool,
+    pub(crate) knows_long_lived: bool,
     pub(crate) export: Vec<Arc<Policy>>,
 }
 
@@ -120,6 +121,8 @@ pub enum ExportVerdict {
     NoAdvertise,
     /// NO_EXPORT or NO_EXPORT_SUBCONFED, and the peer is in another AS (RFC 1997).
     NoExport,
+    /// It is stale for long, and the peer does not know what that is (RFC 9494 section 4.3).
+    LongLivedStale,
     /// Its attributes do not fit into a message of this session (RFC 8654 section 4).
     TooLarge,
     /// Its next hop is of another family, and the session does not carry such next hops (RFC 8950
@@ -146,6 +149,7 @@ impl GroupKey {
             format: session.format,
             ipv4_via_ipv6: session.ipv4_via_ipv6,
             graceful_shutdown: config.graceful_shutdown,
+            knows_long_lived: session.knows_long_lived,
             export: config.export.clone(),
         }
     }
@@ -250,6 +254,10 @@ impl GroupKey {
         if sort == RouteSort::Ibgp && self.sort == SessionSort::Ibgp && !from_client && !self.client
         {
             return Err(ExportVerdict::NotReflected);
+        }
+        let long_lived = best.used.as_ref().is_some_and(|used| used.is_long_lived_stale());
+        if long_lived && !self.knows_long_lived {
+            return Err(ExportVerdict::LongLivedStale);
         }
         match best.used.as_ref().map_or(CommunityScope::Everywhere, |used| used.scope()) {
             CommunityScope::Nowhere => Err(ExportVerdict::NoAdvertise),
@@ -463,6 +471,10 @@ impl fmt::Display for ExportVerdict {
             }
             ExportVerdict::NoAdvertise => "not announced: it carries NO_ADVERTISE",
             ExportVerdict::NoExport => "not announced: it carries NO_EXPORT",
+            ExportVerdict::LongLivedStale => {
+                "not announced: it is stale for long (LLGR_STALE), and the peer does not offer \
+                 long-lived graceful restart"
+            }
             ExportVerdict::TooLarge => {
                 "not announced: its attributes do not fit into a message of this session"
             }

@@ -20,7 +20,7 @@ use super::peer::{Peer, PeerId};
 use super::table::{Candidate, Delta, RankContext};
 use super::underlay::{Own, Underlay};
 use super::verdict::{Verdict, VerdictId, Verdicts};
-use super::{AddressFamily, Rib, TableOf, UpdateBatch};
+use super::{AddressFamily, Rib, TableOf, UpdateBatch, long_lived};
 
 pub(super) fn update(
     rib: &mut Rib,
@@ -291,7 +291,12 @@ impl<'a> Judge<'a> {
                     None => Arc::clone(&self.entering),
                     Some(path) => {
                         let next_hop = self.entering.next_hop;
-                        interner.intern(Arc::new(RouteAttributes::new(next_hop, path)))
+                        let used = Arc::new(RouteAttributes::new(next_hop, path));
+                        match self.entering.is_long_lived_stale() {
+                            // RFC 9494 section 4.2: no policy may take the mark off.
+                            true => long_lived::marked(&used, interner),
+                            false => interner.intern(used),
+                        }
                     }
                 };
                 (verdict, Some(used))

@@ -32,6 +32,7 @@ mod heard;
 mod import;
 mod limit;
 mod listing;
+mod long_lived;
 mod origin;
 mod outgoing;
 mod peer;
@@ -284,13 +285,20 @@ impl Rib {
     /// Notes that a peer's session is over. Its routes of the families in `keep` become stale and
     /// stay, unless they were stale already (RFC 4724 section 4.2); all others go.
     pub fn peer_down(&mut self, id: PeerId, keep: Families) {
+        self.peer_down_again(id, keep, Families::NONE);
+    }
+
+    /// As [`Rib::peer_down`]; of the families in `keep_older` what was stale already stays, too
+    /// (RFC 8538 section 4.1).
+    pub fn peer_down_again(&mut self, id: PeerId, keep: Families, keep_older: Families) {
         self.ipv4.drop_member(id);
         self.ipv6.drop_member(id);
         // What a refresh has not brought again was valid until now: it is as stale as the rest.
-        let refreshing = |family: &Family| {
-            self.peers.peer(id).is_some_and(|peer| peer.family(*family).refreshing)
+        let stays = |family: &Family| {
+            let state = self.peers.peer(id).map(|peer| *peer.family(*family)).unwrap_or_default();
+            state.refreshing || keep_older.contains(*family) && state.restarts < RESTARTS_MAX
         };
-        let twice_stale = keep.iter().filter(|family| !refreshing(family)).collect();
+        let twice_stale = keep.iter().filter(|family| !stays(family)).collect();
         self.flush_stale(id, twice_stale);
         let Some(peer) = self.peers.peer_mut(id) else { return };
         peer.session = None;
@@ -299,6 +307,7 @@ impl Rib {
             let state = peer.family_mut(family);
             // Also what the flush of a family that is not kept looks for.
             state.epoch = state.epoch.wrapping_add(1);
+            state.restarts = state.restarts.saturating_add(1);
             state.has_stale = state.received > 0;
             state.stale = state.received;
             (state.refreshing, state.refresh_sent) = (false, false);
@@ -316,6 +325,18 @@ impl Rib {
         }
         if families.contains(Family::Ipv6Unicast) {
             self.sweep::<Ipv6>(id);
+        }
+    }
+
+    /// Stale routes of a peer have waited for the restart time: they become a last resort, marked with
+    /// LLGR_STALE, but for those that carry NO_LLGR or are not within the configured prefixes, which go
+    /// (RFC 9494 section 4.2).
+    pub fn long_lived_stale(&mut self, id: PeerId, families: Families) {
+        if families.contains(Family::Ipv4Unicast) {
+            long_lived::mark::<Ipv4>(self, id);
+        }
+        if families.contains(Family::Ipv6Unicast) {
+            long_lived::mark::<Ipv6>(self, id);
         }
     }
 
@@ -541,6 +562,9 @@ impl Rib {
     fn sweep<A: TableOf>(&mut self, id: PeerId) {
         let Some(state) = self.peers.peer(id).map(|peer| *peer.family(A::FAMILY)) else { return };
         if !state.has_stale {
+            if let Some(peer) = self.peers.peer_mut(id) {
+                peer.family_mut(A::FAMILY).restarts = 0;
+            }
             return;
         }
         let (table, peers, multipath) = A::table(self);
@@ -551,7 +575,7 @@ impl Rib {
         self.count(id, A::FAMILY, delta);
         if let Some(peer) = self.peers.peer_mut(id) {
             let state = peer.family_mut(A::FAMILY);
-            (state.has_stale, state.stale) = (false, 0);
+            (state.has_stale, state.stale, state.restarts) = (false, 0, 0);
         }
     }
 
@@ -607,6 +631,9 @@ impl<A: AddressFamily> Table<A> {
         }
     }
 }
+
+/// A route's epoch is one of 256.
+const RESTARTS_MAX: u8 = 200;
 
 /// The table of a family, with what ranking in it needs.
 trait TableOf: AddressFamily + Sized {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::config::{ExportScope, NextHopMode, PeerConfig, PeerName, PrefixLimit, SpeakerConfig};
 use crate::policy::{Action, Policy, RouteSort};
-use crate::prefix::{Families, Family};
+use crate::prefix::{Families, Family, Prefix};
 use crate::session::{Established, LocalAddresses};
 use crate::wire::{MessageFormat, SessionSort};
 
@@ -52,6 +52,8 @@ pub struct RibPeerConfig {
     pub remove_private_as: bool,
     /// The session is about to go away (RFC 8326).
     pub graceful_shutdown: bool,
+    /// Only routes within these prefixes may be stale for long; `None` is all (RFC 9494).
+    pub long_lived_within: Option<Arc<[Prefix]>>,
     /// Import policies.
     pub import: Vec<Arc<Policy>>,
     /// Export policies.
@@ -77,6 +79,8 @@ pub struct PeerSession {
     pub enhanced_route_refresh: bool,
     /// Own next hops of IPv4 routes are IPv6 addresses (RFC 8950).
     pub ipv4_via_ipv6: bool,
+    /// The peer knows of routes that are stale for long, and may be sent them (RFC 9494 section 4.3).
+    pub knows_long_lived: bool,
 }
 
 /// One peer.
@@ -109,6 +113,9 @@ pub(crate) struct PeerFamily {
     pub(crate) stale: u32,
     /// Only then is a sweep worth a walk.
     pub(crate) has_stale: bool,
+    /// How often the session was lost since all stale routes were gone: below the numbers that an epoch
+    /// has, else old routes would look new.
+    pub(crate) restarts: u8,
     /// The peer sends everything again, and what is stale is what it has not sent yet (RFC 7313).
     pub(crate) refreshing: bool,
     /// The peer has been told that everything is sent to it again.
@@ -143,6 +150,8 @@ impl RibPeerConfig {
         if local_asn != speaker.asn {
             prepend.push(speaker.asn);
         }
+        let graceful_restart = peer.graceful_restart.as_ref();
+        let long_lived = graceful_restart.and_then(|graceful| graceful.long_lived.as_ref());
         RibPeerConfig {
             name: Arc::clone(name),
             address: peer.address,
@@ -159,6 +168,7 @@ impl RibPeerConfig {
             as_path_len_max: peer.as_path_len_max,
             remove_private_as: peer.remove_private_as,
             graceful_shutdown: peer.graceful_shutdown,
+            long_lived_within: long_lived.and_then(|long_lived| long_lived.within.clone()),
             import: peer.import.clone(),
             export: peer.export.clone(),
         }
@@ -204,6 +214,7 @@ impl PeerSession {
             stale_kept: established.stale_kept,
             enhanced_route_refresh: established.negotiated.enhanced_route_refresh,
             ipv4_via_ipv6: established.ipv4_via_ipv6(),
+            knows_long_lived: established.peer.knows_long_lived(),
         }
     }
 }

@@ -76,7 +76,10 @@ pub enum StopReason {
     /// The peer is no longer configured.
     Removed,
     /// The new configuration needs a new session.
-    ConfigurationChange,
+    ConfigurationChange {
+        /// It is a session with the same peer from the same speaker: routes may stay meanwhile.
+        same_peer: bool,
+    },
     /// BFD says that the path to the peer is dead (RFC 9384).
     PathDead {
         /// Why, for the own operator.
@@ -129,7 +132,7 @@ impl StopReason {
             }
             StopReason::KeepRoutes => None,
             StopReason::Removed => Some(Notification::cease(CeaseReason::PeerDeconfigured, None)),
-            StopReason::ConfigurationChange => {
+            StopReason::ConfigurationChange { .. } => {
                 Some(Notification::cease(CeaseReason::ConfigurationChange, None))
             }
             StopReason::PathDead { .. } => Some(Notification::cease(CeaseReason::BfdDown, None)),
@@ -156,7 +159,7 @@ impl fmt::Display for StopReason {
             }
             StopReason::Reset { .. } => f.write_str("reset by an operator"),
             StopReason::Removed => f.write_str("peer removed from the configuration"),
-            StopReason::ConfigurationChange => f.write_str("configuration changed"),
+            StopReason::ConfigurationChange { .. } => f.write_str("configuration changed"),
             StopReason::PathDead { text } => {
                 write!(f, "BFD says that the path to the peer is dead: {text}")
             }

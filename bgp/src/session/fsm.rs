@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::prefix::Families;
+use crate::prefix::{Families, Family};
 use crate::wire::{CeaseReason, FsmError, MessageType, Notification, NotificationError};
 
 use super::error::explain_received;
 use super::open;
-use super::state::{Handshake, Outgoing, Phase, Stale, State};
+use super::stale::{Due, Loss, Stale};
+use super::state::{Handshake, Outgoing, Phase, State};
 use super::timers::{HOLD_PUT_OFF, Jitter, SendHold, earliest};
 use super::{
     Action, ConnectionId, DownReason, ErrorKind, Established, Event, LastError, Message, Received,
@@ -22,7 +23,7 @@ pub struct Session {
     pub(super) jitter: Jitter,
     pub(super) state: State,
     /// Routes of a former connection that the RIB still holds as stale.
-    pub(super) stale: Option<Stale>,
+    pub(super) stale: Stale,
     pub(super) connections: u64,
     pub(super) last_error: Option<LastError>,
     /// How many errors there were, so that a caller sees each.
@@ -39,7 +40,7 @@ impl Session {
             restart,
             jitter,
             state: State::Idle { start_at: None },
-            stale: None,
+            stale: Stale::default(),
             connections: 0,
             last_error: None,
             errors: 0,
@@ -155,7 +156,7 @@ impl Session {
                 up.challenger.as_ref().and_then(Handshake::next_deadline),
             ),
         };
-        earliest(own, self.stale.map(|stale| stale.until))
+        earliest(own, self.stale.next())
     }
 
     /// The connection whose hold timer has run out. A caller that reads late looks for octets that
@@ -232,11 +233,19 @@ impl Session {
             _ => None,
         };
         let farewell = reason.notification();
+        let was_up = self.established().is_some();
+        let stays = self.keeps(&DownReason::Stopped(reason.clone()));
+        // RFC 8538 section 3: with the N bit only a Hard Reset tells the peer to let the routes go.
+        let hard = self.established().filter(|e| e.notification && stays.is_none());
+        let hard = hard.map(|established| established.connection);
         let state = std::mem::replace(&mut self.state, State::Idle { start_at });
-        let was_up = matches!(state, State::Established(_));
         for (connection, has_peer) in state.connections() {
-            if let Some(notification) = farewell.as_ref().filter(|_| has_peer) {
-                actions.push(Action::Send(connection, Message::Notification(notification.clone())));
+            if let Some(notification) = farewell.clone().filter(|_| has_peer) {
+                let notification = match hard == Some(connection) {
+                    true => notification.into_hard_reset(),
+                    false => notification,
+                };
+                actions.push(Action::Send(connection, Message::Notification(notification)));
             }
             actions.push(Action::Close(connection));
         }
@@ -253,12 +262,10 @@ impl Session {
             _ => {}
         }
         if was_up {
-            actions
-                .push(Action::Down { reason: DownReason::Stopped(reason), keep: Families::NONE });
-        } else if let Some(stale) = self.stale {
-            actions.push(Action::FlushStale(stale.families));
+            self.leave(now, DownReason::Stopped(reason), stays, actions);
+        } else {
+            self.drop_stale(actions);
         }
-        self.stale = None;
     }
 
     fn lost(
@@ -378,8 +385,12 @@ impl Session {
              is stuck, or the path drops large packets",
             up.send_hold.wait().as_secs()
         );
+        let keeps_otherwise = up.established.notification;
         self.remember(now, ErrorKind::SendHoldTimer, text);
-        let notification = NotificationError::SendHoldTimerExpired.into();
+        let mut notification = Notification::new(NotificationError::SendHoldTimerExpired);
+        if keeps_otherwise {
+            notification = notification.into_hard_reset();
+        }
         actions.push(Action::Send(connection, Message::Notification(notification)));
         actions.push(Action::Abort(connection));
         self.session_down(now, DownReason::SendHoldTimerExpired, actions);
@@ -438,12 +449,6 @@ impl Session {
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
-        if let Some(stale) = self.stale
-            && stale.until <= now
-        {
-            self.stale = None;
-            actions.push(Action::FlushStale(stale.families));
-        }
         match &mut self.state {
             State::Idle { start_at } => {
                 if start_at.is_some_and(|at| at <= now) {
@@ -475,6 +480,14 @@ impl Session {
                 self.connect_if_due(now, actions);
             }
         }
+        // Last: a session that has just been lost to a peer without a restart time waits for nothing.
+        let Due { gone, long_lived } = self.stale.tick(now);
+        if !gone.is_empty() {
+            actions.push(Action::FlushStale(gone));
+        }
+        if !long_lived.is_empty() {
+            actions.push(Action::LongLivedStale(long_lived));
+        }
     }
 
     /// Leaves Established. The connection has been closed or is dead.
@@ -485,21 +498,9 @@ impl Session {
         actions: &mut Vec<Action>,
     ) {
         let retry = self.retry_wait();
+        let stays = self.keeps(&reason);
         let State::Established(up) = &mut self.state else { return };
         let incoming = up.challenger.take();
-        // RFC 4724 section 4.2: only a connection that ends without a NOTIFICATION.
-        let restart = match reason {
-            DownReason::Lost(_) | DownReason::Replaced => up.established.graceful_restart.as_ref(),
-            _ => None,
-        };
-        let keep = restart.map_or(Families::NONE, |restart| {
-            open::restart_families(up.established.negotiated.families, restart)
-        });
-        let restart_time = restart.map_or(0, |restart| restart.restart_time_secs);
-        self.stale = (!keep.is_empty()).then(|| Stale {
-            families: keep,
-            until: now + Duration::from_secs(restart_time.into()),
-        });
         // A session that has lasted is tried again at once after a cut; one that fails at once waits
         // its turn, so that two sides that disagree do not spin.
         let lasted = up.since + retry <= now && matches!(reason, DownReason::Lost(_));
@@ -507,7 +508,62 @@ impl Session {
         let outgoing =
             if self.config.passive { Outgoing::Passive } else { Outgoing::Waiting { retry_at } };
         self.state = State::Opening { outgoing, incoming };
-        actions.push(Action::Down { reason, keep });
+        self.leave(now, reason, stays, actions);
+    }
+
+    /// What stays when the established session ends like this; `None` when nothing does. The whole table
+    /// is in docs/guide/restarts.md.
+    fn keeps(&self, reason: &DownReason) -> Option<Loss> {
+        let established = self.established()?;
+        let hard_reset = NotificationError::Cease(CeaseReason::HardReset);
+        let stays = match reason {
+            // RFC 4724 section 4.2: a connection that ends without a NOTIFICATION.
+            DownReason::Lost(_) | DownReason::Replaced => true,
+            // RFC 8538 section 4.1.
+            DownReason::HoldTimerExpired
+            | DownReason::NotificationSent(_)
+            | DownReason::Stopped(StopReason::ConfigurationChange { same_peer: true }) => {
+                established.notification
+            }
+            DownReason::NotificationReceived(notification) => {
+                established.notification && notification.error != hard_reset
+            }
+            DownReason::CarrierLost | DownReason::SendHoldTimerExpired | DownReason::Stopped(_) => {
+                false
+            }
+        };
+        let restart = established.graceful_restart.as_ref().filter(|_| stays)?;
+        let long_lived = established
+            .long_lived_secs
+            .map(|secs| (secs > 0).then(|| Duration::from_secs(secs.into())));
+        Some(Loss {
+            keep: open::restart_families(established.families(), restart),
+            restart_time: Duration::from_secs(restart.restart_time_secs.into()),
+            long_lived,
+            again: established.notification,
+        })
+    }
+
+    /// Says what becomes of the routes of a session that has just ended.
+    fn leave(
+        &mut self,
+        now: Instant,
+        reason: DownReason,
+        stays: Option<Loss>,
+        actions: &mut Vec<Action>,
+    ) {
+        let (keep, keep_older) = match &stays {
+            Some(loss) => (loss.keep, self.stale.lost(now, loss)),
+            None => {
+                self.stale.clear();
+                (Families::NONE, Families::NONE)
+            }
+        };
+        actions.push(Action::Down { reason, keep, keep_older });
+        let long_lived = self.stale.long_lived();
+        if !long_lived.is_empty() {
+            actions.push(Action::LongLivedStale(long_lived));
+        }
     }
 
     pub(super) fn is_established(&self, connection: ConnectionId) -> bool {
@@ -526,9 +582,15 @@ impl Session {
 
     /// Lets go of routes that wait for the peer to come back: the link that they lead over is dead.
     pub fn drop_stale(&mut self, actions: &mut Vec<Action>) {
-        if let Some(stale) = self.stale.take() {
-            actions.push(Action::FlushStale(stale.families));
+        let families = self.stale.clear();
+        if !families.is_empty() {
+            actions.push(Action::FlushStale(families));
         }
+    }
+
+    /// The peer has sent all its routes of a family (RFC 4724 section 4.2): none is stale any more.
+    pub fn end_of_rib(&mut self, family: Family) {
+        self.stale.end_of_rib(family);
     }
 
     /// What [`Session::suspect`] was told does not count any more.

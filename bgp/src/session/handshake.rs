@@ -2,14 +2,14 @@
 
 use std::time::Instant;
 
-use crate::prefix::Families;
+use crate::prefix::{Families, Family};
 use crate::wire::{CeaseReason, Notification, NotificationError, Open};
 
 use super::fsm::Session;
 use super::open::{self, Accepted, Refusal};
-use super::state::{Confirm, Handshake, Outgoing, Phase, Stale, State, Up};
+use super::state::{Confirm, Handshake, Outgoing, Phase, State, Up};
 use super::timers::{
-    COLLISION_AFTER_UP, COLLISION_WAIT, CONNECT_WAIT, Liveness, OPEN_WAIT, STALE_AFTER_UP, SendHold,
+    COLLISION_AFTER_UP, COLLISION_WAIT, CONNECT_WAIT, Liveness, OPEN_WAIT, SendHold,
 };
 use super::{Action, ConnectionId, DownReason, ErrorKind, Established, LocalAddresses, Message};
 
@@ -192,21 +192,28 @@ impl Session {
             return;
         };
         let Confirm { peer, negotiated, left_out, liveness, .. } = *confirm;
-        let graceful_restart = match self.config.graceful_restart_secs {
-            Some(_) => peer.graceful_restart().cloned(),
-            None => None,
-        };
+        let configured = self.config.graceful_restart.as_ref();
+        let graceful_restart = configured.and_then(|_| peer.graceful_restart().cloned());
+        let notification = configured.is_some_and(|graceful| graceful.notification)
+            && graceful_restart.as_ref().is_some_and(|restart| restart.notification);
+        let long_lived_max = configured.and_then(|graceful| graceful.long_lived.as_ref());
+        let long_lived_max = long_lived_max.map_or(0, |long| long.stale_time_secs);
+        let long_lived_secs = Family::ALL.map(|family| {
+            let said = peer.long_lived(family).filter(|_| graceful_restart.is_some());
+            said.map_or(0, |said| said.stale_time_secs).min(long_lived_max)
+        });
         // RFC 4724 section 4.2: what the peer did not keep forwarding goes now, the rest may wait
         // for End-of-RIB, but not forever.
-        let stale_kept = match (&graceful_restart, self.stale) {
-            (Some(restart), Some(stale)) => stale
-                .families
-                .intersection(negotiated.families)
-                .intersection(open::forwarding_families(restart)),
-            _ => Families::NONE,
-        };
-        self.stale = (!stale_kept.is_empty())
-            .then(|| Stale { families: stale_kept, until: now + STALE_AFTER_UP });
+        let forwarding =
+            graceful_restart.as_ref().map_or(Families::NONE, open::forwarding_families);
+        self.stale.back(now, |family, is_long_lived| {
+            let kept_forwarding = match is_long_lived {
+                true => long_lived_max > 0 && peer.long_lived(family).is_some_and(|f| f.forwarding),
+                false => forwarding.contains(family),
+            };
+            negotiated.families.contains(family) && kept_forwarding
+        });
+        let stale_kept = self.stale.families();
         let mut liveness = liveness;
         liveness.heard(now);
         let established = Established {
@@ -217,6 +224,8 @@ impl Session {
             addresses,
             over_ipv6: self.config.address.is_ipv6(),
             graceful_restart,
+            notification,
+            long_lived_secs,
             stale_kept,
             left_out,
         };

@@ -30,12 +30,13 @@ mod error;
 mod fsm;
 mod handshake;
 mod open;
+mod stale;
 mod state;
 mod timers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::config::{PeerConfig, SpeakerConfig};
+use crate::config::{self, PeerConfig, SpeakerConfig};
 use crate::prefix::{Families, Family};
 use crate::wire::{GracefulRestart, MessageType, Negotiated, Notification, Open, SessionSort};
 
@@ -69,8 +70,8 @@ pub struct SessionConfig {
     pub send_hold_time_secs: u16,
     /// Wait between attempts to connect, in seconds, before jitter.
     pub connect_retry_secs: u16,
-    /// Restart time to offer (RFC 4724), in seconds; `None` leaves the capability out.
-    pub graceful_restart_secs: Option<u16>,
+    /// Graceful restart to offer (RFC 4724); `None` leaves the capability out.
+    pub graceful_restart: Option<config::GracefulRestart>,
 }
 
 /// What this speaker says about its own restart (RFC 4724 section 3).
@@ -201,9 +202,14 @@ pub enum Action {
         /// Families whose routes become stale and stay (RFC 4724 section 4.2); all other routes of
         /// the peer go at once.
         keep: Families,
+        /// Those of them whose routes stay that were stale before (RFC 8538 section 4.1).
+        keep_older: Families,
     },
     /// Stale routes of these families have waited long enough and go.
     FlushStale(Families),
+    /// Stale routes of these families have waited for the restart time, and are now a last resort
+    /// (RFC 9494 section 4.2).
+    LongLivedStale(Families),
 }
 
 /// A message to send.
@@ -234,6 +240,11 @@ pub struct Established {
     pub over_ipv6: bool,
     /// The peer's graceful restart capability where both sides have it.
     pub graceful_restart: Option<GracefulRestart>,
+    /// Both sides set the N bit: a NOTIFICATION other than a Hard Reset keeps routes (RFC 8538).
+    pub notification: bool,
+    /// How long routes of each family, in the order of [`Family::ALL`], stay after the restart time, in
+    /// seconds; 0 is not at all (RFC 9494).
+    pub long_lived_secs: [u32; 2],
     /// Families whose stale routes may stay until End-of-RIB: the peer kept forwarding.
     pub stale_kept: Families,
     /// Configured families that are not in use, each with the reason.
@@ -293,7 +304,7 @@ impl SessionConfig {
             hold_time_secs: peer.hold_time_secs,
             send_hold_time_secs: peer.send_hold_time_secs,
             connect_retry_secs: peer.connect_retry_secs,
-            graceful_restart_secs: peer.graceful_restart_secs,
+            graceful_restart: peer.graceful_restart.clone(),
         }
     }
 

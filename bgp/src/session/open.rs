@@ -2,8 +2,8 @@
 
 use crate::prefix::{Families, Family};
 use crate::wire::{
-    Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily, Negotiated, Notification,
-    NotificationError, Open, OpenError,
+    Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily, LongLivedFamily,
+    Negotiated, Notification, NotificationError, Open, OpenError,
 };
 
 use super::{LeftOut, LocalAddresses, Restart, SessionConfig};
@@ -29,11 +29,11 @@ pub(super) fn local_open(
             next_hop_afi: Family::Ipv6Unicast.afi(),
         }]));
     }
-    if let Some(restart_time_secs) = config.graceful_restart_secs {
+    if let Some(graceful) = &config.graceful_restart {
         capabilities.push(Capability::GracefulRestart(GracefulRestart {
             restarting: restart.restarting,
-            notification: false,
-            restart_time_secs: restart_time_secs.min(RESTART_TIME_SECS_MAX),
+            notification: graceful.notification,
+            restart_time_secs: graceful.restart_time_secs.min(RESTART_TIME_SECS_MAX),
             families: families
                 .iter()
                 .map(|family| GracefulRestartFamily {
@@ -43,6 +43,16 @@ pub(super) fn local_open(
                 })
                 .collect(),
         }));
+        if let Some(long_lived) = &graceful.long_lived {
+            let long_lived = families.iter().map(|family| LongLivedFamily {
+                afi: family.afi(),
+                safi: family.safi(),
+                forwarding: restart.forwarding_preserved,
+                stale_time_secs: long_lived.stale_time_secs,
+            });
+            let capability = Capability::LongLivedGracefulRestart(long_lived.collect());
+            capabilities.push(capability);
+        }
     }
     capabilities.push(Capability::FourOctetAs(config.local_asn));
     Open {

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use crate::prefix::{Families, Family};
+use crate::prefix::Family;
 use crate::wire::{Negotiated, Open};
 
 use super::open;
@@ -68,12 +68,6 @@ pub(super) struct Up {
     pub(super) established: Established,
     /// Another connection of the peer, until its OPEN says whether it replaces this one.
     pub(super) challenger: Option<Handshake>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Stale {
-    pub(super) families: Families,
-    pub(super) until: Instant,
 }
 
 impl Outgoing {

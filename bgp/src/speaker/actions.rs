@@ -144,10 +144,20 @@ impl Owner {
                     self.rib.peer_up(peer.rib_id, PeerSession::new(&established));
                     self.update_room(key);
                 }
-                Action::Down { reason, keep } => self.session_down(key, &reason, keep),
+                Action::Down { reason, keep, keep_older } => {
+                    self.session_down(key, &reason, keep, keep_older);
+                }
                 Action::FlushStale(families) => {
                     tracing::info!(peer = %peer.name, "stale routes of a restarted peer removed");
                     self.rib.flush_stale(peer.rib_id, families);
+                }
+                Action::LongLivedStale(families) => {
+                    tracing::info!(
+                        peer = %peer.name,
+                        "routes of a peer that is away for longer than its restart time are a last \
+                         resort from now on"
+                    );
+                    self.rib.long_lived_stale(peer.rib_id, families);
                 }
             }
         }
@@ -172,7 +182,13 @@ impl Owner {
         });
     }
 
-    fn session_down(&mut self, key: PeerKey, reason: &DownReason, keep: Families) {
+    fn session_down(
+        &mut self,
+        key: PeerKey,
+        reason: &DownReason,
+        keep: Families,
+        keep_older: Families,
+    ) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         (peer.since, peer.changed) = (SystemTime::now(), now());
         peer.last_down = Some((peer.since, reason.clone()));
@@ -184,7 +200,7 @@ impl Owner {
             routes_kept = !keep.is_empty(),
             "session down"
         );
-        self.rib.peer_down(peer.rib_id, keep);
+        self.rib.peer_down_again(peer.rib_id, keep, keep_older);
     }
 }
 

@@ -142,6 +142,9 @@ impl Owner {
                 Item::Updates(batch) => {
                     let Some(rib_id) = self.established_rib_id(key, connection) else { continue };
                     self.prefixes_taken = self.prefixes_taken.wrapping_add(batch.len());
+                    if let Some(peer) = self.peers.get_mut(&key) {
+                        batch.ends_of_rib().for_each(|family| peer.session.end_of_rib(family));
+                    }
                     match self.rib.update(rib_id, batch) {
                         Ok(outcome) => self.report_prefix_limit(key, outcome),
                         Err(PrefixLimitExceeded { family, prefixes_max, restart_after_secs }) => {

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 
 use hashbrown::HashMap;
 
-use crate::config::{Password, PeerConfig, PeerName};
+use crate::config::{Password, PeerConfig, PeerName, ResetReason};
 use crate::rib::RibPeerConfig;
 use crate::session::{Event, Jitter, Session, SessionConfig, SessionState, StopReason};
 
@@ -87,12 +87,14 @@ impl Owner {
 
     fn configure_peer(&mut self, key: PeerKey, config: &PeerConfig, identity_changed: bool) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        let reset = identity_changed || peer.config.needs_reset(config).is_some();
+        let needed = peer.config.needs_reset(config);
+        let reset = identity_changed || needed.is_some();
         if peer.config == *config && !reset {
             return;
         }
         if reset {
-            self.handle(key, Event::Stop(StopReason::ConfigurationChange));
+            let same_peer = !identity_changed && needed != Some(ResetReason::Transport);
+            self.handle(key, Event::Stop(StopReason::ConfigurationChange { same_peer }));
         } else if peer.config.password != config.password
             && let Some(password) = &config.password
         {

@@ -459,6 +459,10 @@ impl Community {
     pub const NO_EXPORT_SUBCONFED: Community = Community(0xffff_ff03);
     /// The path is about to go away (RFC 8326).
     pub const GRACEFUL_SHUTDOWN: Community = Community(0xffff_0000);
+    /// The route has been stale for long: a last resort (RFC 9494 section 4).
+    pub const LLGR_STALE: Community = Community(0xffff_0006);
+    /// The route may not be stale for long (RFC 9494 section 4).
+    pub const NO_LLGR: Community = Community(0xffff_0007);
 }
 
 impl fmt::Display for Community {

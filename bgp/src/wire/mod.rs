@@ -56,7 +56,8 @@ pub use notification::{
     RouteRefreshError, UpdateError,
 };
 pub use open::{
-    AddPathMode, Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily, Open,
+    AddPathMode, Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily,
+    LongLivedFamily, Open,
 };
 pub use refresh::{RefreshKind, RouteRefresh};
 pub use update::{

@@ -46,6 +46,8 @@ pub enum Capability {
     AddPath(Vec<(u16, u8, AddPathMode)>),
     /// Code 70 (RFC 7313).
     EnhancedRouteRefresh,
+    /// Code 71 (RFC 9494).
+    LongLivedGracefulRestart(Vec<LongLivedFamily>),
     /// Any other one, or one whose value is not as its RFC has it: to be ignored (RFC 5492 section 3).
     Unknown {
         /// The capability code.
@@ -88,6 +90,19 @@ pub struct GracefulRestartFamily {
     pub safi: u8,
     /// F bit: the sender kept forwarding over its last restart.
     pub forwarding: bool,
+}
+
+/// One family of the long-lived graceful restart capability (RFC 9494 section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LongLivedFamily {
+    /// Address Family Identifier.
+    pub afi: u16,
+    /// Subsequent Address Family Identifier.
+    pub safi: u8,
+    /// F bit: the sender kept forwarding over its last restart.
+    pub forwarding: bool,
+    /// How long its routes may be kept after the restart time, in seconds: 24 bits.
+    pub stale_time_secs: u32,
 }
 
 /// Send/Receive field of an ADD-PATH entry (RFC 7911 section 4).
@@ -211,6 +226,23 @@ impl Open {
         })
     }
 
+    /// What the long-lived graceful restart capability says of `family`. Without the graceful restart
+    /// capability it says nothing (RFC 9494 section 3).
+    pub fn long_lived(&self, family: Family) -> Option<LongLivedFamily> {
+        self.graceful_restart()?;
+        let families = self.capabilities.iter().rev().find_map(|capability| match capability {
+            Capability::LongLivedGracefulRestart(families) => Some(families),
+            _ => None,
+        })?;
+        let named = |f: &&LongLivedFamily| (f.afi, f.safi) == (family.afi(), family.safi());
+        families.iter().find(named).copied()
+    }
+
+    /// Whether routes that are stale for long may be sent (RFC 9494 section 4.3).
+    pub fn knows_long_lived(&self) -> bool {
+        self.capabilities.iter().any(|c| matches!(c, Capability::LongLivedGracefulRestart(_)))
+    }
+
     /// Whether IPv4 unicast routes with IPv6 next hops are understood (RFC 8950).
     pub fn offers_extended_next_hop(&self) -> bool {
         let wanted = ExtendedNextHop { afi: 1, safi: 1, next_hop_afi: 2 };
@@ -255,6 +287,7 @@ impl Capability {
             Capability::FourOctetAs(_) => 65,
             Capability::AddPath(_) => 69,
             Capability::EnhancedRouteRefresh => 70,
+            Capability::LongLivedGracefulRestart(_) => 71,
             Capability::Unknown { code, .. } => *code,
         }
     }
@@ -293,6 +326,15 @@ impl Capability {
             })
             .map(Capability::AddPath),
             70 if value.is_empty() => Some(Capability::EnhancedRouteRefresh),
+            71 => decode_entries(value, |&[a, b, safi, flags, high, mid, low]: &[u8; 7]| {
+                Some(LongLivedFamily {
+                    afi: u16::from_be_bytes([a, b]),
+                    safi,
+                    forwarding: flags & 0x80 != 0,
+                    stale_time_secs: u32::from_be_bytes([0, high, mid, low]),
+                })
+            })
+            .map(Capability::LongLivedGracefulRestart),
             _ => None,
         };
         let unknown = || Capability::Unknown { code, value: Bytes::copy_from_slice(value) };
@@ -337,6 +379,14 @@ impl Capability {
                 for family in &restart.families {
                     out.put_u16(family.afi);
                     out.put_slice(&[family.safi, u8::from(family.forwarding) << 7]);
+                }
+            }
+            Capability::LongLivedGracefulRestart(families) => {
+                for family in families {
+                    out.put_u16(family.afi);
+                    out.put_slice(&[family.safi, u8::from(family.forwarding) << 7]);
+                    let secs = family.stale_time_secs.min(LONG_LIVED_STALE_SECS_MAX);
+                    out.put_uint(secs.into(), 3);
                 }
             }
             Capability::FourOctetAs(asn) => out.put_u32(*asn),
@@ -426,5 +476,7 @@ const PARAMETER_CAPABILITIES: u8 = 2;
 const PARAMETER_EXTENDED_LENGTH: u8 = 255;
 /// What an OPEN of the largest size leaves to capabilities in the extended form.
 const CAPABILITIES_OCTETS_MAX: usize = MESSAGE_OCTETS_MAX - 29 - 6;
+/// The long-lived stale time has 24 bits.
+const LONG_LIVED_STALE_SECS_MAX: u32 = 0x00ff_ffff;
 /// The restart time has twelve bits.
 const RESTART_TIME_SECS_MAX: u16 = 0x0fff;

@@ -244,7 +244,12 @@ impl Speaker {
                 Action::Up(established) => {
                     self.rib.peer_up(self.peer, PeerSession::new(&established));
                 }
-                Action::Down { keep, .. } => self.rib.peer_down(self.peer, keep),
+                Action::Down { keep, keep_older, .. } => {
+                    self.rib.peer_down_again(self.peer, keep, keep_older);
+                }
+                Action::LongLivedStale(families) => {
+                    self.rib.long_lived_stale(self.peer, families);
+                }
                 Action::FlushStale(families) => self.rib.flush_stale(self.peer, families),
                 Action::Send(_, Message::Keepalive)
                 | Action::Connect(_)

@@ -1,5 +1,7 @@
 //! A RIB with a few peers whose sessions are up, and what they read.
 
+#![allow(dead_code, reason = "shared by several test files")]
+
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -172,6 +174,7 @@ impl Bench {
                 ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, number.into())),
             },
             ipv4_via_ipv6: false,
+            knows_long_lived: false,
             promises_end_of_rib: false,
             enhanced_route_refresh: false,
             stale_kept: Families::NONE,
@@ -197,6 +200,15 @@ impl Bench {
         self.peers.iter_mut().find(|peer| peer.id == id).unwrap().told.clear();
     }
 
+    /// The peer's session comes up once more, with what `change` makes of it.
+    pub fn up_again(&mut self, id: PeerId, change: impl FnOnce(&mut PeerSession)) {
+        let peer = self.peers.iter_mut().find(|peer| peer.id == id).unwrap();
+        peer.told.clear();
+        change(&mut peer.session);
+        self.rib.peer_up(id, peer.session);
+        self.rib.set_room(id, usize::MAX);
+    }
+
     pub fn announce(&mut self, id: PeerId, prefix: &str, path: &Path) {
         let prefix: Prefix = prefix.parse().unwrap();
         let usual = match prefix.family() {
@@ -211,7 +223,6 @@ impl Bench {
         self.rib.update(id, batch).expect("no limit ends the session");
     }
 
-    #[allow(dead_code, reason = "not every test that shares this withdraws")]
     pub fn withdraw(&mut self, id: PeerId, prefix: &str) {
         let mut batch = UpdateBatch::default();
         batch.push_withdrawals([prefix.parse::<Prefix>().unwrap()]);

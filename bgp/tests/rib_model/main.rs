@@ -107,6 +107,7 @@ impl ModelPeer {
             stale_kept: Families::NONE,
             enhanced_route_refresh: false,
             ipv4_via_ipv6: false,
+            knows_long_lived: false,
         }
     }
 
@@ -176,6 +177,7 @@ impl World {
                 as_path_len_max: None,
                 remove_private_as: false,
                 graceful_shutdown: false,
+                long_lived_within: None,
                 import: vec![policy("in", Action::Accept)],
                 export: vec![policy("out", Action::Accept)],
             };

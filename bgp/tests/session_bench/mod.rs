@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::Instant;
 
+use cairn_bgp::config;
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::session::{
     Action, ConnectionId, DownReason, Event, Jitter, LocalAddresses, Message, Received, Restart,
@@ -36,7 +37,7 @@ pub fn config(local: u8, remote: u8, local_asn: u32, peer_asn: u32) -> SessionCo
         hold_time_secs: 90,
         send_hold_time_secs: 480,
         connect_retry_secs: 10,
-        graceful_restart_secs: Some(60),
+        graceful_restart: Some(config::GracefulRestart::new(60)),
     }
 }
 
@@ -149,7 +150,7 @@ pub fn farewell_data(actions: &[Action]) -> &[u8] {
 
 pub fn down(actions: &[Action]) -> Option<(&DownReason, Families)> {
     actions.iter().find_map(|action| match action {
-        Action::Down { reason, keep } => Some((reason, *keep)),
+        Action::Down { reason, keep, .. } => Some((reason, *keep)),
         _ => None,
     })
 }

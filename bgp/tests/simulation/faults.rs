@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cairn_bgp::config::{ExportScope, NextHopMode, PrefixLimit, PrefixLimitAction};
+
+use super::topology::graceful_restart;
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::session::{Event, Restart, StopReason};
 
@@ -215,9 +217,9 @@ impl World {
         match dice.roll(7) {
             0 => peer.hold_time_secs = dice.pick(&[9, 12, 30]),
             1 => {
-                peer.graceful_restart_secs = match peer.graceful_restart_secs {
+                peer.graceful_restart = match peer.graceful_restart {
                     Some(_) => None,
-                    None => Some(60),
+                    None => Some(graceful_restart(dice)),
                 };
             }
             2 => {

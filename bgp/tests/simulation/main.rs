@@ -23,6 +23,7 @@ mod world;
 
 use std::time::Duration;
 
+use cairn_bgp::config::GracefulRestart;
 use cairn_bgp::session::StopReason;
 use dice::Dice;
 use model::Mistake;
@@ -156,11 +157,14 @@ fn calm_operation(_: u64, world: &mut World) -> Result<(), Failure> {
     Ok(())
 }
 
+/// What is stale goes after a restart time, the wait for End-of-RIB, and the time as a last resort.
+const STALE_SECS_MAX: u64 = 60 + 300 + 60 + 30;
+
 /// One speaker after the other restarts gracefully (RFC 4724): its own forwarding and that of all
 /// others goes on.
 fn graceful_restarts(_: u64, world: &mut World) -> Result<(), Failure> {
     for peer in world.plan.iter_mut().flat_map(|speaker| speaker.peers.values_mut()) {
-        peer.graceful_restart_secs = Some(60);
+        peer.graceful_restart = Some(GracefulRestart::new(60));
     }
     for host in 0..world.hosts.len() {
         let calls_home = world.plan[host].peers.len() > 1;
@@ -196,7 +200,7 @@ fn never_back(_: u64, world: &mut World) -> Result<(), Failure> {
     gone.fib.clear();
     world.plan[host].peers.clear();
     world.plan[host].originate.clear();
-    come_to_rest(world, Duration::from_secs(120))?;
+    come_to_rest(world, Duration::from_secs(STALE_SECS_MAX))?;
     world.check(Mistake::None)
 }
 

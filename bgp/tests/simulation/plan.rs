@@ -6,7 +6,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use cairn_bgp::config::{
-    ExportScope, Multipath, NextHopMode, Origination, PeerConfig, PrefixLimit, SpeakerConfig,
+    ExportScope, GracefulRestart, Multipath, NextHopMode, Origination, PeerConfig, PrefixLimit,
+    SpeakerConfig,
 };
 use cairn_bgp::policy::{
     Action, Changes, CommunityChange, Match, MedChange, Policy, PrefixList, PrefixRange, Prepend,
@@ -37,7 +38,7 @@ pub struct PeerPlan {
     pub scope: ExportScope,
     pub families: Families,
     pub hold_time_secs: u16,
-    pub graceful_restart_secs: Option<u16>,
+    pub graceful_restart: Option<GracefulRestart>,
     /// Only while faults go on: the model does not know it.
     pub prefix_limit: Option<PrefixLimit>,
     pub import: Vec<RulePlan>,
@@ -105,7 +106,7 @@ impl SpeakerPlan {
                 families: peer.families,
                 hold_time_secs: peer.hold_time_secs,
                 send_hold_time_secs: 30,
-                graceful_restart_secs: peer.graceful_restart_secs,
+                graceful_restart: peer.graceful_restart.clone(),
                 prefix_limit: peer.prefix_limit,
                 import: vec![policy("in", &peer.import)],
                 export: vec![policy("out", &peer.export)],

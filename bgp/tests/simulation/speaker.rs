@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use cairn_bgp::config::{PeerConfig, PeerName, SpeakerConfig};
+use cairn_bgp::config::{PeerConfig, PeerName, ResetReason, SpeakerConfig};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{
     FibRoute, Output, PeerId, PeerSession, PrefixLimitExceeded, Rib, RibConfig, RibPeerConfig,
@@ -437,11 +437,11 @@ impl Speaker {
                     self.rib.peer_up(peer.rib_id, PeerSession::new(&established));
                     self.update_room(net, key);
                 }
-                Action::Down { reason, keep } => {
+                Action::Down { reason, keep, keep_older } => {
                     assert!(std::mem::replace(&mut peer.is_up, false), "down without up");
                     self.log.push(format!("{} down: {reason}, keeps {keep:?}", peer.name));
                     if self.sabotage != Sabotage::ForgetsDown {
-                        self.rib.peer_down(peer.rib_id, keep);
+                        self.rib.peer_down_again(peer.rib_id, keep, keep_older);
                     }
                 }
                 Action::FlushStale(families) => {
@@ -449,6 +449,10 @@ impl Speaker {
                     if self.sabotage != Sabotage::ForgetsToFlushStale {
                         self.rib.flush_stale(peer.rib_id, families);
                     }
+                }
+                Action::LongLivedStale(families) => {
+                    self.log.push(format!("{}: {families:?} are a last resort", peer.name));
+                    self.rib.long_lived_stale(peer.rib_id, families);
                 }
             }
         }
@@ -515,12 +519,15 @@ impl Speaker {
         identity_changed: bool,
     ) {
         let Some(peer) = self.peers.get(&key) else { return };
-        let reset = identity_changed || peer.config.needs_reset(config).is_some();
+        let needed = peer.config.needs_reset(config);
+        let reset = identity_changed || needed.is_some();
         if peer.config == *config && !reset {
             return;
         }
         if reset {
-            self.handle(now, net, key, Event::Stop(StopReason::ConfigurationChange));
+            let same_peer = !identity_changed && needed != Some(ResetReason::Transport);
+            let reason = StopReason::ConfigurationChange { same_peer };
+            self.handle(now, net, key, Event::Stop(reason));
         }
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let comes_back = peer.config.prefix_limit != config.prefix_limit

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use cairn_bgp::config::{ExportScope, NextHopMode};
+use cairn_bgp::config::{ExportScope, GracefulRestart, LongLived, NextHopMode};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 
 use super::dice::Dice;
@@ -89,6 +89,14 @@ fn speaker(host: usize, asn: u32) -> SpeakerPlan {
     }
 }
 
+pub fn graceful_restart(dice: &mut Dice) -> GracefulRestart {
+    GracefulRestart {
+        restart_time_secs: 60,
+        notification: dice.one_in(2),
+        long_lived: dice.one_in(3).then_some(LongLived { stale_time_secs: 60, within: None }),
+    }
+}
+
 pub fn peer(dice: &mut Dice) -> PeerPlan {
     PeerPlan {
         passive: false,
@@ -97,7 +105,7 @@ pub fn peer(dice: &mut Dice) -> PeerPlan {
         scope: ExportScope::All,
         families: Families::from_iter(Family::ALL),
         hold_time_secs: dice.pick(&[9, 30]),
-        graceful_restart_secs: (!dice.one_in(4)).then_some(60),
+        graceful_restart: (!dice.one_in(4)).then(|| graceful_restart(dice)),
         prefix_limit: None,
         import: Vec::new(),
         export: Vec::new(),

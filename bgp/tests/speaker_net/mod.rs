@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::BytesMut;
-use cairn_bgp::config::{Multipath, Origination, PeerConfig, PeerName, SpeakerConfig};
+use cairn_bgp::config::{
+    GracefulRestart, Multipath, Origination, PeerConfig, PeerName, SpeakerConfig,
+};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
 use cairn_bgp::prefix::Family;
 use cairn_bgp::rib::FibRoute;
@@ -129,7 +131,7 @@ pub fn peer(local: IpAddr, remote: IpAddr, asn: u32, passive: bool) -> PeerConfi
         source_address: Some(local),
         passive,
         connect_retry_secs: 1,
-        graceful_restart_secs: Some(30),
+        graceful_restart: Some(GracefulRestart::new(30)),
         ..PeerConfig::new(remote, asn)
     }
 }

@@ -22,7 +22,7 @@ pub fn timers(layout: &Layout) -> Timers {
 
 /// How long routes of a restarting speaker are kept; blocks of a lost node return no sooner.
 pub fn graceful_restart(layout: &Layout) -> GracefulRestart {
-    GracefulRestart { enabled: true, restart_time_secs: 5 * layout.patience }
+    GracefulRestart { restart_time_secs: 5 * layout.patience, ..GracefulRestart::default() }
 }
 
 /// The routers' names with the contents of their files.

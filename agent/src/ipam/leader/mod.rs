@@ -206,11 +206,14 @@ const INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Leases that go in one pass, so that a large scale-down holds nothing else up.
 const LEASES_MAX: usize = 50;
 
-/// The longest time for which any peer keeps the routes of a node that is gone (RFC 4724).
+/// The longest time for which any peer keeps the routes of a node that is gone (RFC 4724, RFC 9494).
 fn stale_time_max(view: &ClusterView) -> Duration {
     let default = GracefulRestart::default();
     let cluster = view.bgp_configuration.as_ref().map_or(default, |c| c.spec.graceful_restart);
     let peers = view.bgp_peers.values().filter_map(|peer| peer.spec.graceful_restart);
     let times = peers.chain([cluster]).filter(|restart| restart.enabled);
-    Duration::from_secs(times.map(|restart| restart.restart_time_secs).max().unwrap_or(0).into())
+    let secs = times.map(|restart| {
+        u64::from(restart.restart_time_secs) + u64::from(restart.long_lived_stale_time_secs)
+    });
+    Duration::from_secs(secs.max().unwrap_or(0))
 }
