@@ -1,7 +1,6 @@
 //! What the RIB makes of the machine below it and of the owners of blocks: next hops that cannot be
 //! reached, networks that are the machine's own, routes against a block's owner.
 
-#[expect(dead_code, reason = "shared with the tests of single rules, which use all of it")]
 mod rib_bench;
 
 use std::collections::{BTreeMap, BTreeSet};
