@@ -288,6 +288,7 @@ fn session(host: u8) -> PeerSession {
             ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
         },
         promises_end_of_rib: true,
+        sends_end_of_rib: true,
         stale_kept: Families::NONE,
         enhanced_route_refresh: false,
         ipv4_via_ipv6: false,

@@ -175,6 +175,7 @@ impl Bench {
                     format: MessageFormat { octets_max: 4096, as4: true, extended_next_hop: false },
                     addresses: LocalAddresses::default(),
                     promises_end_of_rib: false,
+                    sends_end_of_rib: false,
                     stale_kept: Families::NONE,
                     enhanced_route_refresh: false,
                     ipv4_via_ipv6: false,

@@ -252,6 +252,7 @@ fn session(index: usize) -> PeerSession {
             ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, index as u16 + 1)),
         },
         promises_end_of_rib: true,
+        sends_end_of_rib: true,
         stale_kept: Families::NONE,
         enhanced_route_refresh: false,
         ipv4_via_ipv6: false,

@@ -65,6 +65,7 @@ impl Bench {
             format: MessageFormat { octets_max: 4096, as4: true, extended_next_hop: false },
             addresses: LocalAddresses { ipv4: Some(Ipv4Addr::new(192, 0, 2, 9)), ipv6: None },
             promises_end_of_rib: true,
+            sends_end_of_rib: true,
             stale_kept: Families::NONE.with(V4),
             enhanced_route_refresh,
             ipv4_via_ipv6: false,

@@ -70,6 +70,7 @@ impl Reflector {
                     },
                     addresses: LocalAddresses { ipv4: Some(router_id), ipv6: None },
                     promises_end_of_rib: true,
+                    sends_end_of_rib: true,
                     stale_kept: Families::NONE,
                     enhanced_route_refresh: false,
                     ipv4_via_ipv6: false,

@@ -8,7 +8,7 @@ use cairn_bgp::config::{PrefixLimit, PrefixLimitAction};
 use cairn_bgp::rib::{PrefixFilter, RouteFilter};
 use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::{Shutdown, SpeakerOptions};
-use speaker_net::{Fib, Net, Node, originate, settled, until};
+use speaker_net::{Fib, Net, Node, Setup, connect, originate, settled, until};
 
 fn established(
     node: &Node,
@@ -317,4 +317,37 @@ async fn a_large_table_passes_queues_that_are_smaller() {
     config.originate.clear();
     a.handle.apply(config).expect("a valid configuration");
     fib.until_exactly(&[]).await;
+}
+
+/// All nodes of a rack lose and get power back, or an upgrade takes all agents at once: each waits for
+/// the others' routes only as far as these do not wait for it (RFC 4724 section 4.1), and what the kernel
+/// has from before stays until their routes are there.
+#[tokio::test]
+async fn five_speakers_restarted_together_converge_without_the_timer_and_miss_no_route() {
+    let net = Net::new();
+    let mut setups: Vec<Setup> = (0..5).map(|_| net.speaker(65001)).collect();
+    let prefixes: Vec<String> = (0..5).map(|number| format!("10.1.{number}.0/26")).collect();
+    for (number, setup) in setups.iter_mut().enumerate() {
+        originate(&mut setup.config, &[&prefixes[number]]);
+        setup.config.selection_deferral_secs = 3600;
+        setup.options.restarting = true;
+        setup.options.forwarding_preserved = true;
+    }
+    for a in 0..5 {
+        let (below, above) = setups.split_at_mut(a + 1);
+        for (b, other) in above.iter_mut().enumerate() {
+            let (name_a, name_b) = (format!("n{a}"), format!("n{}", a + 1 + b));
+            connect(&mut below[a], &name_a, other, &name_b);
+        }
+    }
+    let nodes = setups.into_iter().map(Node::start);
+    let (_handles, feeds): (Vec<_>, Vec<_>) = nodes.map(|node| (node.handle, node.feed)).unzip();
+    for (number, feed) in feeds.into_iter().enumerate() {
+        let mut fib = Fib::new(feed);
+        fib.until_in_sync().await;
+        let others = prefixes.iter().enumerate().filter(|(other, _)| *other != number);
+        let others: Vec<&str> = others.map(|(_, prefix)| prefix.as_str()).collect();
+        let known: Vec<&str> = fib.routes.keys().map(String::as_str).collect();
+        assert_eq!(known, others, "the kernel would lose the rest");
+    }
 }

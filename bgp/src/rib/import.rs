@@ -128,7 +128,8 @@ fn end_of_rib(rib: &mut Rib, id: PeerId, family: Family) {
         rib.flush_stale(id, Families::NONE.with(family));
     }
     if let Some(peer) = rib.peers.peer_mut(id) {
-        peer.family_mut(family).awaits_end_of_rib = false;
+        let state = peer.family_mut(family);
+        (state.awaits_end_of_rib, state.lacks_routes) = (false, false);
     }
 }
 

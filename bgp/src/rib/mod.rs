@@ -114,7 +114,15 @@ pub struct RibConfig {
 /// The wait for all peers' routes after the start.
 #[derive(Clone, Copy, Debug)]
 enum Deferral {
-    Waiting { until: Instant, holds_announcements: bool },
+    Waiting {
+        until: Instant,
+        holds_announcements: bool,
+    },
+    /// Routes are chosen and told. Peers that restarted at the same moment, and were not waited for,
+    /// have not sent all of theirs yet.
+    Completing {
+        until: Instant,
+    },
     Over,
 }
 
@@ -201,8 +209,9 @@ impl Rib {
 
     /// Adds a peer without a session.
     pub fn add_peer(&mut self, config: RibPeerConfig) -> PeerId {
-        let awaits_end_of_rib = matches!(self.deferral, Deferral::Waiting { .. });
-        let family = PeerFamily { awaits_end_of_rib, ..PeerFamily::default() };
+        let awaits_end_of_rib = !self.in_sync();
+        let lacks_routes = awaits_end_of_rib;
+        let family = PeerFamily { awaits_end_of_rib, lacks_routes, ..PeerFamily::default() };
         self.peers.insert(Peer {
             config,
             session: None,
@@ -216,7 +225,9 @@ impl Rib {
     /// The start's deferral does not wait for this peer: nobody wants a session with it.
     pub fn awaits_nothing_from(&mut self, id: PeerId) {
         let Some(peer) = self.peers.peer_mut(id) else { return };
-        peer.families.iter_mut().for_each(|family| family.awaits_end_of_rib = false);
+        for family in &mut peer.families {
+            (family.awaits_end_of_rib, family.lacks_routes) = (false, false);
+        }
     }
 
     /// Replaces a peer's configuration. Policies are asked again for what is there; nothing is reset.
@@ -260,6 +271,7 @@ impl Rib {
             let in_use = session.families.contains(family);
             let state = peer.family_mut(family);
             state.awaits_end_of_rib &= in_use && session.promises_end_of_rib;
+            state.lacks_routes &= in_use && session.sends_end_of_rib;
             state.dropped = 0;
             state.over_limit = false;
         }
@@ -491,33 +503,47 @@ impl Rib {
         changes
     }
 
-    /// Whether the start's deferral is over: what the RIB says about the forwarding table is complete
-    /// once [`Rib::take_fib`] has been drained.
+    /// Whether the start's deferral is over: routes are chosen and told (RFC 4724 section 4.1).
     pub fn in_sync(&self) -> bool {
+        !matches!(self.deferral, Deferral::Waiting { .. })
+    }
+
+    /// Whether what the RIB says about the forwarding table is complete once [`Rib::take_fib`] has been
+    /// drained: peers that restarted at the same moment, which the deferral does not wait for, have
+    /// sent their routes, too.
+    pub fn is_complete(&self) -> bool {
         matches!(self.deferral, Deferral::Over)
     }
 
     /// Ends the start's deferral when its time has come or nobody has to be waited for any more.
     pub fn tick(&mut self, now: Instant) {
-        let Deferral::Waiting { until, holds_announcements } = self.deferral else { return };
-        let awaited = |peer: &Peer| peer.families.iter().any(|family| family.awaits_end_of_rib);
-        if until > now && self.peers.iter().any(|(_, peer)| awaited(peer)) {
-            return;
+        let any = |peers: &Peers, awaited: fn(&PeerFamily) -> bool| {
+            peers.iter().any(|(_, peer)| peer.families.iter().any(awaited))
+        };
+        if let Deferral::Waiting { until, holds_announcements } = self.deferral {
+            if until > now && any(&self.peers, |family| family.awaits_end_of_rib) {
+                return;
+            }
+            self.deferral = Deferral::Completing { until };
+            for (_, peer) in self.peers.iter_mut() {
+                peer.families.iter_mut().for_each(|family| family.awaits_end_of_rib = false);
+            }
+            if holds_announcements {
+                self.ipv4.mark_all();
+                self.ipv6.mark_all();
+            }
         }
-        self.deferral = Deferral::Over;
-        for (_, peer) in self.peers.iter_mut() {
-            peer.families.iter_mut().for_each(|family| family.awaits_end_of_rib = false);
-        }
-        if holds_announcements {
-            self.ipv4.mark_all();
-            self.ipv6.mark_all();
+        if let Deferral::Completing { until } = self.deferral
+            && (until <= now || !any(&self.peers, |family| family.lacks_routes))
+        {
+            self.deferral = Deferral::Over;
         }
     }
 
     /// When [`Rib::tick`] has to be called at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.deferral {
-            Deferral::Waiting { until, .. } => Some(until),
+            Deferral::Waiting { until, .. } | Deferral::Completing { until } => Some(until),
             Deferral::Over => None,
         }
     }

@@ -73,6 +73,8 @@ pub struct PeerSession {
     pub addresses: LocalAddresses,
     /// The peer will send End-of-RIB and does not wait for us to do so first.
     pub promises_end_of_rib: bool,
+    /// It will do so sooner or later.
+    pub sends_end_of_rib: bool,
     /// Families whose stale routes wait for End-of-RIB.
     pub stale_kept: Families,
     /// Beginning and end of a refresh are marked (RFC 7313).
@@ -122,6 +124,8 @@ pub(crate) struct PeerFamily {
     pub(crate) refresh_sent: bool,
     /// The start's deferral waits for this End-of-RIB (RFC 4724 section 4.1).
     pub(crate) awaits_end_of_rib: bool,
+    /// So do routes of a former life in the kernel, also for a peer that restarts itself.
+    pub(crate) lacks_routes: bool,
 }
 
 impl PeerFamily {
@@ -211,6 +215,7 @@ impl PeerSession {
             format: established.negotiated.message_format(),
             addresses: established.addresses,
             promises_end_of_rib: established.promises_end_of_rib(),
+            sends_end_of_rib: established.graceful_restart.is_some(),
             stale_kept: established.stale_kept,
             enhanced_route_refresh: established.negotiated.enhanced_route_refresh,
             ipv4_via_ipv6: established.ipv4_via_ipv6(),

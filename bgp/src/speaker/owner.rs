@@ -170,7 +170,7 @@ impl Owner {
 
     async fn wait(&mut self, settled: bool) -> Wake {
         let deadline = if settled { self.next_deadline() } else { Some(now()) };
-        let feeds = self.rib.fib_pending() || self.rib.in_sync() != self.fib_in_sync;
+        let feeds = self.rib.fib_pending() || self.rib.is_complete() != self.fib_in_sync;
         let fib = self.fib.clone();
         let room = async {
             match &fib {
@@ -317,7 +317,7 @@ impl Owner {
         let Some(fib) = &self.fib else { return };
         let Ok(permit) = fib.try_reserve() else { return };
         let changes = self.rib.take_fib(FIB_BATCH_CHANGES_MAX);
-        let in_sync = self.rib.in_sync() && !self.rib.fib_pending();
+        let in_sync = self.rib.is_complete() && !self.rib.fib_pending();
         self.fib_in_sync = in_sync;
         permit.send(FibBatch { changes, in_sync });
     }

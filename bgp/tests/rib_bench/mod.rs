@@ -176,6 +176,7 @@ impl Bench {
             ipv4_via_ipv6: false,
             knows_long_lived: false,
             promises_end_of_rib: false,
+            sends_end_of_rib: false,
             enhanced_route_refresh: false,
             stale_kept: Families::NONE,
         };

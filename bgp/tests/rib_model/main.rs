@@ -104,6 +104,7 @@ impl ModelPeer {
             format: MessageFormat { octets_max: 4096, as4: true, extended_next_hop: false },
             addresses: self.local(),
             promises_end_of_rib: true,
+            sends_end_of_rib: true,
             stale_kept: Families::NONE,
             enhanced_route_refresh: false,
             ipv4_via_ipv6: false,

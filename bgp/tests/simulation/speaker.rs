@@ -370,7 +370,7 @@ impl Speaker {
                 None => drop(fib.remove(&change.prefix)),
             }
         }
-        if self.rib.in_sync() && !self.swept {
+        if self.rib.is_complete() && !self.swept {
             self.swept = true;
             fib.retain(|prefix, _| self.told_fib.contains(prefix));
         }
