@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::apiserver::{ApiError, ApiServer, Options, PatchType, Serving};
 use crate::datacenter::layout::{POOLS, SINGLE_ASN};
-use crate::datacenter::routers::{families, graceful_restart, timers};
+use crate::datacenter::routers::{bfd, families, graceful_restart, timers};
 use crate::datacenter::{Layout, Node, Rack};
 use crate::error::Error;
 use crate::options::{AsnPlan, Encap};
@@ -313,6 +313,7 @@ fn peer(layout: &Layout, rack: &Rack) -> Value {
             "address": rack.gateways()[0].to_string(),
             "asn": rack.tor_asn,
             "families": families(layout.families),
+            "bfd": bfd(layout),
         },
     })
 }

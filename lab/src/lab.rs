@@ -63,21 +63,35 @@ impl Lab {
         Ok(Lab { processes: BTreeMap::new(), pods: Vec::new(), cluster, centre, programs })
     }
 
-    /// Starts a speaker on every router and an agent on every node.
+    /// Starts BFD on every machine, a speaker on every router and an agent on every node.
     ///
     /// # Errors
     /// [`Error::Io`] when a program cannot be started.
     pub fn start(&mut self, workspace: &Workspace) -> Result<(), Error> {
-        for (router, text) in routers::files(&self.centre.layout)? {
-            let directory = workspace.machine(&router)?;
-            let file = workspace.write(directory.join("speaker.yaml"), &text)?;
+        let machines: Vec<String> = self.centre.machines().map(|(name, _)| name.into()).collect();
+        for machine in machines {
             let mut command = self.programs.cairn();
-            command.arg("speaker").arg("-f").arg(file).arg("--fib");
-            command.arg("--run-dir").arg(directory);
-            self.spawn(&router, command, workspace)?;
+            command.arg("bfd").arg("--run-dir").arg(workspace.machine(&machine)?);
+            self.spawn(&bfd_of(&machine), &machine, command, workspace)?;
+        }
+        for (router, text) in routers::files(&self.centre.layout)? {
+            workspace.write(workspace.machine(&router)?.join(SPEAKER_FILE), &text)?;
+            self.start_speaker(&router, workspace)?;
         }
         let nodes: Vec<Node> = self.centre.layout.nodes().cloned().collect();
         nodes.iter().try_for_each(|node| self.start_agent(&node.name(), workspace))
+    }
+
+    /// Starts the speaker of a router again, on the file that it had.
+    ///
+    /// # Errors
+    /// [`Error::Io`] when it cannot be started.
+    pub fn start_speaker(&mut self, router: &str, workspace: &Workspace) -> Result<(), Error> {
+        let directory = workspace.machine(router)?;
+        let mut command = self.programs.cairn();
+        command.arg("speaker").arg("-f").arg(directory.join(SPEAKER_FILE)).arg("--fib");
+        command.arg("--run-dir").arg(directory);
+        self.spawn(router, router, command, workspace)
     }
 
     /// Starts the agent of a node, for the first time or again.
@@ -91,10 +105,10 @@ impl Lab {
         command.arg("--kubeconfig").arg(workspace.run().join(KUBECONFIG));
         command.arg("--run-dir").arg(directory);
         command.arg("--offline-secs").arg(self.centre.layout.offline_secs().to_string());
-        self.spawn(node, command, workspace)
+        self.spawn(node, node, command, workspace)
     }
 
-    /// Kills the process of a machine as a crash would.
+    /// Kills the agent or the speaker of a machine as a crash would.
     pub fn kill(&mut self, machine: &str) {
         // Dropping waits for its end.
         drop(self.processes.remove(machine));
@@ -107,6 +121,7 @@ impl Lab {
     pub fn lose(&mut self, node: &Node) -> Result<(), Error> {
         self.centre.lose(node)?;
         let name = node.name();
+        self.kill(&bfd_of(&name));
         self.kill(&name);
         self.pods.iter().filter(|pod| pod.node == name).for_each(|pod| self.cluster.hide(pod));
         self.pods.retain(|pod| pod.node != name);
@@ -193,14 +208,26 @@ impl Lab {
         self.pods.iter().rev().find(|pod| pod.node == node)
     }
 
-    fn spawn(&mut self, machine: &str, command: Command, space: &Workspace) -> Result<(), Error> {
+    /// Starts a process of a machine under a name of its own.
+    fn spawn(
+        &mut self,
+        name: &str,
+        machine: &str,
+        command: Command,
+        space: &Workspace,
+    ) -> Result<(), Error> {
         let Some(place) = self.centre.machine(machine) else { return Ok(()) };
-        let log = self.programs.logs.join(format!("{machine}.log"));
-        let process = Process::start(machine, command, &place.netns, &log)?;
+        let log = self.programs.logs.join(format!("{name}.log"));
+        let process = Process::start(name, command, &place.netns, &log)?;
         space.remember(process.id())?;
-        self.processes.insert(machine.into(), process);
+        self.processes.insert(name.into(), process);
         Ok(())
     }
+}
+
+/// The name of a machine's BFD.
+fn bfd_of(machine: &str) -> String {
+    format!("{machine}-bfd")
 }
 
 impl Programs {
@@ -231,5 +258,6 @@ impl Programs {
     }
 }
 
+const SPEAKER_FILE: &str = "speaker.yaml";
 const PLUGIN: &str = "cairn-cni";
 const CNI_SOCKET: &str = "cni.sock";

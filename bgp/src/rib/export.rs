@@ -14,7 +14,7 @@ use crate::policy::{
     self, Action, DecidingRule, Decision, NextHopChange, Policy, RouteSort, RouteView, Rule,
     RuleRef,
 };
-use crate::prefix::Prefix;
+use crate::prefix::{Family, Prefix};
 use crate::wire::{AttributesBuilder, Community, MessageFormat, PathAttributes, SessionSort};
 
 use super::attributes::{CommunityScope, Interner, RouteAttributes};
@@ -55,6 +55,24 @@ pub(crate) struct ExportContext<'a> {
     pub(crate) router_id: Ipv4Addr,
     /// Learned routes wait for the end of the start's deferral (RFC 4724 section 4.1).
     pub(crate) deferring: bool,
+    /// After a restart: peers that restarted, too, and have not sent all their routes, in the order of
+    /// [`Family::ALL`].
+    pub(crate) lacking: [Vec<PeerId>; 2],
+}
+
+impl ExportContext<'_> {
+    /// Whether routes that a member of a group kept over our restart may yet come from other peers: then
+    /// it does not hear End-of-RIB, at which it would drop them.
+    pub(crate) fn may_miss(&self, group: &GroupKey, member: PeerId, family: Family) -> bool {
+        let [ipv4, ipv6] = &self.lacking;
+        let lacking = match family {
+            Family::Ipv4Unicast => ipv4,
+            Family::Ipv6Unicast => ipv6,
+        };
+        let mut sources = lacking.iter().filter(|id| **id != member);
+        group.scope != ExportScope::OriginatedOnly
+            && sources.any(|id| group.takes_from(self.peers.peer(*id)))
+    }
 }
 
 /// The form in which a route goes to a group, before what every session of its sort changes.
@@ -249,10 +267,7 @@ impl GroupKey {
                 return Err(ExportVerdict::LearnedHere);
             }
         }
-        // RFC 4456 section 6: an iBGP route goes to iBGP peers only by reflection.
-        let from_client = source.is_some_and(|peer| peer.config.route_reflector_client);
-        if sort == RouteSort::Ibgp && self.sort == SessionSort::Ibgp && !from_client && !self.client
-        {
+        if !self.takes_from(source) {
             return Err(ExportVerdict::NotReflected);
         }
         let long_lived = best.used.as_ref().is_some_and(|used| used.is_long_lived_stale());
@@ -264,6 +279,14 @@ impl GroupKey {
             CommunityScope::OwnAs if self.sort == SessionSort::Ebgp => Err(ExportVerdict::NoExport),
             CommunityScope::OwnAs | CommunityScope::Everywhere => Ok(()),
         }
+    }
+
+    /// Whether routes from `source` may go to the group's sort of session: an iBGP route goes to iBGP peers
+    /// only by reflection (RFC 4456 section 6).
+    fn takes_from(&self, source: Option<&Peer>) -> bool {
+        let from_client = source.is_some_and(|peer| peer.config.route_reflector_client);
+        let both_ibgp = sort_of(source) == RouteSort::Ibgp && self.sort == SessionSort::Ibgp;
+        !both_ibgp || from_client || self.client
     }
 
     /// What goes before policy is asked, so that policy can put something else there; `None` when

@@ -470,7 +470,8 @@ impl<A: AddressFamily> Group<A> {
         if self.queue.is_empty() {
             context.end_refresh(member.peer, A::FAMILY, output);
         }
-        if member.owes_end_of_rib && self.queue.is_empty() && !context.deferring {
+        let may_end = !context.deferring && !context.may_miss(&self.key, member.peer, A::FAMILY);
+        if member.owes_end_of_rib && self.queue.is_empty() && may_end {
             member.owes_end_of_rib = false;
             let chunk = Arc::new(Chunk::of(end_of_rib(A::FAMILY)));
             context.hand_out(member.peer, &chunk, output);

@@ -122,6 +122,7 @@ enum Deferral {
     /// have not sent all of theirs yet.
     Completing {
         until: Instant,
+        restarting: bool,
     },
     Over,
 }
@@ -451,11 +452,18 @@ impl Rib {
     /// Encodes what peers have room for.
     pub fn flush(&mut self, output: &mut Vec<Output>) {
         let deferring = self.holds_announcements();
+        let lacking = match self.deferral {
+            Deferral::Completing { restarting: true, .. } => {
+                Family::ALL.map(|family| self.peers.lacking(family))
+            }
+            _ => Default::default(),
+        };
         let mut context = ExportContext {
             peers: &mut self.peers,
             interner: &mut self.interner,
             router_id: self.router_id,
             deferring,
+            lacking,
         };
         for group in &mut self.ipv4.groups {
             group.flush(&mut context, &self.ipv4.entries, output);
@@ -524,7 +532,7 @@ impl Rib {
             if until > now && any(&self.peers, |family| family.awaits_end_of_rib) {
                 return;
             }
-            self.deferral = Deferral::Completing { until };
+            self.deferral = Deferral::Completing { until, restarting: holds_announcements };
             for (_, peer) in self.peers.iter_mut() {
                 peer.families.iter_mut().for_each(|family| family.awaits_end_of_rib = false);
             }
@@ -533,7 +541,7 @@ impl Rib {
                 self.ipv6.mark_all();
             }
         }
-        if let Deferral::Completing { until } = self.deferral
+        if let Deferral::Completing { until, .. } = self.deferral
             && (until <= now || !any(&self.peers, |family| family.lacks_routes))
         {
             self.deferral = Deferral::Over;
@@ -543,7 +551,7 @@ impl Rib {
     /// When [`Rib::tick`] has to be called at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         match self.deferral {
-            Deferral::Waiting { until, .. } | Deferral::Completing { until } => Some(until),
+            Deferral::Waiting { until, .. } | Deferral::Completing { until, .. } => Some(until),
             Deferral::Over => None,
         }
     }

@@ -273,6 +273,12 @@ impl Peers {
         self.slots.get_mut(id.0 as usize).and_then(Option::as_mut)
     }
 
+    /// Those that have not sent all their routes of a family since the start.
+    pub(crate) fn lacking(&self, family: Family) -> Vec<PeerId> {
+        let lacking = self.iter().filter(|(_, peer)| peer.family(family).lacks_routes);
+        lacking.map(|(id, _)| id).collect()
+    }
+
     pub(crate) fn iter(&self) -> impl Iterator<Item = (PeerId, &Peer)> {
         self.slots.iter().enumerate().filter_map(|(i, p)| Some((PeerId(i as u32), p.as_ref()?)))
     }

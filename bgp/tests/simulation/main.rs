@@ -188,6 +188,25 @@ fn graceful_restarts(_: u64, world: &mut World) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Several speakers, neighbours too, restart gracefully at the same moment and come back one by one.
+fn restarts_together(_: u64, world: &mut World) -> Result<(), Failure> {
+    for peer in world.plan.iter_mut().flat_map(|speaker| speaker.peers.values_mut()) {
+        peer.graceful_restart = Some(GracefulRestart::new(60));
+    }
+    recover(world, Mistake::None)?;
+    keeps_what_stays(world, |world| {
+        let hosts = world.hosts.len();
+        let chosen: Vec<usize> = (0..hosts).filter(|_| world.dice.one_in(2)).collect();
+        chosen.iter().for_each(|host| world.kill(*host, false));
+        for host in chosen {
+            let away = world.dice.millis(1, 3_000);
+            world.run_for(away)?;
+            world.boot(host, faults::GRACEFUL);
+        }
+        Ok(())
+    })
+}
+
 /// Graceful restart keeps the routes of somebody who does not come back for the restart time, and
 /// then they go.
 fn never_back(_: u64, world: &mut World) -> Result<(), Failure> {
@@ -243,6 +262,16 @@ fn what_stays_is_never_taken_away() {
 #[test]
 fn a_graceful_restart_loses_no_route() {
     all_topologies("a_graceful_restart_loses_no_route", SEEDS / 2, graceful_restarts);
+}
+
+#[test]
+fn restarts_at_the_same_moment_lose_no_route() {
+    // Without circles: where there are some, a neighbour may change from one way to another while these
+    // come back, which is no matter of restarts.
+    let name = "restarts_at_the_same_moment_lose_no_route";
+    for topology in [Topology::Chain, Topology::Racks] {
+        for_seeds(name, topology, SEEDS, restarts_together);
+    }
 }
 
 #[test]

@@ -2,22 +2,35 @@
 
 use cairn_api::{
     Action, AddressFamily, BGPAdvertisement, BGPAdvertisementSpec, BGPConfiguration,
-    BGPConfigurationSpec, BGPPeer, BGPPolicy, BGPPolicySpec, GracefulRestart, PolicyRule, Timers,
-    Topology,
+    BGPConfigurationSpec, BGPPeer, BGPPolicy, BGPPolicySpec, Bfd, GracefulRestart, PolicyRule,
+    Timers, Topology,
 };
 use ipnet::IpNet;
 use serde::Serialize;
 use serde_json::json;
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::layout::{Layout, Rack, SPINE, SPINE_ASN};
 use crate::error::Error;
 use crate::options::Families;
 
-/// The timers of every session: a dead machine is noticed within the hold time of 3 s.
+/// The timers of every session: where BFD does not watch, a dead machine is noticed within the hold time
+/// of 3 s.
 pub fn timers(layout: &Layout) -> Timers {
     let hold_time_secs = 3 * layout.patience;
     Timers { hold_time_secs, connect_retry_secs: 1, send_hold_time_secs: 480 }
+}
+
+/// BFD on every link: a dead one is noticed within 300 ms.
+pub fn bfd(layout: &Layout) -> Bfd {
+    Bfd { enabled: true, interval_ms: 100 * u32::from(layout.patience), multiplier: 3 }
+}
+
+/// When BFD notices that a link is dead, at the latest.
+pub fn detection(layout: &Layout) -> Duration {
+    let bfd = bfd(layout);
+    Duration::from_millis(u64::from(bfd.interval_ms) * u64::from(bfd.multiplier))
 }
 
 /// How long routes of a restarting speaker are kept; blocks of a lost node return no sooner.
@@ -67,6 +80,7 @@ enum Connect {
 struct RouterFile {
     text: String,
     families: Vec<AddressFamily>,
+    bfd: Bfd,
 }
 
 impl RouterFile {
@@ -76,7 +90,8 @@ impl RouterFile {
         listen: &[IpAddr],
         nets: Vec<IpNet>,
     ) -> Result<RouterFile, Error> {
-        let mut file = RouterFile { text: String::new(), families: families(layout.families) };
+        let (families, bfd) = (families(layout.families), bfd(layout));
+        let mut file = RouterFile { text: String::new(), families, bfd };
         let router_id = listen.iter().find(|address| address.is_ipv4()).map(IpAddr::to_string);
         let speaks = |address: &&IpAddr| layout.speaks(address);
         let configuration = BGPConfigurationSpec {
@@ -115,6 +130,7 @@ impl RouterFile {
             "asn": asn,
             "passive": matches!(connect, Connect::Await),
             "families": self.families,
+            "bfd": self.bfd,
             "importPolicies": [POLICY],
             "exportPolicies": [POLICY],
         });

@@ -10,8 +10,8 @@ use k8s_openapi::jiff::Timestamp;
 use super::cast::{Cast, Flows};
 use super::{network, node_routes, quiet, some_of, spread, tunnels};
 use crate::cluster::{Block, Cluster};
-use crate::datacenter::routers::timers;
-use crate::datacenter::{DataCenter, Node};
+use crate::datacenter::routers::{detection, timers};
+use crate::datacenter::{DataCenter, Layout, Node, Role};
 use crate::error::Error;
 use crate::interrupt::{Interrupt, Seen};
 use crate::lab::Lab;
@@ -44,7 +44,9 @@ pub fn all(
         loss.to_string(),
         loss.lost == 0 && loss.sent > 0,
     ));
-    report.row(agent_killed(lab, &cast.near, &flows, workspace, interrupt)?);
+    report.row(killed(lab, &Killed::Agent(cast.near.name()), &flows, workspace, interrupt)?);
+    report.row(killed(lab, &Killed::AllAgents, &flows, workspace, interrupt)?);
+    report.row(killed(lab, &Killed::AllRouters, &flows, workspace, interrupt)?);
     report.row(routes_deleted(lab, &cast.near, &flows, interrupt)?);
     for row in tunnels::devices_deleted(lab, &cast, &flows, interrupt)? {
         report.row(row);
@@ -64,23 +66,59 @@ pub fn all(
     lab.check()
 }
 
-fn agent_killed(
+/// Whose processes end at once.
+enum Killed {
+    Agent(String),
+    AllAgents,
+    AllRouters,
+}
+
+impl Killed {
+    fn machines(&self, layout: &Layout) -> Vec<String> {
+        let of = |wanted: fn(Role) -> bool| {
+            let machines = layout.machines().into_iter();
+            machines.filter(|(_, role)| wanted(*role)).map(|(name, _)| name).collect()
+        };
+        match self {
+            Killed::Agent(name) => vec![name.clone()],
+            Killed::AllAgents => of(|role| role == Role::Node),
+            Killed::AllRouters => of(|role| role != Role::Node),
+        }
+    }
+}
+
+impl std::fmt::Display for Killed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Killed::Agent(name) => write!(f, "agent of {name}"),
+            Killed::AllAgents => f.write_str("all agents"),
+            Killed::AllRouters => f.write_str("speakers of all routers"),
+        }
+    }
+}
+
+fn killed(
     lab: &mut Lab,
-    node: &Node,
+    killed: &Killed,
     flows: &Flows,
     workspace: &Workspace,
     interrupt: &Interrupt,
 ) -> Result<Row, Error> {
-    let name = node.name();
+    let machines = killed.machines(&lab.centre.layout);
     let at = flows.mark();
-    lab.kill(&name);
+    machines.iter().for_each(|name| lab.kill(name));
     interrupt.sleep(DOWN)?;
-    lab.start_agent(&name, workspace)?;
+    for name in &machines {
+        match lab.centre.layout.node(name) {
+            Some(_) => lab.start_agent(name, workspace)?,
+            None => lab.start_speaker(name, workspace)?,
+        }
+    }
     let started = Instant::now();
-    let wanted = lab.centre.layout.sessions(&name);
+    let wanted: usize = machines.iter().map(|name| lab.centre.layout.sessions(name)).sum();
     let back = interrupt.poll(RECOVERY, || {
         lab.check()?;
-        let up = lab.established(&name);
+        let up: usize = machines.iter().map(|name| lab.established(name)).sum();
         Ok(if up == wanted {
             Seen::Done(started.elapsed())
         } else {
@@ -95,7 +133,7 @@ fn agent_killed(
         Err(seen) => (seen, false),
     };
     Ok(Row::new(
-        format!("agent of {name} killed -9, started {} later", millis(DOWN)),
+        format!("{killed} killed -9, started {} later", millis(DOWN)),
         "0 lost, sessions back",
         format!("{loss}, {back}"),
         ok && loss.lost == 0,
@@ -300,8 +338,13 @@ fn node_lost(
     let silence = gone.blocks.map(|time| silent + time);
     let within = |time: Option<Duration>, most: Duration| time.is_some_and(|time| time <= most);
     let at_once = interrupt.patient(AT_ONCE);
-    let hold_time = Duration::from_secs(timers(&lab.centre.layout).hold_time_secs.into());
-    let by_hold_time = hold_time + at_once;
+    // Routers know no node where the pods' packets are in tunnels: then only the mesh has sessions with it.
+    let layout = &lab.centre.layout;
+    let detection = match layout.fabric_knows_pods() {
+        true => detection(layout),
+        false => Duration::from_secs(timers(layout).hold_time_secs.into()),
+    };
+    let detected = detection + at_once;
     let blocks_within = interrupt.patient(BLOCKS_WITHIN);
     Ok(vec![
         row(
@@ -312,9 +355,9 @@ fn node_lost(
         ),
         row(
             "all others drop the routes",
-            format!("by the hold time (up to {})", millis(by_hold_time)),
+            format!("by BFD (up to {})", millis(detected)),
             gone.others,
-            within(gone.others, by_hold_time),
+            within(gone.others, detected),
         ),
         row(
             &format!("its {} blocks return", cidrs.len()),
