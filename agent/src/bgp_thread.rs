@@ -65,6 +65,7 @@ mod tests {
     fn config(router_id: Ipv4Addr) -> SpeakerConfig {
         SpeakerConfig {
             origins: Default::default(),
+            ranges: Default::default(),
             asn: 65001,
             router_id,
             listen: Vec::new(),

@@ -48,6 +48,7 @@ fn start(own: Ipv4Addr, other: Ipv4Addr, passive: bool) -> (SpeakerHandle, FibFe
     let prefix = format!("10.{}.0.0/26", own.octets()[3]).parse().expect("a prefix");
     let config = SpeakerConfig {
         origins: Default::default(),
+        ranges: Default::default(),
         asn: 65001,
         router_id: own,
         listen: vec![SocketAddr::new(own.into(), 1790)],

@@ -54,6 +54,7 @@ fn start(own: Ipv4Addr, other: Ipv4Addr, prefixes: &[&str]) -> (SpeakerHandle, F
     };
     let config = SpeakerConfig {
         origins: Default::default(),
+        ranges: Default::default(),
         asn: 65001,
         router_id: own,
         listen: vec![SocketAddr::new(own.into(), 1790)],
@@ -114,6 +115,7 @@ fn a_speaker_that_does_not_answer_lets_no_claim_and_no_return_go_on() {
     let (standing, running) = (runtime(), runtime());
     let config = SpeakerConfig {
         origins: Default::default(),
+        ranges: Default::default(),
         asn: 65001,
         router_id: OURS,
         listen: Vec::new(),

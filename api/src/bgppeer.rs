@@ -25,17 +25,23 @@ use crate::common::{AddressFamily, Condition, LabelSelector};
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
+    validation = Rule::new("!has(self.bfd) || isIP(self.address)").message("BFD is not for a range of addresses: name each peer"),
     validation = Rule::new("!has(self.ttlSecurity) || !self.ttlSecurity || self.multihop == 1").message("ttlSecurity protects a directly connected peer: leave multihop at 1"),
-    validation = Rule::new("!has(self.sourceAddress) || (isIP(self.sourceAddress) && ip(self.sourceAddress).family() == ip(self.address).family())").message("sourceAddress is an IP address of the family of address")
+    validation = Rule::new("!has(self.sourceAddress) || (isIP(self.sourceAddress) && ip(self.sourceAddress).family() == (isIP(self.address) ? ip(self.address).family() : cidr(self.address).ip().family()))").message("sourceAddress is an IP address of the family of address")
 )]
 pub struct BGPPeerSpec {
     /// The nodes that peer with it; all when absent. `cairn speaker` ignores it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
-    /// The peer's address.
-    #[schemars(length(min = 2, max = 45))]
-    #[x_kube(validation = Rule::new("isIP(self)").message("address is an IP address such as 192.0.2.1 or 2001:db8::1"))]
+    /// The peer's address; or a range of addresses from which peers may connect, which are never connected to
+    /// and called as this object, an `@` and their address.
+    #[schemars(length(min = 2, max = 49))]
+    #[x_kube(validation = Rule::new("isIP(self) || isCIDR(self)").message("address is an IP address such as 192.0.2.1 or 2001:db8::1, or a range such as 192.0.2.0/24"))]
     pub address: String,
+    /// How many peers of a range there may be at a time.
+    #[serde(default = "default_peers_max")]
+    #[schemars(range(min = 1, max = 10000))]
+    pub peers_max: u32,
     /// The peer's TCP port.
     #[serde(default = "default_port")]
     #[schemars(range(min = 1, max = 65535))]
@@ -144,6 +150,10 @@ pub struct BGPPeerSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 253)))]
     pub export_policies: Vec<String>,
+}
+
+fn default_peers_max() -> u32 {
+    100
 }
 
 fn default_port() -> u16 {

@@ -28,6 +28,8 @@ pub struct SpeakerConfig {
     pub listen: Vec<SocketAddr>,
     /// The peers by name.
     pub peers: BTreeMap<PeerName, PeerConfig>,
+    /// Peers that are not named: whoever connects from an address of a range.
+    pub ranges: BTreeMap<PeerName, PeerRange>,
     /// Prefixes that this speaker originates.
     pub originate: BTreeMap<Prefix, Origination>,
     /// Who owns which block, for origin validation.
@@ -37,6 +39,18 @@ pub struct SpeakerConfig {
     pub selection_deferral_secs: u16,
     /// Which paths of equal cost share a kernel route.
     pub multipath: Multipath,
+}
+
+/// Peers that are not named, but connect from an address of a range. Each is called as the range, an `@` and
+/// its address. Where ranges overlap the narrowest counts; a named peer of the address goes first.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PeerRange {
+    /// Their addresses.
+    pub addresses: Prefix,
+    /// How many of them there may be at a time.
+    pub peers_max: u32,
+    /// What each is configured as, but for its address. None is ever connected to.
+    pub template: PeerConfig,
 }
 
 /// Which paths of equal cost share a kernel route.

@@ -149,6 +149,7 @@ impl Bench {
         });
         let speaker = SpeakerConfig {
             origins: Default::default(),
+            ranges: Default::default(),
             asn: LOCAL_ASN,
             router_id,
             listen: Vec::new(),

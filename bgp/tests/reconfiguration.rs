@@ -142,6 +142,7 @@ impl Wanted {
     fn rib_config(&self, index: usize) -> RibPeerConfig {
         let speaker = SpeakerConfig {
             origins: Default::default(),
+            ranges: Default::default(),
             asn: LOCAL_ASN,
             router_id: self.router_id,
             listen: Vec::new(),

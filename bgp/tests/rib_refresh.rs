@@ -39,6 +39,7 @@ impl Bench {
         rib.tick(Instant::now());
         let speaker = SpeakerConfig {
             origins: Default::default(),
+            ranges: Default::default(),
             asn: 65001,
             router_id,
             listen: Vec::new(),

@@ -40,6 +40,7 @@ impl Reflector {
         };
         let speaker = SpeakerConfig {
             origins: Default::default(),
+            ranges: Default::default(),
             asn: 65001,
             router_id,
             listen: Vec::new(),

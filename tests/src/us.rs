@@ -192,6 +192,7 @@ pub fn config(setups: &[&Setup], originate: &[&str]) -> SpeakerConfig {
     let listen: std::collections::BTreeSet<_> = local.map(|a| SocketAddr::new(a, 179)).collect();
     SpeakerConfig {
         origins: Default::default(),
+        ranges: Default::default(),
         asn: setups.first().map_or(65001, |setup| setup.our_asn),
         router_id: Ipv4Addr::new(10, 0, 0, OUR_HOST),
         listen: listen.into_iter().collect(),

@@ -288,6 +288,7 @@ mod tests {
         peers.insert("bgppeer/p6".into(), unnamed);
         let config = SpeakerConfig {
             origins: Default::default(),
+            ranges: Default::default(),
             asn: 65001,
             router_id: Ipv4Addr::LOCALHOST,
             listen: Vec::new(),

@@ -222,12 +222,16 @@ impl Documents {
             listen_addresses(&configuration.listen_addresses, port).map_err(in_configuration)?;
         let policies = usable_policies(path, &self.policies)?;
         let none = DefaultPolicies { import: &[], export: &[] };
-        let mut peers = BTreeMap::new();
+        let (mut peers, mut ranges) = (BTreeMap::new(), BTreeMap::new());
         let mut addresses = BTreeSet::new();
         for (name, Placed { line, spec }) in &self.peers {
             let in_peer = |error: FieldError| at(path, *line, format!("BGPPeer {name}: {error}"));
             let peer = objects::peer(spec, &configuration, &policies, &self.passwords, none)
                 .map_err(in_peer)?;
+            if let Some(range) = objects::range(spec, &peer) {
+                ranges.insert(PeerName::from(name.as_str()), range);
+                continue;
+            }
             if !addresses.insert(peer.address) {
                 let problem = format!("{} is the address of another BGPPeer too", peer.address);
                 return Err(in_peer(field("spec.address", &problem)));
@@ -248,6 +252,7 @@ impl Documents {
             router_id,
             listen,
             peers,
+            ranges,
             originate,
             selection_deferral_secs: SELECTION_DEFERRAL_SECS,
             multipath: objects::multipath(configuration.multipath),

@@ -15,7 +15,7 @@ use cairn_api::{
 };
 use cairn_bgp::config::{
     Bfd, GracefulRestart, LongLived, Multipath, NextHopMode, Origination, Password, PeerConfig,
-    PrefixLimit, PrefixLimitAction,
+    PeerRange, PrefixLimit, PrefixLimitAction,
 };
 use cairn_bgp::policy::Policy;
 use cairn_bgp::prefix::{Families, Family, Prefix};
@@ -149,7 +149,18 @@ pub fn peer(
     })
 }
 
-/// Which equal paths share a kernel route.
+/// The range of addresses that a BGPPeer stands for, where each peer is as `template`; `None` where it has an
+/// address.
+pub fn range(spec: &BGPPeerSpec, template: &PeerConfig) -> Option<PeerRange> {
+    let addresses = spec.address.parse::<IpNet>().ok()?;
+    Some(PeerRange {
+        addresses: Prefix::from(addresses),
+        peers_max: spec.peers_max,
+        template: template.clone(),
+    })
+}
+
+/// Graceful restart as it is offered; `None` when it is not.
 pub fn graceful_restart(spec: cairn_api::GracefulRestart) -> Option<GracefulRestart> {
     let stale_time_secs = spec.long_lived_stale_time_secs;
     spec.enabled.then_some(GracefulRestart {
@@ -237,7 +248,17 @@ fn discard_attributes(types: &[u8]) -> Result<BTreeSet<u8>, FieldError> {
     }
 }
 
+/// A peer's address; the first one of a range.
 fn address_of_peer(spec: &BGPPeerSpec) -> Result<IpAddr, FieldError> {
+    if let Ok(net) = spec.address.parse::<IpNet>() {
+        if spec.bfd.is_some_and(|bfd| bfd.enabled) {
+            return Err(FieldError::new(
+                "spec.bfd",
+                "is not for a range of addresses: name each peer",
+            ));
+        }
+        return Ok(net.network());
+    }
     let address = address("spec.address", &spec.address)?;
     if address.is_unspecified() || address.is_multicast() {
         return Err(FieldError::new(
@@ -390,6 +411,21 @@ mod tests {
         let none = DefaultPolicies { import: &[], export: &[] };
         let passwords = Passwords::new();
         peer(&spec(yaml), &BGPConfigurationSpec::default(), &Policies::new(), &passwords, none)
+    }
+
+    #[test]
+    fn an_address_may_be_a_range() {
+        let text = "{address: 192.0.2.77/24, peersMax: 7, asn: 65001}";
+        let peer = parse(text).expect("a usable template");
+        let range = range(&spec(text), &peer).expect("a range");
+        assert_eq!(range.addresses, "192.0.2.0/24".parse().expect("a prefix"));
+        assert_eq!((range.peers_max, range.template.asn), (7, 65001));
+        let one = "{address: 192.0.2.77, asn: 65001}";
+        assert_eq!(super::range(&spec(one), &parse(one).expect("a peer")), None);
+        let error = parse("{address: 192.0.2.0/24, asn: 65001, bfd: {}}").expect_err("no BFD");
+        assert_eq!(error.field, "spec.bfd");
+        let source = "{address: 192.0.2.0/24, asn: 65001, sourceAddress: '2001:db8::1'}";
+        assert_eq!(parse(source).expect_err("of another family").field, "spec.sourceAddress");
     }
 
     #[test]

@@ -161,6 +161,7 @@ fn configuration(many: usize) -> SpeakerConfig {
     let prefixes = others.chain([net("203.0.113.0/24")]);
     SpeakerConfig {
         origins: Default::default(),
+        ranges: Default::default(),
         asn: 65001,
         router_id: own,
         listen: vec![SocketAddr::new(own.into(), 179)],

@@ -593,6 +593,11 @@ impl Session {
         self.stale.end_of_rib(family);
     }
 
+    /// Whether routes of a former connection are kept for a peer that restarts.
+    pub fn keeps_routes(&self) -> bool {
+        !self.stale.families().is_empty()
+    }
+
     /// What [`Session::suspect`] was told does not count any more.
     pub fn forget_suspicion(&mut self) {
         self.suspicion = None;

@@ -143,7 +143,7 @@ impl Connection {
 
     /// Replaces the MD5 key of the connection.
     pub(super) fn set_password(&self, password: &Password) -> io::Result<()> {
-        md5::set_key(self.stream.as_raw_fd(), self.endpoints.remote.ip(), Some(&password.0))
+        md5::set_key(self.stream.as_raw_fd(), self.endpoints.remote.ip().into(), Some(&password.0))
     }
 
     /// Closes at once, whatever is queued.

@@ -4,7 +4,7 @@ use std::io;
 
 use tokio::net::TcpStream;
 
-use crate::config::{PeerConfig, PrefixLimitAction};
+use crate::config::{PeerConfig, PeerName, PrefixLimitAction};
 use crate::rib::{PeerId, PrefixLimitExceeded, UpdateOutcome};
 use crate::session::{ConnectionId, ErrorKind, Event, LocalAddresses, StopReason};
 use crate::stream::{FaultyMessage, Item, ReaderConfig};
@@ -43,12 +43,25 @@ impl Owner {
 
     fn accepted(&mut self, stream: TcpStream, endpoints: Endpoints) {
         let (local, remote) = (endpoints.local.ip(), endpoints.remote.ip());
-        let found = self.peers.iter_mut().find(|(_, peer)| peer.accepts(local, remote));
-        let Some((key, peer)) = found else {
-            tracing::debug!(%remote, %local, "connection from an address without a peer: closed");
-            return;
+        let named = self.peers.iter().find(|(_, peer)| peer.accepts(local, remote));
+        let key = match named.map(|(key, _)| *key) {
+            Some(key) => key,
+            None => {
+                let Some((name, range)) = self.config.range_of(local, remote) else {
+                    tracing::debug!(%remote, %local, "connection from an address without a peer: closed");
+                    return;
+                };
+                // Before it costs the range one of its places.
+                if !socket::came_near_enough(&stream, &range.template) {
+                    tracing::debug!(range = %name, %remote, "connection from too many hops away: closed");
+                    return;
+                }
+                let name = PeerName::clone(name);
+                let Some(key) = self.admit(now(), &name, remote) else { return };
+                key
+            }
         };
-        let key = *key;
+        let Some(peer) = self.peers.get_mut(&key) else { return };
         let sort = peer.session.config().sort();
         if let Err(error) =
             socket::set_ttl(std::os::fd::AsRawFd::as_raw_fd(&stream), &peer.config, sort)

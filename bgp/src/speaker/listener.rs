@@ -1,11 +1,12 @@
 //! Listening sockets: opened, watched, opened again.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -20,7 +21,7 @@ use super::{Endpoints, LISTEN_RETRY, md5, socket};
 #[derive(Debug, Default)]
 pub(super) struct Listeners {
     by_address: BTreeMap<SocketAddr, State>,
-    keys: BTreeMap<IpAddr, Password>,
+    keys: BTreeMap<IpNet, Password>,
 }
 
 #[derive(Debug)]
@@ -46,10 +47,10 @@ impl Listeners {
             wanted
         });
         let mut changed = self.by_address.len() != before;
-        let keys: BTreeMap<IpAddr, Password> = config
-            .peers
-            .values()
-            .filter_map(|peer| Some((peer.address, peer.password.clone()?)))
+        let named = config.peers.values().map(|peer| (IpNet::from(peer.address), peer));
+        let of_ranges = config.ranges.values().map(|r| (IpNet::from(r.addresses), &r.template));
+        let keys: BTreeMap<IpNet, Password> = (of_ranges.chain(named))
+            .filter_map(|(addresses, peer)| Some((addresses, peer.password.clone()?)))
             .collect();
         let former = std::mem::replace(&mut self.keys, keys);
         for state in self.by_address.values() {
@@ -143,14 +144,14 @@ impl Listeners {
     }
 }
 
-fn set_key(socket: &TcpListener, peer: IpAddr, key: Option<&Password>) {
+fn set_key(socket: &TcpListener, peers: IpNet, key: Option<&Password>) {
     let local = socket.local_addr().map(|address| address.is_ipv4());
-    if local.is_ok_and(|is_ipv4| is_ipv4 != peer.is_ipv4()) {
+    if local.is_ok_and(|is_ipv4| is_ipv4 != peers.addr().is_ipv4()) {
         return;
     }
     let key = key.map(|key| &*key.0);
-    if let Err(error) = md5::set_key(socket.as_raw_fd(), peer, key) {
-        tracing::warn!(%peer, %error, "cannot set the MD5 key of a peer on the listening socket");
+    if let Err(error) = md5::set_key(socket.as_raw_fd(), peers, key) {
+        tracing::warn!(%peers, %error, "cannot set the MD5 key of a peer on the listening socket");
     }
 }
 

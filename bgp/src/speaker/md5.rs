@@ -2,16 +2,18 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
+use ipnet::IpNet;
 use socket2::SockAddr;
 
 use super::socket::set_option;
 
-/// Sets or removes the TCP MD5 key for an address (RFC 2385; tcp(7), `TCP_MD5SIG`).
-pub(super) fn set_key(fd: RawFd, address: IpAddr, key: Option<&str>) -> io::Result<()> {
+/// Sets or removes the TCP MD5 key for an address or a range (RFC 2385; tcp(7), `TCP_MD5SIG`). Where several
+/// fit, the kernel takes the longest.
+pub(super) fn set_key(fd: RawFd, addresses: IpNet, key: Option<&str>) -> io::Result<()> {
     let key = key.unwrap_or_default().as_bytes();
     let mut signature = Md5Signature {
         // SAFETY: all zeroes is a valid sockaddr_storage.
@@ -28,7 +30,11 @@ pub(super) fn set_key(fd: RawFd, address: IpAddr, key: Option<&str>) -> io::Resu
     };
     field.copy_from_slice(key);
     signature.key_len = key.len() as u16;
-    let address = SockAddr::from(SocketAddr::new(address, 0));
+    let is_range = addresses.prefix_len() < addresses.max_prefix_len();
+    if is_range {
+        (signature.flags, signature.prefix_len) = (MD5_FLAG_PREFIX, addresses.prefix_len());
+    }
+    let address = SockAddr::from(SocketAddr::new(addresses.addr(), 0));
     // SAFETY: a SockAddr is at most as long as the sockaddr_storage that it is copied into.
     unsafe {
         std::ptr::copy_nonoverlapping(
@@ -37,7 +43,8 @@ pub(super) fn set_key(fd: RawFd, address: IpAddr, key: Option<&str>) -> io::Resu
             (address.len() as usize).min(size_of::<libc::sockaddr_storage>()),
         );
     }
-    match set_option(fd, libc::IPPROTO_TCP, libc::TCP_MD5SIG, &signature) {
+    let option = if is_range { libc::TCP_MD5SIG_EXT } else { libc::TCP_MD5SIG };
+    match set_option(fd, libc::IPPROTO_TCP, option, &signature) {
         // There was no key to remove.
         Err(error) if key.is_empty() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => result,
@@ -158,6 +165,8 @@ struct Md5Signature {
 
 /// `TCP_MD5SIG_MAXKEYLEN` of linux/tcp.h.
 const MD5_KEY_OCTETS_MAX: usize = 80;
+/// `TCP_MD5SIG_FLAG_PREFIX` of linux/tcp.h.
+const MD5_FLAG_PREFIX: u8 = 1;
 /// Time between two looks at the counters.
 const LOOK_REST: Duration = Duration::from_secs(2);
 

@@ -28,6 +28,7 @@
 mod actions;
 mod announcements;
 mod connection;
+mod dynamic;
 mod errors;
 mod inputs;
 mod interface;
@@ -258,11 +259,14 @@ fn check(config: &SpeakerConfig) -> Result<(), ConfigError> {
         return Err(ConfigError::ZeroAsn);
     }
     let mut addresses = BTreeMap::new();
-    for (name, peer) in &config.peers {
+    let templates = config.ranges.iter().map(|(name, range)| (name, &range.template));
+    for (name, peer) in config.peers.iter().chain(templates) {
         if matches!(peer.hold_time_secs, 1 | 2) {
             let secs = peer.hold_time_secs;
             return Err(ConfigError::HoldTime { peer: name.to_string(), secs });
         }
+    }
+    for (name, peer) in &config.peers {
         let key = (peer.address, peer.source_address);
         if let Some(first) = addresses.insert(key, name) {
             return Err(ConfigError::SameAddress {

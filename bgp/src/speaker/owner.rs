@@ -20,7 +20,7 @@ use crate::stream::Item;
 
 use super::connection::Connection;
 use super::listener::Listeners;
-use super::peer::{Peer, WARNING_REST};
+use super::peer::{Peer, Throttle, WARNING_REST};
 use super::{
     Command, Endpoints, FAREWELL_WAIT, FIB_BATCH_CHANGES_MAX, FibBatch, INPUTS_MAX, Shutdown,
     SpeakerOptions, md5,
@@ -61,6 +61,8 @@ pub(super) struct Owner {
     pub(super) by_rib_id: HashMap<PeerId, PeerKey, FixedState>,
     /// Names that an operator has disabled, of configured peers or not.
     pub(super) disabled: BTreeSet<PeerName>,
+    /// Ranges that have turned somebody away.
+    pub(super) refused: BTreeMap<PeerName, Throttle>,
     pub(super) listeners: Listeners,
     pub(super) signatures: md5::Watch,
     pub(super) next_key: u64,
@@ -118,6 +120,7 @@ impl Owner {
             peers: BTreeMap::new(),
             by_rib_id: HashMap::default(),
             disabled: options.disabled,
+            refused: BTreeMap::new(),
             listeners: Listeners::default(),
             signatures: md5::Watch::default(),
             next_key: 0,
@@ -136,7 +139,7 @@ impl Owner {
         self.rib.set_originated(&config.originate);
         self.listeners.configure(now(), &config, &self.mailbox);
         for (name, peer) in &config.peers {
-            self.add_peer(name, peer);
+            self.add_peer(name, peer, None);
         }
         loop {
             let settled = self.settle();
@@ -195,7 +198,9 @@ impl Owner {
     fn next_deadline(&self) -> Option<Instant> {
         let sessions = self.peers.values().filter_map(|peer| peer.session.next_deadline());
         let signatures = self.signatures.next_deadline(self.wants_sessions());
-        let others = [self.rib.next_deadline(), self.listeners.next_deadline(), signatures];
+        let forgotten = self.peers.values().filter_map(Peer::forgotten_at).min();
+        let others =
+            [self.rib.next_deadline(), self.listeners.next_deadline(), signatures, forgotten];
         sessions.chain(others.into_iter().flatten()).min()
     }
 
@@ -204,6 +209,7 @@ impl Owner {
     fn settle(&mut self) -> bool {
         let now = now();
         self.tick_sessions(now);
+        self.forget_over(now);
         self.look_at_signatures(now);
         self.rib.tick(now);
         if self.rib.in_sync() && (self.restart.restarting || !self.restart.forwarding_preserved) {

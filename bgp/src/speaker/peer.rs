@@ -44,6 +44,8 @@ pub(super) struct Peer {
     pub(super) errors: ErrorHistory,
     /// An operator wants no session.
     pub(super) disabled: bool,
+    /// The range that let it in, when it is not named.
+    pub(super) range: Option<PeerName>,
     /// What the log has heard of attempts since the last session.
     pub(super) refusals: BTreeSet<String>,
 }

@@ -15,7 +15,12 @@ use super::owner::{Owner, PeerKey, now};
 use super::peer::{Allowance, Peer, Throttle};
 
 impl Owner {
-    pub(super) fn add_peer(&mut self, name: &PeerName, config: &PeerConfig) {
+    pub(super) fn add_peer(
+        &mut self,
+        name: &PeerName,
+        config: &PeerConfig,
+        range: Option<PeerName>,
+    ) -> PeerKey {
         let key = PeerKey(self.next_key);
         self.next_key += 1;
         let rib_id = self.rib.add_peer(RibPeerConfig::new(&self.config, name, config));
@@ -39,15 +44,17 @@ impl Owner {
             refreshes: BTreeMap::new(),
             errors: ErrorHistory::default(),
             disabled: self.disabled.contains(name),
+            range,
             refusals: BTreeSet::new(),
         };
         self.by_rib_id.insert(rib_id, key);
         self.peers.insert(key, peer);
         self.changed = true;
         self.begin(key);
+        key
     }
 
-    fn remove_peer(&mut self, key: PeerKey) {
+    pub(super) fn remove_peer(&mut self, key: PeerKey) {
         self.handle(key, Event::Stop(StopReason::Removed));
         if let Some(peer) = self.peers.remove(&key) {
             self.by_rib_id.remove(&peer.rib_id);
@@ -66,7 +73,7 @@ impl Owner {
         let removed: Vec<PeerKey> = self
             .peers
             .iter()
-            .filter(|(_, peer)| !new.peers.contains_key(&peer.name))
+            .filter(|(_, peer)| new.configured(peer).is_none())
             .map(|(key, _)| *key)
             .collect();
         removed.into_iter().for_each(|key| self.remove_peer(key));
@@ -78,9 +85,17 @@ impl Owner {
         let identity_changed = (old.asn, old.router_id) != (new.asn, new.router_id);
         for (name, config) in &new.peers {
             match keys.get(name) {
-                None => self.add_peer(name, config),
+                None => {
+                    self.add_peer(name, config, None);
+                }
                 Some(key) => self.configure_peer(*key, config, identity_changed),
             }
+        }
+        let of_ranges = self.peers.iter().filter(|(_, peer)| peer.range.is_some());
+        let of_ranges: Vec<_> =
+            of_ranges.filter_map(|(key, peer)| Some((*key, new.configured(peer)?))).collect();
+        for (key, config) in of_ranges {
+            self.configure_peer(key, &config, identity_changed);
         }
         self.rib.set_originated(&new.originate);
     }

@@ -22,7 +22,7 @@ pub(super) async fn connect(peer: PeerConfig, sort: SessionSort) -> io::Result<T
     };
     set_ttl(socket.as_raw_fd(), &peer, sort)?;
     if let Some(password) = &peer.password {
-        md5::set_key(socket.as_raw_fd(), peer.address, Some(&password.0))?;
+        md5::set_key(socket.as_raw_fd(), peer.address.into(), Some(&password.0))?;
     }
     if let Some(source) = peer.source_address {
         socket.bind(SocketAddr::new(source, 0))?;

@@ -285,6 +285,7 @@ impl Speaker {
 fn speaker_config() -> SpeakerConfig {
     SpeakerConfig {
         origins: Default::default(),
+        ranges: Default::default(),
         asn: LOCAL_ASN,
         router_id: Ipv4Addr::new(192, 0, 2, 1),
         listen: Vec::new(),

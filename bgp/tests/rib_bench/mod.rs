@@ -149,6 +149,7 @@ impl Bench {
         let number = self.peers.len() as u8 + 1;
         let speaker = SpeakerConfig {
             origins: Default::default(),
+            ranges: Default::default(),
             asn: ASN,
             router_id: ROUTER_ID,
             listen: Vec::new(),

@@ -116,6 +116,7 @@ impl SpeakerPlan {
         });
         SpeakerConfig {
             origins: Default::default(),
+            ranges: Default::default(),
             asn: self.asn,
             router_id: self.router_id,
             listen: Vec::new(),

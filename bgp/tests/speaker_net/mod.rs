@@ -81,6 +81,7 @@ impl Net {
         Setup {
             config: SpeakerConfig {
                 origins: Default::default(),
+                ranges: Default::default(),
                 asn,
                 router_id: address,
                 listen: vec![SocketAddr::new(address.into(), PORT)],

@@ -1,0 +1,110 @@
+//! Peers that nobody has named: whoever connects from an address of a range.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ipnet::IpNet;
+
+use crate::config::{PeerConfig, PeerName, PeerRange, SpeakerConfig};
+
+use super::owner::{Owner, PeerKey};
+use super::peer::Peer;
+
+impl SpeakerConfig {
+    /// The narrowest range that a peer at `remote` may connect to at `local`.
+    pub(super) fn range_of(
+        &self,
+        local: IpAddr,
+        remote: IpAddr,
+    ) -> Option<(&PeerName, &PeerRange)> {
+        let accepts = |range: &PeerRange| {
+            let source = range.template.source_address;
+            range.addresses.contains(IpNet::from(remote).into())
+                && source.is_none_or(|source| source == local)
+        };
+        let ranges = self.ranges.iter().filter(|(_, range)| accepts(range));
+        ranges.max_by_key(|(_, range)| range.addresses.len())
+    }
+}
+
+impl SpeakerConfig {
+    /// What a peer is configured as; `None` when it is wanted no more. One of a range goes when the range
+    /// does, when it is not the range of its address any more, or when its address has a name now.
+    pub(super) fn configured(&self, peer: &Peer) -> Option<PeerConfig> {
+        let Some(range) = &peer.range else { return self.peers.get(&peer.name).cloned() };
+        let address = peer.config.address;
+        let is_named = self.peers.values().any(|named| named.address == address);
+        let range = self
+            .ranges
+            .get(range)
+            .filter(|range| !is_named && range.addresses.contains(IpNet::from(address).into()))?;
+        Some(range.peer(address))
+    }
+}
+
+impl PeerRange {
+    /// What a peer at this address is configured as.
+    pub(super) fn peer(&self, address: IpAddr) -> PeerConfig {
+        PeerConfig { address, passive: true, ..self.template.clone() }
+    }
+}
+
+impl Owner {
+    /// A peer for a connection from an address of a range; `None`, which the log hears, when the range has
+    /// as many as it may. One that has no session, and whose routes nobody keeps, makes room.
+    pub(super) fn admit(
+        &mut self,
+        now: Instant,
+        name: &PeerName,
+        address: IpAddr,
+    ) -> Option<PeerKey> {
+        let range = self.config.ranges.get(name)?;
+        let (config, peers_max) = (range.peer(address), range.peers_max as usize);
+        let members = self.peers.values().filter(|peer| peer.range.as_ref() == Some(name));
+        if members.count() >= peers_max {
+            let of_range = |peer: &Peer| peer.range.as_ref() == Some(name) && peer.is_over();
+            let over = self.peers.iter().filter(|(_, peer)| of_range(peer));
+            let oldest = over.min_by_key(|(_, peer)| peer.changed).map(|(key, _)| *key);
+            let Some(oldest) = oldest else {
+                let throttle = self.refused.entry(Arc::clone(name)).or_default();
+                if let Some(held_back) = throttle.pass(now, REFUSAL_REST) {
+                    tracing::warn!(
+                        range = %name, %address, peers_max, held_back,
+                        "connection closed: the range has as many peers as it may; raise peersMax"
+                    );
+                }
+                return None;
+            };
+            self.remove_peer(oldest);
+        }
+        let peer_name = PeerName::from(format!("{name}@{address}"));
+        tracing::info!(peer = %peer_name, "a peer of a range");
+        Some(self.add_peer(&peer_name, &config, Some(Arc::clone(name))))
+    }
+
+    /// Forgets peers of ranges that have had no session for a while.
+    pub(super) fn forget_over(&mut self, now: Instant) {
+        let due = |peer: &Peer| peer.forgotten_at().is_some_and(|at| at <= now);
+        let over: Vec<PeerKey> =
+            self.peers.iter().filter(|(_, peer)| due(peer)).map(|(key, _)| *key).collect();
+        over.into_iter().for_each(|key| self.remove_peer(key));
+    }
+}
+
+impl Peer {
+    /// It is of a range, there is no connection to it, and none of its routes is kept.
+    fn is_over(&self) -> bool {
+        self.range.is_some() && self.connections.is_empty() && !self.session.keeps_routes()
+    }
+
+    /// When nobody remembers it any more.
+    pub(super) fn forgotten_at(&self) -> Option<Instant> {
+        self.is_over().then(|| self.changed + FORGOTTEN_AFTER)
+    }
+}
+
+/// How long a peer of a range that is gone can be asked what went wrong.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+/// Rest between two warnings about a full range.
+const REFUSAL_REST: Duration = Duration::from_secs(60);
