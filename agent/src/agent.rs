@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use cairn_api::{
-    BGPNode, BGPNodeStatus, BGPNodeStatusSpec, NodeConfigurationSpec, ObjectReference,
+    BGPNode, BGPNodeStatus, BGPNodeStatusSpec, ChangeOver, NodeConfigurationSpec, ObjectReference,
     RepairsStatus, RoutesStatus, TunnelKind,
 };
 use cairn_bgp::config::SpeakerConfig;
@@ -40,6 +40,7 @@ use crate::problems::ProblemLog;
 use crate::publish::{self, StatusPace, Wanted};
 use crate::readiness::{Facts, Readiness};
 use crate::report::{self, BlockReport, Report};
+use crate::topology::Ending;
 use crate::tunnels::{LINGER, Ways, device_name};
 use crate::underlay::KernelUnderlay;
 use crate::view::{ClusterView, WatchFailure};
@@ -215,6 +216,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         status_pace: StatusPace::default(),
         first_plan: None,
         start_by: None,
+        ending: None,
         ways: Ways::default(),
         lodges: BTreeMap::new(),
         addresses: pods::TunnelAddresses::default(),
@@ -276,6 +278,8 @@ struct Agent {
     first_plan: Option<tokio::time::Instant>,
     /// When the speaker starts at the latest.
     start_by: Option<tokio::time::Instant>,
+    /// What ends with the change-over of the topology, as it was last planned.
+    ending: Option<Ending>,
     /// How others' blocks are reached, as it was last planned.
     ways: Ways,
     /// The pools in whose blocks each tunnel device has its address of a family, and until when, if it
@@ -458,6 +462,7 @@ impl Agent {
                 differs || drifted
             });
         }
+        self.ending = plan.ending;
         self.problems.extend(plan.problems);
         if let Some(config) = plan.speaker
             && (self.speaker.is_some() || self.may_start(&view, &local))
@@ -641,10 +646,14 @@ impl Agent {
     /// returns when the log or the object may have more to hear.
     async fn tell(&mut self) -> anyhow::Result<Option<Instant>> {
         let bfd = self.bfd.view.borrow_and_update().clone();
-        let (sessions, listening) = match &self.speaker {
-            Some(running) => report::sessions(&running.handle.snapshot().await?, &bfd),
-            None => Default::default(),
+        let snapshot = match &self.speaker {
+            Some(running) => Some(running.handle.snapshot().await?),
+            None => None,
         };
+        let (sessions, listening) =
+            snapshot.as_ref().map(|s| report::sessions(s, &bfd)).unwrap_or_default();
+        let in_sync = snapshot.is_some_and(|snapshot| snapshot.in_sync);
+        let change_over = if in_sync { self.change_over().await? } else { None };
         self.established = Some(Report::established(&sessions));
         // Its reason names them.
         self.judge();
@@ -680,6 +689,7 @@ impl Agent {
                 packet_filter: *self.filter_repairs.borrow_and_update(),
                 ..*self.repairs.borrow_and_update()
             },
+            change_over,
             problems,
         };
         let owner = self.views.borrow().node.as_ref().map(|node| ObjectReference {
@@ -694,7 +704,23 @@ impl Agent {
             crate::send_if_changed(&self.status, wanted);
         }
         self.report.send_replace(Arc::new(report));
-        Ok([log_due, rests].into_iter().flatten().min())
+        // Routes come without a word to this loop.
+        let waits = self.ending.is_some() && change_over.is_none_or(|change| change.losing > 0);
+        let look = waits.then(|| now + CHANGE_OVER_INTERVAL);
+        Ok([log_due, rests, look].into_iter().flatten().min())
+    }
+
+    /// What this node would lose if the change-over that is under way ended now.
+    async fn change_over(&self) -> anyhow::Result<Option<ChangeOver>> {
+        let Some((running, ending)) = self.speaker.as_ref().zip(self.ending.as_ref()) else {
+            return Ok(None);
+        };
+        let loss = running.handle.loss(ending.peers.clone()).await?;
+        if let Some(first) = loss.first {
+            let (revision, prefixes) = (ending.revision, loss.prefixes);
+            tracing::debug!(revision, prefixes, %first, "the topology before is still needed");
+        }
+        Ok(Some(ChangeOver { revision: ending.revision, losing: loss.prefixes as u64 }))
     }
 }
 
@@ -758,6 +784,9 @@ const IDLE_WAIT: Duration = Duration::from_secs(1);
 
 /// How long the first session waits for a block that does not get into the kernel.
 const START_WAIT: Duration = Duration::from_secs(5);
+
+/// Between two looks at what a change-over still needs.
+const CHANGE_OVER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Changes that come together are one report.
 const REPORT_DELAY: Duration = Duration::from_millis(100);

@@ -68,6 +68,7 @@ mod tests {
             ranges: Default::default(),
             asn: 65001,
             router_id,
+            cluster_id: None,
             listen: Vec::new(),
             peers: BTreeMap::new(),
             originate: BTreeMap::new(),

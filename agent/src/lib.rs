@@ -47,6 +47,7 @@ pub mod report;
 pub mod restart;
 pub mod secrets;
 pub mod speaker;
+pub mod topology;
 pub mod tunnels;
 pub mod underlay;
 pub mod view;

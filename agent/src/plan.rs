@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use cairn_api::{
     BGPConfigurationSpec, BGPNodeSpec, BGPPeerSpec, Encapsulation, IPPool, LABEL_ASN,
-    NodeConfigurationSpec, ObjectReference, PodReadiness, PoolUse, Topology, TunnelKind,
+    LABEL_ROUTE_REFLECTOR, NodeConfigurationSpec, ObjectReference, PodReadiness, PoolUse, Topology,
+    TunnelKind,
 };
 use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, PeerRange, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
@@ -22,6 +23,7 @@ use k8s_openapi::api::core::v1::Node;
 
 use crate::node_address::{self, AddressChooser, OwnAddress};
 use crate::objects::{self, DefaultPolicies, Policies};
+use crate::topology::{Ending, MESH, Role, Topology as NodeTopology};
 use crate::tunnels::{self, Ways};
 use crate::view::{ClusterView, PeerNode};
 
@@ -30,6 +32,8 @@ use crate::view::{ClusterView, PeerNode};
 pub struct NodePlan {
     /// The speaker's configuration; `None` while the node's own address or AS is not known.
     pub speaker: Option<SpeakerConfig>,
+    /// What of the sessions in it ends with the change-over of the topology, while there is one.
+    pub ending: Option<Ending>,
     /// The node's own BGPNode and the Node that owns it; `None` while the Node does not exist.
     pub bgp_node: Option<(ObjectReference, BGPNodeSpec)>,
     /// The node's addresses, at most one a family.
@@ -105,12 +109,16 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     let ways = Ways::of(view, &addresses, settings.vxlan);
     let speaker =
         identity.as_ref().map(|me| speaker(view, name, me, &configuration, local, &mut problems));
+    let ending = identity.as_ref().zip(speaker.as_ref()).and_then(|(me, speaker)| {
+        NodeTopology::of(view, name, me.asn).ending(speaker.peers.keys())
+    });
     let bgp_node = identity.as_ref().and_then(|me| {
         let owner = me.owner.clone()?;
         Some((owner, me.bgp_node(&ways, local)))
     });
     NodePlan {
         speaker,
+        ending,
         bgp_node,
         addresses,
         blackholes: local.blocks.iter().copied().collect(),
@@ -134,17 +142,12 @@ fn configuration(view: &ClusterView, problems: &mut Vec<String>) -> BGPConfigura
         return BGPConfigurationSpec::default();
     };
     let mut spec = object.spec.clone();
-    if spec.router_id.is_some() || !spec.listen_addresses.is_empty() {
+    let of_files = spec.router_id.is_some() || spec.cluster_id.is_some();
+    if of_files || !spec.listen_addresses.is_empty() {
         problems.push(
-            "BGPConfiguration default: spec.routerID and spec.listenAddresses are for files of \
-             cairn speaker and are ignored here; use the annotation cairn.network/router-id of a Node"
-                .into(),
-        );
-    }
-    if spec.topology == Topology::RouteReflectors {
-        problems.push(
-            "BGPConfiguration default: topology RouteReflectors is not available yet; nodes of \
-             equal AS peer in a full mesh"
+            "BGPConfiguration default: spec.routerID, spec.clusterID and spec.listenAddresses are for \
+             files of cairn speaker and are ignored here; use the annotation cairn.network/router-id \
+             of a Node"
                 .into(),
         );
     }
@@ -236,7 +239,9 @@ impl Identity {
         let router_id = router_id(node, name, &addresses, &uid, problems);
         let topology = labels
             .into_iter()
-            .filter(|(key, _)| key.starts_with("topology.kubernetes.io/"))
+            .filter(|(key, _)| {
+                key.starts_with("topology.kubernetes.io/") || key == LABEL_ROUTE_REFLECTOR
+            })
             .collect();
         let owner = Some(ObjectReference { name: name.into(), uid });
         Some(Identity { owner, addresses, asn, router_id, topology })
@@ -346,17 +351,17 @@ fn speaker(
     let (mut peers, mut ranges) = (Peers::default(), BTreeMap::new());
     let built_in = BuiltIn::of(view, local.blocks);
     if configuration.topology != Topology::Disabled {
-        for (other, node) in view.peer_nodes.iter() {
-            if node.asn == me.asn
-                && let Some(peer) = mesh_peer(me, node, configuration, &built_in.mesh)
-            {
+        let topology = NodeTopology::of(view, name, me.asn);
+        for (other, node) in view.peer_nodes.iter().filter(|(_, node)| node.asn == me.asn) {
+            let Some(role) = topology.role(other) else { continue };
+            if let Some(peer) = mesh_peer(me, node, configuration, &built_in, role) {
                 let what = format!("Node {other}");
                 match me.addresses.contains(&peer.address) {
                     true => problems.push(format!(
                         "{what} is not peered with: it has this node's own address {}",
                         peer.address
                     )),
-                    false => peers.add(format!("mesh/{other}"), &what, peer, problems),
+                    false => peers.add(format!("{MESH}{other}"), &what, peer, problems),
                 }
             }
         }
@@ -411,6 +416,7 @@ fn speaker(
         asn: me.asn,
         origins: Arc::new(origins(name, me, local)),
         router_id: me.router_id,
+        cluster_id: None,
         listen: me
             .addresses
             .iter()
@@ -478,12 +484,13 @@ impl Peers {
     }
 }
 
-/// The session with another node of the same AS, over IPv4 where both have it.
+/// The session with another node of the same AS, in this node's `role` there, over IPv4 where both have it.
 fn mesh_peer(
     me: &Identity,
     other: &PeerNode,
     configuration: &BGPConfigurationSpec,
-    import: &Arc<Policy>,
+    built_in: &BuiltIn,
+    role: Role,
 ) -> Option<PeerConfig> {
     let shared = |v4: bool| {
         let mine = me.addresses.iter().copied().find(|a| a.is_ipv4() == v4)?;
@@ -506,8 +513,14 @@ fn mesh_peer(
         connect_retry_secs: configuration.timers.connect_retry_secs.max(1),
         graceful_restart: objects::graceful_restart(configuration.graceful_restart),
         graceful_shutdown: configuration.graceful_shutdown,
-        export_scope: ExportScope::OriginatedOnly,
-        import: vec![import.clone()],
+        route_reflector_client: role == Role::ToClient,
+        export_scope: if role == Role::Plain {
+            ExportScope::OriginatedOnly
+        } else {
+            ExportScope::All
+        },
+        import: vec![built_in.mesh.clone()],
+        export: if role == Role::Plain { Vec::new() } else { vec![built_in.reflected.clone()] },
         ..PeerConfig::new(address, me.asn)
     })
 }
@@ -518,6 +531,9 @@ fn mesh_peer(
 /// nodes it takes what they may originate. Its own blocks it takes from nobody.
 struct BuiltIn {
     mesh: Arc<Policy>,
+    /// What a route reflector sends: what other nodes of its AS may originate, and never what routers
+    /// of its own have told it.
+    reflected: Arc<Policy>,
     import: Arc<Policy>,
     export: Arc<Policy>,
 }
@@ -541,8 +557,18 @@ impl BuiltIn {
                 ],
             })
         };
+        let from_nodes: Vec<PrefixRange> = pools.iter().copied().chain(advertised).collect();
+        let learned = Match { sorts: vec![RouteSort::Ibgp], ..within(from_nodes.clone()) };
         BuiltIn {
-            mesh: import("built-in/mesh", pools.iter().copied().chain(advertised).collect()),
+            mesh: import("built-in/mesh", from_nodes),
+            reflected: Arc::new(Policy {
+                name: "built-in/reflected".into(),
+                rules: vec![
+                    rule(originated.clone(), Action::Accept),
+                    rule(learned, Action::Accept),
+                    rule(Match::default(), Action::Reject),
+                ],
+            }),
             import: import("built-in/inside-pools", pools.clone()),
             export: Arc::new(Policy {
                 name: "built-in/own-blocks".into(),

@@ -6,7 +6,9 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-use cairn_api::{BGPNode, BGPNodeSpec, BGPNodeStatus, BGPNodeStatusSpec, ObjectReference};
+use cairn_api::{
+    BGPNode, BGPNodeSpec, BGPNodeStatus, BGPNodeStatusSpec, LABEL_CHANGE_OVER, ObjectReference,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::api::PostParams;
 use kube::{Api, Client, Resource, ResourceExt};
@@ -53,7 +55,10 @@ impl NodeObject for BGPNodeStatus {
     const INTERVAL: Duration = Duration::from_secs(1);
 
     fn named(name: &str, spec: BGPNodeStatusSpec) -> BGPNodeStatus {
-        BGPNodeStatus::new(name, spec)
+        let label = spec.change_over.map(|change| (LABEL_CHANGE_OVER.to_owned(), change.label()));
+        let mut object = BGPNodeStatus::new(name, spec);
+        object.metadata.labels = label.map(|label| [label].into());
+        object
     }
 
     fn spec(&self) -> &BGPNodeStatusSpec {

@@ -1,6 +1,8 @@
 //! What a daemon says of itself: for `cairn status`, and for the BGPNodeStatus object.
 
-use cairn_api::{BGPNodeStatusSpec, FailedRoute, RepairsStatus, RoutesStatus, SessionStatus};
+use cairn_api::{
+    BGPNodeStatusSpec, ChangeOver, FailedRoute, RepairsStatus, RoutesStatus, SessionStatus,
+};
 use cairn_bgp::prefix::Family;
 use cairn_bgp::rib::RouteCounts;
 use cairn_bgp::status::{PeerSnapshot, SpeakerSnapshot};
@@ -99,6 +101,12 @@ impl Report {
             let _ = writeln!(
                 text,
                 "changed by others and put back: routes {routes} tunnels {tunnels} packet filter {packet_filter}"
+            );
+        }
+        if let Some(ChangeOver { revision, losing }) = self.bgp.change_over {
+            let _ = writeln!(
+                text,
+                "topology changes over to revision {revision}: {losing} prefixes still need the one before"
             );
         }
         for problem in &self.bgp.problems {

@@ -240,7 +240,8 @@ impl Reported {
             problems.extend(kernel.problems.borrow().iter().cloned());
         }
         let peers = Report::established(&sessions);
-        let bgp = BGPNodeStatusSpec { peers, sessions, routes, repairs, problems };
+        let bgp =
+            BGPNodeStatusSpec { peers, sessions, routes, repairs, change_over: None, problems };
         Report { bgp, ..Report::default() }
     }
 }

@@ -51,6 +51,7 @@ fn start(own: Ipv4Addr, other: Ipv4Addr, passive: bool) -> (SpeakerHandle, FibFe
         ranges: Default::default(),
         asn: 65001,
         router_id: own,
+        cluster_id: None,
         listen: vec![SocketAddr::new(own.into(), 1790)],
         peers: BTreeMap::from([("peer".into(), peer)]),
         originate: BTreeMap::from([(prefix, origination)]),

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use cairn_agent::plan::{Local, NodePlan, plan};
 use cairn_agent::view::{ClusterView, PeerNode};
-use cairn_api::BGPNode;
+use cairn_api::{AsTopology, BGPConfigurationStatus, BGPNode, TopologyMode, TopologyShape};
+use cairn_bgp::config::ExportScope;
+use cairn_bgp::rib::Leaving;
 use ipnet::IpNet;
 use kube::{Resource, ResourceExt};
 use serde::de::DeserializeOwned;
@@ -92,6 +94,97 @@ fn one_as_makes_one_mesh() {
     let peers: Vec<String> =
         plan.speaker.expect("known").peers.keys().map(|name| name.to_string()).collect();
     assert_eq!(peers, ["bgppeer/tor1", "mesh/n2", "mesh/n3"]);
+}
+
+/// Five nodes of one AS, as `node` sees them, with what the leader has recorded: the reflectors, and those
+/// before; no reflectors are a mesh.
+fn reflected(node: &str, current: &[&str], previous: Option<&[&str]>) -> NodePlan {
+    let mut cluster =
+        String::from("kind: BGPConfiguration\nmetadata:\n  name: default\nspec: {}\n");
+    for n in 1..=5 {
+        cluster += &format!(
+            "---\nkind: Node\nmetadata:\n  name: n{n}\n  uid: {n}d2f\nstatus:\n  addresses:\n  \
+             - {{type: InternalIP, address: 192.0.2.{n}}}\n---\nkind: BGPNode\nmetadata:\n  \
+             name: n{n}\nspec: {{addresses: [192.0.2.{n}], asn: 64512, routerID: 192.0.2.{n}}}\n"
+        );
+    }
+    let cluster = cluster.replace("kind: BGP", "apiVersion: cairn.network/v1alpha1\nkind: BGP");
+    let mut view = view(&cluster.replace("kind: Node", "apiVersion: v1\nkind: Node"), node);
+    let shape = |reflectors: &[&str]| TopologyShape {
+        mode: match reflectors.is_empty() {
+            true => TopologyMode::FullMesh,
+            false => TopologyMode::RouteReflectors,
+        },
+        reflectors: reflectors.iter().map(|name| (*name).to_owned()).collect(),
+    };
+    let record = AsTopology {
+        asn: 64512,
+        revision: 7,
+        current: shape(current),
+        previous: previous.map(shape),
+    };
+    let topologies = vec![record];
+    let configuration = view.bgp_configuration.as_mut().expect("it is in the cluster");
+    configuration.status = Some(BGPConfigurationStatus { topologies, ..Default::default() });
+    plan(&view, node, &Local::new(&[], &NOTHING, None))
+}
+
+#[test]
+fn a_node_peers_with_the_recorded_reflectors() {
+    let client = reflected("n5", &["n1", "n2"], None);
+    assert_eq!(peers(&client), ["mesh/n1", "mesh/n2"]);
+    assert_eq!(client.ending, None);
+    let speaker = client.speaker.expect("known");
+    let session = &speaker.peers["mesh/n1"];
+    assert!(!session.route_reflector_client && session.export.is_empty());
+    assert_eq!(session.export_scope, ExportScope::OriginatedOnly);
+
+    let reflector = reflected("n1", &["n1", "n2"], None);
+    assert_eq!(peers(&reflector), ["mesh/n2", "mesh/n3", "mesh/n4", "mesh/n5"]);
+    let speaker = reflector.speaker.expect("known");
+    let clients = speaker.peers.values().map(|peer| peer.route_reflector_client);
+    assert_eq!(clients.collect::<Vec<_>>(), [false, true, true, true]);
+    assert!(speaker.peers.values().all(|peer| peer.export_scope == ExportScope::All));
+    assert_eq!(speaker.peers["mesh/n5"].export[0].name, "built-in/reflected".into());
+
+    // Nobody that is recorded is there.
+    assert_eq!(peers(&reflected("n5", &["gone"], None)).len(), 4);
+    assert_eq!(peers(&reflected("n5", &["gone", "n4"], None)), ["mesh/n4"]);
+    assert_eq!(peers(&reflected("n5", &[], None)).len(), 4);
+}
+
+#[test]
+fn a_change_over_has_the_sessions_of_both_shapes() {
+    let (mesh, three): (&[&str], &[&str]) = (&[], &["n1", "n2", "n3"]);
+    let ending = |plan: &NodePlan| {
+        let ending = plan.ending.as_ref().expect("a change-over");
+        assert_eq!(ending.revision, 7);
+        let peers = ending.peers.iter().map(|(peer, leaving)| (peer.to_string(), *leaving));
+        peers.collect::<Vec<_>>()
+    };
+    let to_reflectors = reflected("n5", three, Some(mesh));
+    assert_eq!(peers(&to_reflectors).len(), 4);
+    assert_eq!(ending(&to_reflectors), [("mesh/n4".to_owned(), Leaving::Session)]);
+    let reflector = reflected("n1", three, Some(mesh));
+    assert_eq!(ending(&reflector), []);
+    assert!(reflector.speaker.expect("known").peers["mesh/n5"].route_reflector_client);
+
+    // Sessions with them stay, and what they have from others ends.
+    let to_mesh = reflected("n5", mesh, Some(three));
+    assert_eq!(peers(&to_mesh).len(), 4);
+    let ends = ["mesh/n1", "mesh/n2", "mesh/n3"].map(|n| (n.to_owned(), Leaving::Reflection));
+    assert_eq!(ending(&to_mesh), ends);
+    let reflects = reflected("n1", mesh, Some(three)).speaker.expect("known");
+    assert!(reflects.peers["mesh/n5"].route_reflector_client);
+
+    // One reflector takes the place of another.
+    let client = reflected("n5", &["n2", "n3", "n4"], Some(three));
+    assert_eq!(peers(&client).len(), 4);
+    assert_eq!(ending(&client), [("mesh/n1".to_owned(), Leaving::Session)]);
+    let other = reflected("n2", &["n2", "n3", "n4"], Some(three));
+    assert_eq!(ending(&other), [("mesh/n1".to_owned(), Leaving::Reflection)]);
+    // Those before that are gone are nothing to hold on to.
+    assert_eq!(peers(&reflected("n5", &["n2"], Some(&["gone"]))), ["mesh/n2"]);
 }
 
 #[test]

@@ -8,8 +8,11 @@ use std::time::Duration;
 
 use cairn_agent::pods::{AnnotationSource, ApiAnnotations};
 use cairn_agent::publish;
-use cairn_api::{BGPNode, BGPNodeSpec, BGPNodeStatus, BGPNodeStatusSpec, ObjectReference};
+use cairn_api::{
+    BGPNode, BGPNodeSpec, BGPNodeStatus, BGPNodeStatusSpec, ChangeOver, ObjectReference,
+};
 use cairn_cni::PodIdentity;
+use cairn_lab::apiserver::PatchType;
 use cairn_tests::kube::{Api, ControlPlane, Server};
 use kube::Client;
 use serde_json::{Value, json};
@@ -115,15 +118,22 @@ async fn everything_that_agents_do(cluster: &Cluster, client: &Client, older: &C
         }),
     )
     .await;
+    // The leader records that it reflects, and ends the change-over when it says that it loses nothing.
+    let reflect = json!({"spec": {"topology": "RouteReflectors"}});
+    server.patch(CONFIGURATIONS, None, "default", PatchType::Merge, &reflect).expect("changed");
+    until("a record", || topology(cluster)["previous"]["mode"] == "FullMesh").await;
+    let revision = topology(cluster)["revision"].as_i64().expect("a number");
     publish_twice::<BGPNodeStatus>(
         cluster,
         client,
-        ["0/1", "1/1"].map(|peers| BGPNodeStatusSpec {
-            peers: peers.to_owned(),
+        [None, Some(ChangeOver { revision, losing: 0 })].map(|change_over| BGPNodeStatusSpec {
+            peers: "0/0".to_owned(),
+            change_over,
             ..BGPNodeStatusSpec::default()
         }),
     )
     .await;
+    until("the change-over ends", || topology(cluster)["previous"].is_null()).await;
     let web = PodIdentity::parse(Some("default"), Some("web"), None).expect("a pod");
     ApiAnnotations::new(client.clone()).annotations(&web).await.expect("annotations");
 
@@ -137,6 +147,12 @@ async fn everything_that_agents_do(cluster: &Cluster, client: &Client, older: &C
     // The end of a pool.
     server.delete(POOLS, None, "default").expect("deleted");
     until("the pool is gone", || server.get(POOLS, None, "default").is_err()).await;
+}
+
+/// How the nodes of the first AS peer.
+fn topology(cluster: &Cluster) -> Value {
+    let object = cluster.server.get(CONFIGURATIONS, None, "default").expect("it is there");
+    object["status"]["topologies"][0].clone()
 }
 
 fn start(name: &str, boot_id: &str, client: &Client) -> Node {
@@ -206,4 +222,5 @@ fn rights(objects: &[Value]) -> BTreeSet<String> {
 }
 
 /// Cairn's own namespace.
+const CONFIGURATIONS: &str = "bgpconfigurations.cairn.network";
 const SPACE: &str = "cairn-system";

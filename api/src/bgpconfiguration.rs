@@ -53,6 +53,11 @@ pub struct BGPConfigurationSpec {
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "routerID")]
     #[schemars(length(max = 15))]
     pub router_id: Option<String>,
+    /// The cluster of which this speaker is a route reflector (RFC 4456 section 7), in dotted form; the
+    /// BGP identifier when absent. Only in a file for `cairn speaker`.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "clusterID")]
+    #[schemars(length(max = 15))]
+    pub cluster_id: Option<String>,
     /// Addresses on which sessions are accepted. Only in a file for `cairn speaker`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(max = 45)))]
@@ -78,6 +83,7 @@ impl Default for BGPConfigurationSpec {
             multipath: Multipath::default(),
             graceful_shutdown: false,
             router_id: None,
+            cluster_id: None,
             listen_addresses: Vec::new(),
         }
     }
@@ -86,12 +92,12 @@ impl Default for BGPConfigurationSpec {
 /// Which nodes of equal AS peer with each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Topology {
-    /// What fits the number of nodes.
+    /// A full mesh up to 64 nodes of an AS, route reflectors above, and a mesh again below 48.
     #[default]
     Auto,
     /// Every node with every node.
     FullMesh,
-    /// Nodes with route reflectors.
+    /// Every node with three route reflectors, which are nodes of the AS.
     RouteReflectors,
     /// None: only BGPPeer objects make sessions.
     Disabled,
@@ -211,4 +217,44 @@ pub struct BGPConfigurationStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
+    /// How the nodes of each AS peer; those of an AS that is not named peer each with each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["asn"]))]
+    pub topologies: Vec<AsTopology>,
+}
+
+/// How the nodes of one AS peer with each other. The leader chooses, all nodes follow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct AsTopology {
+    /// The autonomous system.
+    pub asn: u32,
+    /// Another one with each choice, and greater than those before.
+    pub revision: i64,
+    /// How they peer.
+    pub current: TopologyShape,
+    /// How they did before, while sessions of both stand: until no node would lose a route.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<TopologyShape>,
+}
+
+/// Which nodes of an AS have sessions with each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TopologyShape {
+    /// Each with each, or each with the reflectors.
+    pub mode: TopologyMode,
+    /// The nodes that are route reflectors.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub reflectors: Vec<String>,
+}
+
+/// How nodes of an AS peer with each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TopologyMode {
+    /// Every node with every node.
+    FullMesh,
+    /// Every node with the route reflectors.
+    RouteReflectors,
 }

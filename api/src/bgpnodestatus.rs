@@ -36,10 +36,31 @@ pub struct BGPNodeStatusSpec {
     /// start of the agent. What grows again and again is another program's work.
     #[serde(default)]
     pub repairs: RepairsStatus,
+    /// While the topology of the node's AS changes over: how far the node is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub change_over: Option<ChangeOver>,
     /// What is wrong on this node and what to do, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub problems: Vec<String>,
+}
+
+/// How far a node is with a change of its AS's topology.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChangeOver {
+    /// The revision of the topology to which it has changed.
+    pub revision: i64,
+    /// The prefixes that it would lose if the sessions of the topology before ended now.
+    pub losing: u64,
+}
+
+impl ChangeOver {
+    /// The value of the label [`crate::LABEL_CHANGE_OVER`].
+    pub fn label(&self) -> String {
+        let state = if self.losing == 0 { "ready" } else { "waits" };
+        format!("{}-{state}", self.revision)
+    }
 }
 
 /// One BGP session.

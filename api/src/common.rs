@@ -16,6 +16,14 @@ pub const VERSION: &str = "v1alpha1";
 /// The Node label that holds the node's autonomous system number.
 pub const LABEL_ASN: &str = "cairn.network/asn";
 
+/// The Node label by which people choose route reflectors: a node with `true` is taken before others, one
+/// with `false` never.
+pub const LABEL_ROUTE_REFLECTOR: &str = "cairn.network/route-reflector";
+
+/// The label of a BGPNodeStatus that says how far the node is with a change-over
+/// ([`crate::ChangeOver::label`]): the leader reads the labels of all and nothing else of them.
+pub const LABEL_CHANGE_OVER: &str = "cairn.network/change-over";
+
 /// The annotation of a Pod, or of a Namespace for all its pods, that names the pools to take addresses
 /// from: names with commas between them, the first that has a free address of a family serves it.
 pub const ANNOTATION_IPPOOLS: &str = "cairn.network/ippools";

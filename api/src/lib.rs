@@ -21,12 +21,13 @@ mod nodeconfiguration;
 
 pub use advertisement::{BGPAdvertisement, BGPAdvertisementSpec, BGPAdvertisementStatus};
 pub use bgpconfiguration::{
-    BGPConfiguration, BGPConfigurationSpec, BGPConfigurationStatus, GracefulRestart, Multipath,
-    Timers, Topology,
+    AsTopology, BGPConfiguration, BGPConfigurationSpec, BGPConfigurationStatus, GracefulRestart,
+    Multipath, Timers, Topology, TopologyMode, TopologyShape,
 };
 pub use bgpnode::{BGPNode, BGPNodeSpec, TunnelKind};
 pub use bgpnodestatus::{
-    BGPNodeStatus, BGPNodeStatusSpec, FailedRoute, RepairsStatus, RoutesStatus, SessionStatus,
+    BGPNodeStatus, BGPNodeStatusSpec, ChangeOver, FailedRoute, RepairsStatus, RoutesStatus,
+    SessionStatus,
 };
 pub use bgppeer::{
     BGPPeer, BGPPeerSpec, BGPPeerStatus, Bfd, NextHop, PrefixesMaxAction, SecretKeyRef,
@@ -38,8 +39,8 @@ pub use bgppolicy::{
 };
 pub use common::{
     ANNOTATION_IPPOOLS, ANNOTATION_IPS, ANNOTATION_NODE_ADDRESSES, AddressFamily, Condition,
-    ConditionStatus, GROUP, LABEL_ASN, LabelSelector, LabelSelectorRequirement, ObjectReference,
-    Operator, VERSION, set_condition,
+    ConditionStatus, GROUP, LABEL_ASN, LABEL_CHANGE_OVER, LABEL_ROUTE_REFLECTOR, LabelSelector,
+    LabelSelectorRequirement, ObjectReference, Operator, VERSION, set_condition,
 };
 pub use ipblock::{
     Allocation, FINALIZER, IPBlock, IPBlockSpec, IPBlockStatus, block_name, block_range,

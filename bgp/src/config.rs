@@ -23,6 +23,10 @@ pub struct SpeakerConfig {
     pub asn: u32,
     /// The BGP identifier (RFC 6286): not 0.
     pub router_id: Ipv4Addr,
+    /// The cluster of which this speaker is a route reflector (RFC 4456 section 7): not 0; the BGP
+    /// identifier when absent. Reflectors that share one do not take from each other what the other
+    /// has reflected, so each of their clients needs a session with every one of them.
+    pub cluster_id: Option<Ipv4Addr>,
     /// Where incoming sessions are accepted. A listener that cannot be bound is reported and retried;
     /// outgoing sessions go on without it.
     pub listen: Vec<SocketAddr>,
@@ -51,6 +55,18 @@ pub struct PeerRange {
     pub peers_max: u32,
     /// What each is configured as, but for its address. None is ever connected to.
     pub template: PeerConfig,
+}
+
+impl SpeakerConfig {
+    /// The cluster of which this speaker is a route reflector (RFC 4456 section 7).
+    pub fn cluster_id(&self) -> Ipv4Addr {
+        self.cluster_id.unwrap_or(self.router_id)
+    }
+
+    /// Who the speaker is to every peer: sessions end when that changes.
+    pub(crate) fn identity(&self) -> (u32, Ipv4Addr, Ipv4Addr) {
+        (self.asn, self.router_id, self.cluster_id())
+    }
 }
 
 /// Which paths of equal cost share a kernel route.

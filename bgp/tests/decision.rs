@@ -152,6 +152,7 @@ impl Bench {
             ranges: Default::default(),
             asn: LOCAL_ASN,
             router_id,
+            cluster_id: None,
             listen: Vec::new(),
             peers: BTreeMap::new(),
             originate: BTreeMap::new(),

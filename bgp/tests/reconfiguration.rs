@@ -145,6 +145,7 @@ impl Wanted {
             ranges: Default::default(),
             asn: LOCAL_ASN,
             router_id: self.router_id,
+            cluster_id: None,
             listen: Vec::new(),
             peers: BTreeMap::new(),
             originate: BTreeMap::new(),

@@ -42,6 +42,7 @@ impl Bench {
             ranges: Default::default(),
             asn: 65001,
             router_id,
+            cluster_id: None,
             listen: Vec::new(),
             peers: Default::default(),
             originate: Default::default(),

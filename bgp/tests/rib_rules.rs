@@ -8,7 +8,8 @@ use cairn_bgp::policy::{
     Action, Changes, CommunityChange, Match, MedChange, NextHopChange, PrefixList, PrefixRange,
     Prepend, Rule,
 };
-use cairn_bgp::rib::{RibPeerConfig as Config, Step};
+use cairn_bgp::prefix::{Families, Family};
+use cairn_bgp::rib::{Leaving, Loss, RibPeerConfig as Config, Step};
 use cairn_bgp::wire::{Community, SessionSort};
 use rib_bench::{Bench, Path, accept, policy};
 
@@ -43,6 +44,71 @@ fn what_stops_a_route_before_policy() {
         assert_eq!(candidate.verdict, verdict, "{name}");
         assert_eq!(candidate.best, verdict.starts_with("accepted"), "{name}");
     }
+}
+
+/// RFC 4456 section 7: one cluster with several reflectors has an identifier of its own.
+#[test]
+fn a_cluster_id_takes_the_place_of_the_identifier() {
+    let mut bench = Bench::new();
+    bench.rib.set_cluster_id("192.0.2.77".parse().unwrap());
+    let client = bench.peer_with(65000, |config| config.route_reflector_client = true);
+    let other = bench.peer(65000);
+    for (prefix, cluster, verdict) in [
+        ("10.1.0.0/16", "192.0.2.77", "rejected: our cluster is in CLUSTER_LIST"),
+        ("10.2.0.0/16", "192.0.2.254", "accepted by accept rule 0"),
+    ] {
+        bench.announce(client, prefix, &Path::of(&[]).clusters(&[cluster]));
+        assert_eq!(bench.candidate(prefix, 0).verdict, verdict);
+    }
+    let told = bench.told(other);
+    assert_eq!(
+        told["10.2.0.0/16"].cluster_list,
+        ["192.0.2.77", "192.0.2.254"].map(|id| id.parse::<std::net::Ipv4Addr>().unwrap())
+    );
+    assert!(!told.contains_key("10.1.0.0/16"));
+}
+
+/// Before a peer is let go it can be asked what only it leads to.
+#[test]
+fn what_would_be_lost_without_some_peers() {
+    let mut bench = Bench::new();
+    let (node, reflector) = (bench.peer(65000), bench.peer(65000));
+    let rejecting = bench.peer_with(65000, |config| {
+        config.import =
+            vec![policy("none", [Rule { action: Action::Reject, ..accept().rules[0].clone() }])];
+    });
+    let loss = |bench: &Bench, leaving: &[(&str, Leaving)]| {
+        let leaving = leaving.iter().map(|(peer, leaving)| ((*peer).into(), *leaving)).collect();
+        let Loss { prefixes, first } = bench.rib.loss(&leaving);
+        (prefixes, first.map(|prefix| prefix.to_string()))
+    };
+    let own = Path::of(&[]);
+    let reflected = Path::of(&[]).originator("192.0.2.99").clusters(&["192.0.2.98"]);
+    for prefix in ["10.2.0.0/16", "10.1.0.0/16", "2001:db8::/32"] {
+        bench.announce(node, prefix, &own);
+    }
+    let session = [("p1", Leaving::Session)];
+    assert_eq!(loss(&bench, &[]), (0, None));
+    assert_eq!(loss(&bench, &session), (3, Some("10.1.0.0/16".into())));
+    bench.announce(rejecting, "10.1.0.0/16", &own);
+    assert_eq!(loss(&bench, &session).0, 3, "what is not used leads nowhere");
+    bench.announce(reflector, "10.1.0.0/16", &reflected);
+    bench.announce(reflector, "2001:db8::/32", &reflected);
+    assert_eq!(loss(&bench, &session), (1, Some("10.2.0.0/16".into())));
+    bench.originate("10.2.0.0/16");
+    assert_eq!(loss(&bench, &session), (0, None));
+
+    // What a reflector has from others ends, what it has itself stays.
+    bench.announce(reflector, "10.3.0.0/16", &reflected);
+    bench.announce(reflector, "10.4.0.0/16", &own);
+    assert_eq!(loss(&bench, &[("p2", Leaving::Reflection)]), (1, Some("10.3.0.0/16".into())));
+    assert_eq!(loss(&bench, &[("p2", Leaving::Session)]).0, 2);
+    let all = [("p1", Leaving::Session), ("p2", Leaving::Session), ("unknown", Leaving::Session)];
+    assert_eq!(loss(&bench, &all), (4, Some("10.1.0.0/16".into())));
+
+    // Routes of a peer that restarts do not count.
+    bench.rib.peer_down(reflector, Families::from_iter(Family::ALL));
+    assert_eq!(loss(&bench, &session), (2, Some("10.1.0.0/16".into())));
 }
 
 #[test]

@@ -43,6 +43,7 @@ impl Reflector {
             ranges: Default::default(),
             asn: 65001,
             router_id,
+            cluster_id: None,
             listen: Vec::new(),
             peers: Default::default(),
             originate: Default::default(),

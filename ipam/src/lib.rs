@@ -11,6 +11,7 @@
 //!  pools, annotations ──────► choice ──► which pools or which address a pod asks for
 //!  blocks + attachments ────► addresses: one address to one attachment
 //!  all blocks, Leases ──────► returns: what the leader gives back of nodes that are gone
+//!  nodes of an AS ──────────► reflectors: how they peer, and when it changes over
 //!  others' addresses ───────► foreign ──► pool_status: may a pool be used, how full is it
 //! ```
 
@@ -26,6 +27,7 @@ pub mod free_index;
 pub mod mark;
 pub mod pool;
 pub mod pool_status;
+pub mod reflectors;
 pub mod returns;
 pub mod rules;
 mod wanted;

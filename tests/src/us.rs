@@ -195,6 +195,7 @@ pub fn config(setups: &[&Setup], originate: &[&str]) -> SpeakerConfig {
         ranges: Default::default(),
         asn: setups.first().map_or(65001, |setup| setup.our_asn),
         router_id: Ipv4Addr::new(10, 0, 0, OUR_HOST),
+        cluster_id: None,
         listen: listen.into_iter().collect(),
         peers,
         originate: originate

@@ -20,8 +20,7 @@ rules; what only other objects show is a condition in its status, or a problem o
 use it, in its BGPNodeStatus.
 
 Accepted and not acted on yet: in an IPPool `encapsulation` other than None, `natOutgoing`
-and the use LoadBalancer; in the BGPConfiguration `topology` RouteReflectors, which
-is reported as a problem and gives a full mesh.
+and the use LoadBalancer.
 ";
 
 #[test]

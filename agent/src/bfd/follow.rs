@@ -291,6 +291,7 @@ mod tests {
             ranges: Default::default(),
             asn: 65001,
             router_id: Ipv4Addr::LOCALHOST,
+            cluster_id: None,
             listen: Vec::new(),
             peers,
             originate: BTreeMap::new(),

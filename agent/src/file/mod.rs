@@ -218,6 +218,9 @@ impl Documents {
             )));
         }
         let router_id = router_id(configuration.router_id.as_deref()).map_err(in_configuration)?;
+        let cluster_id = configuration.cluster_id.as_deref();
+        let cluster_id = cluster_id.map(|text| identifier("spec.clusterID", text)).transpose();
+        let cluster_id = cluster_id.map_err(in_configuration)?;
         let listen =
             listen_addresses(&configuration.listen_addresses, port).map_err(in_configuration)?;
         let policies = usable_policies(path, &self.policies)?;
@@ -250,6 +253,7 @@ impl Documents {
             origins: Default::default(),
             asn,
             router_id,
+            cluster_id,
             listen,
             peers,
             ranges,
@@ -281,10 +285,14 @@ fn router_id(text: Option<&str>) -> Result<Ipv4Addr, FieldError> {
             "is missing: write an address of this router such as 192.0.2.1",
         ));
     };
+    identifier("spec.routerID", text)
+}
+
+fn identifier(path: &'static str, text: &str) -> Result<Ipv4Addr, FieldError> {
     match text.parse::<Ipv4Addr>() {
         Ok(id) if !id.is_unspecified() => Ok(id),
         _ => Err(field(
-            "spec.routerID",
+            path,
             &format!("\"{text}\" is no BGP identifier: write an IPv4 address that is not 0.0.0.0"),
         )),
     }
@@ -401,6 +409,10 @@ spec: {cidrs: [172.31.1.0/24], communities: ['65000:7']}
         let speaker = parse("f", GOOD).expect("the file is good");
         assert_eq!(speaker.asn, 65000);
         assert_eq!(speaker.listen, ["10.99.0.1:1790".parse().expect("an address")]);
+        assert_eq!(speaker.cluster_id(), speaker.router_id);
+        let in_cluster = GOOD.replace("asn: 65000,", "asn: 65000, clusterID: 192.0.2.1,");
+        let in_cluster = parse("f", &in_cluster).expect("the file is good");
+        assert_eq!(in_cluster.cluster_id().to_string(), "192.0.2.1");
         let peer = &speaker.peers["p1"];
         assert_eq!((peer.asn, peer.multihop, peer.import.len()), (65001, 2, 1));
         assert_eq!(speaker.originate.len(), 1);
@@ -414,6 +426,7 @@ spec: {cidrs: [172.31.1.0/24], communities: ['65000:7']}
             ("asn: 65000,", "asn: 0,", "f:1:1", "spec.asn: 0 is reserved"),
             ("routerID: 10.99.0.1, ", "", "f:1:1", "spec.routerID: is missing"),
             ("routerID: 10.99.0.1,", "routerID: one,", "f:1:1", "no BGP identifier"),
+            ("asn: 65000,", "asn: 65000, clusterID: 0.0.0.0,", "f:1:1", "spec.clusterID: "),
             ("[10.99.0.1]", "[ten]", "f:1:1", "spec.listenAddresses[0]"),
             ("passive: true", "passive: maybe", "f:14:", "expected true or false"),
             ("multihop: 2", "multihop: 300", "f:14:", "expected a whole number from 0 to 255"),

@@ -99,8 +99,13 @@ impl Trim for NodeConfiguration {
 }
 
 impl Trim for BGPConfiguration {
+    /// The leader's record counts; what it tells people of it does not.
     fn trim(&mut self) {
         self.metadata.resource_version = None;
+        self.status = self.status.take().filter(|status| !status.topologies.is_empty());
+        if let Some(status) = &mut self.status {
+            status.conditions.clear();
+        }
     }
 }
 
@@ -188,5 +193,26 @@ mod tests {
         for (path, value) in kept {
             assert_eq!(json.pointer(path), Some(&value), "{path}");
         }
+    }
+
+    #[test]
+    fn of_the_leaders_report_on_the_topology_the_record_counts_alone() {
+        let configuration = |status: serde_json::Value| -> Option<serde_json::Value> {
+            let mut object: BGPConfiguration = serde_json::from_value(json!({
+                "apiVersion": "cairn.network/v1alpha1", "kind": "BGPConfiguration",
+                "metadata": {"name": "default"}, "spec": {}, "status": status,
+            }))
+            .expect("a BGPConfiguration");
+            object.trim();
+            object.status.map(|status| serde_json::to_value(status).expect("JSON"))
+        };
+        let condition = json!([{
+            "type": "TopologySettled", "status": "True", "reason": "Settled", "message": "",
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }]);
+        let record = json!([{"asn": 1, "revision": 1, "current": {"mode": "FullMesh"}}]);
+        assert_eq!(configuration(json!({"conditions": condition})), None);
+        let both = configuration(json!({"conditions": condition, "topologies": record}));
+        assert_eq!(both, Some(json!({"topologies": record})));
     }
 }

@@ -164,6 +164,7 @@ fn configuration(many: usize) -> SpeakerConfig {
         ranges: Default::default(),
         asn: 65001,
         router_id: own,
+        cluster_id: None,
         listen: vec![SocketAddr::new(own.into(), 179)],
         peers: BTreeMap::from([("node".into(), peer)]),
         originate: prefixes.map(|prefix| (Prefix::from(prefix), origination())).collect(),

@@ -3,6 +3,7 @@
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub mod in_process;
 pub mod proxy;
 
 use std::collections::{BTreeMap, BTreeSet};

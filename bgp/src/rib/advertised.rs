@@ -30,7 +30,7 @@ impl Rib {
         let key = GroupKey::new(peer, &session);
         let deferring = self.holds_announcements();
         let (verdict, exported) =
-            key.explain(&self.peers, self.router_id, deferring, prefix, best)?;
+            key.explain(&self.peers, self.cluster_id, deferring, prefix, best)?;
         let next_hop = own_or_given(&session, family, &exported);
         let path = &exported.attributes.path;
         match Announcements::new(session.format, family, path, next_hop, [prefix]) {

@@ -52,7 +52,7 @@ pub(crate) enum PrivateAs {
 pub(crate) struct ExportContext<'a> {
     pub(crate) peers: &'a mut Peers,
     pub(crate) interner: &'a mut Interner,
-    pub(crate) router_id: Ipv4Addr,
+    pub(crate) cluster_id: Ipv4Addr,
     /// Learned routes wait for the end of the start's deferral (RFC 4724 section 4.1).
     pub(crate) deferring: bool,
     /// After a restart: peers that restarted, too, and have not sent all their routes, in the order of
@@ -222,7 +222,7 @@ impl GroupKey {
     pub(crate) fn explain(
         &self,
         peers: &Peers,
-        router_id: Ipv4Addr,
+        cluster_id: Ipv4Addr,
         deferring: bool,
         prefix: Prefix,
         best: &Candidate,
@@ -244,7 +244,7 @@ impl GroupKey {
             None => Arc::clone(used),
             Some(path) => Arc::new(RouteAttributes::new(used.next_hop, path)),
         };
-        let path = self.path(peers, router_id, &attributes, best.source);
+        let path = self.path(peers, cluster_id, &attributes, best.source);
         let attributes = Arc::new(RouteAttributes::new(used.next_hop, path));
         let own_next_hop = self.shows_own_next_hop(best.source, used, decision.by);
         Ok((verdict, Exported { attributes, own_next_hop }))
@@ -349,7 +349,7 @@ impl GroupKey {
     pub(crate) fn path(
         &self,
         peers: &Peers,
-        router_id: Ipv4Addr,
+        cluster_id: Ipv4Addr,
         attributes: &RouteAttributes,
         source: PeerId,
     ) -> PathAttributes {
@@ -369,7 +369,7 @@ impl GroupKey {
                 // RFC 8326 section 4.1: lowest preference, for those that do not know the community.
                 let local_pref = if self.graceful_shutdown { 0 } else { attributes.local_pref() };
                 builder.local_pref(Some(local_pref));
-                reflect(&mut builder, peers.peer(source), router_id, attributes);
+                reflect(&mut builder, peers.peer(source), cluster_id, attributes);
             }
         }
         builder.build()
@@ -398,14 +398,14 @@ impl GroupKey {
 fn reflect(
     builder: &mut AttributesBuilder<'_>,
     source: Option<&Peer>,
-    router_id: Ipv4Addr,
+    cluster_id: Ipv4Addr,
     attributes: &RouteAttributes,
 ) {
     let Some(peer) = source.filter(|peer| peer.config.sort == SessionSort::Ibgp) else { return };
     if attributes.originator_id().is_none() {
         builder.originator_id(Some(peer.router_id));
     }
-    builder.prepend_cluster(router_id);
+    builder.prepend_cluster(cluster_id);
 }
 
 fn sort_of(source: Option<&Peer>) -> RouteSort {

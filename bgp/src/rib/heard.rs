@@ -109,7 +109,7 @@ impl Rib {
 
     fn note_heard(&self, prefix: Prefix, candidate: &Candidate, found: &mut Found) {
         let Some(peer) = self.peers.peer(candidate.source) else { return };
-        let looped = is_looped(peer, self.router_id, &candidate.received);
+        let looped = is_looped(peer, self.router_id, self.cluster_id, &candidate.received);
         let count = if looped { &mut found.looped } else { &mut found.straight };
         if *count >= HEARD_ROUTES_MAX {
             found.left_out += 1;
@@ -140,7 +140,12 @@ struct Found {
 
 /// Whether a route may have begun here. Unlike in import it does not matter how often an own AS may be
 /// in AS_PATH, nor over which sort of session the route came.
-fn is_looped(peer: &Peer, router_id: Ipv4Addr, received: &RouteAttributes) -> bool {
+fn is_looped(
+    peer: &Peer,
+    router_id: Ipv4Addr,
+    cluster_id: Ipv4Addr,
+    received: &RouteAttributes,
+) -> bool {
     let path = &received.path;
     let own = peer.session.map(|session| session.addresses).unwrap_or_default();
     let is_own_next_hop = match received.next_hop.address {
@@ -149,7 +154,7 @@ fn is_looped(peer: &Peer, router_id: Ipv4Addr, received: &RouteAttributes) -> bo
     };
     path.as_path().asns().any(|asn| peer.config.prepend.contains(&asn))
         || received.originator_id() == Some(router_id)
-        || path.cluster_list().any(|cluster| cluster == router_id)
+        || path.cluster_list().any(|cluster| cluster == cluster_id)
         || is_own_next_hop
 }
 

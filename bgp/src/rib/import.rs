@@ -53,12 +53,23 @@ fn apply(
     prefixes: &[Prefix],
 ) -> Result<UpdateOutcome, PrefixLimitExceeded> {
     let Rib {
-        peers, interner, verdicts, ipv4, ipv6, router_id, multipath, underlay, origins, ..
+        peers,
+        interner,
+        verdicts,
+        ipv4,
+        ipv6,
+        router_id,
+        cluster_id,
+        multipath,
+        underlay,
+        origins,
+        ..
     } = rib;
     let Some(peer) = peers.peer(id) else { return Ok(UpdateOutcome::default()) };
     let context = RankContext { peers, multipath: *multipath };
+    let (router_id, cluster_id) = (*router_id, *cluster_id);
     let surroundings =
-        Surroundings { router_id: *router_id, underlay: underlay.as_deref(), origins };
+        Surroundings { router_id, cluster_id, underlay: underlay.as_deref(), origins };
     let mut judge = received.map(|received| Judge::new(peer, surroundings, received, interner));
     let mut deltas = [Delta::default(); 2];
     let [delta4, delta6] = &mut deltas;
@@ -135,9 +146,10 @@ fn end_of_rib(rib: &mut Rib, id: PeerId, family: Family) {
 
 /// Asks the import policies again for all routes of a peer.
 pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
-    let (router_id, origins) = (rib.router_id, Arc::clone(&rib.origins));
-    let underlay = rib.underlay.clone();
-    let surroundings = Surroundings { router_id, underlay: underlay.as_deref(), origins: &origins };
+    let (router_id, cluster_id) = (rib.router_id, rib.cluster_id);
+    let (origins, underlay) = (Arc::clone(&rib.origins), rib.underlay.clone());
+    let surroundings =
+        Surroundings { router_id, cluster_id, underlay: underlay.as_deref(), origins: &origins };
     // Taken out for the walk: table, peers and these are borrowed at once.
     let mut interner = std::mem::replace(&mut rib.interner, Interner::new(FixedState::default()));
     let mut verdicts = std::mem::take(&mut rib.verdicts);
@@ -162,6 +174,7 @@ pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
 #[derive(Clone, Copy)]
 struct Surroundings<'a> {
     router_id: Ipv4Addr,
+    cluster_id: Ipv4Addr,
     underlay: Option<&'a dyn Underlay>,
     origins: &'a OriginTable,
 }
@@ -313,7 +326,6 @@ fn stop(
     attributes: &RouteAttributes,
 ) -> Option<Verdict> {
     let config = &peer.config;
-    let router_id = surroundings.router_id;
     // RFC 4271 section 9.1.2: each of the numbers where local-as differs from the speaker's own.
     let own_as_max = config.own_as_max;
     let path = attributes.path.as_path();
@@ -326,10 +338,10 @@ fn stop(
         return Some(Verdict::AsPathTooLong { len_max });
     }
     if config.sort == SessionSort::Ibgp {
-        if attributes.originator_id() == Some(router_id) {
+        if attributes.originator_id() == Some(surroundings.router_id) {
             return Some(Verdict::OriginatorLoop);
         }
-        if attributes.path.cluster_list().any(|cluster| cluster == router_id) {
+        if attributes.path.cluster_list().any(|cluster| cluster == surroundings.cluster_id) {
             return Some(Verdict::ClusterLoop);
         }
     }

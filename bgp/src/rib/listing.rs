@@ -312,7 +312,7 @@ impl Rib {
             .groups
             .iter()
             .find_map(|group| Some((group, group.advertised_route(id, route)?)))?;
-        let path = group.key.path(&self.peers, self.router_id, &exported.attributes, source);
+        let path = group.key.path(&self.peers, self.cluster_id, &exported.attributes, source);
         let session = self.peers.peer(id)?.session?;
         let verdict = self.export_verdict(id, A::prefix(key)).unwrap_or_else(|not| not);
         let next_hop = own_or_given(&session, A::FAMILY, &exported);

@@ -33,6 +33,7 @@ mod import;
 mod limit;
 mod listing;
 mod long_lived;
+mod loss;
 mod origin;
 mod outgoing;
 mod peer;
@@ -72,6 +73,7 @@ pub use listing::{
     Advertised, AdvertisedRoute, BestChange, NotTold, PrefixKeys, ReceivedRoute, RouteExplanation,
     RouteQuery, TableFilter, TableKind, TableRow, Told,
 };
+pub use loss::{Leaving, Loss};
 pub use origin::{BlockOwner, OriginTable, OriginVerdict};
 pub use outgoing::{Chunk, Output, Unsayable, WireMessage};
 pub use peer::{PeerId, PeerSession, RibPeerConfig};
@@ -83,6 +85,7 @@ pub use verdict::Verdict;
 #[derive(Debug)]
 pub struct Rib {
     router_id: Ipv4Addr,
+    cluster_id: Ipv4Addr,
     multipath: Multipath,
     peers: Peers,
     interner: Interner,
@@ -98,7 +101,7 @@ pub struct Rib {
 /// How a RIB begins.
 #[derive(Clone, Copy, Debug)]
 pub struct RibConfig {
-    /// The speaker's BGP identifier, which is its cluster ID, too.
+    /// The speaker's BGP identifier.
     pub router_id: Ipv4Addr,
     /// Paths of equal cost in one route.
     pub multipath: Multipath,
@@ -149,6 +152,7 @@ impl Rib {
         let hasher = FixedState::with_seed(config.seed);
         Rib {
             router_id: config.router_id,
+            cluster_id: config.router_id,
             multipath: config.multipath,
             peers: Peers::default(),
             interner: Interner::new(hasher.clone()),
@@ -173,6 +177,12 @@ impl Rib {
             self.ipv4.rank_all(context);
             self.ipv6.rank_all(context);
         }
+    }
+
+    /// The cluster of which this speaker is a reflector (RFC 4456 section 7), before a peer has a
+    /// session; at first the BGP identifier's.
+    pub fn set_cluster_id(&mut self, cluster_id: Ipv4Addr) {
+        self.cluster_id = cluster_id;
     }
 
     /// Replaces what is known of the machine's own routes and addresses. Routes are judged again when
@@ -461,7 +471,7 @@ impl Rib {
         let mut context = ExportContext {
             peers: &mut self.peers,
             interner: &mut self.interner,
-            router_id: self.router_id,
+            cluster_id: self.cluster_id,
             deferring,
             lacking,
         };

@@ -235,7 +235,7 @@ fn announce<A: AddressFamily>(
     routes: &[(usize, RouteId, A::Key)],
     writing: &mut Writing,
 ) -> Result<(), EncodeError> {
-    let path = group.path(context.peers, context.router_id, &sent.attributes, sent.source);
+    let path = group.path(context.peers, context.cluster_id, &sent.attributes, sent.source);
     let own = sent.own_next_hop;
     let next_hop = match (own, A::FAMILY) {
         (false, _) => sent.attributes.next_hop.beyond_its_link(),

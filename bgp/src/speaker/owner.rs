@@ -103,6 +103,7 @@ impl Owner {
             deferral_until: now() + deferral,
             restarting: options.restarting,
         });
+        rib.set_cluster_id(config.cluster_id());
         rib.set_origins(&config.origins);
         Owner {
             wanted,

@@ -78,11 +78,12 @@ impl Owner {
             .collect();
         removed.into_iter().for_each(|key| self.remove_peer(key));
         self.rib.configure(new.router_id, new.multipath);
+        self.rib.set_cluster_id(new.cluster_id());
         self.rib.set_origins(&new.origins);
         self.changed |= self.listeners.configure(now(), &new, &self.mailbox);
         let keys: BTreeMap<PeerName, PeerKey> =
             self.peers.iter().map(|(key, peer)| (Arc::clone(&peer.name), *key)).collect();
-        let identity_changed = (old.asn, old.router_id) != (new.asn, new.router_id);
+        let identity_changed = old.identity() != new.identity();
         for (name, config) in &new.peers {
             match keys.get(name) {
                 None => {

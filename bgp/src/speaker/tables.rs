@@ -1,14 +1,16 @@
 //! Questions about routes that nobody has to wait for: tables are read a part at a time, and whoever
 //! watches is told what there was no room for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{broadcast, oneshot};
 
+use crate::config::PeerName;
 use crate::prefix::Prefix;
 use crate::rib::{
-    HEARD_PREFIXES_MAX, HeardRoutes, PrefixKeys, RouteExplanation, RouteQuery, TableFilter,
-    TableKind, TableRow,
+    HEARD_PREFIXES_MAX, HeardRoutes, Leaving, Loss, PrefixKeys, RouteExplanation, RouteQuery,
+    TableFilter, TableKind, TableRow,
 };
 use crate::status::WatchEvent;
 
@@ -22,6 +24,7 @@ pub(crate) enum Question {
     Rows(TableKind, Vec<Prefix>, oneshot::Sender<Vec<TableRow>>),
     Explain(RouteQuery, oneshot::Sender<Option<RouteExplanation>>),
     Heard(Vec<Prefix>, oneshot::Sender<HeardRoutes>),
+    Loss(BTreeMap<PeerName, Leaving>, oneshot::Sender<Loss>),
     Announcements(Vec<Announcement>, oneshot::Sender<Vec<Announcement>>),
     Watch(oneshot::Sender<broadcast::Receiver<Arc<WatchEvent>>>),
 }
@@ -43,6 +46,15 @@ pub struct WatchFeed {
 }
 
 impl SpeakerHandle {
+    /// What would be lost if these peers ended what they do, with what was applied before taken up. The
+    /// owner walks over all routes.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn loss(&self, leaving: BTreeMap<PeerName, Leaving>) -> Result<Loss, Error> {
+        self.ask(|answer| Command::Ask(Question::Loss(leaving, answer))).await
+    }
+
     /// A part of a table, in the order of its prefixes.
     ///
     /// # Errors
@@ -150,6 +162,9 @@ impl Owner {
             }
             Question::Heard(prefixes, answer) => {
                 let _ = answer.send(self.rib.heard(&prefixes));
+            }
+            Question::Loss(leaving, answer) => {
+                let _ = answer.send(self.rib.loss(&leaving));
             }
             Question::Announcements(mut announcements, answer) => {
                 announcements.iter_mut().for_each(|announcement| self.follow(announcement));

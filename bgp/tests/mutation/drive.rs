@@ -288,6 +288,7 @@ fn speaker_config() -> SpeakerConfig {
         ranges: Default::default(),
         asn: LOCAL_ASN,
         router_id: Ipv4Addr::new(192, 0, 2, 1),
+        cluster_id: None,
         listen: Vec::new(),
         peers: Default::default(),
         originate: Default::default(),

@@ -46,6 +46,7 @@ pub struct Told {
     pub med: Option<u32>,
     pub as_path: String,
     pub communities: Vec<Community>,
+    pub cluster_list: Vec<Ipv4Addr>,
     pub only_to_customer: Option<u32>,
 }
 
@@ -152,6 +153,7 @@ impl Bench {
             ranges: Default::default(),
             asn: ASN,
             router_id: ROUTER_ID,
+            cluster_id: None,
             listen: Vec::new(),
             peers: BTreeMap::new(),
             originate: BTreeMap::new(),
@@ -306,6 +308,7 @@ impl Peer {
                 med: path.med(),
                 as_path: path.as_path().to_string(),
                 communities: path.communities().collect(),
+                cluster_list: path.cluster_list().collect(),
                 only_to_customer: only_to_customer
                     .map(|octets| u32::from_be_bytes(octets.try_into().unwrap())),
             };

@@ -119,6 +119,7 @@ impl SpeakerPlan {
             ranges: Default::default(),
             asn: self.asn,
             router_id: self.router_id,
+            cluster_id: None,
             listen: Vec::new(),
             peers: peers.collect(),
             originate: self

@@ -84,6 +84,7 @@ impl Net {
                 ranges: Default::default(),
                 asn,
                 router_id: address,
+                cluster_id: None,
                 listen: vec![SocketAddr::new(address.into(), PORT)],
                 peers: BTreeMap::new(),
                 originate: BTreeMap::new(),

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_api::{BGPNode, IPBlock};
+use cairn_api::{BGPNode, BGPNodeSpec, BGPNodeStatus, IPBlock, LABEL_CHANGE_OVER};
 use cairn_ipam::fence::{LeaseSeen, Owner};
 use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, is_off, others_rest};
 use cairn_ipam::returns::{BlockSeen, PodSeen};
@@ -35,6 +35,7 @@ pub(super) struct Lists {
     blocks: Api<IPBlock>,
     nodes: Api<Node>,
     bgp_nodes: Api<BGPNode>,
+    statuses: Api<BGPNodeStatus>,
     whole_nodes: Api<NodeObject>,
     leases: Api<Lease>,
     pods: Api<PodObject>,
@@ -128,6 +129,7 @@ impl Lists {
             blocks: Api::all(client.clone()),
             nodes: Api::all(client.clone()),
             bgp_nodes: Api::all(client.clone()),
+            statuses: Api::all(client.clone()),
             whole_nodes: Api::all_with(client.clone(), &ApiResource::erase::<Node>(&())),
             leases: Api::namespaced(client.clone(), namespace),
             pods: Api::all_with(client.clone(), &ApiResource::erase::<Pod>(&())),
@@ -198,6 +200,30 @@ impl Lists {
         };
         pages("Leases", self.consistent(), |params| self.list(&self.leases, params), take).await?;
         Ok(seen)
+    }
+
+    /// Tells `take` of every BGPNode: its name, and what stands in it.
+    pub(super) async fn bgp_nodes(
+        &self,
+        mut take: impl FnMut(String, BGPNodeSpec),
+    ) -> Result<(), IpamError> {
+        let each = |node: BGPNode| take(node.name_any(), node.spec);
+        pages("BGPNodes", self.consistent(), |params| self.list(&self.bgp_nodes, params), each)
+            .await
+    }
+
+    /// How far each node is with a change-over, as the label of its BGPNodeStatus says: of a status, which
+    /// may name thousands of sessions, nothing else is read.
+    pub(super) async fn change_overs(&self) -> Result<BTreeMap<String, String>, IpamError> {
+        let mut said = BTreeMap::new();
+        let params = self.consistent().labels(LABEL_CHANGE_OVER);
+        let list = |params| async move { self.statuses.list_metadata(&params).await };
+        pages("BGPNodeStatuses", params, list, |status| {
+            let label = status.labels().get(LABEL_CHANGE_OVER).cloned();
+            said.insert(status.name_any(), label.unwrap_or_default());
+        })
+        .await?;
+        Ok(said)
     }
 
     /// Which of these Nodes carry the taint that says that they are off.

@@ -1,13 +1,14 @@
-//! Duties of one agent for the whole cluster: blocks of nodes that are gone go back, and pools say
-//! how they stand.
+//! Duties of one agent for the whole cluster: blocks of nodes that are gone go back, pools say how they
+//! stand, and route reflectors are chosen.
 //!
 //! ```text
 //!  election ──Leadership──┬──► duties: look ──► plan() ──NodeReturns──► returns: last look, DELETE
 //!                         │              └────► pools: judge, finalizer, status
+//!                         ├──► topology: how nodes of an AS peer
 //!                         └──► (returns stop when it ends)
 //! ```
 //!
-//! The three run side by side: a pass of returns that takes minutes delays neither the renewal of
+//! They run side by side: a pass of returns that takes minutes delays neither the renewal of
 //! the leadership nor the status of a pool. Nothing depends on there being one leader only: every
 //! write is under preconditions, and the waits of the fence are each leader's own. Each pass looks at
 //! everything, so what failed or was missed is seen again in the next.
@@ -36,6 +37,7 @@ mod foreign;
 mod lists;
 mod pools;
 mod returns;
+mod topology;
 
 /// Stands for leader, and does the leader's duties while it is.
 pub(super) async fn run(shared: Shared) {
@@ -48,6 +50,7 @@ pub(super) async fn run(shared: Shared) {
     tokio::join!(
         election::run(shared.clone(), &leadership),
         run_duties(duties, leads(), &plans, returned.subscribe()),
+        topology::run(shared.clone(), lists.clone(), leads()),
         returns::run(shared, lists, leads(), plans.subscribe(), &returned),
     );
 }
