@@ -43,7 +43,7 @@ test: test-deps build ## Every test, then the lab in its forms (root)
 	$(CARGO) test --locked --workspace
 	$(MAKE) --no-print-directory build
 	$(CAIRN) lab --check --asn rack
-	$(CAIRN) lab --check --asn single
+	$(CAIRN) lab --check --asn single --nodes 5
 	$(CAIRN) lab --check --encap vxlan
 	$(CAIRN) lab --check --encap vxlan-cross-subnet
 

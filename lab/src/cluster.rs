@@ -5,7 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread::JoinHandle;
 
 use cairn_api::{
-    BGPConfiguration, BGPConfigurationSpec, BGPNodeStatus, BGPPeer, IPBlock, IPPool, LABEL_ASN,
+    AsTopology, BGPConfiguration, BGPConfigurationSpec, BGPNodeStatus, BGPPeer, IPBlock, IPPool,
+    LABEL_ASN, Topology,
 };
 use cairn_kernel::NetNs;
 use ipnet::IpNet;
@@ -181,12 +182,42 @@ impl Cluster {
             let v4 = !cidr.contains(':');
             if layout.versions().contains(&v4) {
                 let patch = json!({"spec": {"encapsulation": encap.of_pool(v4)}});
-                self.server
-                    .patch(&resource, None, name, PatchType::Merge, &patch)
-                    .map_err(|error| refused(&resource, name, &error))?;
+                self.change(&resource, name, &patch)?;
             }
         }
         Ok(())
+    }
+
+    /// Changes how the nodes of an AS peer, as an administrator would.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when the change is refused.
+    pub fn set_topology(&self, topology: Topology) -> Result<(), Error> {
+        let patch = json!({"spec": {"topology": topology}});
+        self.change(&resource::<BGPConfiguration>(), "default", &patch)
+    }
+
+    /// Puts a label on a node.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when the change is refused.
+    pub fn label_node(&self, node: &str, label: &str, value: &str) -> Result<(), Error> {
+        self.change("nodes", node, &json!({"metadata": {"labels": {label: value}}}))
+    }
+
+    fn change(&self, resource: &str, name: &str, patch: &Value) -> Result<(), Error> {
+        let changed = self.server.patch(resource, None, name, PatchType::Merge, patch);
+        changed.map(drop).map_err(|error| refused(resource, name, &error))
+    }
+
+    /// How the nodes of each AS peer, as the leader has recorded it.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when it cannot be read.
+    pub fn topologies(&self) -> Result<Vec<AsTopology>, Error> {
+        let configurations = self.list::<BGPConfiguration>()?;
+        let statuses = configurations.into_iter().filter_map(|object| object.status);
+        Ok(statuses.flat_map(|status| status.topologies).collect())
     }
 
     /// What the agents report of themselves.

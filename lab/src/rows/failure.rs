@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
 use super::cast::{Cast, Flows};
-use super::{network, node_routes, quiet, some_of, spread, tunnels};
+use super::{network, node_routes, quiet, some_of, spread, topology, tunnels};
 use crate::cluster::{Block, Cluster};
 use crate::datacenter::routers::{detection, timers};
 use crate::datacenter::{DataCenter, Layout, Node, Role};
@@ -58,6 +58,9 @@ pub fn all(
         for row in tunnels::changed_live(lab, &flows, interrupt)? {
             report.row(row);
         }
+    }
+    for row in topology::changed_live(lab, &cast, &flows, workspace, interrupt)? {
+        report.row(row);
     }
     lab.check()?;
     for row in node_lost(lab, &cast.victim, &flows, interrupt)? {

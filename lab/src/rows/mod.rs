@@ -6,6 +6,7 @@ pub mod model;
 pub mod network;
 pub mod quiet;
 pub mod size;
+pub mod topology;
 pub mod tunnels;
 
 use std::collections::{BTreeMap, BTreeSet};
