@@ -1,6 +1,7 @@
 //! What other tasks tell the owner: connections that begin, octets that came, room to write.
 
 use std::io;
+use std::time::Instant;
 
 use tokio::net::TcpStream;
 
@@ -13,16 +14,19 @@ use crate::wire::{AttributeError, AttributeTypes, RefreshKind, RouteRefresh, Ses
 use super::connection::{Connection, Mailbox};
 use super::errors::kind_of;
 use super::interface::Egress;
-use super::owner::{Input, InputKind, Owner, PeerKey, now};
+use super::owner::{Input, InputKind, Owner, PeerKey, WORK_PER_TURN_MAX, now};
 use super::peer::{REFRESH_REST, WARNING_REST};
 use super::{Endpoints, socket};
 
 impl Owner {
     /// Takes in what has arrived, up to a bound, so that one flush serves many inputs.
     pub(super) fn take_inputs(&mut self) {
-        let before = self.prefixes_taken;
+        let (before, began) = (self.prefixes_taken, Instant::now());
         for _ in 0..INPUTS_PER_TURN_MAX {
-            if self.prefixes_taken.wrapping_sub(before) >= PREFIXES_PER_TURN_MAX {
+            // The time is that of a machine that has other things to do: keepalives are due meanwhile.
+            if self.prefixes_taken.wrapping_sub(before) >= PREFIXES_PER_TURN_MAX
+                || began.elapsed() >= WORK_PER_TURN_MAX
+            {
                 break;
             }
             let Ok(input) = self.inputs.try_recv() else { break };

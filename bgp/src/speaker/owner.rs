@@ -279,7 +279,7 @@ impl Owner {
     /// Encodes what peers can take and hands it to their writers; false when there may be more.
     fn flush(&mut self) -> bool {
         let mut output = std::mem::take(&mut self.output);
-        let mut done = false;
+        let (mut done, began) = (false, Instant::now());
         for _ in 0..FLUSHES_PER_TURN_MAX {
             self.rib.flush(&mut output);
             done = output.is_empty();
@@ -296,6 +296,9 @@ impl Owner {
                     let (room, catch_up) = connection.rooms();
                     self.rib.set_rooms(rib_id, room, catch_up);
                 }
+            }
+            if began.elapsed() >= WORK_PER_TURN_MAX {
+                break;
             }
         }
         self.output = output;
@@ -388,5 +391,8 @@ pub(super) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// How long taking in, or encoding, may go on before deadlines are looked at and other tasks run. On a machine
+/// that gives this process a fraction of its time, what usually takes a moment takes seconds.
+pub(super) const WORK_PER_TURN_MAX: Duration = Duration::from_millis(50);
 /// Rounds of encoding between two looks at inputs.
 const FLUSHES_PER_TURN_MAX: usize = 8;
