@@ -13,7 +13,7 @@ use cairn_api::{
     LABEL_ROUTE_REFLECTOR, NodeConfigurationSpec, ObjectReference, PodReadiness, PoolUse, Topology,
     TunnelKind,
 };
-use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, PeerRange, SpeakerConfig};
+use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{BlockOwner, OriginTable};
@@ -348,7 +348,7 @@ fn speaker(
     local: &Local<'_>,
     problems: &mut Vec<String>,
 ) -> SpeakerConfig {
-    let (mut peers, mut ranges) = (Peers::default(), BTreeMap::new());
+    let mut peers = Peers::default();
     let built_in = BuiltIn::of(view, local.blocks);
     if configuration.topology != Topology::Disabled {
         let topology = NodeTopology::of(view, name, me.asn);
@@ -371,12 +371,11 @@ fn speaker(
     for (peer_name, object) in &view.bgp_peers {
         let key = format!("bgppeer/{peer_name}");
         let running = local.running.and_then(|running| running.peers.get(key.as_str()));
-        let running_range = local.running.and_then(|running| running.ranges.get(key.as_str()));
         let selected = match (&object.spec.node_selector, &labels) {
             (None, _) => true,
             (Some(selector), Some(labels)) => selector.matches(labels),
             // Without its Node it is not known what the node is: what was, stays.
-            (Some(_), None) => running.is_some() || running_range.is_some(),
+            (Some(_), None) => running.is_some(),
         };
         if !selected {
             continue;
@@ -390,28 +389,24 @@ fn speaker(
         let defaults = DefaultPolicies { import, export };
         let what = format!("BGPPeer {peer_name}");
         match objects::peer(&object.spec, configuration, &policies, &view.passwords, defaults) {
-            Ok(peer) => match objects::range(&object.spec, &peer) {
-                Some(range) => drop(ranges.insert(PeerName::from(key), range)),
-                None => peers.add(key, &what, peer, problems),
-            },
-            Err(error) => match (running, running_range) {
-                (Some(peer), _) => {
+            Ok(peer) if objects::range(&object.spec, &peer).is_some() => problems.push(format!(
+                "{what} is not used: a range of addresses is for the file of a cairn speaker; name each peer"
+            )),
+            Ok(peer) => peers.add(key, &what, peer, problems),
+            Err(error) => match running {
+                Some(peer) => {
                     problems.push(format!("{what} keeps its old settings: {error}"));
                     peers.add(key, &what, peer.clone(), problems);
                 }
-                (None, Some(range)) => {
-                    problems.push(format!("{what} keeps its old settings: {error}"));
-                    ranges.insert(PeerName::from(key), range.clone());
-                }
-                (None, None) if waits_for_password(view, &object.spec) => problems.push(format!(
+                None if waits_for_password(view, &object.spec) => problems.push(format!(
                     "{what} waits for its password: it is in no file, and the API server has not \
                      shown the Secret since this agent started"
                 )),
-                (None, None) => problems.push(format!("{what} is not used: {error}")),
+                None => problems.push(format!("{what} is not used: {error}")),
             },
         }
     }
-    keep_long_only_pods(view, &mut peers.by_name, &mut ranges);
+    keep_long_only_pods(view, &mut peers.by_name);
     SpeakerConfig {
         asn: me.asn,
         origins: Arc::new(origins(name, me, local)),
@@ -423,7 +418,7 @@ fn speaker(
             .map(|address| SocketAddr::new(*address, configuration.listen_port))
             .collect(),
         peers: peers.by_name,
-        ranges,
+        ranges: BTreeMap::new(),
         originate: originate(view, local, labels.as_ref(), problems),
         selection_deferral_secs: SELECTION_DEFERRAL_SECS,
         multipath: objects::multipath(configuration.multipath),
@@ -432,14 +427,8 @@ fn speaker(
 
 /// Of stale routes, only those of pods' blocks are kept for long: who else owns a service's address, or
 /// a default route, may have changed meanwhile.
-fn keep_long_only_pods(
-    view: &ClusterView,
-    peers: &mut BTreeMap<PeerName, PeerConfig>,
-    ranges: &mut BTreeMap<PeerName, PeerRange>,
-) {
-    let templates = ranges.values_mut().map(|range| &mut range.template);
-    let all = peers.values_mut().chain(templates);
-    let restarts = all.filter_map(|peer| peer.graceful_restart.as_mut());
+fn keep_long_only_pods(view: &ClusterView, peers: &mut BTreeMap<PeerName, PeerConfig>) {
+    let restarts = peers.values_mut().filter_map(|peer| peer.graceful_restart.as_mut());
     let mut long_lived = restarts.filter_map(|restart| restart.long_lived.as_mut()).peekable();
     if long_lived.peek().is_none() {
         return;

@@ -33,8 +33,8 @@ pub struct BGPPeerSpec {
     /// The nodes that peer with it; all when absent. `cairn speaker` ignores it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
-    /// The peer's address; or a range of addresses from which peers may connect, which are never connected to
-    /// and called as this object, an `@` and their address.
+    /// The peer's address. In a file for `cairn speaker` also a range of addresses from which peers may connect,
+    /// which are never connected to and called as this object, an `@` and their address.
     #[schemars(length(min = 2, max = 49))]
     #[x_kube(validation = Rule::new("isIP(self) || isCIDR(self)").message("address is an IP address such as 192.0.2.1 or 2001:db8::1, or a range such as 192.0.2.0/24"))]
     pub address: String,

@@ -155,3 +155,45 @@ async fn others_are_refused() {
     assert_eq!(known.len(), 1, "what went wrong can be asked for a while");
     assert_ne!(told.error, NotificationError::Cease(CeaseReason::ConnectionRejected));
 }
+
+/// Nobody knows by name who will come: after a restart the kernel's routes, and what peers kept, wait for them.
+#[tokio::test]
+async fn after_a_restart_peers_of_ranges_are_waited_for() {
+    let net = Net::new();
+    let mut hub = net.speaker(65001);
+    let mut other = net.speaker(65001);
+    call(&hub, &mut other, |_| {});
+    originate(&mut other.config, &["10.1.0.0/26"]);
+    admit(&mut hub, "192.0.2.0/24", 5);
+    hub.config.selection_deferral_secs = 3;
+    hub.options.restarting = true;
+    hub.options.forwarding_preserved = true;
+    let hub = Node::start(hub);
+    let mut fib = Fib::new(hub.feed);
+    settled(Duration::from_millis(1500)).await;
+    let _other = Node::start(other);
+    fib.until_in_sync().await;
+    let known: Vec<&str> = fib.routes.keys().map(String::as_str).collect();
+    assert_eq!(known, ["10.1.0.0/26"], "the sweep came before the peer");
+}
+
+#[tokio::test]
+async fn what_cannot_work_is_refused() {
+    let net = Net::new();
+    let mut hub = net.speaker(65001);
+    admit(&mut hub, "192.0.2.0/24", 5);
+    hub.config.ranges.get_mut("leafs").expect("it").template.password =
+        Some(Password(Arc::from("secret")));
+    let local = hub.config.listen[0].ip();
+    let named = peer(local, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)), 65001, true);
+    hub.config.peers.insert("plain".into(), named);
+    let start = |setup: &Setup| {
+        let started = cairn_bgp::speaker::Speaker::start(setup.config.clone(), Default::default());
+        started.err().map(|error| error.to_string()).unwrap_or_default()
+    };
+    assert!(start(&hub).contains("has no password"), "{}", start(&hub));
+    hub.config.peers.clear();
+    let again = hub.config.ranges["leafs"].clone();
+    hub.config.ranges.insert("again".into(), again);
+    assert!(start(&hub).contains("same addresses"), "{}", start(&hub));
+}

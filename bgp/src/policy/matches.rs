@@ -70,7 +70,7 @@ impl Match {
         let attributes = route.attributes;
         // The cheap conditions come first: most rules fail on one of them.
         one_of(&self.sorts, |sort| *sort == route.sort)
-            && one_of(&self.peers, |peer| route.peer == Some(peer))
+            && one_of(&self.peers, |name| route.peer.is_some_and(|peer| is_called(peer, name)))
             && self.prefixes.as_ref().is_none_or(|prefixes| prefixes.matches(route.prefix))
             && self.next_hops.as_ref().is_none_or(|networks| {
                 route
@@ -93,6 +93,11 @@ impl Match {
     pub(crate) fn names(&self, prefix: Prefix) -> bool {
         self.prefixes.as_ref().is_some_and(|prefixes| prefixes.names(prefix))
     }
+}
+
+/// Whether a peer has this name, or is one of the range that has it.
+fn is_called(peer: &str, name: &str) -> bool {
+    peer.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('@'))
 }
 
 /// Whether a condition with alternatives holds; without any it always does.

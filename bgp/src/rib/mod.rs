@@ -94,6 +94,8 @@ pub struct Rib {
     ipv6: Table<Ipv6>,
     originated: BTreeMap<Prefix, Origination>,
     deferral: Deferral,
+    /// Peers may come that nobody has named: only the time ends the deferral.
+    awaits_unnamed: bool,
     underlay: Option<Arc<dyn Underlay>>,
     origins: Arc<OriginTable>,
 }
@@ -164,9 +166,16 @@ impl Rib {
                 until: config.deferral_until,
                 holds_announcements: config.restarting,
             },
+            awaits_unnamed: false,
             underlay: None,
             origins: Arc::default(),
         }
+    }
+
+    /// Says whether peers may come, after a restart, that are not known by name: what these kept, and what
+    /// the kernel has through them, waits for them until the deferral's time is over.
+    pub fn await_unnamed(&mut self, awaits: bool) {
+        self.awaits_unnamed = awaits;
     }
 
     /// Changes what all routes depend on; the best paths are worked out again.
@@ -539,7 +548,8 @@ impl Rib {
             peers.iter().any(|(_, peer)| peer.families.iter().any(awaited))
         };
         if let Deferral::Waiting { until, holds_announcements } = self.deferral {
-            if until > now && any(&self.peers, |family| family.awaits_end_of_rib) {
+            let named = any(&self.peers, |family| family.awaits_end_of_rib);
+            if until > now && (named || self.awaits_unnamed) {
                 return;
             }
             self.deferral = Deferral::Completing { until, restarting: holds_announcements };

@@ -263,7 +263,8 @@ impl Session {
         }
         if was_up {
             self.leave(now, DownReason::Stopped(reason), stays, actions);
-        } else {
+        } else if !matches!(reason, StopReason::ConfigurationChange { same_peer: true }) {
+            // Under new settings of the same peer, its return decides about what waits for it.
             self.drop_stale(actions);
         }
     }

@@ -86,8 +86,14 @@ impl Stale {
             }
             let then = long_lived.filter(|time| !time.is_zero());
             let again = before.iter().find(|stale| stale.family == family).filter(|stale| {
-                // The long stale time runs on until End-of-RIB, so that it bounds all restarts in it.
-                loss.again || stale.stage == Stage::LongLived
+                // The long stale time runs on until End-of-RIB, so that it bounds all restarts in it. What is
+                // near its end goes now, so that what came since has the whole restart time.
+                let end = match stale.stage {
+                    Stage::LongLived => stale.until,
+                    Stage::Restarting { .. } => stale.at_most,
+                };
+                let is_wanted = loss.again || stale.stage == Stage::LongLived;
+                is_wanted && end >= now + loss.restart_time
             });
             let at_most = again.map_or(now + loss.restart_time + STALE_AFTER_UP, |s| s.at_most);
             let until = match again {

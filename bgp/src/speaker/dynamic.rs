@@ -8,20 +8,26 @@ use ipnet::IpNet;
 
 use crate::config::{PeerConfig, PeerName, PeerRange, SpeakerConfig};
 
+use crate::session::SessionState;
+
 use super::owner::{Owner, PeerKey};
 use super::peer::Peer;
 
 impl SpeakerConfig {
-    /// The narrowest range that a peer at `remote` may connect to at `local`.
+    /// The narrowest range that a peer at `remote` may connect to, at `local` where that is known; none when
+    /// the address has a name.
     pub(super) fn range_of(
         &self,
-        local: IpAddr,
+        local: Option<IpAddr>,
         remote: IpAddr,
     ) -> Option<(&PeerName, &PeerRange)> {
+        if self.peers.values().any(|named| named.address == remote) {
+            return None;
+        }
         let accepts = |range: &PeerRange| {
-            let source = range.template.source_address;
+            let wanted = range.template.source_address.zip(local);
             range.addresses.contains(IpNet::from(remote).into())
-                && source.is_none_or(|source| source == local)
+                && wanted.is_none_or(|(source, local)| source == local)
         };
         let ranges = self.ranges.iter().filter(|(_, range)| accepts(range));
         ranges.max_by_key(|(_, range)| range.addresses.len())
@@ -34,12 +40,8 @@ impl SpeakerConfig {
     pub(super) fn configured(&self, peer: &Peer) -> Option<PeerConfig> {
         let Some(range) = &peer.range else { return self.peers.get(&peer.name).cloned() };
         let address = peer.config.address;
-        let is_named = self.peers.values().any(|named| named.address == address);
-        let range = self
-            .ranges
-            .get(range)
-            .filter(|range| !is_named && range.addresses.contains(IpNet::from(address).into()))?;
-        Some(range.peer(address))
+        let now = self.range_of(peer.config.source_address, address);
+        now.filter(|(name, _)| *name == range).map(|(_, range)| range.peer(address))
     }
 }
 
@@ -52,7 +54,8 @@ impl PeerRange {
 
 impl Owner {
     /// A peer for a connection from an address of a range; `None`, which the log hears, when the range has
-    /// as many as it may. One that has no session, and whose routes nobody keeps, makes room.
+    /// as many as it may. One that never had a session makes room first, then one that has none any more and
+    /// whose routes nobody keeps.
     pub(super) fn admit(
         &mut self,
         now: Instant,
@@ -63,9 +66,12 @@ impl Owner {
         let (config, peers_max) = (range.peer(address), range.peers_max as usize);
         let members = self.peers.values().filter(|peer| peer.range.as_ref() == Some(name));
         if members.count() >= peers_max {
-            let of_range = |peer: &Peer| peer.range.as_ref() == Some(name) && peer.is_over();
-            let over = self.peers.iter().filter(|(_, peer)| of_range(peer));
-            let oldest = over.min_by_key(|(_, peer)| peer.changed).map(|(key, _)| *key);
+            let may_go = |peer: &Peer| {
+                peer.range.as_ref() == Some(name) && (peer.is_over() || peer.loiters(now))
+            };
+            let over = self.peers.iter().filter(|(_, peer)| may_go(peer));
+            let oldest = over.min_by_key(|(_, peer)| (peer.established_count > 0, peer.changed));
+            let oldest = oldest.map(|(key, _)| *key);
             let Some(oldest) = oldest else {
                 let throttle = self.refused.entry(Arc::clone(name)).or_default();
                 if let Some(held_back) = throttle.pass(now, REFUSAL_REST) {
@@ -79,7 +85,7 @@ impl Owner {
             self.remove_peer(oldest);
         }
         let peer_name = PeerName::from(format!("{name}@{address}"));
-        tracing::info!(peer = %peer_name, "a peer of a range");
+        tracing::debug!(peer = %peer_name, "a peer of a range");
         Some(self.add_peer(&peer_name, &config, Some(Arc::clone(name))))
     }
 
@@ -93,9 +99,18 @@ impl Owner {
 }
 
 impl Peer {
-    /// It is of a range, there is no connection to it, and none of its routes is kept.
+    /// It is of a range, there is no connection to it, none of its routes is kept, and nobody has stopped it: a
+    /// limit or an operator would be forgotten, too.
     fn is_over(&self) -> bool {
-        self.range.is_some() && self.connections.is_empty() && !self.session.keeps_routes()
+        self.range.is_some()
+            && self.connections.is_empty()
+            && !self.session.keeps_routes()
+            && self.session.state() != SessionState::Idle
+    }
+
+    /// It connected a while ago and never came to a session.
+    fn loiters(&self, now: Instant) -> bool {
+        self.established_count == 0 && self.changed + LOITERING_AFTER <= now
     }
 
     /// When nobody remembers it any more.
@@ -106,5 +121,7 @@ impl Peer {
 
 /// How long a peer of a range that is gone can be asked what went wrong.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+/// How long a connection may take to become a session when others want its place.
+const LOITERING_AFTER: Duration = Duration::from_secs(10);
 /// Rest between two warnings about a full range.
 const REFUSAL_REST: Duration = Duration::from_secs(60);

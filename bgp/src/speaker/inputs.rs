@@ -51,7 +51,7 @@ impl Owner {
         let key = match named.map(|(key, _)| *key) {
             Some(key) => key,
             None => {
-                let Some((name, range)) = self.config.range_of(local, remote) else {
+                let Some((name, range)) = self.config.range_of(Some(local), remote) else {
                     tracing::debug!(%remote, %local, "connection from an address without a peer: closed");
                     return;
                 };

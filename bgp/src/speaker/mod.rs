@@ -146,6 +146,25 @@ pub enum ConfigError {
         /// The hold time.
         secs: u16,
     },
+    /// The kernel wants the range's signatures from all its addresses.
+    #[error(
+        "peer {peer} has no password, and {range}, a range that its address lies in, has one: give \
+         the peer the same, or take its address out of the range"
+    )]
+    NeedsPassword {
+        /// The peer's name.
+        peer: String,
+        /// The range's name.
+        range: String,
+    },
+    /// Two ranges of the same addresses.
+    #[error("the ranges {first} and {second} have the same addresses")]
+    SameRange {
+        /// A range's name.
+        first: String,
+        /// Another range's name.
+        second: String,
+    },
     /// Incoming connections are told apart by their address.
     #[error("peers {first} and {second} have the same address {address}")]
     SameAddress {
@@ -264,6 +283,23 @@ fn check(config: &SpeakerConfig) -> Result<(), ConfigError> {
         if matches!(peer.hold_time_secs, 1 | 2) {
             let secs = peer.hold_time_secs;
             return Err(ConfigError::HoldTime { peer: name.to_string(), secs });
+        }
+    }
+    let mut ranges = BTreeMap::new();
+    for (name, range) in &config.ranges {
+        let key = (range.addresses, range.template.source_address);
+        if let Some(first) = ranges.insert(key, name) {
+            let (first, second) = (first.to_string(), name.to_string());
+            return Err(ConfigError::SameRange { first, second });
+        }
+        let unsigned = config.peers.iter().find(|(_, peer)| {
+            range.template.password.is_some()
+                && peer.password.is_none()
+                && range.addresses.contains(ipnet::IpNet::from(peer.address).into())
+        });
+        if let Some((peer, _)) = unsigned {
+            let (peer, range) = (peer.to_string(), name.to_string());
+            return Err(ConfigError::NeedsPassword { peer, range });
         }
     }
     for (name, peer) in &config.peers {

@@ -105,6 +105,7 @@ impl Owner {
         });
         rib.set_cluster_id(config.cluster_id());
         rib.set_origins(&config.origins);
+        rib.await_unnamed(options.restarting && !config.ranges.is_empty());
         Owner {
             wanted,
             commands,

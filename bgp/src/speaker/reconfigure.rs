@@ -80,6 +80,7 @@ impl Owner {
         self.rib.configure(new.router_id, new.multipath);
         self.rib.set_cluster_id(new.cluster_id());
         self.rib.set_origins(&new.origins);
+        self.rib.await_unnamed(self.restart.restarting && !new.ranges.is_empty());
         self.changed |= self.listeners.configure(now(), &new, &self.mailbox);
         let keys: BTreeMap<PeerName, PeerKey> =
             self.peers.iter().map(|(key, peer)| (Arc::clone(&peer.name), *key)).collect();

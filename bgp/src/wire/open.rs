@@ -240,7 +240,8 @@ impl Open {
 
     /// Whether routes that are stale for long may be sent (RFC 9494 section 4.3).
     pub fn knows_long_lived(&self) -> bool {
-        self.capabilities.iter().any(|c| matches!(c, Capability::LongLivedGracefulRestart(_)))
+        let long_lived = |c: &Capability| matches!(c, Capability::LongLivedGracefulRestart(_));
+        self.graceful_restart().is_some() && self.capabilities.iter().any(long_lived)
     }
 
     /// Whether IPv4 unicast routes with IPv6 next hops are understood (RFC 8950).

@@ -500,6 +500,7 @@ impl Speaker {
             }
         }
         self.rib.configure(new.router_id, new.multipath);
+        self.rib.set_cluster_id(new.cluster_id());
         let identity_changed = (old.asn, old.router_id) != (new.asn, new.router_id);
         for (name, config) in &new.peers {
             match self.peers.iter().find(|(_, peer)| peer.name == *name).map(|(key, _)| *key) {

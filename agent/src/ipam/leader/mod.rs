@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_api::{GracefulRestart, IPPool};
+use cairn_api::{BGPPeerSpec, GracefulRestart, IPPool, Timers};
 use cairn_ipam::fence::LeaseWatch;
 use cairn_ipam::returns::{BlockSeen, Look, NodeReturn, abandoned, observe, plan, suspects};
 use kube::ResourceExt;
@@ -209,14 +209,22 @@ const INTERVAL_MAX: Duration = Duration::from_secs(60);
 /// Leases that go in one pass, so that a large scale-down holds nothing else up.
 const LEASES_MAX: usize = 50;
 
-/// The longest time for which any peer keeps the routes of a node that is gone (RFC 4724, RFC 9494).
+/// The longest time for which any peer keeps the routes of a node that is gone (RFC 4724, RFC 9494). With the
+/// N bit one that fell silent is given up by the hold time first (RFC 8538).
 fn stale_time_max(view: &ClusterView) -> Duration {
-    let default = GracefulRestart::default();
-    let cluster = view.bgp_configuration.as_ref().map_or(default, |c| c.spec.graceful_restart);
-    let peers = view.bgp_peers.values().filter_map(|peer| peer.spec.graceful_restart);
-    let times = peers.chain([cluster]).filter(|restart| restart.enabled);
-    let secs = times.map(|restart| {
-        u64::from(restart.restart_time_secs) + u64::from(restart.long_lived_stale_time_secs)
+    let cluster = view.bgp_configuration.as_ref().map(|c| &c.spec);
+    let restart = cluster.map_or(GracefulRestart::default(), |spec| spec.graceful_restart);
+    let timers = cluster.map_or(Timers::default(), |spec| spec.timers);
+    let of_peer = |peer: &BGPPeerSpec| {
+        (peer.graceful_restart.unwrap_or(restart), peer.timers.unwrap_or(timers))
+    };
+    let peers = view.bgp_peers.values().map(|peer| of_peer(&peer.spec));
+    let kept = peers.chain([(restart, timers)]).filter(|(restart, _)| restart.enabled);
+    let secs = kept.map(|(restart, timers)| {
+        let silence = if restart.notification { timers.hold_time_secs } else { 0 };
+        u64::from(restart.restart_time_secs)
+            + u64::from(restart.long_lived_stale_time_secs)
+            + u64::from(silence)
     });
     Duration::from_secs(secs.max().unwrap_or(0))
 }
