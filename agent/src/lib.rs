@@ -96,7 +96,9 @@ pub(crate) fn on_own_thread<F: Future<Output = ()>>(
     task: impl FnOnce() -> F + Send + 'static,
 ) -> anyhow::Result<()> {
     let (made, outcome) = std::sync::mpsc::sync_channel(1);
-    let run = move || match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    runtime.enable_all().event_interval(POLLS_BETWEEN_LOOKS);
+    let run = move || match runtime.build() {
         Ok(runtime) => {
             let _ = made.send(Ok(()));
             runtime.block_on(task());
@@ -106,6 +108,10 @@ pub(crate) fn on_own_thread<F: Future<Output = ()>>(
     std::thread::Builder::new().name(name.into()).spawn(run).context("cannot start a thread")?;
     outcome.recv().context("a thread ended at its start")?.context("cannot start a runtime")
 }
+
+/// Tasks that run between two looks at sockets and timers. With tokio's 61, tasks that take tens of milliseconds
+/// each keep keepalives from leaving for seconds.
+const POLLS_BETWEEN_LOOKS: u32 = 8;
 
 /// Sends `value` unless it is what was sent last, so that listeners wake for changes alone.
 pub(crate) fn send_if_changed<T: PartialEq>(sender: &tokio::sync::watch::Sender<T>, value: T) {

@@ -143,10 +143,13 @@ impl Owner {
         for (name, peer) in &config.peers {
             self.add_peer(name, peer, None);
         }
+        let mut since = Instant::now();
         loop {
             let settled = self.settle();
-            if !settled {
+            // Readers and writers run on this thread, too; a queue that never empties must not keep them.
+            if !settled || since.elapsed() >= WORK_PER_TURN_MAX {
                 tokio::task::yield_now().await;
+                since = Instant::now();
             }
             match self.wait(settled).await {
                 Wake::Configured => self.configure(),
