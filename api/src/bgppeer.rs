@@ -116,6 +116,10 @@ pub struct BGPPeerSpec {
     /// Offer IPv4 routes with IPv6 next hops (RFC 8950).
     #[serde(default)]
     pub extended_next_hop: bool,
+    /// Several paths to a prefix instead of the best one (ADD-PATH, RFC 7911), where the peer offers
+    /// the other side of it; off when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub add_path: Option<AddPath>,
     /// The AS_PATH of an external peer must begin with its AS (RFC 4271 section 6.3). A route server
     /// needs it off.
     #[serde(default = "yes")]
@@ -170,6 +174,15 @@ fn default_restart_after() -> u32 {
 
 fn both_families() -> Vec<AddressFamily> {
     vec![AddressFamily::IPv4Unicast, AddressFamily::IPv6Unicast]
+}
+
+/// Several paths to a prefix (RFC 7911).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct AddPath {
+    /// Take several paths to a prefix from the peer: up to 32, each counted against prefixesMax.
+    #[serde(default)]
+    pub receive: bool,
 }
 
 /// Bidirectional forwarding detection (RFC 5880). A session ends, and its routes go, interval times multiplier after

@@ -30,7 +30,7 @@ pub use bgpnodestatus::{
     SessionStatus,
 };
 pub use bgppeer::{
-    BGPPeer, BGPPeerSpec, BGPPeerStatus, Bfd, NextHop, PrefixesMaxAction, SecretKeyRef,
+    AddPath, BGPPeer, BGPPeerSpec, BGPPeerStatus, Bfd, NextHop, PrefixesMaxAction, SecretKeyRef,
 };
 pub use bgppolicy::{
     Action, AsPathMatch, BGPPolicy, BGPPolicySpec, BGPPolicyStatus, CommunitiesSet,

@@ -293,6 +293,7 @@ fn session(host: u8) -> PeerSession {
         enhanced_route_refresh: false,
         ipv4_via_ipv6: false,
         knows_long_lived: false,
+        add_path: Default::default(),
     }
 }
 

@@ -141,6 +141,7 @@ const CONTEXT: UpdateContext = UpdateContext {
     extended_next_hop: false,
     first_as: Some(FIRST_AS),
     discard_attributes: AttributeTypes::NONE,
+    path_ids: Families::NONE,
 };
 const FIRST_AS: u32 = 64501;
 /// One copy is too short for the clock.

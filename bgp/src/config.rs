@@ -135,6 +135,8 @@ pub struct PeerConfig {
     pub next_hop_ipv6: Option<Ipv6Addr>,
     /// Offer IPv4 routes with IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// Several paths to a prefix (RFC 7911).
+    pub add_path: AddPath,
     /// Which sort of routes may go to this peer before the export policy is asked.
     pub export_scope: ExportScope,
     /// First AS of an eBGP peer's AS_PATH must be the peer's (RFC 4271 section 6.3).
@@ -251,6 +253,7 @@ impl PeerConfig {
             next_hop: NextHopMode::Auto,
             next_hop_ipv6: None,
             extended_next_hop: false,
+            add_path: AddPath::default(),
             export_scope: ExportScope::All,
             enforce_first_as: true,
             own_as_max: 0,
@@ -263,6 +266,13 @@ impl PeerConfig {
             export: Vec::new(),
         }
     }
+}
+
+/// Several paths to a prefix in the sessions of a peer (RFC 7911), which have to be offered by both.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddPath {
+    /// Offer to receive them.
+    pub receive: bool,
 }
 
 /// A TCP MD5 key, kept out of logs.
@@ -306,7 +316,7 @@ pub enum ResetReason {
     #[error("a password was added or taken away")]
     Password,
     /// Something that only an OPEN can say.
-    #[error("families, hold time, graceful restart or next hops changed")]
+    #[error("families, hold time, graceful restart, next hops or ADD-PATH changed")]
     Capabilities,
     /// What came before was read in the other way.
     #[error("the check of the first AS or the attributes to discard changed")]
@@ -323,7 +333,7 @@ impl PeerConfig {
         let capabilities = |p: &PeerConfig| {
             let next_hops = (p.extended_next_hop, p.next_hop_ipv6);
             let restart = p.graceful_restart.as_ref().map(GracefulRestart::offered);
-            (p.families, p.hold_time_secs, restart, next_hops)
+            (p.families, p.hold_time_secs, restart, next_hops, p.add_path)
         };
         if transport(self) != transport(new) {
             Some(ResetReason::Transport)

@@ -192,6 +192,12 @@ pub struct NegotiatedSnapshot {
     pub four_octet_as: bool,
     /// Whether IPv4 routes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// The families in which the peer sends several paths to a prefix (RFC 7911).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub receives_paths: Vec<Family>,
+    /// The families in which several paths to a prefix are sent to the peer (RFC 7911).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sends_paths: Vec<Family>,
     /// The largest message to the peer, in octets (RFC 8654).
     pub send_octets_max: usize,
     /// The largest message from the peer, in octets.

@@ -182,6 +182,7 @@ impl Bench {
                     enhanced_route_refresh: false,
                     ipv4_via_ipv6: false,
                     knows_long_lived: false,
+                    add_path: Default::default(),
                 },
             );
             id

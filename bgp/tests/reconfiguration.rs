@@ -259,6 +259,7 @@ fn session(index: usize) -> PeerSession {
         enhanced_route_refresh: false,
         ipv4_via_ipv6: false,
         knows_long_lived: false,
+        add_path: Default::default(),
     }
 }
 
@@ -270,6 +271,7 @@ fn read(told: &mut BTreeMap<Prefix, (NextHop, Vec<u8>)>, body: &[u8], sort: Sess
         extended_next_hop: false,
         first_as: None,
         discard_attributes: AttributeTypes::NONE,
+        path_ids: Families::NONE,
     };
     let body = UpdateBody::split(body).expect("a well-formed UPDATE");
     // A peer with two-octet AS numbers says nothing about them by itself.

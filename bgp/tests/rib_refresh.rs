@@ -72,6 +72,7 @@ impl Bench {
             enhanced_route_refresh,
             ipv4_via_ipv6: false,
             knows_long_lived: false,
+            add_path: Default::default(),
         };
         self.rib.peer_up(self.peers[peer], session);
         self.rib.set_room(self.peers[peer], usize::MAX);

@@ -77,6 +77,7 @@ impl Reflector {
                     enhanced_route_refresh: false,
                     ipv4_via_ipv6: false,
                     knows_long_lived: false,
+                    add_path: Default::default(),
                 },
             );
             (id, BTreeMap::new())
@@ -117,6 +118,7 @@ impl Reflector {
             extended_next_hop: false,
             first_as: None,
             discard_attributes: AttributeTypes::NONE,
+            path_ids: Families::NONE,
         };
         for Output { peer, chunk } in output {
             let (_, told) = self.peers.iter_mut().find(|(id, _)| *id == peer).expect("a peer");

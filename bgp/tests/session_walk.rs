@@ -373,6 +373,7 @@ fn config(dice: &mut Dice) -> SessionConfig {
         connect_retry_secs: [0, 1, 5, 30][dice.roll(4)],
         graceful_restart: graceful_restart(dice),
         has_password: dice.one_in(2),
+        add_path: Default::default(),
     }
 }
 

@@ -5,10 +5,13 @@ mod speaker_net;
 use std::net::IpAddr;
 
 use bytes::Bytes;
-use cairn_bgp::prefix::Family;
+use cairn_bgp::prefix::{Family, Prefix};
+use cairn_bgp::rib::RouteFilter;
 use cairn_bgp::status::NegotiatedSnapshot;
 use cairn_bgp::wire::{
-    Capability, MESSAGE_OCTETS_MAX_EXTENDED, MessageType, RefreshKind, RouteRefresh,
+    AddPathMode, Announcements, Capability, MESSAGE_OCTETS_MAX_EXTENDED, MessageFormat,
+    MessageType, NextHop, Origin, PathAttributes, PathPrefix, RefreshKind, RouteRefresh,
+    Withdrawals,
 };
 use speaker_net::{FakePeer, Fib, Net, Node, Setup, fake_open, originate, until};
 
@@ -122,6 +125,53 @@ async fn long_messages_are_offered_and_used() {
     fib.until_has(&["10.1.0.0/26"]).await;
     let communities = fib.routes["10.1.0.0/26"].paths[0].attributes.path.communities().count();
     assert_eq!(communities, 5000);
+}
+
+/// RFC 7911 with a peer on the wire that sends several paths.
+#[tokio::test]
+async fn several_paths_are_received_where_both_sides_want_it() {
+    let net = Net::new();
+    for wanted in [true, false] {
+        let mut victim = net.speaker(65001);
+        let from = net.address();
+        let to = victim.config.listen[0];
+        let mut peer = speaker_net::peer(to.ip(), IpAddr::V4(from), 65001, true);
+        peer.add_path.receive = wanted;
+        victim.config.peers.insert("peer".into(), peer);
+        let node = Node::start(victim);
+        let mut open = fake_open(65001, from);
+        open.capabilities.push(Capability::AddPath(vec![(1, 1, AddPathMode::Both)]));
+        let mut peer = FakePeer::established(from, to, open).await;
+        let agreed = negotiated(&node, "peer").await;
+        assert_eq!(agreed.receives_paths.len(), usize::from(wanted));
+        assert!(agreed.sends_paths.is_empty());
+        if !wanted {
+            continue;
+        }
+        let prefix: Prefix = "10.9.1.0/24".parse().expect("a prefix");
+        let path = |path_id| PathPrefix { prefix, path_id };
+        let format = MessageFormat { octets_max: 4096, as4: true, extended_next_hop: false };
+        let plain = PathAttributes::originated(Origin::Igp);
+        let family = Family::Ipv4Unicast;
+        for (path_id, host) in [(7, 70), (3, 30)] {
+            let next_hop = NextHop::new(IpAddr::from([198, 51, 100, host]));
+            let mut messages =
+                Announcements::new(format, family, &plain, next_hop, [path(path_id)])
+                    .expect("it fits");
+            peer.send(&messages.next().expect("a message").bytes).await;
+        }
+        let candidates = async || {
+            let routes = node.handle.routes(RouteFilter::default()).await.expect("it runs");
+            let candidates = routes.into_iter().flat_map(|route| route.candidates);
+            candidates.map(|c| (c.path_id, c.next_hop)).collect::<Vec<_>>()
+        };
+        let hop = |host: u8| Some(format!("198.51.100.{host}"));
+        let both = [(Some(3), hop(30)), (Some(7), hop(70))];
+        until("both paths are there", async || candidates().await == both).await;
+        let withdrawal = Withdrawals::new(format, family, [path(3)]).next().expect("a message");
+        peer.send(&withdrawal).await;
+        until("the other one is left", async || candidates().await == both[1..]).await;
+    }
 }
 
 /// RFC 7313 with a peer on the wire, in both roles.

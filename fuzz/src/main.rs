@@ -19,6 +19,7 @@ mod drive;
 
 use std::path::Path;
 
+use cairn_bgp::prefix::Families;
 use cairn_bgp::wire::UpdateContext;
 
 use build::{EBGP, IBGP};
@@ -47,7 +48,9 @@ fn run(input: &[u8]) {
         for context in [EBGP, IBGP] {
             let as4 = bits & 6 != 0;
             let extended_next_hop = bits & 8 == 0;
-            codec::check(&message, &UpdateContext { as4, extended_next_hop, ..context });
+            let path_ids = if bits & 16 == 0 { Families::NONE } else { context.families };
+            let context = UpdateContext { as4, extended_next_hop, path_ids, ..context };
+            codec::check(&message, &context);
         }
         speaker.connect();
         speaker.receive(&message);

@@ -157,8 +157,22 @@ fn negotiated(negotiated: &NegotiatedSnapshot, line: &mut impl FnMut(&str, Strin
     );
     line("4-octet AS", yes_no(negotiated.four_octet_as));
     line("IPv6 next hops", format!("{} (for IPv4 routes)", yes_no(negotiated.extended_next_hop)));
+    if let Some(paths) = several_paths(negotiated) {
+        line("several paths", paths);
+    }
     let (send, receive) = (negotiated.send_octets_max, negotiated.receive_octets_max);
     line("messages", format!("up to {send} octets sent, {receive} received"));
+}
+
+/// In which families several paths to a prefix are told (RFC 7911); `None` where in none.
+fn several_paths(negotiated: &NegotiatedSnapshot) -> Option<String> {
+    let ways = [("received", &negotiated.receives_paths), ("sent", &negotiated.sends_paths)];
+    let ways = ways.iter().filter(|(_, families)| !families.is_empty()).map(|(way, families)| {
+        let families: Vec<String> = families.iter().map(Family::to_string).collect();
+        format!("{way} ({})", families.join(", "))
+    });
+    let ways: Vec<String> = ways.collect();
+    (!ways.is_empty()).then(|| ways.join(", "))
 }
 
 /// The routes in use to one prefix.
@@ -176,7 +190,7 @@ pub(super) fn routes(route: &RouteInfo) -> String {
             number(candidate.med),
             candidate.origin,
             path(&candidate.as_path),
-            communities(candidate)
+            path_id(candidate.path_id) + &communities(candidate)
         );
     }
     text
@@ -193,7 +207,7 @@ pub(super) fn received(route: &ReceivedRoute) -> String {
         number(candidate.med),
         candidate.origin,
         path(&candidate.as_path),
-        communities(candidate),
+        path_id(candidate.path_id) + &communities(candidate),
         candidate.verdict,
         if candidate.stale { " (stale)" } else { "" },
     )
@@ -226,7 +240,8 @@ pub(super) fn explanation(explanation: &RouteExplanation) -> String {
             (_, _, Some(step)) => format!("not used: {step}"),
             _ => "not used".into(),
         };
-        let _ = writeln!(text, "  from {}: {standing}", from(candidate));
+        let path_id = path_id(candidate.path_id);
+        let _ = writeln!(text, "  from {}{path_id}: {standing}", from(candidate));
         let _ = writeln!(text, "      {}", attributes(candidate));
         if candidate.peer.is_some() {
             let stale = if candidate.stale { "; stale: the peer restarts" } else { "" };
@@ -263,6 +278,11 @@ fn attributes(candidate: &CandidateInfo) -> String {
     parts.push(format!("local-pref {}", candidate.local_pref));
     parts.extend(candidate.med.map(|value| format!("MED {value}")));
     format!("{}{}", parts.join(", "), communities(candidate))
+}
+
+/// Behind what tells several paths of one peer apart (RFC 7911), nothing elsewhere.
+fn path_id(path_id: Option<u32>) -> String {
+    path_id.map(|path_id| format!(", path {path_id}")).unwrap_or_default()
 }
 
 fn path(as_path: &str) -> &str {

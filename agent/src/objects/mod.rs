@@ -14,8 +14,8 @@ use cairn_api::{
     PrefixesMaxAction, SecretKeyRef,
 };
 use cairn_bgp::config::{
-    Bfd, GracefulRestart, LongLived, Multipath, NextHopMode, Origination, Password, PeerConfig,
-    PeerRange, PrefixLimit, PrefixLimitAction,
+    AddPath, Bfd, GracefulRestart, LongLived, Multipath, NextHopMode, Origination, Password,
+    PeerConfig, PeerRange, PrefixLimit, PrefixLimitAction,
 };
 use cairn_bgp::policy::Policy;
 use cairn_bgp::prefix::{Families, Family, Prefix};
@@ -131,6 +131,7 @@ pub fn peer(
         },
         next_hop_ipv6: spec.next_hop_ipv6.as_deref().map(next_hop_ipv6).transpose()?,
         extended_next_hop: spec.extended_next_hop,
+        add_path: AddPath { receive: spec.add_path.is_some_and(|paths| paths.receive) },
         enforce_first_as: spec.enforce_first_as,
         own_as_max: spec.own_as_max,
         as_path_len_max: spec.as_path_len_max,

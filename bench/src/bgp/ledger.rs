@@ -91,6 +91,7 @@ impl Ledger {
             extended_next_hop: false,
             first_as: None,
             discard_attributes: AttributeTypes::NONE,
+            path_ids: Families::NONE,
         };
         let before = self.octets;
         let mut reads = recording.reads.iter().skip_while(|(_, octets)| *octets <= before);

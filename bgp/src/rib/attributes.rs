@@ -20,6 +20,10 @@ pub struct RouteAttributes {
     pub path: Arc<PathAttributes>,
     scope: CommunityScope,
     long_lived: bool,
+    /// Tells routes of one peer to one prefix from each other (RFC 7911); 0 on those that are the only
+    /// one, and on what is used of a route. It lies here because here it costs no memory in the routes
+    /// of peers that send one path.
+    path_id: u32,
 }
 
 /// How far the well-known communities let a route travel (RFC 1997), narrowest last.
@@ -44,7 +48,18 @@ impl RouteAttributes {
                 _ => CommunityScope::Everywhere,
             });
         }
-        RouteAttributes { next_hop, path, scope, long_lived }
+        RouteAttributes { next_hop, path, scope, long_lived, path_id: 0 }
+    }
+
+    /// The same attributes of the path with this identifier.
+    #[must_use]
+    pub fn with_path_id(self, path_id: u32) -> RouteAttributes {
+        RouteAttributes { path_id, ..self }
+    }
+
+    /// The identifier of the path as the peer gave it (RFC 7911); 0 where there is none.
+    pub fn path_id(&self) -> u32 {
+        self.path_id
     }
 
     /// Attributes of a route that this speaker originates.
@@ -100,7 +115,7 @@ impl RouteAttributes {
 
 impl PartialEq for RouteAttributes {
     fn eq(&self, other: &RouteAttributes) -> bool {
-        self.next_hop == other.next_hop && self.path == other.path
+        self.next_hop == other.next_hop && self.path_id == other.path_id && self.path == other.path
     }
 }
 
@@ -116,6 +131,9 @@ impl Hash for RouteAttributes {
         state.write_u128(bits(self.next_hop.address));
         if let Some(link_local) = self.next_hop.link_local {
             state.write_u128(link_local.to_bits());
+        }
+        if self.path_id != 0 {
+            state.write_u32(self.path_id);
         }
         self.path.hash(state);
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::prefix::{Family, Prefix};
-use crate::wire::Update;
+use crate::wire::{PathPrefix, Prefixes, Update};
 
 use super::attributes::RouteAttributes;
 
@@ -26,7 +26,8 @@ pub(crate) struct Run {
 #[derive(Clone, Debug)]
 pub(crate) enum Change {
     Announce(Arc<RouteAttributes>),
-    Withdraw,
+    /// The paths with this identifier.
+    Withdraw(u32),
     EndOfRib(Family),
 }
 
@@ -37,11 +38,30 @@ impl UpdateBatch {
             self.push_end_of_rib(family);
             return;
         }
-        self.push_withdrawals(update.withdrawn());
+        for prefixes in update.withdrawn_runs() {
+            self.push_by_path(prefixes, Change::Withdraw);
+        }
         let Some(attributes) = &update.attributes else { return };
         for announcement in update.announcements() {
-            let attributes = RouteAttributes::new(announcement.next_hop, Arc::clone(attributes));
-            self.push_announcements(Arc::new(attributes), announcement.prefixes.iter());
+            let next_hop = announcement.next_hop;
+            self.push_by_path(announcement.prefixes, |path_id| {
+                let attributes = RouteAttributes::new(next_hop, Arc::clone(attributes));
+                Change::Announce(Arc::new(attributes.with_path_id(path_id)))
+            });
+        }
+    }
+
+    /// Appends a run for each identifier, in the order of the message.
+    fn push_by_path(&mut self, prefixes: Prefixes<'_>, change: impl Fn(u32) -> Change) {
+        if !prefixes.has_path_ids() {
+            self.push_run(change(0), prefixes);
+            return;
+        }
+        let mut paths = prefixes.paths().peekable();
+        while let Some(PathPrefix { path_id, prefix }) = paths.next() {
+            let same = std::iter::from_fn(|| paths.next_if(|path| path.path_id == path_id));
+            let same = same.map(|path| path.prefix);
+            self.push_run(change(path_id), std::iter::once(prefix).chain(same));
         }
     }
 
@@ -54,9 +74,18 @@ impl UpdateBatch {
         self.push_run(Change::Announce(attributes), prefixes);
     }
 
-    /// Appends prefixes that are withdrawn.
+    /// Appends prefixes that are withdrawn, where the peer sends one path to each.
     pub fn push_withdrawals(&mut self, prefixes: impl IntoIterator<Item = Prefix>) {
-        self.push_run(Change::Withdraw, prefixes);
+        self.push_run(Change::Withdraw(0), prefixes);
+    }
+
+    /// Appends prefixes whose path with this identifier is withdrawn (RFC 7911).
+    pub fn push_path_withdrawals(
+        &mut self,
+        path_id: u32,
+        prefixes: impl IntoIterator<Item = Prefix>,
+    ) {
+        self.push_run(Change::Withdraw(path_id), prefixes);
     }
 
     /// Appends an End-of-RIB marker.
@@ -68,7 +97,7 @@ impl UpdateBatch {
     pub fn ends_of_rib(&self) -> impl Iterator<Item = Family> {
         self.runs.iter().filter_map(|run| match run.change {
             Change::EndOfRib(family) => Some(family),
-            Change::Announce(_) | Change::Withdraw => None,
+            Change::Announce(_) | Change::Withdraw(_) => None,
         })
     }
 

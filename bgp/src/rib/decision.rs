@@ -17,6 +17,8 @@ pub(crate) trait CandidateView<C> {
     fn attributes<'c>(&self, candidate: &'c C) -> Option<&'c RouteAttributes>;
     /// Where the route comes from.
     fn origin(&self, candidate: &C) -> RouteOrigin;
+    /// The identifier of the path among several of its source (RFC 7911).
+    fn path_id(&self, candidate: &C) -> u32;
 }
 
 /// What the decision process has to know of a route's source.
@@ -53,6 +55,8 @@ pub enum Step {
     ClusterListLength,
     /// Higher peer address (g).
     PeerAddress,
+    /// Higher path identifier, among several paths of one peer: no RFC says which one is best.
+    PathId,
 }
 
 /// How many of the ordered candidates are in use.
@@ -102,7 +106,7 @@ pub(crate) fn rank<C, V: CandidateView<C>>(
         equals.sort_unstable_by_key(|c| tie_break(view, c));
     }
     let mut equals = alive;
-    for step in [Step::RouterId, Step::ClusterListLength, Step::PeerAddress] {
+    for step in [Step::RouterId, Step::ClusterListLength, Step::PeerAddress, Step::PathId] {
         alive = tie_survivors(view, candidates, alive, step);
         lost(step, alive);
     }
@@ -131,15 +135,16 @@ fn as_path<'c, C>(view: &impl CandidateView<C>, candidate: &'c C) -> Option<&'c 
     view.attributes(candidate)?.path.value(attribute_type::AS_PATH)
 }
 
-/// The last three steps as one key: the order is that of the RFC.
-fn tie_break<C>(view: &impl CandidateView<C>, candidate: &C) -> (Ipv4Addr, u32, IpAddr) {
+/// The last steps as one key: the order is that of the RFC.
+fn tie_break<C>(view: &impl CandidateView<C>, candidate: &C) -> (Ipv4Addr, u32, IpAddr, u32) {
     match (view.origin(candidate), view.attributes(candidate)) {
         (RouteOrigin::Peer { router_id, address, .. }, Some(attributes)) => (
             attributes.originator_id().unwrap_or(router_id),
             attributes.cluster_list_len(),
             address,
+            view.path_id(candidate),
         ),
-        _ => (Ipv4Addr::UNSPECIFIED, 0, IpAddr::V4(Ipv4Addr::UNSPECIFIED)),
+        _ => (Ipv4Addr::UNSPECIFIED, 0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0),
     }
 }
 
@@ -159,6 +164,7 @@ fn tie_survivors<C>(
         match step {
             Step::RouterId => key.0 == best.0,
             Step::ClusterListLength => (key.0, key.1) == (best.0, best.1),
+            Step::PeerAddress => (key.0, key.1, key.2) == (best.0, best.1, best.2),
             _ => key == best,
         }
     };
@@ -233,6 +239,7 @@ impl std::fmt::Display for Step {
             Step::RouterId => "higher BGP identifier",
             Step::ClusterListLength => "longer CLUSTER_LIST",
             Step::PeerAddress => "higher peer address",
+            Step::PathId => "higher path identifier",
         })
     }
 }

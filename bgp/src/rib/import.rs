@@ -17,7 +17,7 @@ use super::batch::Change;
 use super::limit::{PrefixLimitExceeded, UpdateOutcome};
 use super::origin::{OriginTable, OriginVerdict};
 use super::peer::{Peer, PeerId};
-use super::table::{Candidate, Delta, RankContext};
+use super::table::{Candidate, Delta, PathKey, RankContext};
 use super::underlay::{Own, Underlay};
 use super::verdict::{Verdict, VerdictId, Verdicts};
 use super::{AddressFamily, Rib, TableOf, UpdateBatch, long_lived};
@@ -32,15 +32,18 @@ pub(super) fn update(
     for run in batch.runs {
         let Some((these, rest)) = prefixes.split_at_checked(run.prefixes) else { break };
         prefixes = rest;
-        let received = match run.change {
-            Change::Announce(attributes) => Some(rib.interner.intern(attributes)),
-            Change::Withdraw => None,
+        let (path_id, received) = match run.change {
+            Change::Announce(attributes) => {
+                (attributes.path_id(), Some(rib.interner.intern(attributes)))
+            }
+            Change::Withdraw(path_id) => (path_id, None),
             Change::EndOfRib(family) => {
                 end_of_rib(rib, id, family);
                 continue;
             }
         };
-        outcome.add(apply(rib, id, received.as_ref(), these)?);
+        let path = PathKey { source: id, path_id };
+        outcome.add(apply(rib, path, received.as_ref(), these)?);
     }
     Ok(outcome)
 }
@@ -48,7 +51,7 @@ pub(super) fn update(
 /// Announces or withdraws a run of prefixes.
 fn apply(
     rib: &mut Rib,
-    id: PeerId,
+    path: PathKey,
     received: Option<&Arc<RouteAttributes>>,
     prefixes: &[Prefix],
 ) -> Result<UpdateOutcome, PrefixLimitExceeded> {
@@ -65,6 +68,7 @@ fn apply(
         origins,
         ..
     } = rib;
+    let PathKey { source: id, path_id } = path;
     let Some(peer) = peers.peer(id) else { return Ok(UpdateOutcome::default()) };
     let context = RankContext { peers, multipath: *multipath };
     let (router_id, cluster_id) = (*router_id, *cluster_id);
@@ -74,15 +78,26 @@ fn apply(
     let mut deltas = [Delta::default(); 2];
     let [delta4, delta6] = &mut deltas;
     let drops_from = peer.config.prefix_limit.and_then(PrefixLimit::drops_from);
-    let (mut dropped, mut renewed) = ([0_u32; 2], [0_u32; 2]);
+    let (mut dropped, mut renewed, mut crowded) = ([0_u32; 2], [0_u32; 2], [0_u32; 2]);
+    let receives_paths = peer.session.map(|s| s.add_path.receive).unwrap_or_default();
     for prefix in prefixes {
         let state = peer.family(prefix.family());
         let epoch = state.epoch;
+        if received.is_some() && receives_paths.contains(prefix.family()) {
+            let (crowded, is_crowded) = match prefix {
+                Prefix::V4(key) => (&mut crowded[0], ipv4.is_crowded(*key, path, epoch)),
+                Prefix::V6(key) => (&mut crowded[1], ipv6.is_crowded(*key, path, epoch)),
+            };
+            if is_crowded {
+                *crowded += 1;
+                continue;
+            }
+        }
         if drops_from.is_some() || state.stale > 0 {
             let ([dropped4, dropped6], [renewed4, renewed6]) = (&mut dropped, &mut renewed);
             let (delta, dropped, renewed, known) = match prefix {
-                Prefix::V4(key) => (&*delta4, dropped4, renewed4, ipv4.epoch_of(*key, id)),
-                Prefix::V6(key) => (&*delta6, dropped6, renewed6, ipv6.epoch_of(*key, id)),
+                Prefix::V4(key) => (&*delta4, dropped4, renewed4, ipv4.epoch_of(*key, path)),
+                Prefix::V6(key) => (&*delta6, dropped6, renewed6, ipv6.epoch_of(*key, path)),
             };
             let stale = state.stale.saturating_sub(*renewed);
             let was_stale = stale > 0 && known.is_some_and(|known| known != epoch);
@@ -96,30 +111,34 @@ fn apply(
         }
         let candidate = judge.as_mut().map(|judge| {
             let is_used = || match prefix {
-                Prefix::V4(key) => ipv4.uses(*key, id),
-                Prefix::V6(key) => ipv6.uses(*key, id),
+                Prefix::V4(key) => ipv4.uses(*key, path),
+                Prefix::V6(key) => ipv6.uses(*key, path),
             };
             let (verdict, used) = judge.prefix(*prefix, is_used, interner, verdicts);
-            Candidate { source: id, verdict, epoch, received: Arc::clone(judge.received), used }
+            let received = Arc::clone(judge.received);
+            Candidate { source: id, verdict, epoch, has_path_id: path_id != 0, received, used }
         });
         match prefix {
-            Prefix::V4(key) => delta4.add(ipv4.change(context, *key, id, candidate)),
-            Prefix::V6(key) => delta6.add(ipv6.change(context, *key, id, candidate)),
+            Prefix::V4(key) => delta4.add(ipv4.change(context, *key, path, candidate)),
+            Prefix::V6(key) => delta6.add(ipv6.change(context, *key, path, candidate)),
         }
     }
     let limit = peer.config.prefix_limit;
     let mut outcome = UpdateOutcome::default();
     let mut within = Ok(());
-    let counts = deltas.into_iter().zip(dropped).zip(renewed);
-    for (family, ((delta, dropped), renewed)) in Family::ALL.into_iter().zip(counts) {
+    let counts = deltas.into_iter().zip(dropped).zip(renewed).zip(crowded);
+    for (family, (((delta, dropped), renewed), crowded)) in Family::ALL.into_iter().zip(counts) {
         rib.count(id, family, delta);
         let Some(peer) = rib.peers.peer_mut(id) else { continue };
         let state = peer.family_mut(family);
         state.stale = state.stale.saturating_sub(renewed);
+        state.dropped = state.dropped.saturating_add(dropped).saturating_add(crowded);
+        outcome.dropped += dropped + crowded;
+        if crowded > 0 && !std::mem::replace(&mut state.over_paths, true) {
+            outcome.over_paths = outcome.over_paths.with(family);
+        }
         let Some(limit) = limit else { continue };
         let held = state.counted();
-        state.dropped = state.dropped.saturating_add(dropped);
-        outcome.dropped += dropped;
         let over_limit = held > limit.prefixes_max || dropped > 0;
         if over_limit && !state.over_limit {
             outcome.over_limit = outcome.over_limit.with(family);
@@ -371,7 +390,12 @@ fn enter(
         || config.sort == SessionSort::Ebgp
             && received.path.has_community(Community::GRACEFUL_SHUTDOWN);
     if !leaves && config.prepend_received.is_none() {
-        return Arc::clone(received);
+        if received.path_id() == 0 {
+            return Arc::clone(received);
+        }
+        // What is used is shared among the paths, whatever their identifiers.
+        let (next_hop, path) = (received.next_hop, Arc::clone(&received.path));
+        return interner.intern(Arc::new(RouteAttributes::new(next_hop, path)));
     }
     let mut builder = received.path.edit();
     if leaves {

@@ -1,4 +1,4 @@
-//! How many prefixes a peer may announce, counted before policy.
+//! How many prefixes a peer may announce, counted before policy, and how many paths to each.
 
 use crate::config::{PrefixLimit, PrefixLimitAction};
 use crate::prefix::{Families, Family};
@@ -23,12 +23,16 @@ pub struct UpdateOutcome {
     pub over_limit: Families,
     /// Announcements that were not taken in because of the limit.
     pub dropped: u32,
+    /// Families in which the peer has sent more than [`PATHS_A_PREFIX_MAX`] paths to one prefix; each is
+    /// named once in a session. What was beyond is not taken in.
+    pub over_paths: Families,
 }
 
 impl UpdateOutcome {
     pub(super) fn add(&mut self, other: UpdateOutcome) {
-        self.over_limit =
-            self.over_limit.iter().chain(other.over_limit.iter()).collect::<Families>();
+        let union = |a: Families, b: Families| a.iter().chain(b.iter()).collect();
+        self.over_limit = union(self.over_limit, other.over_limit);
+        self.over_paths = union(self.over_paths, other.over_paths);
         self.dropped = self.dropped.saturating_add(other.dropped);
     }
 }
@@ -50,3 +54,8 @@ impl PrefixLimit {
         }
     }
 }
+
+/// Paths to one prefix that are taken in from one peer, stale ones aside (RFC 7911 leaves the bound to
+/// those who receive). More than a kernel route or a decision can use; each costs a look at all of them
+/// whenever one changes.
+pub const PATHS_A_PREFIX_MAX: usize = 32;

@@ -160,7 +160,7 @@ pub struct BestChange {
     /// The prefix.
     pub prefix: Prefix,
     /// The best route; `None` when there is none any more.
-    pub best: Option<CandidateInfo>,
+    pub best: Option<Box<CandidateInfo>>,
 }
 
 impl PrefixKeys {
@@ -203,22 +203,36 @@ impl Rib {
 
     /// The rows of a table for these prefixes.
     pub fn rows(&self, table: &TableKind, prefixes: &[Prefix]) -> Vec<TableRow> {
-        let row = |prefix: &Prefix| match table {
-            TableKind::LocRib { .. } => self.in_use(*prefix).map(TableRow::LocRib),
+        prefixes.iter().flat_map(|prefix| self.rows_of(table, *prefix)).collect()
+    }
+
+    fn rows_of(&self, table: &TableKind, prefix: Prefix) -> Vec<TableRow> {
+        match table {
+            TableKind::LocRib { .. } => {
+                self.in_use(prefix).map(TableRow::LocRib).into_iter().collect()
+            }
             TableKind::AdjIn(name) => {
-                let id = self.peer_id(name)?;
-                let candidate =
-                    self.entry(*prefix)?.candidates().iter().find(|c| c.source == id)?;
-                let received = self.describe_with(*prefix, candidate, &candidate.received);
-                Some(TableRow::AdjIn(ReceivedRoute { prefix: *prefix, received }))
+                let Some(id) = self.peer_id(name) else { return Vec::new() };
+                self.received_from(id, prefix)
             }
             TableKind::AdjOut(name) => {
-                let id = self.peer_id(name)?;
-                let advertised = self.advertised_to(id, *prefix)?;
-                Some(TableRow::AdjOut(AdvertisedRoute { prefix: *prefix, advertised }))
+                let Some(id) = self.peer_id(name) else { return Vec::new() };
+                let row = |advertised| TableRow::AdjOut(AdvertisedRoute { prefix, advertised });
+                self.advertised_to(id, prefix).map(row).into_iter().collect()
             }
+        }
+    }
+
+    /// What a peer has announced for a prefix: more than one route where it sends several paths.
+    fn received_from(&self, id: PeerId, prefix: Prefix) -> Vec<TableRow> {
+        let candidates = self.entry(prefix).map(Entry::candidates).unwrap_or_default();
+        let mut from: Vec<&Candidate> = candidates.iter().filter(|c| c.source == id).collect();
+        from.sort_unstable_by_key(|candidate| candidate.path_id());
+        let row = |candidate: &Candidate| {
+            let received = self.describe_with(prefix, candidate, &candidate.received);
+            TableRow::AdjIn(ReceivedRoute { prefix, received })
         };
-        prefixes.iter().filter_map(row).collect()
+        from.into_iter().map(row).collect()
     }
 
     /// Everything about one prefix; `None` when there is no route to it.
@@ -253,8 +267,8 @@ impl Rib {
             .saturating_add(take_watched(&mut self.ipv6, &mut prefixes));
         let change = |prefix: Prefix| {
             let best = self.entry(prefix).and_then(Entry::best);
-            let best = best.map(|best| CandidateInfo { best: true, ..self.describe(prefix, best) });
-            BestChange { prefix, best }
+            let describe = |best| CandidateInfo { best: true, ..self.describe(prefix, best) };
+            BestChange { prefix, best: best.map(describe).map(Box::new) }
         };
         (prefixes.into_iter().map(change).collect(), missed)
     }

@@ -54,5 +54,6 @@ pub(super) fn marked(
     }
     let mut builder = attributes.path.edit();
     builder.add_communities(&[Community::LLGR_STALE]);
-    interner.intern(Arc::new(RouteAttributes::new(attributes.next_hop, builder.build())))
+    let marked = RouteAttributes::new(attributes.next_hop, builder.build());
+    interner.intern(Arc::new(marked.with_path_id(attributes.path_id())))
 }

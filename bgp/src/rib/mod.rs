@@ -59,7 +59,7 @@ use export::{ExportContext, GroupKey};
 use family::{AddressFamily, Ipv4, Ipv6};
 use group::Group;
 use peer::{Peer, PeerFamily, Peers};
-use table::{Candidate, Delta, RankContext, Table};
+use table::{Candidate, Delta, PathKey, RankContext, Table};
 use verdict::Verdicts;
 
 pub use attributes::{DEFAULT_LOCAL_PREF, RouteAttributes};
@@ -68,7 +68,7 @@ pub use decision::Step;
 pub use export::ExportVerdict;
 pub use fib::{FibChange, FibPath, FibRoute};
 pub use heard::{HEARD_PREFIXES_MAX, HEARD_ROUTES_MAX, HeardRoute, HeardRoutes};
-pub use limit::{PrefixLimitExceeded, UpdateOutcome};
+pub use limit::{PATHS_A_PREFIX_MAX, PrefixLimitExceeded, UpdateOutcome};
 pub use listing::{
     Advertised, AdvertisedRoute, BestChange, NotTold, PrefixKeys, ReceivedRoute, RouteExplanation,
     RouteQuery, TableFilter, TableKind, TableRow, Told,
@@ -293,7 +293,7 @@ impl Rib {
             state.awaits_end_of_rib &= in_use && session.promises_end_of_rib;
             state.lacks_routes &= in_use && session.sends_end_of_rib;
             state.dropped = 0;
-            state.over_limit = false;
+            (state.over_limit, state.over_paths) = (false, false);
         }
         if identity_changed {
             let context = RankContext { peers: &self.peers, multipath: self.multipath };
@@ -445,13 +445,15 @@ impl Rib {
             source: PeerId::LOCAL,
             verdict,
             epoch: 0,
+            has_path_id: false,
             received: Arc::clone(&attributes),
             used: Some(attributes),
         });
         let context = RankContext { peers: &self.peers, multipath: self.multipath };
+        let path = PathKey::only(PeerId::LOCAL);
         match prefix {
-            Prefix::V4(key) => self.ipv4.change(context, key, PeerId::LOCAL, candidate),
-            Prefix::V6(key) => self.ipv6.change(context, key, PeerId::LOCAL, candidate),
+            Prefix::V4(key) => self.ipv4.change(context, key, path, candidate),
+            Prefix::V6(key) => self.ipv6.change(context, key, path, candidate),
         };
     }
 

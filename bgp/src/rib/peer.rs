@@ -7,7 +7,7 @@ use crate::config::{ExportScope, NextHopMode, PeerConfig, PeerName, PrefixLimit,
 use crate::policy::{Action, Policy, RouteSort};
 use crate::prefix::{Families, Family, Prefix};
 use crate::session::{Established, LocalAddresses};
-use crate::wire::{MessageFormat, SessionSort};
+use crate::wire::{AddPathFamilies, MessageFormat, SessionSort};
 
 use super::decision::RouteOrigin;
 
@@ -83,6 +83,8 @@ pub struct PeerSession {
     pub ipv4_via_ipv6: bool,
     /// The peer knows of routes that are stale for long, and may be sent them (RFC 9494 section 4.3).
     pub knows_long_lived: bool,
+    /// Families in which several paths to a prefix are told (RFC 7911).
+    pub add_path: AddPathFamilies,
 }
 
 /// One peer.
@@ -110,6 +112,8 @@ pub(crate) struct PeerFamily {
     pub(crate) dropped: u32,
     /// More prefixes than the limit have been reported.
     pub(crate) over_limit: bool,
+    /// More paths to a prefix than are taken in have been reported.
+    pub(crate) over_paths: bool,
     /// Routes of `received` that are stale from before the session (RFC 4724). They are not counted
     /// against the prefix limit: the peer has not announced them in this session.
     pub(crate) stale: u32,
@@ -220,6 +224,7 @@ impl PeerSession {
             enhanced_route_refresh: established.negotiated.enhanced_route_refresh,
             ipv4_via_ipv6: established.ipv4_via_ipv6(),
             knows_long_lived: established.peer.knows_long_lived(),
+            add_path: established.negotiated.add_path,
         }
     }
 }

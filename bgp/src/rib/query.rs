@@ -11,8 +11,8 @@ use crate::wire::PathAttributes;
 
 use super::attributes::RouteAttributes;
 use super::decision::{Step, rank};
-use super::peer::PeerId;
-use super::table::{Candidate, Entry, RankContext, Table};
+use super::peer::Peer;
+use super::table::{Candidate, Entry, PathKey, RankContext, Table};
 use super::{AddressFamily, Rib};
 
 /// Which routes to show.
@@ -57,6 +57,9 @@ pub struct CandidateInfo {
     pub peer: Option<String>,
     /// What asked for an originated prefix, for example `ipblock/10.244.3.64-26`.
     pub source: Option<String>,
+    /// The identifier of the path among several that the peer announced (RFC 7911).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_id: Option<u32>,
     /// The next hop; `None` when this speaker originates it.
     pub next_hop: Option<String>,
     /// AS_PATH as text.
@@ -159,15 +162,15 @@ impl Rib {
         let mut steps = Vec::new();
         let mut in_order = entry.candidates().to_vec();
         rank(&context, &mut in_order, plain, |step, left| steps.push((step, left)));
-        let lost_at = |source: PeerId| {
-            let place = in_order.iter().position(|candidate| candidate.source == source)?;
+        let lost_at = |path: PathKey| {
+            let place = in_order.iter().position(|candidate| candidate.key() == path)?;
             steps.iter().find(|(_, left)| place >= *left).map(|(step, _)| *step)
         };
         let mut candidates = entry.candidates().to_vec();
         let ranking = rank(&context, &mut candidates, self.multipath, |_, _| {});
         let candidates = candidates.iter().enumerate().map(|(index, candidate)| {
             let best = index == 0 && ranking.selected > 0;
-            let lost_at = lost_at(candidate.source);
+            let lost_at = lost_at(candidate.key());
             let multipath = !best && index < ranking.selected;
             CandidateInfo { best, multipath, lost_at, ..self.describe(prefix, candidate) }
         });
@@ -195,6 +198,7 @@ impl Rib {
                 Some(_) => None,
                 None => self.originated.get(&prefix).map(|o| o.source.to_string()),
             },
+            path_id: peer.and_then(|peer| shown_path_id(peer, prefix, candidate)),
             next_hop: peer.map(|_| attributes.next_hop.address.to_string()),
             as_path: path.as_path().to_string(),
             origin: Cow::Borrowed(path.origin().name()),
@@ -210,6 +214,13 @@ impl Rib {
             lost_at: None,
         }
     }
+}
+
+/// 0 is an identifier like any other where the session has them.
+fn shown_path_id(peer: &Peer, prefix: Prefix, candidate: &Candidate) -> Option<u32> {
+    let path_id = candidate.path_id();
+    let receives = peer.session.map(|session| session.add_path.receive).unwrap_or_default();
+    (path_id != 0 || receives.contains(prefix.family())).then_some(path_id)
 }
 
 pub(super) fn extended_communities(path: &PathAttributes) -> Vec<String> {

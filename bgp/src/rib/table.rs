@@ -14,6 +14,7 @@ use super::entries::{Entries, RouteId};
 use super::family::AddressFamily;
 use super::fib::{FibChange, FibPath, FibRoute};
 use super::group::Group;
+use super::limit::PATHS_A_PREFIX_MAX;
 use super::peer::{PeerId, Peers};
 use super::verdict::VerdictId;
 
@@ -79,10 +80,20 @@ pub(crate) struct Candidate {
     pub(crate) verdict: VerdictId,
     /// [`super::peer::PeerFamily::epoch`] when the route came.
     pub(crate) epoch: u8,
+    /// [`RouteAttributes::path_id`] of `received` is not 0: else nobody has to look there.
+    pub(crate) has_path_id: bool,
     /// As the peer sent it, so that policy can be asked again.
     pub(crate) received: Arc<RouteAttributes>,
     /// After import policy; `None` when the route may not be used.
     pub(crate) used: Option<Arc<RouteAttributes>>,
+}
+
+/// Which candidate of a prefix: who gave it and, among several paths of one peer, which path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PathKey {
+    pub(crate) source: PeerId,
+    /// 0 where the source gives one path.
+    pub(crate) path_id: u32,
 }
 
 /// How many routes of a source a change added or removed.
@@ -107,6 +118,10 @@ impl CandidateView<Candidate> for RankContext<'_> {
     fn origin(&self, candidate: &Candidate) -> RouteOrigin {
         self.peers.peer(candidate.source).map_or(RouteOrigin::Local, |peer| peer.origin())
     }
+
+    fn path_id(&self, candidate: &Candidate) -> u32 {
+        candidate.path_id()
+    }
 }
 
 impl<A: AddressFamily> Table<A> {
@@ -123,12 +138,12 @@ impl<A: AddressFamily> Table<A> {
         }
     }
 
-    /// Puts in, replaces or removes the route of `source` to a prefix.
+    /// Puts in, replaces or removes a path to a prefix.
     pub(crate) fn change(
         &mut self,
         context: RankContext<'_>,
         key: A::Key,
-        source: PeerId,
+        path: PathKey,
         new: Option<Candidate>,
     ) -> Delta {
         let id = match &new {
@@ -141,7 +156,7 @@ impl<A: AddressFamily> Table<A> {
         let Some(entry) = self.entries.by_id_mut(id) else { return Delta::default() };
         let was_empty = entry.is_empty();
         self.marks.remember(entry);
-        let delta = entry.replace(source, new);
+        let delta = entry.replace(path, new);
         entry.rank(context);
         self.marks.settle(id, key, entry, &mut self.groups);
         match (was_empty, entry.is_empty()) {
@@ -152,15 +167,28 @@ impl<A: AddressFamily> Table<A> {
         delta
     }
 
-    /// Whether `source` has a route to a prefix that may be used.
-    pub(crate) fn uses(&self, key: A::Key, source: PeerId) -> bool {
-        let candidate = self.entries.get(&key).and_then(|entry| entry.candidates.of(source));
+    /// Whether there is such a path to a prefix and it may be used.
+    pub(crate) fn uses(&self, key: A::Key, path: PathKey) -> bool {
+        let candidate = self.entries.get(&key).and_then(|entry| entry.candidates.at(path));
         candidate.is_some_and(|candidate| candidate.used.is_some())
     }
 
-    /// The epoch of the route that `source` has to a prefix.
-    pub(crate) fn epoch_of(&self, key: A::Key, source: PeerId) -> Option<u8> {
-        Some(self.entries.get(&key)?.candidates.of(source)?.epoch)
+    /// The epoch of a path to a prefix.
+    pub(crate) fn epoch_of(&self, key: A::Key, path: PathKey) -> Option<u8> {
+        Some(self.entries.get(&key)?.candidates.at(path)?.epoch)
+    }
+
+    /// Whether a path would be one more than its source may have to a prefix. Stale ones do not count,
+    /// as long as they are not many: a peer that restarts again and again may have new identifiers each
+    /// time.
+    pub(crate) fn is_crowded(&self, key: A::Key, path: PathKey, epoch: u8) -> bool {
+        let candidates = self.entries.get(&key).map(Entry::candidates).unwrap_or_default();
+        let mut there = candidates.iter().filter(|c| c.source == path.source);
+        let (all, fresh) = (there.clone(), there.clone().filter(|c| c.epoch == epoch));
+        match there.find(|c| c.is_at(path)) {
+            Some(known) => known.epoch != epoch && fresh.count() >= PATHS_A_PREFIX_MAX,
+            None => fresh.count() >= PATHS_A_PREFIX_MAX || all.count() >= STALE_PATHS_A_PREFIX_MAX,
+        }
     }
 
     /// Changes or removes all the routes of `source`: `f` is asked for each, and removes it by
@@ -177,13 +205,12 @@ impl<A: AddressFamily> Table<A> {
         for id in (0..self.entries.ids_end()).map(RouteId::at) {
             let Some(key) = self.entries.key(id) else { continue };
             let Some(entry) = self.entries.by_id_mut(id) else { continue };
-            let Some(old) = entry.candidates.of(source) else { continue };
-            let new = f(key, old);
-            if new.as_ref().is_some_and(|new| new.is_same(old)) {
+            if !entry.candidates().iter().any(|c| c.source == source) {
                 continue;
             }
             marks.remember(entry);
-            total.add(entry.replace(source, new));
+            let Some(delta) = entry.revise(source, |old| f(key, old)) else { continue };
+            total.add(delta);
             entry.rank(context);
             marks.settle(id, key, entry, groups);
             if entry.is_empty() {
@@ -344,19 +371,44 @@ impl Entry {
         self.selected = selected.try_into().unwrap_or(u16::MAX);
     }
 
-    /// Puts in, replaces or removes the route of `source`.
-    fn replace(&mut self, source: PeerId, new: Option<Candidate>) -> Delta {
-        let mut delta = Delta::default();
-        if let Some(old) = self.candidates.of(source) {
-            delta.received -= 1;
-            delta.accepted -= i32::from(old.used.is_some());
-        }
-        if let Some(new) = &new {
-            delta.received += 1;
-            delta.accepted += i32::from(new.used.is_some());
-        }
-        self.candidates.replace(source, new);
+    /// Puts in, replaces or removes a path.
+    fn replace(&mut self, path: PathKey, new: Option<Candidate>) -> Delta {
+        let delta = Delta::of(self.candidates.at(path), new.as_ref());
+        self.candidates.replace(path, new);
         delta
+    }
+
+    /// Changes or removes the paths of `source` as `f` says; `None` when all stay as they are.
+    fn revise(
+        &mut self,
+        source: PeerId,
+        mut f: impl FnMut(&Candidate) -> Option<Candidate>,
+    ) -> Option<Delta> {
+        let mut total = None;
+        let mut revised = |old: &Candidate| {
+            let new = f(old);
+            if !new.as_ref().is_some_and(|new| new.is_same(old)) {
+                total.get_or_insert_with(Delta::default).add(Delta::of(Some(old), new.as_ref()));
+            }
+            new
+        };
+        self.candidates = match std::mem::take(&mut self.candidates) {
+            Candidates::One(one) if one.source == source => {
+                revised(&one).map_or(Candidates::None, Candidates::One)
+            }
+            Candidates::Many(mut several) => {
+                several.0.retain_mut(|candidate| {
+                    let new = match candidate.source == source {
+                        true => revised(candidate),
+                        false => return true,
+                    };
+                    new.map(|new| *candidate = new).is_some()
+                });
+                Candidates::of(several)
+            }
+            others => others,
+        };
+        total
     }
 }
 
@@ -369,33 +421,58 @@ impl Candidates {
         }
     }
 
-    fn of(&self, source: PeerId) -> Option<&Candidate> {
-        self.as_slice().iter().find(|c| c.source == source)
+    fn of(mut several: Box<Several>) -> Candidates {
+        match several.0.len() {
+            0 | 1 => several.0.pop().map_or(Candidates::None, Candidates::One),
+            _ => Candidates::Many(several),
+        }
     }
 
-    fn replace(&mut self, source: PeerId, new: Option<Candidate>) {
+    fn at(&self, path: PathKey) -> Option<&Candidate> {
+        self.as_slice().iter().find(|c| c.is_at(path))
+    }
+
+    fn replace(&mut self, path: PathKey, new: Option<Candidate>) {
         *self = match (std::mem::take(self), new) {
             (Candidates::None, None) => Candidates::None,
             (Candidates::None, Some(new)) => Candidates::One(new),
-            (Candidates::One(one), None) if one.source == source => Candidates::None,
-            (Candidates::One(one), Some(new)) if one.source == source => Candidates::One(new),
+            (Candidates::One(one), None) if one.is_at(path) => Candidates::None,
+            (Candidates::One(one), Some(new)) if one.is_at(path) => Candidates::One(new),
             (Candidates::One(one), None) => Candidates::One(one),
             (Candidates::One(one), Some(new)) => {
                 Candidates::Many(Box::new(Several(vec![one, new])))
             }
             (Candidates::Many(mut several), new) => {
-                several.0.retain(|c| c.source != source);
+                several.0.retain(|c| !c.is_at(path));
                 several.0.extend(new);
-                match several.0.len() {
-                    0 | 1 => several.0.pop().map_or(Candidates::None, Candidates::One),
-                    _ => Candidates::Many(several),
-                }
+                Candidates::of(several)
             }
         };
     }
 }
 
+impl PathKey {
+    /// The only path of a source.
+    pub(crate) fn only(source: PeerId) -> PathKey {
+        PathKey { source, path_id: 0 }
+    }
+}
+
 impl Candidate {
+    /// The identifier of the path as the peer gave it, 0 where there is none.
+    pub(crate) fn path_id(&self) -> u32 {
+        if self.has_path_id { self.received.path_id() } else { 0 }
+    }
+
+    /// Which of its prefix's candidates it is.
+    pub(crate) fn key(&self) -> PathKey {
+        PathKey { source: self.source, path_id: self.path_id() }
+    }
+
+    fn is_at(&self, path: PathKey) -> bool {
+        self.source == path.source && self.path_id() == path.path_id
+    }
+
     fn identity(&self) -> Identity {
         (self.source, self.used.as_ref().map_or(0, |used| Arc::as_ptr(used).addr()))
     }
@@ -424,12 +501,20 @@ impl<K> Watched<K> {
 }
 
 impl Delta {
+    fn of(old: Option<&Candidate>, new: Option<&Candidate>) -> Delta {
+        let received = |candidate: Option<&Candidate>| i32::from(candidate.is_some());
+        let accepted = |c: Option<&Candidate>| i32::from(c.is_some_and(|c| c.used.is_some()));
+        Delta { received: received(new) - received(old), accepted: accepted(new) - accepted(old) }
+    }
+
     pub(crate) fn add(&mut self, other: Delta) {
         self.received = self.received.saturating_add(other.received);
         self.accepted = self.accepted.saturating_add(other.accepted);
     }
 }
 
+/// From so many paths of one peer to one prefix on, stale ones included, no further one is taken in.
+const STALE_PATHS_A_PREFIX_MAX: usize = 4 * PATHS_A_PREFIX_MAX;
 /// Capacity of an empty queue that is kept for the next changes.
 const FIB_QUEUE_KEPT: usize = 4096;
 /// Changed prefixes of one family that wait for those who watch: what is told between two batches
@@ -447,7 +532,8 @@ impl Entry {
             Arc::new(RouteAttributes::originated(PathAttributes::originated(Origin::Igp)));
         let verdict = Verdicts::default().id(&Verdict::Martian);
         let source = PeerId::LOCAL;
-        let candidate = Candidate { source, verdict, epoch: 0, received, used: None };
+        let candidate =
+            Candidate { source, verdict, epoch: 0, has_path_id: false, received, used: None };
         Entry { candidates: Candidates::One(candidate), ..Entry::default() }
     }
 }

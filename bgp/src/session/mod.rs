@@ -36,7 +36,7 @@ mod timers;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use crate::config::{self, PeerConfig, SpeakerConfig};
+use crate::config::{self, AddPath, PeerConfig, SpeakerConfig};
 use crate::prefix::{Families, Family};
 use crate::wire::{GracefulRestart, MessageType, Negotiated, Notification, Open, SessionSort};
 
@@ -63,6 +63,8 @@ pub struct SessionConfig {
     pub families: Families,
     /// Offer IPv4 routes with IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// Several paths to a prefix to offer (RFC 7911).
+    pub add_path: AddPath,
     /// Hold time to offer, in seconds; 0 is none.
     pub hold_time_secs: u16,
     /// How long the peer may take nothing of what is sent, in seconds; at least twice the negotiated
@@ -301,6 +303,7 @@ impl SessionConfig {
             passive: peer.passive,
             families: peer.families,
             extended_next_hop: peer.extended_next_hop,
+            add_path: peer.add_path,
             hold_time_secs: peer.hold_time_secs,
             send_hold_time_secs: peer.send_hold_time_secs,
             connect_retry_secs: peer.connect_retry_secs,

@@ -2,8 +2,8 @@
 
 use crate::prefix::{Families, Family};
 use crate::wire::{
-    Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily, LongLivedFamily,
-    Negotiated, Notification, NotificationError, Open, OpenError,
+    AddPathMode, Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily,
+    LongLivedFamily, Negotiated, Notification, NotificationError, Open, OpenError,
 };
 
 use super::{LeftOut, LocalAddresses, Restart, SessionConfig};
@@ -28,6 +28,11 @@ pub(super) fn local_open(
             safi: ipv4.safi().into(),
             next_hop_afi: Family::Ipv6Unicast.afi(),
         }]));
+    }
+    if config.add_path.receive {
+        let mode = AddPathMode::Receive;
+        let entries = families.iter().map(|family| (family.afi(), family.safi(), mode));
+        capabilities.push(Capability::AddPath(entries.collect()));
     }
     if let Some(graceful) = &config.graceful_restart {
         capabilities.push(Capability::GracefulRestart(GracefulRestart {
@@ -103,7 +108,10 @@ pub(super) fn accept(
     }
     let mut negotiated = Negotiated::new(local, peer);
     let in_use = |family: &Family| addresses.covers(*family, negotiated.extended_next_hop);
-    negotiated.families = negotiated.families.iter().filter(in_use).collect();
+    let families: Families = negotiated.families.iter().filter(in_use).collect();
+    negotiated.families = families;
+    negotiated.add_path.receive = negotiated.add_path.receive.intersection(families);
+    negotiated.add_path.send = negotiated.add_path.send.intersection(families);
     let left_out = config.families.iter().filter_map(|family| {
         let reason = match () {
             () if negotiated.families.contains(family) => return None,

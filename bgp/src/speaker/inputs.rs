@@ -6,7 +6,7 @@ use std::time::Instant;
 use tokio::net::TcpStream;
 
 use crate::config::{PeerConfig, PeerName, PrefixLimitAction};
-use crate::rib::{PeerId, PrefixLimitExceeded, UpdateOutcome};
+use crate::rib::{PATHS_A_PREFIX_MAX, PeerId, PrefixLimitExceeded, UpdateOutcome};
 use crate::session::{ConnectionId, ErrorKind, Event, LocalAddresses, StopReason};
 use crate::stream::{FaultyMessage, Item, ReaderConfig};
 use crate::wire::{AttributeError, AttributeTypes, RefreshKind, RouteRefresh, SessionSort};
@@ -231,6 +231,15 @@ impl Owner {
     /// A limit that does not end the session has been reached: told once, until there is less again.
     fn report_prefix_limit(&mut self, key: PeerKey, outcome: UpdateOutcome) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
+        for family in outcome.over_paths.iter() {
+            let text = format!(
+                "the peer sent more than {PATHS_A_PREFIX_MAX} paths to one prefix of {family}, and \
+                 further ones are dropped: let the peer send fewer"
+            );
+            tracing::warn!(peer = %peer.name, "{text}");
+            peer.record(ErrorKind::PrefixLimit, text, FaultyMessage::default());
+            self.changed = true;
+        }
         let Some(limit) = peer.config.prefix_limit else { return };
         for family in outcome.over_limit.iter() {
             let what = match limit.action {

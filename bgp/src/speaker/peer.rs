@@ -134,6 +134,8 @@ impl Peer {
                 enhanced_route_refresh: established.negotiated.enhanced_route_refresh,
                 four_octet_as: established.negotiated.as4,
                 extended_next_hop: established.negotiated.extended_next_hop,
+                receives_paths: established.negotiated.add_path.receive.iter().collect(),
+                sends_paths: established.negotiated.add_path.send.iter().collect(),
                 send_octets_max: established.negotiated.send_octets_max,
                 receive_octets_max: established.negotiated.receive_octets_max,
             })

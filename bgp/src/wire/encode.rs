@@ -9,9 +9,9 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::AS_TRANS;
 use super::attributes::{AsPath, PathAttributes, attribute_type, flag, put_attribute};
 use super::frame::{HEADER_OCTETS, MessageType};
-use super::nlri::{prefix_octets, prefix_octets_max, put_prefix};
+use super::nlri::{Nlri, nlri_octets, nlri_octets_max, put_nlri};
 use super::update::NextHop;
-use crate::prefix::{Family, Prefix};
+use crate::prefix::Family;
 
 /// How UPDATEs to a peer are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,14 +68,14 @@ pub enum EncodeError {
 
 /// UPDATEs that announce prefixes, as many as fit into each message.
 #[derive(Debug)]
-pub struct Announcements<I: Iterator<Item = Prefix>> {
+pub struct Announcements<I: Iterator<Item: Nlri>> {
     layout: Layout,
     prefixes: Chunks<I>,
 }
 
 /// UPDATEs that withdraw prefixes, as many as fit into each message.
 #[derive(Debug)]
-pub struct Withdrawals<I: Iterator<Item = Prefix>> {
+pub struct Withdrawals<I: Iterator<Item: Nlri>> {
     prefixes: Chunks<I>,
 }
 
@@ -91,14 +91,14 @@ enum Layout {
 
 /// Prefixes of one family, in portions that fit into a message.
 #[derive(Debug)]
-struct Chunks<I: Iterator<Item = Prefix>> {
+struct Chunks<I: Iterator<Item: Nlri>> {
     family: Family,
     prefixes: Peekable<I>,
     /// Octets of a message that are left to prefixes.
     octets_max: usize,
 }
 
-impl<I: Iterator<Item = Prefix>> Announcements<I> {
+impl<I: Iterator<Item: Nlri>> Announcements<I> {
     /// Prepares messages about `prefixes`, which have to be of `family`; others are left out.
     ///
     /// IPv4 prefixes with an IPv4 next hop stand in the NLRI field, all others in MP_REACH_NLRI.
@@ -111,7 +111,7 @@ impl<I: Iterator<Item = Prefix>> Announcements<I> {
         family: Family,
         attributes: &PathAttributes,
         next_hop: NextHop,
-        prefixes: impl IntoIterator<Item = Prefix, IntoIter = I>,
+        prefixes: impl IntoIterator<Item = I::Item, IntoIter = I>,
     ) -> Result<Announcements<I>, EncodeError> {
         let layout = match (family, next_hop.address) {
             (Family::Ipv4Unicast, IpAddr::V4(address)) => {
@@ -129,7 +129,7 @@ impl<I: Iterator<Item = Prefix>> Announcements<I> {
         };
         let fixed = UPDATE_OCTETS_MIN + layout.octets();
         let octets_max = format.octets_max.min(usize::from(u16::MAX));
-        let octets = fixed + prefix_octets_max(family);
+        let octets = fixed + nlri_octets_max::<I::Item>(family);
         if octets > octets_max {
             return Err(EncodeError::TooLarge { octets, octets_max });
         }
@@ -139,7 +139,7 @@ impl<I: Iterator<Item = Prefix>> Announcements<I> {
     }
 }
 
-impl<I: Iterator<Item = Prefix>> Iterator for Announcements<I> {
+impl<I: Iterator<Item: Nlri>> Iterator for Announcements<I> {
     type Item = EncodedUpdate;
 
     fn next(&mut self) -> Option<EncodedUpdate> {
@@ -151,7 +151,7 @@ impl<I: Iterator<Item = Prefix>> Iterator for Announcements<I> {
     }
 }
 
-impl<I: Iterator<Item = Prefix>> Announcements<I> {
+impl<I: Iterator<Item: Nlri>> Announcements<I> {
     /// Writes the next message behind what is in `out`; `None` when there is none.
     pub fn append_to(&mut self, out: &mut BytesMut) -> Option<AppendedUpdate> {
         self.prefixes.skip_others()?;
@@ -187,12 +187,12 @@ impl<I: Iterator<Item = Prefix>> Announcements<I> {
     }
 }
 
-impl<I: Iterator<Item = Prefix>> Withdrawals<I> {
+impl<I: Iterator<Item: Nlri>> Withdrawals<I> {
     /// Prepares messages about `prefixes`, which have to be of `family`; others are left out.
     pub fn new(
         format: MessageFormat,
         family: Family,
-        prefixes: impl IntoIterator<Item = Prefix, IntoIter = I>,
+        prefixes: impl IntoIterator<Item = I::Item, IntoIter = I>,
     ) -> Withdrawals<I> {
         let fixed = match family {
             Family::Ipv4Unicast => UPDATE_OCTETS_MIN,
@@ -200,13 +200,13 @@ impl<I: Iterator<Item = Prefix>> Withdrawals<I> {
         };
         // Below the smallest limit that exists one prefix per message would still be right.
         let octets_max = format.octets_max.min(usize::from(u16::MAX)).saturating_sub(fixed);
-        let octets_max = octets_max.max(prefix_octets_max(family));
+        let octets_max = octets_max.max(nlri_octets_max::<I::Item>(family));
         let prefixes = prefixes.into_iter().peekable();
         Withdrawals { prefixes: Chunks { family, prefixes, octets_max } }
     }
 }
 
-impl<I: Iterator<Item = Prefix>> Iterator for Withdrawals<I> {
+impl<I: Iterator<Item: Nlri>> Iterator for Withdrawals<I> {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
@@ -257,11 +257,11 @@ impl Layout {
     }
 }
 
-impl<I: Iterator<Item = Prefix>> Chunks<I> {
+impl<I: Iterator<Item: Nlri>> Chunks<I> {
     /// Goes to the next prefix of the family.
     fn skip_others(&mut self) -> Option<()> {
         let family = self.family;
-        while self.prefixes.next_if(|prefix| prefix.family() != family).is_some() {}
+        while self.prefixes.next_if(|nlri| nlri.prefix().family() != family).is_some() {}
         self.prefixes.peek().map(|_| ())
     }
 
@@ -269,7 +269,7 @@ impl<I: Iterator<Item = Prefix>> Chunks<I> {
     fn octets_hint(&self) -> usize {
         let (at_least, at_most) = self.prefixes.size_hint();
         let prefixes = at_most.unwrap_or(at_least.saturating_mul(2)).max(1);
-        prefixes.saturating_mul(prefix_octets_max(self.family)).min(self.octets_max)
+        prefixes.saturating_mul(nlri_octets_max::<I::Item>(self.family)).min(self.octets_max)
     }
 
     /// Appends as many prefixes as there is room for; says how many.
@@ -277,9 +277,9 @@ impl<I: Iterator<Item = Prefix>> Chunks<I> {
         let end = out.len() + self.octets_max;
         let mut count = 0;
         while self.skip_others().is_some() {
-            let fits = |prefix: &Prefix| out.len() + prefix_octets(*prefix) <= end;
-            let Some(prefix) = self.prefixes.next_if(fits) else { break };
-            put_prefix(out, prefix);
+            let fits = |nlri: &I::Item| out.len() + nlri_octets(nlri) <= end;
+            let Some(nlri) = self.prefixes.next_if(fits) else { break };
+            put_nlri(out, &nlri);
             count += 1;
         }
         count

@@ -49,8 +49,8 @@ pub use encode::{
 pub use frame::{
     Frame, FrameHeader, HEADER_OCTETS, MESSAGE_OCTETS_MAX, MESSAGE_OCTETS_MAX_EXTENDED, MessageType,
 };
-pub use negotiated::Negotiated;
-pub use nlri::{Prefixes, PrefixesIter};
+pub use negotiated::{AddPathFamilies, Negotiated};
+pub use nlri::{Nlri, PathPrefix, PathsIter, Prefixes, PrefixesIter};
 pub use notification::{
     CeaseReason, FsmError, HeaderError, Notification, NotificationError, OpenError,
     RouteRefreshError, UpdateError,

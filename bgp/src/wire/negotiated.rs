@@ -28,6 +28,17 @@ pub struct Negotiated {
     pub send_octets_max: usize,
     /// IPv4 routes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
+    /// Families in which several paths to a prefix are told (RFC 7911).
+    pub add_path: AddPathFamilies,
+}
+
+/// Families whose prefixes stand in UPDATEs with the identifiers of their paths (RFC 7911 section 4).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AddPathFamilies {
+    /// In what the peer sends.
+    pub receive: Families,
+    /// In what is sent to the peer.
+    pub send: Families,
 }
 
 impl Negotiated {
@@ -39,10 +50,15 @@ impl Negotiated {
             true => MESSAGE_OCTETS_MAX_EXTENDED,
             false => MESSAGE_OCTETS_MAX,
         };
+        let families = local.families().intersection(remote.families());
+        let pairs = |receiver: &Open, sender: &Open| {
+            let both = receiver.receives_paths().intersection(sender.sends_paths());
+            both.intersection(families)
+        };
         Negotiated {
             sort: if local.asn == remote.asn { SessionSort::Ibgp } else { SessionSort::Ebgp },
             hold_time_secs: local.hold_time_secs.min(remote.hold_time_secs),
-            families: local.families().intersection(remote.families()),
+            families,
             as4: local.offers_four_octet_as() && remote.offers_four_octet_as(),
             route_refresh: both(Capability::RouteRefresh),
             enhanced_route_refresh: both(Capability::EnhancedRouteRefresh),
@@ -50,6 +66,7 @@ impl Negotiated {
             send_octets_max: octets_max(remote),
             extended_next_hop: local.offers_extended_next_hop()
                 && remote.offers_extended_next_hop(),
+            add_path: AddPathFamilies { receive: pairs(local, remote), send: pairs(remote, local) },
         }
     }
 
@@ -64,6 +81,7 @@ impl Negotiated {
             sort: self.sort,
             as4: self.as4,
             families: self.families,
+            path_ids: self.add_path.receive,
             extended_next_hop: self.extended_next_hop,
             first_as,
             discard_attributes,

@@ -1,8 +1,56 @@
-//! Prefixes as they stand in NLRI and withdrawn routes (RFC 4271 section 4.3, RFC 4760 section 5).
+//! Prefixes as they stand in NLRI and withdrawn routes (RFC 4271 section 4.3, RFC 4760 section 5), each
+//! behind the identifier of a path where that was negotiated (RFC 7911 section 3).
+
+use std::fmt::Debug;
 
 use bytes::{BufMut, BytesMut};
 
+use super::reader::Reader;
 use crate::prefix::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
+
+/// A path to a prefix among several from one peer (RFC 7911 section 3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PathPrefix {
+    /// The prefix.
+    pub prefix: Prefix,
+    /// Tells the path from others of the peer to this prefix, and says nothing else; 0 where the
+    /// message has no identifiers.
+    pub path_id: u32,
+}
+
+/// What an UPDATE announces or withdraws: a [`Prefix`], or a [`PathPrefix`] with its identifier.
+pub trait Nlri: Copy + Debug {
+    /// Octets in front of the prefix.
+    const PATH_ID_OCTETS: usize;
+
+    /// The prefix.
+    fn prefix(&self) -> Prefix;
+
+    /// Appends what stands in front of the prefix.
+    fn put_path_id(&self, out: &mut BytesMut);
+}
+
+impl Nlri for Prefix {
+    const PATH_ID_OCTETS: usize = 0;
+
+    fn prefix(&self) -> Prefix {
+        *self
+    }
+
+    fn put_path_id(&self, _: &mut BytesMut) {}
+}
+
+impl Nlri for PathPrefix {
+    const PATH_ID_OCTETS: usize = PATH_ID_OCTETS;
+
+    fn prefix(&self) -> Prefix {
+        self.prefix
+    }
+
+    fn put_path_id(&self, out: &mut BytesMut) {
+        out.put_u32(self.path_id);
+    }
+}
 
 /// Borrowed octets of prefixes of one family whose syntax has been checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -10,30 +58,41 @@ pub struct Prefixes<'a> {
     family: Family,
     octets: &'a [u8],
     count: usize,
+    path_ids: bool,
 }
 
 /// The prefixes of a [`Prefixes`].
 #[derive(Clone, Debug)]
-pub struct PrefixesIter<'a> {
+pub struct PrefixesIter<'a>(PathsIter<'a>);
+
+/// The prefixes of a [`Prefixes`] with the identifiers of their paths.
+#[derive(Clone, Debug)]
+pub struct PathsIter<'a> {
     family: Family,
     octets: &'a [u8],
     left: usize,
+    path_ids: bool,
 }
 
 impl<'a> Prefixes<'a> {
     /// Checks the syntax of `octets`; `None` when a length is above the family's bits or the last
-    /// prefix is cut off. Host bits are irrelevant and dropped (RFC 4271 section 4.3).
-    pub fn parse(family: Family, octets: &'a [u8]) -> Option<Prefixes<'a>> {
+    /// prefix is cut off. Host bits are irrelevant and dropped (RFC 4271 section 4.3). With `path_ids`
+    /// four octets stand in front of each prefix (RFC 7911 section 3).
+    pub fn parse(family: Family, path_ids: bool, octets: &'a [u8]) -> Option<Prefixes<'a>> {
         let mut rest = octets;
         let mut count = 0;
-        while let Some((len, behind)) = rest.split_first() {
+        while !rest.is_empty() {
+            if path_ids {
+                rest = rest.get(PATH_ID_OCTETS..)?;
+            }
+            let (len, behind) = rest.split_first()?;
             if *len > family.bits() {
                 return None;
             }
             rest = behind.get(usize::from(len.div_ceil(8))..)?;
             count += 1;
         }
-        Some(Prefixes { family, octets, count })
+        Some(Prefixes { family, octets, count, path_ids })
     }
 
     /// The family of all the prefixes.
@@ -51,9 +110,20 @@ impl<'a> Prefixes<'a> {
         self.count == 0
     }
 
+    /// Whether the message has identifiers of paths.
+    pub const fn has_path_ids(&self) -> bool {
+        self.path_ids
+    }
+
     /// The prefixes in the order of the message; one may stand there twice.
     pub fn iter(&self) -> PrefixesIter<'a> {
-        PrefixesIter { family: self.family, octets: self.octets, left: self.count }
+        PrefixesIter(self.paths())
+    }
+
+    /// As [`Prefixes::iter`], with the identifiers of the paths.
+    pub fn paths(&self) -> PathsIter<'a> {
+        let Prefixes { family, octets, count: left, path_ids } = *self;
+        PathsIter { family, octets, left, path_ids }
     }
 }
 
@@ -61,10 +131,24 @@ impl Iterator for PrefixesIter<'_> {
     type Item = Prefix;
 
     fn next(&mut self) -> Option<Prefix> {
-        let (prefix, rest) = split_prefix(self.family, self.octets)?;
+        self.0.next().map(|path| path.prefix)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.0.size_hint()
+    }
+}
+
+impl Iterator for PathsIter<'_> {
+    type Item = PathPrefix;
+
+    fn next(&mut self) -> Option<PathPrefix> {
+        let mut reader = Reader(self.octets);
+        let path_id = if self.path_ids { reader.u32()? } else { 0 };
+        let (prefix, rest) = split_prefix(self.family, reader.0)?;
         self.octets = rest;
         self.left = self.left.saturating_sub(1);
-        Some(prefix)
+        Some(PathPrefix { prefix, path_id })
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -73,6 +157,8 @@ impl Iterator for PrefixesIter<'_> {
 }
 
 impl ExactSizeIterator for PrefixesIter<'_> {}
+
+impl ExactSizeIterator for PathsIter<'_> {}
 
 impl<'a> IntoIterator for Prefixes<'a> {
     type Item = Prefix;
@@ -101,8 +187,10 @@ fn split_prefix(family: Family, octets: &[u8]) -> Option<(Prefix, &[u8])> {
     Some((prefix, rest))
 }
 
-/// Appends a prefix: its length and as many octets as that needs.
-pub(super) fn put_prefix(out: &mut BytesMut, prefix: Prefix) {
+/// Appends a prefix: its length and as many octets as that needs, behind the identifier of its path.
+pub(super) fn put_nlri(out: &mut BytesMut, nlri: &impl Nlri) {
+    nlri.put_path_id(out);
+    let prefix = nlri.prefix();
     let octets = usize::from(prefix.len().div_ceil(8));
     out.put_u8(prefix.len());
     // A length in range is an invariant of both prefix types, so the slices always exist.
@@ -112,12 +200,15 @@ pub(super) fn put_prefix(out: &mut BytesMut, prefix: Prefix) {
     }
 }
 
-/// Octets that a prefix takes in a message.
-pub(super) fn prefix_octets(prefix: Prefix) -> usize {
-    1 + usize::from(prefix.len().div_ceil(8))
+/// Octets that a prefix takes in a message, with the identifier of its path.
+pub(super) fn nlri_octets<N: Nlri>(nlri: &N) -> usize {
+    N::PATH_ID_OCTETS + 1 + usize::from(nlri.prefix().len().div_ceil(8))
 }
 
-/// Octets that the longest prefix of a family takes in a message.
-pub(super) const fn prefix_octets_max(family: Family) -> usize {
-    1 + family.bits() as usize / 8
+/// Octets that the longest prefix of a family takes in a message, with the identifier of its path.
+pub(super) const fn nlri_octets_max<N: Nlri>(family: Family) -> usize {
+    N::PATH_ID_OCTETS + 1 + family.bits() as usize / 8
 }
+
+/// RFC 7911 section 3.
+const PATH_ID_OCTETS: usize = 4;

@@ -244,6 +244,25 @@ impl Open {
         self.graceful_restart().is_some() && self.capabilities.iter().any(long_lived)
     }
 
+    /// The families of which several paths to a prefix can be received (RFC 7911 section 4).
+    pub fn receives_paths(&self) -> Families {
+        self.add_path(|mode| mode != AddPathMode::Send)
+    }
+
+    /// The families of which several paths to a prefix can be sent (RFC 7911 section 4).
+    pub fn sends_paths(&self) -> Families {
+        self.add_path(|mode| mode != AddPathMode::Receive)
+    }
+
+    fn add_path(&self, wanted: impl Fn(AddPathMode) -> bool) -> Families {
+        let entries = self.capabilities.iter().flat_map(|capability| match capability {
+            Capability::AddPath(entries) => entries.as_slice(),
+            _ => &[],
+        });
+        let wanted = entries.filter(|(.., mode)| wanted(*mode));
+        wanted.filter_map(|(afi, safi, _)| Family::from_afi_safi(*afi, *safi)).collect()
+    }
+
     /// Whether IPv4 unicast routes with IPv6 next hops are understood (RFC 8950).
     pub fn offers_extended_next_hop(&self) -> bool {
         let wanted = ExtendedNextHop { afi: 1, safi: 1, next_hop_afi: 2 };

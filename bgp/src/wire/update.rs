@@ -33,6 +33,8 @@ pub struct UpdateContext {
     pub as4: bool,
     /// The negotiated families; prefixes of others are dropped (RFC 4760 section 6).
     pub families: Families,
+    /// Families whose prefixes have the identifiers of their paths in front of them (RFC 7911).
+    pub path_ids: Families,
     /// IPv4 routes may have IPv6 next hops (RFC 8950).
     pub extended_next_hop: bool,
     /// The AS number that AS_PATH has to begin with, on eBGP sessions that enforce it.
@@ -260,8 +262,8 @@ impl<'a> LocatedUpdate<'a> {
         CheckedAttributes(checked): &CheckedAttributes,
     ) -> Result<Update<'a>, Notification> {
         let parts = Parts {
-            withdrawn: parse(Family::Ipv4Unicast, self.body.withdrawn)?,
-            nlri: parse(Family::Ipv4Unicast, self.body.nlri)?,
+            withdrawn: parse_ipv4(context, self.body.withdrawn)?,
+            nlri: parse_ipv4(context, self.body.nlri)?,
             unreach: self.unreach.map(|attribute| attribute.unreach(context)).transpose()?,
             reach: self.reach.map(|attribute| attribute.reach(context)).transpose()?,
         };
@@ -381,7 +383,7 @@ impl<'a> MpAttribute<'a> {
         let malformed = || self.malformed();
         let (afi, safi) = reader.u16().zip(reader.u8()).ok_or_else(malformed)?;
         let family = Family::from_afi_safi(afi, safi).filter(|f| context.families.contains(*f));
-        family.map(|family| Prefixes::parse(family, reader.0).ok_or_else(malformed)).transpose()
+        family.map(|family| context.parse(family, reader.0).ok_or_else(malformed)).transpose()
     }
 
     /// MP_REACH_NLRI (RFC 4760 section 3); `None` for a family that was not negotiated: nothing is
@@ -412,7 +414,7 @@ impl<'a> MpAttribute<'a> {
             }),
             _ => return Err(malformed()),
         };
-        let prefixes = Prefixes::parse(family, reader.0).ok_or_else(malformed)?;
+        let prefixes = context.parse(family, reader.0).ok_or_else(malformed)?;
         Ok(Some(Reach { next_hop: next_hop.and_then(NextHop::checked), prefixes }))
     }
 
@@ -423,8 +425,15 @@ impl<'a> MpAttribute<'a> {
     }
 }
 
-fn parse(family: Family, octets: &[u8]) -> Result<Prefixes<'_>, Notification> {
-    Prefixes::parse(family, octets).ok_or_else(|| {
+impl UpdateContext {
+    fn parse<'a>(&self, family: Family, octets: &'a [u8]) -> Option<Prefixes<'a>> {
+        Prefixes::parse(family, self.path_ids.contains(family), octets)
+    }
+}
+
+/// What stands outside of the attributes.
+fn parse_ipv4<'a>(context: &UpdateContext, octets: &'a [u8]) -> Result<Prefixes<'a>, Notification> {
+    context.parse(Family::Ipv4Unicast, octets).ok_or_else(|| {
         let error = NotificationError::Update(UpdateError::InvalidNetworkField);
         Notification::with_data(error, Bytes::new())
     })
@@ -434,6 +443,12 @@ impl<'a> Update<'a> {
     /// The prefixes that are withdrawn, those that are treated so because of an error included.
     pub fn withdrawn(&self) -> impl Iterator<Item = Prefix> + 'a {
         self.withdrawn.into_iter().flatten().flatten()
+    }
+
+    /// As [`Update::withdrawn`], in the four places where they stand, which may differ in whether they
+    /// have the identifiers of paths.
+    pub fn withdrawn_runs(&self) -> impl Iterator<Item = Prefixes<'a>> + 'a {
+        self.withdrawn.into_iter().flatten()
     }
 
     /// The prefixes that are announced, by next hop: those of the NLRI field and those of

@@ -1,9 +1,10 @@
 //! One message through the codec: whatever comes of it is bounded, consistent and can be said again.
 
 use bytes::BytesMut;
+use cairn_bgp::prefix::Family;
 use cairn_bgp::wire::{
-    Announcements, Frame, MESSAGE_OCTETS_MAX_EXTENDED, MessageFormat, MessageType, Notification,
-    Open, RouteRefresh, UpdateBody, UpdateContext,
+    Announcements, EncodedUpdate, Frame, MESSAGE_OCTETS_MAX_EXTENDED, MessageFormat, MessageType,
+    NextHop, Nlri, Notification, Open, PathAttributes, RouteRefresh, UpdateBody, UpdateContext,
 };
 
 /// How far a message came.
@@ -106,14 +107,18 @@ fn check_update(octets: &[u8], context: &UpdateContext) -> Sort {
     };
     for announcement in update.announcements() {
         let (family, next_hop) = (announcement.prefixes.family(), announcement.next_hop);
-        let Some(first) = announcement.prefixes.iter().next() else { continue };
-        let Ok(mut messages) = Announcements::new(format, family, attributes, next_hop, [first])
-        else {
+        let Some(first) = announcement.prefixes.paths().next() else { continue };
+        let message = match announcement.prefixes.has_path_ids() {
+            true => one_message(format, family, attributes, next_hop, first),
+            false => one_message(format, family, attributes, next_hop, first.prefix),
+        };
+        let Some(message) = message else {
             assert!(octets.len() > 20_000, "what came in a short message fits into a long one");
             continue;
         };
-        let message = messages.next().unwrap();
         let again = UpdateBody::split(&message.bytes[19..]).unwrap().decode(context).unwrap();
+        let announced = again.announcements().flat_map(|a| a.prefixes.paths());
+        assert_eq!(announced.collect::<Vec<_>>(), [first]);
         assert!(again.errors.is_empty(), "{:?}", again.errors);
         let again_attributes = again.attributes.as_deref().unwrap();
         let paths = [attributes.as_path(), again_attributes.as_path()];
@@ -125,6 +130,17 @@ fn check_update(octets: &[u8], context: &UpdateContext) -> Sort {
         assert_eq!(again.announcements().next().unwrap().next_hop, next_hop);
     }
     if update.is_treated_as_withdraw() { Sort::Withdrawn } else { Sort::Used }
+}
+
+fn one_message<N: Nlri>(
+    format: MessageFormat,
+    family: Family,
+    attributes: &PathAttributes,
+    next_hop: NextHop,
+    nlri: N,
+) -> Option<EncodedUpdate> {
+    let mut messages = Announcements::new(format, family, attributes, next_hop, [nlri]).ok()?;
+    Some(messages.next().unwrap())
 }
 
 fn check_notification(notification: &Notification, octets: &[u8]) -> Sort {

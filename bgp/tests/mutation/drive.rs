@@ -16,8 +16,8 @@ use cairn_bgp::session::{
 };
 use cairn_bgp::stream::{Decoder, Item, ReaderConfig};
 use cairn_bgp::wire::{
-    AttributeTypes, Capability, Frame, MESSAGE_OCTETS_MAX_EXTENDED, Open, RefreshKind, UpdateBody,
-    UpdateContext,
+    AddPathMode, AttributeTypes, Capability, Frame, MESSAGE_OCTETS_MAX_EXTENDED, Open, RefreshKind,
+    UpdateBody, UpdateContext,
 };
 
 /// What the peer whose octets are fed is like.
@@ -30,6 +30,8 @@ pub struct Scenario {
     pub extended_messages: bool,
     /// Attributes of the types 8 to 40 are discarded unseen.
     pub discards: bool,
+    /// It sends several IPv4 paths to a prefix (RFC 7911).
+    pub paths: bool,
 }
 
 impl Scenario {
@@ -39,6 +41,7 @@ impl Scenario {
             as4: bits & 6 != 0,
             extended_messages: bits & 8 == 0,
             discards: bits & 0x70 == 0,
+            paths: bits & 0x70 == 0x10,
         }
     }
 }
@@ -109,7 +112,8 @@ impl Speaker {
         });
         rib.tick(now);
         let asn = if scenario.external { PEER_ASN } else { LOCAL_ASN };
-        let config = peer_config(2, asn);
+        let mut config = peer_config(2, asn);
+        config.add_path.receive = scenario.paths;
         let session = session(&speaker, &config, now);
         let peer = rib.add_peer(RibPeerConfig::new(&speaker, &"peer".into(), &config));
         let watchers = [(3, LOCAL_ASN), (4, WATCHER_ASN)].map(|(host, asn)| {
@@ -146,9 +150,12 @@ impl Speaker {
         self.now += Duration::from_secs(600);
         self.handle(Event::Tick);
         self.accept();
-        let Scenario { external, as4, extended_messages, .. } = self.scenario;
+        let Scenario { external, as4, extended_messages, paths, .. } = self.scenario;
         let asn = if external { PEER_ASN } else { LOCAL_ASN };
-        let open = open(2, asn, as4, extended_messages);
+        let mut open = open(2, asn, as4, extended_messages);
+        if paths {
+            open.capabilities.push(Capability::AddPath(vec![(1, 1, AddPathMode::Both)]));
+        }
         self.receive(&open.encode());
         self.receive(&cairn_bgp::wire::keepalive());
         assert!(self.session.established().is_some(), "{:?}", self.session.last_error());

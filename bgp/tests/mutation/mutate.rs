@@ -1,6 +1,6 @@
 //! Damaged messages out of whole ones, the same for the same seed.
 
-use cairn_bgp::prefix::Families;
+use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::wire::{AttributeTypes, SessionSort, UpdateBody, UpdateContext};
 
 use super::build::{self, EBGP};
@@ -41,6 +41,11 @@ impl Random {
                 0xc00 => AttributeTypes::discardable((0..=u8::MAX).filter(|t| t % 3 == 2)),
                 _ => AttributeTypes::NONE,
             },
+            path_ids: match bits & 0x7000 {
+                0x7000 => EBGP.families,
+                0x6000 => Families::NONE.with(Family::Ipv4Unicast),
+                _ => Families::NONE,
+            },
         }
     }
 
@@ -76,8 +81,13 @@ impl Random {
             }
         }
         let mut prefixes = Vec::new();
+        // With the identifiers of paths in front (RFC 7911).
+        let path_ids = self.below(8) == 0;
         for _ in 0..self.below(4) {
             let len = u8::try_from(self.below(33)).unwrap();
+            if path_ids {
+                prefixes.extend(self.next().to_be_bytes().split_at(4).0);
+            }
             prefixes.push(len);
             prefixes.extend((0..len.div_ceil(8)).map(|_| self.next() as u8));
         }

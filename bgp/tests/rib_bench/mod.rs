@@ -12,7 +12,7 @@ use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{
     CandidateInfo, Output, PeerId, PeerSession, PrefixFilter, Rib, RibConfig, RibPeerConfig,
-    RouteAttributes, RouteFilter, UpdateBatch,
+    RouteAttributes, RouteFilter, UpdateBatch, UpdateOutcome,
 };
 use cairn_bgp::session::LocalAddresses;
 use cairn_bgp::wire::{
@@ -182,6 +182,7 @@ impl Bench {
             sends_end_of_rib: false,
             enhanced_route_refresh: false,
             stale_kept: Families::NONE,
+            add_path: Default::default(),
         };
         self.rib.peer_up(id, session);
         self.rib.set_room(id, usize::MAX);
@@ -213,7 +214,33 @@ impl Bench {
         self.rib.set_room(id, usize::MAX);
     }
 
+    /// A session in which the peer sends several paths to a prefix; what was kept of a former one waits
+    /// for End-of-RIB.
+    pub fn receive_paths(&mut self, id: PeerId) {
+        let both = Families::from_iter(Family::ALL);
+        let peer = self.peers.iter_mut().find(|peer| peer.id == id).unwrap();
+        peer.session.add_path.receive = both;
+        self.rib.peer_up(id, PeerSession { stale_kept: both, ..peer.session });
+    }
+
+    pub fn withdraw_path(&mut self, id: PeerId, path_id: u32, prefix: &str) {
+        let mut batch = UpdateBatch::default();
+        batch.push_path_withdrawals(path_id, [prefix.parse::<Prefix>().unwrap()]);
+        self.rib.update(id, batch).expect("a withdrawal exceeds no limit");
+    }
+
     pub fn announce(&mut self, id: PeerId, prefix: &str, path: &Path) {
+        self.announce_path(id, 0, prefix, path);
+    }
+
+    /// Announces one of several paths.
+    pub fn announce_path(
+        &mut self,
+        id: PeerId,
+        path_id: u32,
+        prefix: &str,
+        path: &Path,
+    ) -> UpdateOutcome {
         let prefix: Prefix = prefix.parse().unwrap();
         let usual = match prefix.family() {
             Family::Ipv4Unicast => "198.51.100.100",
@@ -223,8 +250,8 @@ impl Bench {
         let next_hop = NextHop { address, link_local: path.link_local };
         let attributes = RouteAttributes::new(next_hop, path.attributes.clone());
         let mut batch = UpdateBatch::default();
-        batch.push_announcements(Arc::new(attributes), [prefix]);
-        self.rib.update(id, batch).expect("no limit ends the session");
+        batch.push_announcements(Arc::new(attributes.with_path_id(path_id)), [prefix]);
+        self.rib.update(id, batch).expect("no limit ends the session")
     }
 
     pub fn withdraw(&mut self, id: PeerId, prefix: &str) {
@@ -291,6 +318,7 @@ impl Peer {
             extended_next_hop: false,
             first_as: None,
             discard_attributes: Default::default(),
+            path_ids: Families::NONE,
         };
         let body = UpdateBody::split(&message[HEADER_OCTETS..]).expect("a well-formed UPDATE");
         let update = body.decode(&context).expect("a valid UPDATE");

@@ -18,8 +18,8 @@ use cairn_bgp::rib::{
 };
 use cairn_bgp::session::LocalAddresses;
 use cairn_bgp::wire::{
-    AttributeTypes, Community, HEADER_OCTETS, MessageFormat, NextHop, Origin, PathAttributes,
-    SessionSort, UpdateBody, UpdateContext,
+    AddPathFamilies, AttributeTypes, Community, HEADER_OCTETS, MessageFormat, NextHop, Origin,
+    PathAttributes, SessionSort, UpdateBody, UpdateContext,
 };
 use proptest::prelude::*;
 
@@ -49,6 +49,8 @@ struct Route {
     origin: Origin,
     med: Option<u32>,
     communities: Vec<Community>,
+    /// 0 of peers that send one path to a prefix.
+    path_id: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,8 +68,8 @@ struct ModelPeer {
     config: RibPeerConfig,
     accepts: bool,
     exports: bool,
-    /// Routes as received.
-    routes: BTreeMap<Prefix, Route>,
+    /// Routes as received, by the identifier of the path.
+    routes: BTreeMap<(Prefix, u32), Route>,
     /// What the peer has been told, as it reads it.
     told: BTreeMap<Prefix, Told>,
 }
@@ -109,6 +111,16 @@ impl ModelPeer {
             enhanced_route_refresh: false,
             ipv4_via_ipv6: false,
             knows_long_lived: false,
+            add_path: AddPathFamilies { receive: self.receives_paths(), send: Families::NONE },
+        }
+    }
+
+    /// Every second peer sends several paths (RFC 7911), one of them of one family.
+    fn receives_paths(&self) -> Families {
+        match self.index {
+            1 | 5 => Families::from_iter(Family::ALL),
+            3 => Families::NONE.with(Family::Ipv6Unicast),
+            _ => Families::NONE,
         }
     }
 
@@ -207,6 +219,14 @@ impl World {
         text.parse().expect("a prefix")
     }
 
+    /// The identifier of a path in what a peer sends.
+    fn path_id(&mut self, index: usize, prefix: Prefix) -> u32 {
+        match self.peers[index].receives_paths().contains(prefix.family()) {
+            true => [0, 1, 7, u32::MAX][self.dice.roll(4)],
+            false => 0,
+        }
+    }
+
     fn route(&mut self, sort: Sort, family: Family) -> Route {
         let dice = &mut self.dice;
         let mut as_path = Vec::new();
@@ -241,6 +261,7 @@ impl World {
             origin: [Origin::Igp, Origin::Incomplete][dice.roll(2)],
             med: [None, Some(0), Some(5)][dice.roll(3)],
             communities,
+            path_id: 0,
         }
     }
 
@@ -251,7 +272,8 @@ impl World {
             builder.prepend(*asn, 1);
         }
         builder.local_pref(route.local_pref).med(route.med).add_communities(&route.communities);
-        Arc::new(RouteAttributes::new(NextHop::new(route.next_hop), builder.build()))
+        let attributes = RouteAttributes::new(NextHop::new(route.next_hop), builder.build());
+        Arc::new(attributes.with_path_id(route.path_id))
     }
 
     fn step(&mut self) {
@@ -309,20 +331,22 @@ impl World {
             return;
         }
         let prefix = self.prefix();
-        let route = self.route(self.peers[index].sort, prefix.family());
+        let path_id = self.path_id(index, prefix);
+        let route = Route { path_id, ..self.route(self.peers[index].sort, prefix.family()) };
         let mut batch = UpdateBatch::default();
         batch.push_announcements(Self::attributes(&route), [prefix]);
-        self.peers[index].routes.insert(prefix, route);
+        self.peers[index].routes.insert((prefix, path_id), route);
         self.rib.update(self.peers[index].id, batch).expect("no limit is set");
     }
 
     fn withdraw(&mut self, index: usize) {
         let prefix = self.prefix();
+        let path_id = self.path_id(index, prefix);
         let peer = &mut self.peers[index];
         if peer.up {
             let mut batch = UpdateBatch::default();
-            batch.push_withdrawals([prefix]);
-            peer.routes.remove(&prefix);
+            batch.push_path_withdrawals(path_id, [prefix]);
+            peer.routes.remove(&(prefix, path_id));
             self.rib.update(peer.id, batch).expect("no limit is set");
         }
     }
@@ -372,7 +396,10 @@ impl World {
     fn candidates(&self, prefix: Prefix) -> Vec<(&ModelPeer, &Route)> {
         let of_peer = |peer: &'_ ModelPeer| peer.up && peer.accepts;
         let peers = self.peers.iter().filter(|peer| of_peer(peer));
-        let routes = peers.filter_map(|peer| Some((peer, peer.routes.get(&prefix)?)));
+        let to_prefix = (prefix, 0)..=(prefix, u32::MAX);
+        let routes = peers.flat_map(|peer| {
+            peer.routes.range(to_prefix.clone()).map(move |(_, route)| (peer, route))
+        });
         routes.filter(|(_, route)| !route.as_path.contains(&LOCAL_ASN)).collect()
     }
 
@@ -395,7 +422,7 @@ impl World {
         if left.iter().any(|(peer, _)| peer.is_ebgp()) {
             left.retain(|(peer, _)| peer.is_ebgp());
         }
-        left.sort_by_key(|(peer, _)| peer.router_id());
+        left.sort_by_key(|(peer, route)| (peer.router_id(), route.path_id));
         left
     }
 
@@ -448,7 +475,9 @@ impl World {
 
     fn check(&self) {
         let mut prefixes: Vec<Prefix> = self.originated.keys().copied().collect();
-        prefixes.extend(self.peers.iter().flat_map(|peer| peer.routes.keys().copied()));
+        prefixes.extend(
+            self.peers.iter().flat_map(|peer| peer.routes.keys().map(|(prefix, _)| *prefix)),
+        );
         prefixes.sort_unstable();
         prefixes.dedup();
         for peer in self.peers.iter().filter(|peer| peer.up) {
@@ -458,7 +487,8 @@ impl World {
             for family in Family::ALL {
                 let counts = self.rib.counts(peer.id, family);
                 let of_family = |p: &&Prefix| p.family() == family;
-                assert_eq!(counts.received, peer.routes.keys().filter(of_family).count());
+                let received = peer.routes.keys().map(|(prefix, _)| prefix).filter(of_family);
+                assert_eq!(counts.received, received.count());
                 assert_eq!(counts.advertised, expected.keys().filter(of_family).count());
             }
         }
@@ -515,6 +545,7 @@ impl ModelPeer {
             extended_next_hop: false,
             first_as: self.is_ebgp().then_some(LOCAL_ASN),
             discard_attributes: AttributeTypes::NONE,
+            path_ids: Families::NONE,
         };
         let body = UpdateBody::split(&message[HEADER_OCTETS..]).expect("a well-formed UPDATE");
         let update = body.decode(&context).expect("a valid UPDATE");

@@ -38,6 +38,7 @@ pub fn config(local: u8, remote: u8, local_asn: u32, peer_asn: u32) -> SessionCo
         send_hold_time_secs: 480,
         connect_retry_secs: 10,
         graceful_restart: Some(config::GracefulRestart::new(60)),
+        add_path: Default::default(),
     }
 }
 

@@ -11,6 +11,7 @@ pub const EBGP: UpdateContext = UpdateContext {
     extended_next_hop: false,
     first_as: None,
     discard_attributes: AttributeTypes::NONE,
+    path_ids: Families::NONE,
 };
 pub const IBGP: UpdateContext = UpdateContext { sort: SessionSort::Ibgp, ..EBGP };
 

@@ -3,7 +3,7 @@
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::wire::{
     AttributeFault as Fault, AttributeTypes, AttributeVerdict, Notification, NotificationError,
-    UpdateBody, UpdateContext, UpdateError,
+    PathPrefix, UpdateBody, UpdateContext, UpdateError,
 };
 
 use super::build::{EBGP, IBGP, attribute, body, hex};
@@ -421,4 +421,42 @@ fn assert_outcome(section: &str, octets: &[u8], context: &UpdateContext, outcome
         let gone = fault != Fault::Duplicate;
         assert_eq!(attributes.value(code).is_none(), gone, "{section}");
     }
+}
+
+/// RFC 7911 section 3: an identifier in front of each prefix, as negotiated for its family; what does not
+/// fit is as bad as a prefix that does not (RFC 7606 section 5.3).
+#[test]
+fn identifiers_of_paths() {
+    let context = UpdateContext { path_ids: Families::NONE.with(Family::Ipv4Unicast), ..EBGP };
+    let attributes = hex("400101 00 400206 02010000fde9 400304 0a000001");
+    let octets = body(&hex("00000007 08 0a"), &attributes, &hex("00000001 08 0a 00000002 10 0a01"));
+    let update = UpdateBody::split(&octets).unwrap().decode(&context).unwrap();
+    let text = |path: PathPrefix| format!("{} {}", path.path_id, path.prefix);
+    let withdrawn = update.withdrawn_runs().flat_map(|prefixes| prefixes.paths()).map(text);
+    assert_eq!(withdrawn.collect::<Vec<_>>(), ["7 10.0.0.0/8"]);
+    let announced = update.announcements().flat_map(|a| a.prefixes.paths()).map(text);
+    assert_eq!(announced.collect::<Vec<_>>(), ["1 10.0.0.0/8", "2 10.1.0.0/16"]);
+    for wrong in ["00", "00000001", "00000001 21 0a000000 00", "00000001 08 0a 000000"] {
+        for (withdrawn, nlri) in [(wrong, ""), ("", wrong)] {
+            let octets = body(&hex(withdrawn), &attributes, &hex(nlri));
+            let error = UpdateBody::split(&octets).unwrap().decode(&context).unwrap_err();
+            assert_eq!(
+                error.error,
+                NotificationError::Update(UpdateError::InvalidNetworkField),
+                "{wrong}"
+            );
+        }
+    }
+    // An error in the attributes withdraws the paths that were announced.
+    let bad = hex("400101 09 400206 02010000fde9 400304 0a000001");
+    let octets = body(&[], &bad, &hex("00000001 08 0a"));
+    let update = UpdateBody::split(&octets).unwrap().decode(&context).unwrap();
+    let withdrawn = update.withdrawn_runs().flat_map(|prefixes| prefixes.paths()).map(text);
+    assert_eq!(withdrawn.collect::<Vec<_>>(), ["1 10.0.0.0/8"]);
+    // The other family has none.
+    let reach = hex("800e 1a 000201 10 20010db8000000000000000000000001 00 20 20010db8");
+    let octets = body(&[], &[reach, attributes].concat(), &[]);
+    let update = UpdateBody::split(&octets).unwrap().decode(&context).unwrap();
+    let announced = update.announcements().flat_map(|a| a.prefixes.paths()).map(text);
+    assert_eq!(announced.collect::<Vec<_>>(), ["0 2001:db8::/32"]);
 }

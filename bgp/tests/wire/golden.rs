@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use bytes::{Bytes, BytesMut};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::wire::{
-    AddPathMode, Announcements, Capability, CeaseReason, Community, Frame, GracefulRestart,
-    GracefulRestartFamily, LargeCommunity, MESSAGE_OCTETS_MAX, MESSAGE_OCTETS_MAX_EXTENDED,
-    MessageFormat, MessageType, Negotiated, NextHop, Notification, NotificationError, Open, Origin,
-    RefreshKind, RouteRefresh, SessionSort, Update, UpdateBody, UpdateContext, Withdrawals,
-    attribute_type, end_of_rib, keepalive,
+    AddPathFamilies, AddPathMode, Announcements, Capability, CeaseReason, Community, Frame,
+    GracefulRestart, GracefulRestartFamily, LargeCommunity, MESSAGE_OCTETS_MAX,
+    MESSAGE_OCTETS_MAX_EXTENDED, MessageFormat, MessageType, Negotiated, NextHop, Notification,
+    NotificationError, Open, Origin, RefreshKind, RouteRefresh, SessionSort, Update, UpdateBody,
+    UpdateContext, Withdrawals, attribute_type, end_of_rib, keepalive,
 };
 
 use super::build::{EBGP, IBGP};
@@ -37,7 +37,7 @@ fn open_of_bird() {
             Capability::GracefulRestart(restart),
             Capability::FourOctetAs(65001),
             Capability::EnhancedRouteRefresh,
-            Capability::Unknown { code: 71, value: Bytes::new() },
+            Capability::LongLivedGracefulRestart(Vec::new()),
         ]
     );
     assert_eq!(open.encode(), corpus::octets(corpus::OPEN_BIRD));
@@ -93,6 +93,28 @@ fn open_without_capabilities_means_ipv4() {
     assert_eq!(both.send_octets_max, MESSAGE_OCTETS_MAX);
     let both = Negotiated::new(&ours, &open(corpus::OPEN_FRR));
     assert!(both.as4 && both.route_refresh && both.sort == SessionSort::Ebgp);
+}
+
+/// RFC 7911 section 4: what one side sends and the other receives, of families that both have.
+#[test]
+fn add_path_takes_both_sides() {
+    use AddPathMode::{Both, Receive, Send};
+    let (v4, v6) = (Family::Ipv4Unicast, Family::Ipv6Unicast);
+    let side = |modes: &[(Family, AddPathMode)], families: &[Family]| {
+        let entries = modes.iter().map(|(f, mode)| (f.afi(), f.safi(), *mode)).collect();
+        let families = families.iter().copied().map(Capability::multiprotocol);
+        let capabilities = families.chain([Capability::AddPath(entries)]).collect();
+        Open { capabilities, ..open(corpus::OPEN_PLAIN) }
+    };
+    let ours = side(&[(v4, Both), (v6, Receive)], &[v4, v6]);
+    let agreed = |theirs: &Open| {
+        let AddPathFamilies { receive, send } = Negotiated::new(&ours, theirs).add_path;
+        (receive.iter().collect::<Vec<_>>(), send.iter().collect::<Vec<_>>())
+    };
+    assert_eq!(agreed(&side(&[(v4, Both), (v6, Both)], &[v4, v6])), (vec![v4, v6], vec![v4]));
+    assert_eq!(agreed(&side(&[(v4, Receive), (v6, Receive)], &[v4, v6])), (vec![], vec![v4]));
+    assert_eq!(agreed(&side(&[(v4, Send), (v6, Send)], &[v4])), (vec![v4], vec![]));
+    assert_eq!(agreed(&open(corpus::OPEN_PLAIN)), (vec![], vec![]));
 }
 
 #[test]

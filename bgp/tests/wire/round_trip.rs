@@ -4,13 +4,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
-use cairn_bgp::prefix::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
+use cairn_bgp::prefix::{Families, Family, Ipv4Prefix, Ipv6Prefix, Prefix};
 use cairn_bgp::wire::{
     AddPathMode, Announcements, Capability, Community, EncodeError, ExtendedNextHop, Frame,
     GracefulRestart, GracefulRestartFamily, LargeCommunity, MESSAGE_OCTETS_MAX,
     MESSAGE_OCTETS_MAX_EXTENDED, MessageFormat, NextHop, Notification, NotificationError, Open,
-    Origin, PathAttributes, RefreshKind, RouteRefresh, SessionSort, UpdateBody, UpdateContext,
-    Withdrawals,
+    Origin, PathAttributes, PathPrefix, RefreshKind, RouteRefresh, SessionSort, UpdateBody,
+    UpdateContext, Withdrawals,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -87,6 +87,39 @@ proptest! {
             read.extend(announced[0].prefixes);
         }
         prop_assert_eq!(read, prefixes);
+    }
+
+    /// With identifiers of paths (RFC 7911), both ways.
+    #[test]
+    fn paths((family, next_hop, prefixes) in routes(), ids: [u32; 3], octets_max in 300_usize..5000) {
+        let format = MessageFormat { octets_max, as4: true, extended_next_hop: true };
+        let families = Families::NONE.with(family);
+        let context = UpdateContext { extended_next_hop: true, path_ids: families, ..IBGP };
+        let numbered = prefixes.iter().zip(ids.iter().cycle());
+        let paths = numbered.map(|(prefix, path_id)| PathPrefix { prefix: *prefix, path_id: *path_id });
+        let paths: Vec<PathPrefix> = paths.collect();
+        let attributes = PathAttributes::originated(Origin::Igp);
+        let mut read = Vec::new();
+        let announcements =
+            Announcements::new(format, family, &attributes, next_hop, paths.iter().copied());
+        for message in announcements.unwrap() {
+            prop_assert!(message.bytes.len() <= octets_max);
+            let update = UpdateBody::split(&message.bytes[19..]).unwrap().decode(&context).unwrap();
+            prop_assert_eq!(&update.errors, &[]);
+            let announced = update.announcements().collect::<Vec<_>>();
+            prop_assert_eq!((announced.len(), announced[0].prefixes.len()), (1, message.prefixes));
+            prop_assert!(announced[0].prefixes.has_path_ids());
+            read.extend(announced[0].prefixes.paths());
+        }
+        prop_assert_eq!(&read, &paths);
+        read.clear();
+        for message in Withdrawals::new(format, family, paths.iter().copied()) {
+            prop_assert!(message.len() <= octets_max);
+            let update = UpdateBody::split(&message[19..]).unwrap().decode(&context).unwrap();
+            prop_assert_eq!((update.announcements().count(), update.end_of_rib), (0, None));
+            read.extend(update.withdrawn_runs().flat_map(|prefixes| prefixes.paths()));
+        }
+        prop_assert_eq!(read, paths);
     }
 
     #[test]
@@ -309,7 +342,8 @@ fn next_hops_of_the_wrong_family_are_errors() {
     let v4 = NextHop::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
     let v6 = NextHop::new(IpAddr::V6(Ipv6Addr::from_bits(0x2001 << 112 | 1)));
     for (family, next_hop) in [(Family::Ipv6Unicast, v4), (Family::Ipv4Unicast, v6)] {
-        let error = Announcements::new(format, family, &attributes, next_hop, []).unwrap_err();
+        let nothing = std::iter::empty::<Prefix>();
+        let error = Announcements::new(format, family, &attributes, next_hop, nothing).unwrap_err();
         assert_eq!(error, EncodeError::NextHopFamily { family, next_hop: next_hop.address });
     }
 }
