@@ -183,6 +183,10 @@ pub struct AddPath {
     /// Take several paths to a prefix from the peer: up to 32, each counted against prefixesMax.
     #[serde(default)]
     pub receive: bool,
+    /// Send the peer up to so many of the best paths to a prefix; 0 sends the best one only.
+    #[serde(default)]
+    #[schemars(range(min = 0, max = 16))]
+    pub send_max: u8,
 }
 
 /// Bidirectional forwarding detection (RFC 5880). A session ends, and its routes go, interval times multiplier after

@@ -267,6 +267,7 @@ fn peer(host: u8) -> RibPeerConfig {
         route_reflector_client: false,
         next_hop: NextHopMode::Auto,
         export_scope: ExportScope::All,
+        sent_paths_max: 0,
         prefix_limit: None,
         own_as_max: 0,
         as_path_len_max: None,

@@ -273,6 +273,8 @@ impl PeerConfig {
 pub struct AddPath {
     /// Offer to receive them.
     pub receive: bool,
+    /// The best so many are sent, at most [`SENT_PATHS_MAX`]; 0 does not offer to send any but the best.
+    pub send_max: u8,
 }
 
 /// A TCP MD5 key, kept out of logs.
@@ -333,7 +335,8 @@ impl PeerConfig {
         let capabilities = |p: &PeerConfig| {
             let next_hops = (p.extended_next_hop, p.next_hop_ipv6);
             let restart = p.graceful_restart.as_ref().map(GracefulRestart::offered);
-            (p.families, p.hold_time_secs, restart, next_hops, p.add_path)
+            let add_path = (p.add_path.receive, p.add_path.send_max > 0);
+            (p.families, p.hold_time_secs, restart, next_hops, add_path)
         };
         if transport(self) != transport(new) {
             Some(ResetReason::Transport)
@@ -361,5 +364,7 @@ impl PeerConfig {
     }
 }
 
+/// Paths to one prefix that are sent to one peer: more than a router uses beside each other.
+pub const SENT_PATHS_MAX: u8 = 16;
 /// The TCP port of BGP (IANA).
 pub const BGP_PORT: u16 = 179;

@@ -1,5 +1,5 @@
-//! Several paths to a prefix from one peer (RFC 7911): which one is best, which one goes, and how many
-//! there may be.
+//! Several paths to a prefix (RFC 7911), from a peer and to one: which one is best, which one goes, and
+//! how many there may be.
 
 mod rib_bench;
 
@@ -8,6 +8,7 @@ use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{
     PATHS_A_PREFIX_MAX, PeerId, PrefixFilter, RouteFilter, Step, TableKind, TableRow, UpdateBatch,
 };
+use cairn_bgp::wire::Community;
 use rib_bench::{Bench, Path};
 
 const V4: Family = Family::Ipv4Unicast;
@@ -194,4 +195,106 @@ fn stale_paths_are_bounded_too() {
         bench.receive_paths(peer);
     }
     assert_eq!(bench.rib.counts(peer, V4).received, 4 * PATHS_A_PREFIX_MAX);
+}
+
+/// A bench with three sources of equal routes but for the length of their paths, and one that is told
+/// the best two.
+fn sending() -> (Bench, [PeerId; 3], PeerId) {
+    let mut bench = Bench::new();
+    let sources = [65001, 65002, 65003].map(|asn| bench.peer(asn));
+    let to = bench.peer_with(65009, |config| config.sent_paths_max = 2);
+    bench.send_paths(to);
+    for (source, asns) in sources.iter().zip([&[65001][..], &[65002, 1], &[65003, 1, 2]]) {
+        bench.announce(*source, ONE, &Path::of(asns));
+    }
+    (bench, sources, to)
+}
+
+/// Identifier and first AS behind our own of what a peer has been told.
+fn told(bench: &mut Bench, id: PeerId) -> Vec<String> {
+    let told = bench.told(id).into_iter();
+    let text = |(name, told): (String, rib_bench::Told)| {
+        let asn = told.as_path.split(' ').nth(1).unwrap_or("-").to_owned();
+        format!("{}: {asn}", name.split(" path ").nth(1).expect("an identifier"))
+    };
+    told.map(text).collect()
+}
+
+/// RFC 7911 section 3: an identifier means one path as long as that path is told.
+#[test]
+fn the_best_paths_are_told_and_keep_their_identifiers() {
+    let (mut bench, [first, second, third], to) = sending();
+    assert_eq!(told(&mut bench, to), ["1: 65001", "2: 65002"]);
+    assert_eq!(bench.rib.counts(to, V4).advertised, 2);
+    // The best one goes, and the third comes in; the second is the same as before.
+    bench.withdraw(first, ONE);
+    assert_eq!(told(&mut bench, to), ["2: 65002", "3: 65003"]);
+    // It comes back, and the third goes.
+    bench.announce(first, ONE, &Path::of(&[65001]));
+    assert_eq!(told(&mut bench, to), ["1: 65001", "2: 65002"]);
+    // A change in the order alone says nothing; a change of attributes keeps the identifier.
+    bench.announce(first, ONE, &Path::of(&[65001, 1, 1]));
+    assert_eq!(told(&mut bench, to), ["1: 65001", "2: 65002"]);
+    assert_eq!(bench.told(to)[&format!("{ONE} path 1")].as_path, "65000 65001 1 1");
+    bench.withdraw(third, ONE);
+    bench.withdraw(second, ONE);
+    assert_eq!(told(&mut bench, to), ["1: 65001"]);
+    bench.withdraw(first, ONE);
+    assert_eq!(told(&mut bench, to), [""; 0]);
+    assert_eq!(bench.rib.counts(to, V4).advertised, 0);
+}
+
+#[test]
+fn a_peer_is_told_no_path_of_its_own() {
+    let (mut bench, _, to) = sending();
+    bench.announce(to, ONE, &Path::of(&[65009]));
+    assert_eq!(told(&mut bench, to), ["1: 65001"], "the own path is one of the best two");
+    let rows = bench.rib.rows(&TableKind::AdjOut("p4".into()), &[prefix(ONE)]);
+    let [TableRow::AdjOut(route)] = &rows[..] else { panic!("one row and not {rows:?}") };
+    assert_eq!(route.advertised.path_id, Some(1));
+    assert_eq!(bench.export_verdict(to, ONE), "announced by accept rule 0");
+}
+
+#[test]
+fn paths_that_policy_stops_leave_their_place_to_others() {
+    let (mut bench, [first, ..], to) = sending();
+    assert_eq!(told(&mut bench, to), ["1: 65001", "2: 65002"]);
+    bench.announce(first, ONE, &Path::of(&[65001]).community(Community::NO_EXPORT));
+    assert_eq!(told(&mut bench, to), ["2: 65002", "3: 65003"]);
+}
+
+/// Who lags is told the difference once it reads again: also which identifiers mean nothing any more.
+#[test]
+fn a_peer_that_lags_forgets_what_has_gone_meanwhile() {
+    let (mut bench, [first, second, third], slow) = sending();
+    let fast = bench.peer_with(65009, |config| config.sent_paths_max = 2);
+    bench.send_paths(fast);
+    assert_eq!(told(&mut bench, slow), ["1: 65001", "2: 65002"]);
+    bench.room(slow, 0);
+    bench.withdraw(first, ONE);
+    assert_eq!(told(&mut bench, fast), ["2: 65002", "3: 65003"]);
+    bench.withdraw(second, ONE);
+    assert_eq!(told(&mut bench, fast), ["3: 65003"]);
+    bench.withdraw(third, ONE);
+    bench.announce(second, ONE, &Path::of(&[65002]));
+    assert_eq!(told(&mut bench, fast), ["1: 65002"]);
+    assert_eq!(told(&mut bench, slow), ["1: 65001", "2: 65002"], "it has read nothing");
+    bench.room(slow, usize::MAX);
+    assert_eq!(told(&mut bench, slow), ["1: 65002"]);
+}
+
+/// Another number of paths on a live session: the other group's identifiers take the place of the former.
+#[test]
+fn the_number_of_paths_changes_on_a_live_session() {
+    let (mut bench, [first, ..], to) = sending();
+    assert_eq!(told(&mut bench, to), ["1: 65001", "2: 65002"]);
+    bench.withdraw(first, ONE);
+    bench.announce(first, ONE, &Path::of(&[65001]));
+    assert_eq!(told(&mut bench, to).len(), 2);
+    bench.configure(to, |config| config.sent_paths_max = 3);
+    assert_eq!(told(&mut bench, to).len(), 3);
+    bench.configure(to, |config| config.sent_paths_max = 1);
+    let left = told(&mut bench, to);
+    assert!(left.len() == 1 && left[0].ends_with("65001"), "{left:?}");
+    assert_eq!(bench.rib.counts(to, V4).advertised, 1);
 }

@@ -13,7 +13,7 @@ use cairn_bgp::wire::{
     MessageType, NextHop, Origin, PathAttributes, PathPrefix, RefreshKind, RouteRefresh,
     Withdrawals,
 };
-use speaker_net::{FakePeer, Fib, Net, Node, Setup, fake_open, originate, until};
+use speaker_net::{FakePeer, Fib, Net, Node, Setup, accept_all, fake_open, originate, until};
 
 async fn negotiated(node: &Node, name: &str) -> NegotiatedSnapshot {
     until("the session is established", || async {
@@ -172,6 +172,41 @@ async fn several_paths_are_received_where_both_sides_want_it() {
         peer.send(&withdrawal).await;
         until("the other one is left", async || candidates().await == both[1..]).await;
     }
+}
+
+/// RFC 7911 between three speakers: what one announces and the middle one learns and originates reaches the
+/// third one as two paths, and goes path by path.
+#[tokio::test]
+async fn several_paths_are_sent_where_both_sides_want_it() {
+    let net = Net::new();
+    let (mut a, mut middle) = net.pair(65001, 65002);
+    let mut c = net.speaker(65002);
+    speaker_net::connect(&mut middle, "middle", &mut c, "c");
+    originate(&mut a.config, &["10.1.0.0/26"]);
+    originate(&mut middle.config, &["10.1.0.0/26"]);
+    let all = accept_all();
+    for setup in [&mut a, &mut middle, &mut c] {
+        for peer in setup.config.peers.values_mut() {
+            (peer.import, peer.export) = (vec![all.clone()], vec![all.clone()]);
+        }
+    }
+    let to_c = middle.config.peers.get_mut("c").expect("a peer");
+    to_c.add_path.send_max = 4;
+    c.config.peers.values_mut().for_each(|peer| peer.add_path.receive = true);
+    let (_a, middle, c) = (Node::start(a), Node::start(middle), Node::start(c));
+    let agreed = negotiated(&c, "middle").await;
+    assert!(!agreed.receives_paths.is_empty() && agreed.sends_paths.is_empty());
+    let paths = async || {
+        let routes = c.handle.routes(RouteFilter::default()).await.expect("it runs");
+        let candidates = routes.into_iter().flat_map(|route| route.candidates);
+        candidates.map(|c| (c.path_id.is_some(), c.as_path)).collect::<Vec<_>>()
+    };
+    let both = [(true, String::new()), (true, "65001".to_owned())];
+    until("both paths are there", async || paths().await == both).await;
+    let mut config = middle.config.clone();
+    config.originate.clear();
+    middle.handle.apply(config).expect("a valid configuration");
+    until("the learned one is left", async || paths().await == both[1..]).await;
 }
 
 /// RFC 7313 with a peer on the wire, in both roles.

@@ -125,7 +125,12 @@ impl Bird {
 
 /// A BIRD that announces static routes and takes everything.
 fn configuration(setup: &Setup) -> String {
-    let statics = |family| setup.routes_of(family).map(route).collect::<Vec<_>>().join(" ");
+    let statics = |family, again: bool| {
+        let routes: Vec<&Announced> = setup.routes_of(family).collect();
+        let is_again = |at: usize| routes[..at].iter().any(|r| r.prefix == routes[at].prefix);
+        let chosen = (0..routes.len()).filter(|at| is_again(*at) == again);
+        chosen.map(|at| route(routes[at])).collect::<Vec<_>>().join(" ")
+    };
     let (restart, offer) = match setup.graceful_restart {
         true => ("graceful restart wait 10;", "graceful restart on;"),
         false => ("", "graceful restart off;"),
@@ -140,6 +145,7 @@ fn configuration(setup: &Setup) -> String {
          protocol device {{ scan time 1; }}
          protocol static s4 {{ ipv4; {statics4} }}
          protocol static s6 {{ ipv6; {statics6} }}
+         protocol static again4 {{ ipv4; {again4} }}
          protocol bgp cairn {{
            debug {{ states, events, packets }};
            local {local} as {asn};
@@ -154,15 +160,17 @@ fn configuration(setup: &Setup) -> String {
            enable as4 {as4};
            enable extended messages {extended_messages};
            ipv4 {{
-             import all; export all; {limit} extended next hop {extended_next_hop};
+             import all; export all; {limit} extended next hop {extended_next_hop}; {add_paths}
              next hop address {next_hop4};
            }};
            ipv6 {{ import all; export all; {limit} next hop address {next_hop6}; }};
            {more}
          }}",
         router_id = setup.router_id(),
-        statics4 = statics(Transport::V4),
-        statics6 = statics(Transport::V6),
+        statics4 = statics(Transport::V4, false),
+        statics6 = statics(Transport::V6, false),
+        again4 = statics(Transport::V4, true),
+        add_paths = if setup.add_path { "add paths on;" } else { "" },
         local = setup.local(),
         asn = setup.asn,
         remote = setup.remote,

@@ -239,6 +239,8 @@ pub struct Setup {
     pub passive: bool,
     /// IPv4 routes with IPv6 next hops.
     pub extended_next_hop: bool,
+    /// Several paths to a prefix both ways (RFC 7911); a prefix may then stand twice in `routes`.
+    pub add_path: bool,
     /// Messages of up to 65,535 octets, where the daemon has a choice.
     pub extended_messages: bool,
     /// 4-octet AS numbers.
@@ -305,6 +307,7 @@ impl Setup {
             connect_retry_secs: 1,
             passive: false,
             extended_next_hop: false,
+            add_path: false,
             extended_messages: false,
             four_octet_as: true,
             graceful_restart: false,

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
-use cairn_bgp::config::{GracefulRestart, Multipath, Origination, PeerConfig, SpeakerConfig};
+use cairn_bgp::config::{
+    AddPath, GracefulRestart, Multipath, Origination, PeerConfig, SpeakerConfig,
+};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, Rule};
 use cairn_bgp::rib::{CandidateInfo, FibRoute, PrefixFilter, RouteFilter, RouteInfo};
 use cairn_bgp::session::SessionState;
@@ -218,6 +220,10 @@ fn peer(setup: &Setup) -> PeerConfig {
         password: setup.password.as_deref().map(password),
         ttl_security: setup.ttl_security,
         extended_next_hop: setup.extended_next_hop,
+        add_path: match setup.add_path {
+            true => AddPath { receive: true, send_max: 4 },
+            false => AddPath::default(),
+        },
         import: vec![Arc::clone(&all)],
         export: vec![all],
         ..PeerConfig::new(address(setup.local()), setup.asn)

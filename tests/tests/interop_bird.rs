@@ -2,11 +2,12 @@
 
 mod interop;
 
-use cairn_bgp::speaker::Reset;
+use cairn_bgp::prefix::Family;
+use cairn_bgp::speaker::{Reset, SpeakerOptions};
 use cairn_tests::bird::Bird;
 use cairn_tests::daemon::{Daemon, Setup, Transport};
 use cairn_tests::link::Link;
-use cairn_tests::us::{PEER, Us};
+use cairn_tests::us::{self, PEER, Us};
 
 fn ebgp() -> Setup {
     Setup::new(Transport::V4, 65002, 65001)
@@ -170,4 +171,39 @@ async fn enhanced_refresh() {
     us.until_routes(&interop::THEIRS).await;
     assert!(us.removed.is_empty(), "{:?}", us.removed);
     assert_eq!(us.until_established().await.established_count, 1);
+}
+
+/// RFC 7911, both ways: two paths of one BIRD go through us to another one, and one of them goes again.
+#[tokio::test]
+async fn several_paths() {
+    const PREFIX: &str = "10.2.0.0/24";
+    let link = Link::new();
+    let mut first = Setup { add_path: true, ..ebgp() }.announcing(&[PREFIX, PREFIX]);
+    first.routes[1].as_path = vec![65010];
+    // Where nobody is: what has an address takes no route with it as next hop.
+    first.next_hops = Transport::ALL.map(|family| family.address(9));
+    let second = Setup { add_path: true, ..ibgp().at(3) };
+    link.host(3);
+    let mut bird = Bird::start(&link, &first);
+    let other = Bird::start(&link, &second);
+    let mut us = Us::with(us::config(&[&first, &second], &[]), SpeakerOptions::default());
+    us.until_routes(&[PREFIX]).await;
+    us.until_peer("both paths", |peer| peer.routes[&Family::Ipv4Unicast].received == 2).await;
+    let candidates = us.candidates(PREFIX).await;
+    let paths: Vec<&str> = candidates.iter().map(|c| c.as_path.as_str()).collect();
+    assert_eq!(paths, ["65002", "65002 65010"]);
+    assert!(candidates.iter().all(|candidate| candidate.path_id.is_some()));
+    let negotiated = us.peer().await.negotiated.expect("an established session");
+    assert_eq!(negotiated.receives_paths, [Family::Ipv4Unicast]);
+    assert_eq!(negotiated.sends_paths, [Family::Ipv4Unicast]);
+    let paths = |bird: &Bird| {
+        let question = format!("show route {PREFIX} protocol cairn all");
+        let answer = bird.ask(&question).unwrap_or_default();
+        answer.matches("BGP.as_path:").count()
+    };
+    other.until("both paths arrive", |bird| paths(bird) == 2).await;
+    bird.apply(|setup| drop(setup.routes.pop()));
+    other.until("one path is left", |bird| paths(bird) == 1).await;
+    us.until_peer("one path", |peer| peer.routes[&Family::Ipv4Unicast].received == 1).await;
+    assert_eq!(us.peer().await.established_count, 1);
 }

@@ -225,7 +225,12 @@ pub(super) fn advertised(route: &AdvertisedRoute) -> String {
         number(told.med),
         told.origin,
         path(&told.as_path),
-        all_communities(&told.communities, &told.large_communities, &told.extended_communities),
+        path_id(told.path_id)
+            + &all_communities(
+                &told.communities,
+                &told.large_communities,
+                &told.extended_communities
+            ),
         told.verdict,
     )
 }
@@ -253,7 +258,8 @@ pub(super) fn explanation(explanation: &RouteExplanation) -> String {
     }
     for told in &explanation.told {
         let Advertised { next_hop, as_path, origin, local_pref, med, .. } = &told.advertised;
-        let _ = writeln!(text, "  told to {}", told.peer);
+        let path_id = path_id(told.advertised.path_id);
+        let _ = writeln!(text, "  told to {}{path_id}", told.peer);
         let mut parts = vec![format!("next hop {}", next_hop.as_deref().unwrap_or("-"))];
         parts.push(format!("AS path {}", path(as_path)));
         parts.push(format!("origin {origin}"));

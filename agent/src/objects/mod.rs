@@ -15,7 +15,7 @@ use cairn_api::{
 };
 use cairn_bgp::config::{
     AddPath, Bfd, GracefulRestart, LongLived, Multipath, NextHopMode, Origination, Password,
-    PeerConfig, PeerRange, PrefixLimit, PrefixLimitAction,
+    PeerConfig, PeerRange, PrefixLimit, PrefixLimitAction, SENT_PATHS_MAX,
 };
 use cairn_bgp::policy::Policy;
 use cairn_bgp::prefix::{Families, Family, Prefix};
@@ -131,7 +131,7 @@ pub fn peer(
         },
         next_hop_ipv6: spec.next_hop_ipv6.as_deref().map(next_hop_ipv6).transpose()?,
         extended_next_hop: spec.extended_next_hop,
-        add_path: AddPath { receive: spec.add_path.is_some_and(|paths| paths.receive) },
+        add_path: spec.add_path.map(add_path).transpose()?.unwrap_or_default(),
         enforce_first_as: spec.enforce_first_as,
         own_as_max: spec.own_as_max,
         as_path_len_max: spec.as_path_len_max,
@@ -174,6 +174,14 @@ pub fn graceful_restart(spec: cairn_api::GracefulRestart) -> Option<GracefulRest
 /// Which paths of equal cost share a kernel route.
 pub fn multipath(spec: cairn_api::Multipath) -> Multipath {
     Multipath { paths_max: spec.paths_max.max(1), same_as_path: spec.same_as_path }
+}
+
+fn add_path(spec: cairn_api::AddPath) -> Result<AddPath, FieldError> {
+    if spec.send_max > SENT_PATHS_MAX {
+        let text = format!("{} is not from 0 to {SENT_PATHS_MAX} paths", spec.send_max);
+        return Err(FieldError::new("spec.addPath.sendMax", text));
+    }
+    Ok(AddPath { receive: spec.receive, send_max: spec.send_max })
 }
 
 fn bfd(spec: cairn_api::Bfd) -> Result<Bfd, FieldError> {

@@ -3,13 +3,14 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::prefix::{Family, Prefix};
-use crate::wire::{Announcements, EncodeError, NextHop};
+use crate::wire::{Announcements, EncodeError, NextHop, PathPrefix};
 
 use super::Rib;
 use super::export::{ExportVerdict, Exported, GroupKey};
 use super::family::AddressFamily;
 use super::peer::{PeerId, PeerSession};
-use super::table::{Entry, Table};
+use super::sent::split_best;
+use super::table::{Candidate, Entry, PathKey, Table};
 
 impl Rib {
     /// Which export rule announces the best route to a prefix to a peer, or, as the error, why none
@@ -24,17 +25,75 @@ impl Rib {
         let session = peer.session.filter(|session| session.families.contains(family));
         let session = session.ok_or(ExportVerdict::NoSession)?;
         let best = self.entry(prefix).and_then(Entry::best).ok_or(ExportVerdict::NoRoute)?;
-        if best.source == id {
+        let key = GroupKey::new(peer, &session, family);
+        let best_verdict = self.verdict_about(id, &key, &session, prefix, best);
+        // Where the best one may not go, another path may.
+        let mut candidates: Vec<&Candidate> =
+            self.entry(prefix).map(Entry::candidates).unwrap_or_default().iter().collect();
+        let mut left = candidates.as_mut_slice();
+        let mut chosen = 0;
+        while best_verdict.is_err()
+            && chosen < key.paths_max
+            && let Some((candidate, rest)) = split_best(&self.peers, left)
+        {
+            match self.verdict_about(id, &key, &session, prefix, candidate) {
+                Ok(verdict) => return Ok(verdict),
+                Err(ExportVerdict::FromThisPeer) => chosen += 1,
+                Err(_) => {}
+            }
+            left = rest;
+        }
+        best_verdict
+    }
+
+    /// As [`Rib::export_verdict`], about one of several paths; whether there are too many before it is
+    /// not asked.
+    pub(super) fn path_verdict(
+        &self,
+        id: PeerId,
+        prefix: Prefix,
+        path: PathKey,
+    ) -> Result<ExportVerdict, ExportVerdict> {
+        let family = prefix.family();
+        let peer = self.peers.peer(id).ok_or(ExportVerdict::NoSession)?;
+        let session = peer.session.filter(|session| session.families.contains(family));
+        let session = session.ok_or(ExportVerdict::NoSession)?;
+        let candidates = self.entry(prefix).map(Entry::candidates).unwrap_or_default();
+        let candidate = candidates.iter().find(|candidate| candidate.key() == path);
+        let candidate = candidate.ok_or(ExportVerdict::NoRoute)?;
+        let key = GroupKey::new(peer, &session, family);
+        self.verdict_about(id, &key, &session, prefix, candidate)
+    }
+
+    fn verdict_about(
+        &self,
+        id: PeerId,
+        key: &GroupKey,
+        session: &PeerSession,
+        prefix: Prefix,
+        candidate: &Candidate,
+    ) -> Result<ExportVerdict, ExportVerdict> {
+        let family = prefix.family();
+        let deferring = self.holds_announcements();
+        // A single route is the peer's own before anything else is; among several paths its own takes a
+        // place only where it might go to others.
+        if candidate.source == id && key.paths_max == 0 {
             return Err(ExportVerdict::FromThisPeer);
         }
-        let key = GroupKey::new(peer, &session);
-        let deferring = self.holds_announcements();
         let (verdict, exported) =
-            key.explain(&self.peers, self.cluster_id, deferring, prefix, best)?;
-        let next_hop = own_or_given(&session, family, &exported);
+            key.explain(&self.peers, self.router_id, deferring, prefix, candidate)?;
+        let next_hop = own_or_given(session, family, &exported);
         let path = &exported.attributes.path;
-        match Announcements::new(session.format, family, path, next_hop, [prefix]) {
-            Ok(_) => Ok(verdict),
+        let said = match key.paths_max {
+            0 => Announcements::new(session.format, family, path, next_hop, [prefix]).map(drop),
+            _ => {
+                let path_prefix = PathPrefix { prefix, path_id: 0 };
+                Announcements::new(session.format, family, path, next_hop, [path_prefix]).map(drop)
+            }
+        };
+        match said {
+            Ok(()) if candidate.source == id => Err(ExportVerdict::FromThisPeer),
+            Ok(()) => Ok(verdict),
             Err(EncodeError::TooLarge { .. }) => Err(ExportVerdict::TooLarge),
             Err(EncodeError::NextHopFamily { .. }) => Err(ExportVerdict::NextHopFamily),
         }

@@ -9,7 +9,7 @@ use std::fmt;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use crate::config::{ExportScope, NextHopMode};
+use crate::config::{ExportScope, NextHopMode, SENT_PATHS_MAX};
 use crate::policy::{
     self, Action, DecidingRule, Decision, NextHopChange, Policy, RouteSort, RouteView, Rule,
     RuleRef,
@@ -36,6 +36,8 @@ pub(crate) struct GroupKey {
     pub(crate) private_as: PrivateAs,
     pub(crate) graceful_shutdown: bool,
     pub(crate) knows_long_lived: bool,
+    /// Paths to one prefix, told with identifiers (RFC 7911); 0 where the best one is told without.
+    pub(crate) paths_max: u8,
     pub(crate) export: Vec<Arc<Policy>>,
 }
 
@@ -149,7 +151,7 @@ pub enum ExportVerdict {
 }
 
 impl GroupKey {
-    pub(crate) fn new(peer: &Peer, session: &PeerSession) -> GroupKey {
+    pub(crate) fn new(peer: &Peer, session: &PeerSession, family: Family) -> GroupKey {
         let config = &peer.config;
         let ebgp = config.sort == SessionSort::Ebgp;
         GroupKey {
@@ -167,6 +169,10 @@ impl GroupKey {
             format: session.format,
             ipv4_via_ipv6: session.ipv4_via_ipv6,
             graceful_shutdown: config.graceful_shutdown,
+            paths_max: match session.add_path.send.contains(family) {
+                true => config.sent_paths_max.clamp(1, SENT_PATHS_MAX),
+                false => 0,
+            },
             knows_long_lived: session.knows_long_lived,
             export: config.export.clone(),
         }

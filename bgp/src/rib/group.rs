@@ -29,15 +29,17 @@ use crate::wire::{EncodeError, SessionSort, end_of_rib};
 use super::entries::{Entries, IdSet, Renumbering, RouteId};
 use super::export::{ExportContext, Exported, GroupKey, Memo};
 use super::family::AddressFamily;
-use super::outgoing::{Batch, Chunk, Output, Sent, Unsayable};
+use super::outgoing::{Batch, Chunk, Output, Unsayable};
 use super::peer::PeerId;
+use super::sent::{self, PathIds, Sent, SentPath, SentRoutes};
+use super::table::PathKey;
 
 /// An update group of one family.
 #[derive(Debug)]
 pub(crate) struct Group<A: AddressFamily> {
     pub(crate) key: GroupKey,
     /// What the stream has said about each prefix.
-    sent: Vec<Option<Sent>>,
+    sent: SentRoutes,
     /// Marked prefixes, each once: `queued` says so.
     queue: VecDeque<RouteId>,
     queued: IdSet,
@@ -78,14 +80,20 @@ struct Pending {
     /// Changed prefixes, each once: `queued` says so.
     queue: VecDeque<RouteId>,
     queued: IdSet,
+    /// Of groups that tell several paths: those that may be known to the member and are sent no more,
+    /// or mean another path now.
+    left: HashMap<RouteId, PathIds, FixedState>,
 }
+
+/// A prefix that a member has been told, and under which identifiers.
+pub(crate) type Known = (RouteId, PathIds);
 
 impl<A: AddressFamily> Group<A> {
     /// A group whose first members will be told everything that `entries` holds.
     pub(crate) fn new(key: GroupKey, entries: &Entries<A>) -> Group<A> {
         let mut group = Group {
+            sent: SentRoutes::new(key.paths_max),
             key,
-            sent: Vec::new(),
             queue: VecDeque::new(),
             queued: IdSet::default(),
             repeats: IdSet::default(),
@@ -115,8 +123,7 @@ impl<A: AddressFamily> Group<A> {
             return;
         }
         for index in 0..self.sent.len() {
-            let sent = self.sent.get(index).and_then(Option::as_ref);
-            if sent.is_some_and(|sent| sent.source == source) {
+            if self.sent.of(RouteId::at(index)).any(|sent| sent.source == source) {
                 self.repeats.insert(RouteId::at(index));
                 self.mark(RouteId::at(index));
             }
@@ -133,10 +140,13 @@ impl<A: AddressFamily> Group<A> {
     }
 
     /// Adds a member that knows nothing yet, or at most what `known` lists from a former group.
-    pub(crate) fn join(&mut self, peer: PeerId, known: Vec<RouteId>, owes_end_of_rib: bool) {
+    pub(crate) fn join(&mut self, peer: PeerId, known: Vec<Known>, owes_end_of_rib: bool) {
         let mut pending = self.everything();
         let moved = !known.is_empty();
-        pending.extend(&known);
+        for (id, path_ids) in known {
+            pending.extend(&[id]);
+            pending.note_left(self.key.paths_max, id, path_ids);
+        }
         let pending = Some(pending).filter(|pending| !pending.is_empty());
         self.members.push(Member { peer, pending, owes_end_of_rib, moved, wants_refresh: false });
     }
@@ -148,12 +158,16 @@ impl<A: AddressFamily> Group<A> {
     }
 
     /// Removes a member and says what it may have been told.
-    pub(crate) fn leave(&mut self, peer: PeerId) -> Option<Vec<RouteId>> {
+    pub(crate) fn leave(&mut self, peer: PeerId) -> Option<Vec<Known>> {
         let index = self.members.iter().position(|member| member.peer == peer)?;
         let member = self.members.swap_remove(index);
-        let sent = self.sent.iter().enumerate().filter(|(_, sent)| sent.is_some());
-        let sent = sent.map(|(index, _)| RouteId::at(index));
-        Some(sent.chain(member.pending.into_iter().flat_map(|p| p.queue)).collect())
+        let sent = (0..self.sent.len()).map(RouteId::at).filter(|id| self.sent.has(*id));
+        let sent = sent.map(|id| (id, self.sent.path_ids(id)));
+        let pending = member.pending.into_iter().flat_map(|pending| {
+            let left = move |id: RouteId| pending.left.get(&id).copied().unwrap_or_default();
+            pending.queue.into_iter().map(move |id| (id, left(id)))
+        });
+        Some(sent.chain(pending).collect())
     }
 
     /// Removes a member whose session is over.
@@ -183,7 +197,7 @@ impl<A: AddressFamily> Group<A> {
 
     /// Whether somebody has to hear of a prefix, or has heard of it and not that it has gone.
     pub(crate) fn holds(&self, id: RouteId) -> bool {
-        self.sent.get(id.index()).is_some_and(Option::is_some)
+        self.sent.has(id)
             || self.queued.contains(id)
             || self
                 .members
@@ -193,12 +207,7 @@ impl<A: AddressFamily> Group<A> {
 
     /// Takes up new ids, and gives memory back.
     pub(crate) fn renumber(&mut self, renumbering: &Renumbering) {
-        let mut index = 0;
-        self.sent.retain(|_| {
-            index += 1;
-            renumbering.new_id(RouteId::at(index - 1)).is_some()
-        });
-        self.sent.shrink_to_fit();
+        self.sent.renumber(renumbering);
         self.queue = self.queue.iter().filter_map(|id| renumbering.new_id(*id)).collect();
         self.queued.renumber(renumbering);
         self.repeats.renumber(renumbering);
@@ -209,6 +218,9 @@ impl<A: AddressFamily> Group<A> {
             pending.walk = first_from(start)..first_from(end);
             pending.queue = pending.queue.iter().filter_map(|id| renumbering.new_id(*id)).collect();
             pending.queued.renumber(renumbering);
+            let left = std::mem::take(&mut pending.left).into_iter();
+            let left = left.filter_map(|(id, left)| Some((renumbering.new_id(id)?, left)));
+            pending.left = left.collect();
         }
     }
 
@@ -243,12 +255,22 @@ impl<A: AddressFamily> Group<A> {
         Some(Unsayable { peers, prefix, routes, error })
     }
 
-    /// What a member has been told about a prefix, or is about to be told when it lags, and where it
-    /// comes from.
-    pub(crate) fn advertised_route(&self, peer: PeerId, id: RouteId) -> Option<(Exported, PeerId)> {
-        self.members.iter().find(|member| member.peer == peer)?;
-        let Sent { attributes, source, own_next_hop } = self.sent.get(id.index())?.clone()?;
-        (source != peer).then_some((Exported { attributes, own_next_hop }, source))
+    /// What a member has been told about a prefix, or is about to be told when it lags: best first, where
+    /// there are several paths.
+    pub(crate) fn advertised_routes(
+        &self,
+        peer: PeerId,
+        id: RouteId,
+    ) -> impl Iterator<Item = &Sent> {
+        let is_member = self.members.iter().any(|member| member.peer == peer);
+        self.sent.of(id).filter(move |sent| is_member && sent.source != peer)
+    }
+
+    /// Which of a prefix's candidates a path is that the group tells under this identifier.
+    pub(crate) fn path_of(&self, id: RouteId, sent: &Sent) -> PathKey {
+        let mut paths = self.sent.paths(id).iter();
+        let path = paths.find(|path| path.sent.path_id == sent.path_id);
+        path.map_or(PathKey::only(sent.source), SentPath::path)
     }
 
     /// Whether a member has been given a route to a prefix, and no later word about it is to follow.
@@ -258,16 +280,13 @@ impl<A: AddressFamily> Group<A> {
         };
         let waits = self.queued.contains(id)
             || member.pending.as_ref().is_some_and(|pending| pending.contains(id));
-        !waits && self.advertised_route(peer, id).is_some()
+        !waits && self.advertised_routes(peer, id).next().is_some()
     }
 
     /// The prefixes that a member has been told, in no order.
     pub(crate) fn advertised_ids(&self, peer: PeerId) -> impl Iterator<Item = RouteId> {
-        let is_member = self.members.iter().any(|member| member.peer == peer);
-        let told = self.sent.iter().enumerate().filter(move |(_, sent)| {
-            is_member && sent.as_ref().is_some_and(|sent| sent.source != peer)
-        });
-        told.map(|(index, _)| RouteId::at(index))
+        let is_told = move |id: &RouteId| self.advertised_routes(peer, *id).next().is_some();
+        (0..self.sent.len()).map(RouteId::at).filter(is_told)
     }
 
     /// Encodes what members can take now.
@@ -315,11 +334,12 @@ impl<A: AddressFamily> Group<A> {
     ) {
         let count = self.queue.len().min(BATCH_PREFIXES_MAX);
         let mut ids: Vec<RouteId> = self.queue.drain(..count).collect();
-        if self.sent.len() < entries.ids_end() {
-            self.sent.resize_with(entries.ids_end(), || None);
-        }
+        self.sent.grow(entries.ids_end());
         let mut batch = Batch::new(self.hasher.clone());
-        let mut memo = Memo::new(&self.key);
+        let mut memos: Vec<Memo> =
+            (0..self.key.paths_max.max(1)).map(|_| Memo::new(&self.key)).collect();
+        // Identifiers of paths that are sent no more.
+        let mut left: Vec<Known> = Vec::new();
         // What was never told is not withdrawn either: a peer that keeps stale routes of ours until
         // End-of-RIB would lose one that is only not announced yet (RFC 4724 section 4.1).
         ids.retain(|id| {
@@ -327,16 +347,21 @@ impl<A: AddressFamily> Group<A> {
             let (Some(key), Some(entry)) = (entries.key(*id), entries.by_id(*id)) else {
                 return false;
             };
-            let new = entry.best().and_then(|best| {
+            if self.key.paths_max > 0 {
+                let new = self.key.paths(context, A::prefix(key), entry, &mut memos);
+                return self.replace_paths(*id, key, new, &mut batch, &mut left);
+            }
+            let new = entry.best().zip(memos.first_mut()).and_then(|(best, memo)| {
                 let Exported { attributes, own_next_hop } =
-                    self.key.export(context, A::prefix(key), best, &mut memo)?;
-                Some(Sent { attributes, source: best.source, own_next_hop })
+                    self.key.export(context, A::prefix(key), best, memo)?;
+                Some(Sent { attributes, source: best.source, own_next_hop, path_id: 0 })
             });
             self.replace_sent(*id, key, new, &mut batch)
         });
         let encoded = batch.encode(&self.key, context);
-        for (id, prefix, error) in encoded.unsayable {
-            self.note_unsayable(id, prefix, error);
+        for (id, path_id, prefix, error) in encoded.unsayable {
+            self.note_unsayable(id, path_id, prefix, error);
+            left.push((id, PathIds::from_iter([path_id])));
         }
         for (peer, chunk) in &encoded.withdrawals_from {
             if self.members.iter().any(|m| m.peer == *peer && m.pending.is_none()) {
@@ -354,7 +379,11 @@ impl<A: AddressFamily> Group<A> {
                     }
                 }
             } else {
-                member.pending.get_or_insert_default().extend(&ids);
+                let pending = member.pending.get_or_insert_default();
+                pending.extend(&ids);
+                for (id, path_ids) in &left {
+                    pending.note_left(self.key.paths_max, *id, *path_ids);
+                }
             }
         }
     }
@@ -370,7 +399,7 @@ impl<A: AddressFamily> Group<A> {
     ) -> bool {
         let repeats = self.repeats.remove(id);
         self.too_large.remove(id);
-        let Some(sent) = self.sent.get_mut(id.index()) else { return false };
+        let Some(sent) = self.sent.one_mut(id) else { return false };
         let is_same = match (&new, &*sent) {
             (Some(new), Some(old)) => new.is_same(old),
             (None, None) => return false,
@@ -383,7 +412,7 @@ impl<A: AddressFamily> Group<A> {
         let new = sent.as_ref().map(|new| new.source);
         match sent {
             Some(sent) => batch.announce(sent, id, key),
-            None => batch.withdraw(key),
+            None => batch.withdraw(key, 0),
         }
         if let (Some(old), Some(new)) = (old, new)
             && old != new
@@ -392,6 +421,44 @@ impl<A: AddressFamily> Group<A> {
         }
         self.count(old, new);
         true
+    }
+
+    /// As [`Group::replace_sent`], of several paths; what is sent no more is added to `left`.
+    fn replace_paths(
+        &mut self,
+        id: RouteId,
+        key: A::Key,
+        mut new: Vec<SentPath>,
+        batch: &mut Batch<A>,
+        left: &mut Vec<Known>,
+    ) -> bool {
+        let repeats = self.repeats.remove(id);
+        self.too_large.remove(id);
+        let Some(place) = self.sent.several_mut(id) else { return false };
+        let old = std::mem::take(place);
+        sent::number(&old, &mut new);
+        let before = |path: &SentPath| old.iter().find(|old| old.path() == path.path());
+        let is_same = |path: &&SentPath| before(path).is_some_and(|b| b.sent.is_same(&path.sent));
+        let mut differs = false;
+        for path in new.iter().filter(|path| repeats || !is_same(path)) {
+            batch.announce(&path.sent, id, key);
+            differs = true;
+        }
+        let path_ids =
+            |paths: &[SentPath]| paths.iter().map(|path| path.sent.path_id).collect::<PathIds>();
+        let gone = path_ids(&old).without(path_ids(&new));
+        gone.iter().for_each(|path_id| batch.withdraw(key, path_id));
+        if !gone.is_empty() {
+            left.push((id, gone));
+        }
+        let sources = |paths: &[SentPath]| -> Vec<PeerId> {
+            paths.iter().map(|path| path.sent.source).collect()
+        };
+        let (was, is) = (sources(&old), sources(&new));
+        *place = new.into_boxed_slice();
+        is.into_iter().for_each(|source| self.count(None, Some(source)));
+        was.into_iter().for_each(|source| self.count(Some(source), None));
+        differs || !gone.is_empty()
     }
 
     fn count(&mut self, old: Option<PeerId>, new: Option<PeerId>) {
@@ -409,9 +476,9 @@ impl<A: AddressFamily> Group<A> {
     }
 
     /// Takes back that the stream has said something about a prefix: it could not.
-    fn note_unsayable(&mut self, id: RouteId, prefix: Prefix, error: EncodeError) {
-        let sent = self.sent.get_mut(id.index()).and_then(Option::take);
-        self.count(sent.map(|sent| sent.source), None);
+    fn note_unsayable(&mut self, id: RouteId, path_id: u8, prefix: Prefix, error: EncodeError) {
+        let source = self.sent.remove(id, path_id);
+        self.count(source, None);
         if matches!(error, EncodeError::TooLarge { .. }) {
             self.too_large.insert(id);
         }
@@ -452,12 +519,17 @@ impl<A: AddressFamily> Group<A> {
             }
             for id in some {
                 let Some(key) = entries.key(id) else { continue };
-                match self.sent.get(id.index()).and_then(Option::as_ref) {
-                    Some(sent) if sent.source != peer => batch.announce(sent, id, key),
-                    // It may have been told before it lagged, or not: withdrawing what it does not
-                    // have does no harm.
-                    _ => batch.withdraw(key),
+                // It may have been told before it lagged, or not: withdrawing what it does not have
+                // does no harm.
+                let mut withdrawn = match self.key.paths_max {
+                    0 => PathIds::ONLY,
+                    _ => pending.left.remove(&id).unwrap_or_default(),
+                };
+                for sent in self.sent.of(id).filter(|sent| sent.source != peer) {
+                    batch.announce(sent, id, key);
+                    withdrawn.remove(sent.path_id);
                 }
+                withdrawn.iter().for_each(|path_id| batch.withdraw(key, path_id));
             }
             // What the stream holds could be said; it can be said again.
             let encoded = batch.encode(&self.key, context);
@@ -497,6 +569,14 @@ impl Pending {
         }
     }
 
+    /// Notes under which identifiers a queued prefix may be known that it has no more.
+    fn note_left(&mut self, paths_max: u8, id: RouteId, path_ids: PathIds) {
+        if paths_max > 0 && !path_ids.is_empty() {
+            let left = self.left.entry(id).or_default();
+            *left = left.union(path_ids);
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.walk.is_empty() && self.queue.is_empty()
     }
@@ -506,13 +586,12 @@ impl Pending {
     }
 
     /// The next prefixes to tell `peer`; none at the end.
-    fn take_some(&mut self, sent: &[Option<Sent>], peer: PeerId) -> Vec<RouteId> {
+    fn take_some(&mut self, sent: &SentRoutes, peer: PeerId) -> Vec<RouteId> {
         let mut some = Vec::new();
         while some.len() < BATCH_PREFIXES_MAX
             && let Some(index) = self.walk.next()
         {
-            let is_for = |sent: &Sent| sent.source != peer;
-            if sent.get(index).and_then(Option::as_ref).is_some_and(is_for)
+            if sent.of(RouteId::at(index)).any(|sent| sent.source != peer)
                 && !self.queued.contains(RouteId::at(index))
             {
                 some.push(RouteId::at(index));

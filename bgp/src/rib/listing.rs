@@ -7,6 +7,7 @@
 
 use std::borrow::Cow;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -15,10 +16,12 @@ use crate::prefix::{Family, Ipv4Prefix, Ipv6Prefix, Prefix};
 
 use super::Rib;
 use super::advertised::own_or_given;
+use super::export::{Exported, GroupKey};
 use super::family::AddressFamily;
-use super::peer::PeerId;
+use super::peer::{PeerId, PeerSession};
 use super::query::{CandidateInfo, RouteInfo, extended_communities};
-use super::table::{Candidate, Entry, Table, Watched};
+use super::sent::Sent;
+use super::table::{Candidate, Entry, PathKey, Table, Watched};
 
 /// A table of a RIB.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,6 +94,9 @@ pub struct Advertised {
     pub from: Option<String>,
     /// Which export rule let it pass, or why it is about to be withdrawn.
     pub verdict: String,
+    /// The identifier of the path, where the peer is sent several (RFC 7911).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_id: Option<u32>,
     /// NEXT_HOP.
     pub next_hop: Option<String>,
     /// AS_PATH as text.
@@ -218,7 +224,7 @@ impl Rib {
             TableKind::AdjOut(name) => {
                 let Some(id) = self.peer_id(name) else { return Vec::new() };
                 let row = |advertised| TableRow::AdjOut(AdvertisedRoute { prefix, advertised });
-                self.advertised_to(id, prefix).map(row).into_iter().collect()
+                self.advertised_to(id, prefix).into_iter().map(row).collect()
             }
         }
     }
@@ -242,9 +248,9 @@ impl Rib {
             RouteQuery::Address(address) => self.longest_match(address)?,
         };
         let route = self.explain(prefix, self.entry(prefix)?);
-        let told = self.peers.iter().filter_map(|(id, peer)| {
-            let advertised = self.advertised_to(id, prefix)?;
-            Some(Told { peer: peer.config.name.to_string(), advertised })
+        let told = self.peers.iter().flat_map(|(id, peer)| {
+            let told = self.advertised_to(id, prefix).into_iter();
+            told.map(|advertised| Told { peer: peer.config.name.to_string(), advertised })
         });
         let not_told = self.peers.iter().filter_map(|(id, peer)| {
             peer.session?;
@@ -307,8 +313,9 @@ impl Rib {
         }
     }
 
-    /// What a peer has been told about a prefix, with what is different for each session.
-    fn advertised_to(&self, id: PeerId, prefix: Prefix) -> Option<Advertised> {
+    /// What a peer has been told about a prefix, with what is different for each session: more than one
+    /// route where several paths are sent to it.
+    fn advertised_to(&self, id: PeerId, prefix: Prefix) -> Vec<Advertised> {
         match prefix {
             Prefix::V4(key) => self.advertised_in(&self.ipv4, id, key),
             Prefix::V6(key) => self.advertised_in(&self.ipv6, id, key),
@@ -320,19 +327,41 @@ impl Rib {
         table: &Table<A>,
         id: PeerId,
         key: A::Key,
-    ) -> Option<Advertised> {
-        let route = table.entries.id(&key)?;
-        let (group, (exported, source)) = table
-            .groups
-            .iter()
-            .find_map(|group| Some((group, group.advertised_route(id, route)?)))?;
-        let path = group.key.path(&self.peers, self.cluster_id, &exported.attributes, source);
-        let session = self.peers.peer(id)?.session?;
-        let verdict = self.export_verdict(id, A::prefix(key)).unwrap_or_else(|not| not);
-        let next_hop = own_or_given(&session, A::FAMILY, &exported);
-        Some(Advertised {
-            from: self.peers.peer(source).map(|peer| peer.config.name.to_string()),
+    ) -> Vec<Advertised> {
+        let session = self.peers.peer(id).and_then(|peer| peer.session);
+        let Some((route, session)) = table.entries.id(&key).zip(session) else { return Vec::new() };
+        let told = table.groups.iter().flat_map(|group| {
+            let routes = group.advertised_routes(id, route);
+            routes.map(move |sent| (group, sent))
+        });
+        let advertised = told.map(|(group, sent)| {
+            let path = group.path_of(route, sent);
+            self.describe_sent(id, &session, A::prefix(key), &group.key, (sent, path))
+        });
+        advertised.collect()
+    }
+
+    fn describe_sent(
+        &self,
+        id: PeerId,
+        session: &PeerSession,
+        prefix: Prefix,
+        key: &GroupKey,
+        (sent, path): (&Sent, PathKey),
+    ) -> Advertised {
+        let verdict = match key.paths_max {
+            0 => self.export_verdict(id, prefix),
+            _ => self.path_verdict(id, prefix, path),
+        };
+        let verdict = verdict.unwrap_or_else(|not| not);
+        let exported =
+            Exported { attributes: Arc::clone(&sent.attributes), own_next_hop: sent.own_next_hop };
+        let next_hop = own_or_given(session, prefix.family(), &exported);
+        let path = key.path(&self.peers, self.router_id, &sent.attributes, sent.source);
+        Advertised {
+            from: self.peers.peer(sent.source).map(|peer| peer.config.name.to_string()),
             verdict: verdict.to_string(),
+            path_id: (key.paths_max > 0).then_some(sent.path_id.into()),
             next_hop: (!next_hop.address.is_unspecified()).then(|| next_hop.address.to_string()),
             as_path: path.as_path().to_string(),
             origin: Cow::Borrowed(path.origin().name()),
@@ -341,7 +370,7 @@ impl Rib {
             communities: path.communities().map(|c| c.to_string()).collect(),
             large_communities: path.large_communities().map(|c| c.to_string()).collect(),
             extended_communities: extended_communities(&path),
-        })
+        }
     }
 
     /// The selected routes to a prefix.

@@ -38,6 +38,7 @@ mod origin;
 mod outgoing;
 mod peer;
 mod query;
+mod sent;
 mod table;
 mod underlay;
 mod verdict;
@@ -54,10 +55,9 @@ use crate::prefix::{Families, Family, Prefix};
 use crate::wire::{Community, Origin, PathAttributes};
 
 use attributes::Interner;
-use entries::RouteId;
 use export::{ExportContext, GroupKey};
 use family::{AddressFamily, Ipv4, Ipv6};
-use group::Group;
+use group::{Group, Known};
 use peer::{Peer, PeerFamily, Peers};
 use table::{Candidate, Delta, PathKey, RankContext, Table};
 use verdict::Verdicts;
@@ -269,9 +269,9 @@ impl Rib {
             self.ipv6.mark_all();
         }
         let Some(session) = peer.session else { return };
-        let key = GroupKey::new(peer, &session);
-        self.ipv4.regroup(id, &key);
-        self.ipv6.regroup(id, &key);
+        let [ipv4, ipv6] = Family::ALL.map(|family| GroupKey::new(peer, &session, family));
+        self.ipv4.regroup(id, &ipv4);
+        self.ipv6.regroup(id, &ipv6);
     }
 
     /// Removes a peer with all its routes.
@@ -305,12 +305,12 @@ impl Rib {
         let stale = Family::ALL.into_iter().filter(|f| !session.stale_kept.contains(*f)).collect();
         self.flush_stale(id, stale);
         let Some(peer) = self.peers.peer(id) else { return };
-        let key = GroupKey::new(peer, &session);
+        let [ipv4, ipv6] = Family::ALL.map(|family| GroupKey::new(peer, &session, family));
         if session.families.contains(Family::Ipv4Unicast) {
-            self.ipv4.join(id, &key, Vec::new(), true);
+            self.ipv4.join(id, &ipv4, Vec::new(), true);
         }
         if session.families.contains(Family::Ipv6Unicast) {
-            self.ipv6.join(id, &key, Vec::new(), true);
+            self.ipv6.join(id, &ipv6, Vec::new(), true);
         }
     }
 
@@ -654,7 +654,7 @@ impl<A: AddressFamily> Table<A> {
         self.groups.iter_mut().for_each(|group| group.mark_all(&self.entries));
     }
 
-    fn join(&mut self, id: PeerId, key: &GroupKey, known: Vec<RouteId>, owes_end_of_rib: bool) {
+    fn join(&mut self, id: PeerId, key: &GroupKey, known: Vec<Known>, owes_end_of_rib: bool) {
         if let Some(group) = self.groups.iter_mut().find(|group| group.key == *key) {
             group.join(id, known, owes_end_of_rib);
         } else {

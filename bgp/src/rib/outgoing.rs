@@ -10,13 +10,15 @@ use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
 use crate::prefix::{Family, Prefix};
-use crate::wire::{Announcements, EncodeError, NextHop, RefreshKind, RouteRefresh, Withdrawals};
+use crate::wire::{
+    Announcements, EncodeError, NextHop, Nlri, PathPrefix, RefreshKind, RouteRefresh, Withdrawals,
+};
 
-use super::attributes::RouteAttributes;
 use super::entries::RouteId;
 use super::export::{ExportContext, GroupKey};
 use super::family::AddressFamily;
 use super::peer::PeerId;
+use super::sent::Sent;
 
 /// Messages for one peer, shared with all that get the same.
 #[derive(Clone, Debug)]
@@ -59,16 +61,6 @@ pub struct Unsayable {
     pub error: EncodeError,
 }
 
-/// What a group shows for a prefix.
-#[derive(Clone, Debug)]
-pub(super) struct Sent {
-    pub(super) attributes: Arc<RouteAttributes>,
-    /// This member does not get the route: it is where it came from.
-    pub(super) source: PeerId,
-    /// The next hop is our own address on each session.
-    pub(super) own_next_hop: bool,
-}
-
 /// Routes to announce and to withdraw.
 #[derive(Debug)]
 pub(super) struct Batch<A: AddressFamily> {
@@ -76,9 +68,9 @@ pub(super) struct Batch<A: AddressFamily> {
     buckets: Vec<Sent>,
     /// The place in `buckets` of the attributes at an address, of a source and a sort of next hop.
     known: HashMap<(usize, PeerId, bool), usize, FixedState>,
-    /// The bucket of each route.
-    announce: Vec<(usize, RouteId, A::Key)>,
-    withdraw: Vec<A::Key>,
+    /// The bucket of each route, and the identifier of the path where there are several.
+    announce: Vec<(usize, RouteId, A::Key, u8)>,
+    withdraw: Vec<(A::Key, u8)>,
     /// Withdrawals for the new source alone, of what it had from another one.
     withdraw_from: HashMap<PeerId, Vec<A::Key>, FixedState>,
 }
@@ -93,15 +85,7 @@ pub(super) struct Encoded {
     /// For one peer each.
     pub(super) withdrawals_from: Vec<(PeerId, Arc<Chunk>)>,
     /// What could not be said.
-    pub(super) unsayable: Vec<(RouteId, Prefix, EncodeError)>,
-}
-
-impl Sent {
-    /// Whether nothing differs that a member could see.
-    pub(super) fn is_same(&self, other: &Sent) -> bool {
-        (self.source, self.own_next_hop) == (other.source, other.own_next_hop)
-            && Arc::ptr_eq(&self.attributes, &other.attributes)
-    }
+    pub(super) unsayable: Vec<(RouteId, u8, Prefix, EncodeError)>,
 }
 
 impl<A: AddressFamily> Batch<A> {
@@ -132,11 +116,11 @@ impl<A: AddressFamily> Batch<A> {
                 bucket
             }
         };
-        self.announce.push((bucket, id, key));
+        self.announce.push((bucket, id, key, route.path_id));
     }
 
-    pub(super) fn withdraw(&mut self, key: A::Key) {
-        self.withdraw.push(key);
+    pub(super) fn withdraw(&mut self, key: A::Key, path_id: u8) {
+        self.withdraw.push((key, path_id));
     }
 
     pub(super) fn withdraw_from(&mut self, peer: PeerId, key: A::Key) {
@@ -162,13 +146,16 @@ impl<A: AddressFamily> Batch<A> {
             let (_, chunk) = writing.get_or_insert_with(|| (sent.source, Writing::default()));
             if let Err(error) = announce::<A>(group, context, sent, routes, chunk) {
                 // RFC 8654 section 4: such a route is withdrawn from these peers.
-                self.withdraw.extend(routes.iter().map(|(.., key)| *key));
-                let routes = routes.iter().map(|(_, id, key)| (*id, A::prefix(*key), error));
-                encoded.unsayable.extend(routes);
+                self.withdraw.extend(routes.iter().map(|(_, _, key, path_id)| (*key, *path_id)));
+                let unsayable = |(_, id, key, path_id): &(_, RouteId, A::Key, u8)| {
+                    (*id, *path_id, A::prefix(*key), error)
+                };
+                encoded.unsayable.extend(routes.iter().map(unsayable));
             }
         }
         encoded.end_announcements(writing);
         for (peer, keys) in self.withdraw_from {
+            let keys = keys.into_iter().map(|key| (key, 0)).collect();
             encoded.withdrawals_from.push((peer, Arc::new(withdrawals::<A>(group, keys))));
         }
         // By peer, as the map's order is none.
@@ -215,6 +202,13 @@ struct Writing {
 }
 
 impl Writing {
+    /// Writes messages, in which our own next hop is to be patched or not.
+    fn append<I: Iterator<Item: Nlri>>(&mut self, mut updates: Announcements<I>, own: bool) {
+        while let Some(update) = updates.append_to(&mut self.octets) {
+            self.messages.push((self.octets.len(), own.then_some(update.next_hop)));
+        }
+    }
+
     fn chunk(self) -> Chunk {
         let octets = self.octets.len();
         let all = self.octets.freeze();
@@ -232,10 +226,10 @@ fn announce<A: AddressFamily>(
     group: &GroupKey,
     context: &ExportContext<'_>,
     sent: &Sent,
-    routes: &[(usize, RouteId, A::Key)],
+    routes: &[(usize, RouteId, A::Key, u8)],
     writing: &mut Writing,
 ) -> Result<(), EncodeError> {
-    let path = group.path(context.peers, context.cluster_id, &sent.attributes, sent.source);
+    let attributes = group.path(context.peers, context.cluster_id, &sent.attributes, sent.source);
     let own = sent.own_next_hop;
     let next_hop = match (own, A::FAMILY) {
         (false, _) => sent.attributes.next_hop.beyond_its_link(),
@@ -244,19 +238,35 @@ fn announce<A: AddressFamily>(
         }
         (true, _) => NextHop::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED)),
     };
-    let prefixes = routes.iter().map(|(.., key)| A::prefix(*key));
-    let mut updates = Announcements::new(group.format, A::FAMILY, &path, next_hop, prefixes)?;
-    while let Some(update) = updates.append_to(&mut writing.octets) {
-        writing.messages.push((writing.octets.len(), own.then_some(update.next_hop)));
+    if group.paths_max == 0 {
+        let prefixes = routes.iter().map(|(_, _, key, _)| A::prefix(*key));
+        let updates = Announcements::new(group.format, A::FAMILY, &attributes, next_hop, prefixes)?;
+        writing.append(updates, own);
+    } else {
+        let paths = routes.iter().map(|(_, _, key, path_id)| path::<A>(*key, *path_id));
+        let updates = Announcements::new(group.format, A::FAMILY, &attributes, next_hop, paths)?;
+        writing.append(updates, own);
     }
     Ok(())
 }
 
-fn withdrawals<A: AddressFamily>(group: &GroupKey, keys: Vec<A::Key>) -> Chunk {
+fn path<A: AddressFamily>(key: A::Key, path_id: u8) -> PathPrefix {
+    PathPrefix { prefix: A::prefix(key), path_id: path_id.into() }
+}
+
+fn withdrawals<A: AddressFamily>(group: &GroupKey, keys: Vec<(A::Key, u8)>) -> Chunk {
     let mut chunk = Chunk::default();
-    for bytes in Withdrawals::new(group.format, A::FAMILY, keys.into_iter().map(A::prefix)) {
+    let mut push = |bytes: Bytes| {
         chunk.octets += bytes.len();
         chunk.messages.push(WireMessage { bytes, next_hop: None });
+    };
+    let keys = keys.into_iter();
+    if group.paths_max == 0 {
+        let prefixes = keys.map(|(key, _)| A::prefix(key));
+        Withdrawals::new(group.format, A::FAMILY, prefixes).for_each(&mut push);
+    } else {
+        let paths = keys.map(|(key, path_id)| path::<A>(key, path_id));
+        Withdrawals::new(group.format, A::FAMILY, paths).for_each(&mut push);
     }
     chunk
 }

@@ -42,6 +42,8 @@ pub struct RibPeerConfig {
     pub next_hop: NextHopMode,
     /// Which routes may go to the peer.
     pub export_scope: ExportScope,
+    /// Paths to one prefix that are sent, where the session tells several (RFC 7911).
+    pub sent_paths_max: u8,
     /// Bound of what the peer may announce.
     pub prefix_limit: Option<PrefixLimit>,
     /// How often one of `prepend` may stand in a received AS_PATH.
@@ -171,6 +173,7 @@ impl RibPeerConfig {
             route_reflector_client: peer.route_reflector_client,
             next_hop: peer.next_hop,
             export_scope: peer.export_scope,
+            sent_paths_max: peer.add_path.send_max,
             prefix_limit: peer.prefix_limit,
             own_as_max: peer.own_as_max,
             as_path_len_max: peer.as_path_len_max,

@@ -124,6 +124,20 @@ impl CandidateView<Candidate> for RankContext<'_> {
     }
 }
 
+impl CandidateView<&Candidate> for RankContext<'_> {
+    fn attributes<'c>(&self, candidate: &'c &Candidate) -> Option<&'c RouteAttributes> {
+        CandidateView::<Candidate>::attributes(self, candidate)
+    }
+
+    fn origin(&self, candidate: &&Candidate) -> RouteOrigin {
+        CandidateView::<Candidate>::origin(self, candidate)
+    }
+
+    fn path_id(&self, candidate: &&Candidate) -> u32 {
+        candidate.path_id()
+    }
+}
+
 impl<A: AddressFamily> Table<A> {
     pub(crate) fn new(hasher: FixedState) -> Table<A> {
         Table {
@@ -295,11 +309,12 @@ impl<A: AddressFamily> Marks<A> {
 
     /// Compares with what was remembered and marks what has to be told.
     fn settle(&mut self, id: RouteId, key: A::Key, entry: &mut Entry, groups: &mut [Group<A>]) {
-        if entry.best().map(Candidate::identity) != self.best_before() {
-            groups.iter_mut().for_each(|group| group.mark(id));
-            if let Some(watched) = &mut self.watched {
-                watched.push(key);
-            }
+        let is_new = entry.best().map(Candidate::identity) != self.best_before();
+        // Where several paths are told, any of them may be another one.
+        let of_interest = |group: &&mut Group<A>| is_new || group.key.paths_max > 0;
+        groups.iter_mut().filter(of_interest).for_each(|group| group.mark(id));
+        if let Some(watched) = self.watched.as_mut().filter(|_| is_new) {
+            watched.push(key);
         }
         if !self.fib_wanted {
             return;

@@ -1,5 +1,6 @@
 //! What goes into our OPEN and what is demanded of the peer's (RFC 4271 section 6.2).
 
+use crate::config::AddPath;
 use crate::prefix::{Families, Family};
 use crate::wire::{
     AddPathMode, Capability, ExtendedNextHop, GracefulRestart, GracefulRestartFamily,
@@ -29,8 +30,7 @@ pub(super) fn local_open(
             next_hop_afi: Family::Ipv6Unicast.afi(),
         }]));
     }
-    if config.add_path.receive {
-        let mode = AddPathMode::Receive;
+    if let Some(mode) = add_path_mode(config.add_path) {
         let entries = families.iter().map(|family| (family.afi(), family.safi(), mode));
         capabilities.push(Capability::AddPath(entries.collect()));
     }
@@ -65,6 +65,16 @@ pub(super) fn local_open(
         hold_time_secs: config.hold_time_secs,
         router_id: config.router_id,
         capabilities,
+    }
+}
+
+/// What an entry of the ADD-PATH capability says, if there is to be one.
+fn add_path_mode(config: AddPath) -> Option<AddPathMode> {
+    match (config.receive, config.send_max > 0) {
+        (false, false) => None,
+        (true, false) => Some(AddPathMode::Receive),
+        (false, true) => Some(AddPathMode::Send),
+        (true, true) => Some(AddPathMode::Both),
     }
 }
 

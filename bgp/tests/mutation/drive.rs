@@ -119,14 +119,21 @@ impl Speaker {
         let watchers = [(3, LOCAL_ASN), (4, WATCHER_ASN)].map(|(host, asn)| {
             let mut config = peer_config(host, asn);
             config.route_reflector_client = asn == LOCAL_ASN;
+            let mut open = open(host, asn, true, true);
+            if asn == LOCAL_ASN {
+                config.add_path.send_max = 3;
+                open.capabilities.push(Capability::AddPath(vec![(1, 1, AddPathMode::Receive)]));
+            }
             let mut session = self::session(&speaker, &config, now);
-            let established = establish(&mut session, now, open(host, asn, true, true));
+            let established = establish(&mut session, now, open);
             let name = format!("watcher{host}").as_str().into();
             let id = rib.add_peer(RibPeerConfig::new(&speaker, &name, &config));
             rib.peer_up(id, PeerSession::new(&established));
             // The watcher reads what we send.
             let first_as = (asn != LOCAL_ASN).then_some(LOCAL_ASN);
             let context = established.negotiated.update_context(first_as, AttributeTypes::NONE);
+            let path_ids = established.negotiated.add_path.send;
+            let context = UpdateContext { path_ids, ..context };
             Watcher { id, context }
         });
         Speaker {

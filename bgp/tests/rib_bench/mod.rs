@@ -17,7 +17,7 @@ use cairn_bgp::rib::{
 use cairn_bgp::session::LocalAddresses;
 use cairn_bgp::wire::{
     Community, CommunityValue, HEADER_OCTETS, MessageFormat, NextHop, Origin, PathAttributes,
-    UpdateBody, UpdateContext, attribute_type,
+    PathPrefix, UpdateBody, UpdateContext, attribute_type,
 };
 
 const ASN: u32 = 65000;
@@ -33,7 +33,9 @@ struct Peer {
     id: PeerId,
     config: RibPeerConfig,
     session: PeerSession,
+    /// By prefix, with the identifier of the path behind it where there are several.
     told: BTreeMap<String, Told>,
+    room: usize,
 }
 
 /// What a peer reads of a route.
@@ -186,7 +188,7 @@ impl Bench {
         };
         self.rib.peer_up(id, session);
         self.rib.set_room(id, usize::MAX);
-        self.peers.push(Peer { id, config, session, told: BTreeMap::new() });
+        self.peers.push(Peer { id, config, session, told: BTreeMap::new(), room: usize::MAX });
         id
     }
 
@@ -221,6 +223,21 @@ impl Bench {
         let peer = self.peers.iter_mut().find(|peer| peer.id == id).unwrap();
         peer.session.add_path.receive = both;
         self.rib.peer_up(id, PeerSession { stale_kept: both, ..peer.session });
+    }
+
+    /// A session in which the peer is sent several paths to a prefix.
+    pub fn send_paths(&mut self, id: PeerId) {
+        let peer = self.peers.iter_mut().find(|peer| peer.id == id).unwrap();
+        peer.session.add_path.send = Families::from_iter(Family::ALL);
+        peer.told.clear();
+        self.rib.peer_down(id, Families::NONE);
+        self.rib.peer_up(id, peer.session);
+    }
+
+    /// Room that a peer has from now on, in octets.
+    pub fn room(&mut self, id: PeerId, octets: usize) {
+        let peer = self.peers.iter_mut().find(|peer| peer.id == id).unwrap();
+        peer.room = octets;
     }
 
     pub fn withdraw_path(&mut self, id: PeerId, path_id: u32, prefix: &str) {
@@ -288,7 +305,7 @@ impl Bench {
     pub fn told(&mut self, id: PeerId) -> BTreeMap<String, Told> {
         let mut output = Vec::new();
         for peer in &self.peers {
-            self.rib.set_room(peer.id, usize::MAX);
+            self.rib.set_room(peer.id, peer.room);
         }
         self.rib.flush(&mut output);
         for Output { peer, chunk } in output {
@@ -318,13 +335,13 @@ impl Peer {
             extended_next_hop: false,
             first_as: None,
             discard_attributes: Default::default(),
-            path_ids: Families::NONE,
+            path_ids: self.session.add_path.send,
         };
         let body = UpdateBody::split(&message[HEADER_OCTETS..]).expect("a well-formed UPDATE");
         let update = body.decode(&context).expect("a valid UPDATE");
         assert!(update.errors.is_empty(), "{:?}", update.errors);
-        for prefix in update.withdrawn() {
-            self.told.remove(&prefix.to_string());
+        for path in update.withdrawn_runs().flat_map(|prefixes| prefixes.paths()) {
+            self.told.remove(&name(path));
         }
         for announcement in update.announcements() {
             let path = update.attributes.as_ref().expect("attributes");
@@ -340,9 +357,16 @@ impl Peer {
                 only_to_customer: only_to_customer
                     .map(|octets| u32::from_be_bytes(octets.try_into().unwrap())),
             };
-            for prefix in announcement.prefixes.iter() {
-                self.told.insert(prefix.to_string(), told.clone());
+            for path in announcement.prefixes.paths() {
+                self.told.insert(name(path), told.clone());
             }
         }
+    }
+}
+
+fn name(path: PathPrefix) -> String {
+    match path {
+        PathPrefix { prefix, path_id: 0 } => prefix.to_string(),
+        PathPrefix { prefix, path_id } => format!("{prefix} path {path_id}"),
     }
 }

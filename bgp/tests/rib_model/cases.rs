@@ -43,7 +43,7 @@ fn a_restarting_speaker_announces_after_the_deferral() {
     }
     world.flush();
     assert!(!world.rib.in_sync());
-    assert_eq!(world.peers[2].told.keys().copied().collect::<Vec<_>>(), [prefix]);
+    assert_eq!(world.peers[2].told.keys().map(|(prefix, _)| *prefix).collect::<Vec<_>>(), [prefix]);
     assert!(!world.rib.is_told(world.peers[2].id), "no End-of-RIB yet");
     world.settle();
     assert!(world.rib.in_sync() && world.rib.is_told(world.peers[2].id));
@@ -323,7 +323,7 @@ fn a_peer_with_another_identifier_is_another_originator() {
     let id = world.peers[3].id;
     world.rib.update(id, batch).expect("no limit is set");
     world.settle();
-    let originator = |world: &World| world.peers[5].told[&prefix].originator_id;
+    let originator = |world: &World| world.peers[5].told_of(prefix).expect("told").originator_id;
     assert_eq!(originator(&world), Some(world.peers[3].router_id()));
     // It restarts gracefully and has been given another identifier.
     world.rib.peer_down(id, both);
@@ -356,5 +356,5 @@ fn what_a_peer_left_behind_follows_its_configuration() {
     world.peers[3].config.route_reflector_client = true;
     world.rib.configure_peer(id, world.peers[3].config.clone());
     world.settle();
-    assert!(world.peers[4].told.contains_key(&prefix));
+    assert!(world.peers[4].told_of(prefix).is_some());
 }

@@ -70,12 +70,12 @@ struct ModelPeer {
     exports: bool,
     /// Routes as received, by the identifier of the path.
     routes: BTreeMap<(Prefix, u32), Route>,
-    /// What the peer has been told, as it reads it.
-    told: BTreeMap<Prefix, Told>,
+    /// What the peer has been told, as it reads it, by the identifier of the path.
+    told: BTreeMap<(Prefix, u32), Told>,
 }
 
 /// What a peer reads.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Told {
     next_hop: IpAddr,
     local_pref: Option<u32>,
@@ -111,7 +111,7 @@ impl ModelPeer {
             enhanced_route_refresh: false,
             ipv4_via_ipv6: false,
             knows_long_lived: false,
-            add_path: AddPathFamilies { receive: self.receives_paths(), send: Families::NONE },
+            add_path: AddPathFamilies { receive: self.receives_paths(), send: self.sent_paths() },
         }
     }
 
@@ -122,6 +122,20 @@ impl ModelPeer {
             3 => Families::NONE.with(Family::Ipv6Unicast),
             _ => Families::NONE,
         }
+    }
+
+    /// One of each sort is told several paths; both clients, so that they may share messages.
+    fn sent_paths(&self) -> Families {
+        match self.index {
+            2 | 5 | 6 => Families::from_iter(Family::ALL),
+            4 => Families::NONE.with(Family::Ipv4Unicast),
+            _ => Families::NONE,
+        }
+    }
+
+    /// The first of the paths that it has been told.
+    fn told_of(&self, prefix: Prefix) -> Option<&Told> {
+        self.told.range((prefix, 0)..=(prefix, u32::MAX)).next().map(|(_, told)| told)
     }
 
     fn is_ebgp(&self) -> bool {
@@ -185,6 +199,7 @@ impl World {
                 route_reflector_client: sort == Sort::Client,
                 next_hop: NextHopMode::Auto,
                 export_scope: ExportScope::All,
+                sent_paths_max: 2,
                 prefix_limit: None,
                 own_as_max: 0,
                 as_path_len_max: None,
@@ -308,7 +323,12 @@ impl World {
                 let family = Family::ALL[self.dice.roll(2)];
                 self.rib.refresh(self.peers[index].id, family);
             }
-            5..=8 => self.exchange(),
+            5 => {
+                let peer = &mut self.peers[index];
+                peer.config.sent_paths_max = 1 + self.dice.roll(3) as u8;
+                self.rib.configure_peer(peer.id, peer.config.clone());
+            }
+            6..=8 => self.exchange(),
             9..=12 => self.withdraw(index),
             _ => self.announce(index),
         }
@@ -403,9 +423,12 @@ impl World {
         routes.filter(|(_, route)| !route.as_path.contains(&LOCAL_ASN)).collect()
     }
 
-    /// RFC 4271 section 9.1.2.2, step by step, one list after the other.
     fn best(&self, prefix: Prefix) -> Vec<(&ModelPeer, &Route)> {
-        let mut left = self.candidates(prefix);
+        Self::best_of(self.candidates(prefix))
+    }
+
+    /// RFC 4271 section 9.1.2.2, step by step, one list after the other.
+    fn best_of<'a>(mut left: Vec<(&'a ModelPeer, &'a Route)>) -> Vec<(&'a ModelPeer, &'a Route)> {
         let most = left.iter().map(|(_, r)| r.local_pref.unwrap_or(100)).max();
         left.retain(|(_, r)| Some(r.local_pref.unwrap_or(100)) == most);
         let shortest = left.iter().map(|(_, r)| r.as_path.len()).min();
@@ -426,32 +449,69 @@ impl World {
         left
     }
 
-    fn expected(&self, to: &ModelPeer, prefix: Prefix) -> Option<Told> {
+    /// What a peer is told about a prefix: the best route or nothing, or so many of the best paths that
+    /// may go to it, without its own.
+    fn expected(&self, to: &ModelPeer, prefix: Prefix) -> Vec<Told> {
         if !to.up || !to.exports {
-            return None;
+            return Vec::new();
         }
-        let own = match prefix.family() {
-            Family::Ipv4Unicast => IpAddr::V4(to.local().ipv4?),
-            Family::Ipv6Unicast => IpAddr::V6(to.local().ipv6?),
+        let mut left = self.candidates(prefix);
+        let mut told = Vec::new();
+        let mut chosen = 0;
+        let max = match to.sent_paths().contains(prefix.family()) {
+            true => to.config.sent_paths_max,
+            false => 1,
         };
         if self.originated.contains_key(&prefix) {
-            return Some(Told {
-                next_hop: own,
-                local_pref: (!to.is_ebgp()).then_some(100),
-                as_path: if to.is_ebgp() { LOCAL_ASN.to_string() } else { String::new() },
-                origin: Origin::Igp,
-                med: None,
-                communities: vec![Community(7)],
-                originator_id: None,
-                clusters: Vec::new(),
-            });
+            told.push(self.told_of_ours(to, prefix));
+            chosen += 1;
         }
-        let best = self.best(prefix);
-        let (from, route) = best.first()?;
+        while chosen < max
+            && let Some((from, route)) = Self::best_of(left.clone()).first().copied()
+        {
+            let path = self.told_of(to, from, route, prefix);
+            if path.is_none() && max == 1 && !to.sent_paths().contains(prefix.family()) {
+                break;
+            }
+            chosen += u8::from(path.is_some());
+            told.extend(path.filter(|_| from.index != to.index));
+            left.retain(|(peer, other)| (peer.index, other.path_id) != (from.index, route.path_id));
+        }
+        told.sort_unstable();
+        told
+    }
+
+    fn own_next_hop(to: &ModelPeer, prefix: Prefix) -> IpAddr {
+        match prefix.family() {
+            Family::Ipv4Unicast => IpAddr::V4(to.local().ipv4.expect("set")),
+            Family::Ipv6Unicast => IpAddr::V6(to.local().ipv6.expect("set")),
+        }
+    }
+
+    fn told_of_ours(&self, to: &ModelPeer, prefix: Prefix) -> Told {
+        Told {
+            next_hop: Self::own_next_hop(to, prefix),
+            local_pref: (!to.is_ebgp()).then_some(100),
+            as_path: if to.is_ebgp() { LOCAL_ASN.to_string() } else { String::new() },
+            origin: Origin::Igp,
+            med: None,
+            communities: vec![Community(7)],
+            originator_id: None,
+            clusters: Vec::new(),
+        }
+    }
+
+    /// How a route goes to a peer, which may be where it came from; `None` when it may not.
+    fn told_of(
+        &self,
+        to: &ModelPeer,
+        from: &ModelPeer,
+        route: &Route,
+        prefix: Prefix,
+    ) -> Option<Told> {
         let inside = !from.is_ebgp() && !to.is_ebgp();
         let reflects = from.sort == Sort::Client || to.sort == Sort::Client;
-        if from.index == to.index
-            || (inside && !reflects)
+        if (inside && !reflects)
             || route.communities.contains(&Community::NO_ADVERTISE)
             || (to.is_ebgp() && route.communities.contains(&Community::NO_EXPORT))
         {
@@ -462,7 +522,7 @@ impl World {
             as_path.insert(0, LOCAL_ASN.to_string());
         }
         Some(Told {
-            next_hop: if to.is_ebgp() { own } else { route.next_hop },
+            next_hop: if to.is_ebgp() { Self::own_next_hop(to, prefix) } else { route.next_hop },
             local_pref: (!to.is_ebgp()).then(|| route.local_pref.unwrap_or(100)),
             as_path: as_path.join(" "),
             origin: route.origin,
@@ -481,15 +541,25 @@ impl World {
         prefixes.sort_unstable();
         prefixes.dedup();
         for peer in self.peers.iter().filter(|peer| peer.up) {
-            let expected: BTreeMap<Prefix, Told> =
-                prefixes.iter().filter_map(|p| Some((*p, self.expected(peer, *p)?))).collect();
-            assert_eq!(peer.told, expected, "what {} has been told", peer.config.name);
+            let expected = |prefix: &Prefix| (*prefix, self.expected(peer, *prefix));
+            let expected: BTreeMap<Prefix, Vec<Told>> =
+                prefixes.iter().map(expected).filter(|(_, told)| !told.is_empty()).collect();
+            let mut told: BTreeMap<Prefix, Vec<Told>> = BTreeMap::new();
+            for ((prefix, path_id), path) in &peer.told {
+                told.entry(*prefix).or_default().push(path.clone());
+                let has_paths = peer.sent_paths().contains(prefix.family());
+                assert_eq!(*path_id != 0, has_paths, "an identifier where there are paths");
+                assert!(*path_id <= 6, "one of twice as many as there are paths");
+            }
+            told.values_mut().for_each(|paths| paths.sort_unstable());
+            assert_eq!(told, expected, "what {} has been told", peer.config.name);
             for family in Family::ALL {
                 let counts = self.rib.counts(peer.id, family);
                 let of_family = |p: &&Prefix| p.family() == family;
                 let received = peer.routes.keys().map(|(prefix, _)| prefix).filter(of_family);
                 assert_eq!(counts.received, received.count());
-                assert_eq!(counts.advertised, expected.keys().filter(of_family).count());
+                let told = expected.iter().filter(|(prefix, _)| of_family(prefix));
+                assert_eq!(counts.advertised, told.map(|(_, paths)| paths.len()).sum::<usize>());
             }
         }
         let mut fib = BTreeMap::new();
@@ -545,13 +615,13 @@ impl ModelPeer {
             extended_next_hop: false,
             first_as: self.is_ebgp().then_some(LOCAL_ASN),
             discard_attributes: AttributeTypes::NONE,
-            path_ids: Families::NONE,
+            path_ids: self.sent_paths(),
         };
         let body = UpdateBody::split(&message[HEADER_OCTETS..]).expect("a well-formed UPDATE");
         let update = body.decode(&context).expect("a valid UPDATE");
         assert!(update.errors.is_empty(), "{:?}", update.errors);
-        for prefix in update.withdrawn() {
-            self.told.remove(&prefix);
+        for path in update.withdrawn_runs().flat_map(|prefixes| prefixes.paths()) {
+            self.told.remove(&(path.prefix, path.path_id));
         }
         for announcement in update.announcements() {
             let path = update.attributes.as_ref().expect("attributes");
@@ -565,8 +635,8 @@ impl ModelPeer {
                 originator_id: path.originator_id(),
                 clusters: path.cluster_list().collect(),
             };
-            for prefix in announcement.prefixes.iter() {
-                self.told.insert(prefix, told.clone());
+            for path in announcement.prefixes.paths() {
+                self.told.insert((path.prefix, path.path_id), told.clone());
             }
         }
     }
