@@ -18,7 +18,7 @@ use cairn_api::{
     BGPNode, BGPNodeStatus, BGPNodeStatusSpec, ChangeOver, NodeConfigurationSpec, ObjectReference,
     RepairsStatus, RoutesStatus, TunnelKind,
 };
-use cairn_bgp::config::SpeakerConfig;
+use cairn_bgp::config::{PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::speaker::{Shutdown, SpeakerHandle, SpeakerOptions};
 use cairn_ipam::Family;
 use clap::Args;
@@ -467,7 +467,7 @@ impl Agent {
         if let Some(config) = plan.speaker
             && (self.speaker.is_some() || self.may_start(&view, &local))
         {
-            self.apply(config, fib);
+            self.apply(config, &plan.waiting, fib);
         }
         self.judge();
     }
@@ -612,12 +612,19 @@ impl Agent {
     }
 
     /// Hands the speaker its configuration. One that cannot work leaves the last one in force.
-    fn apply(&mut self, config: SpeakerConfig, fib: &mut Fib) {
+    fn apply(
+        &mut self,
+        config: SpeakerConfig,
+        waiting: &BTreeMap<PeerName, PeerConfig>,
+        fib: &mut Fib,
+    ) {
         match &mut self.speaker {
-            Some(running) if *running.config == config => {}
+            Some(running) if *running.config == config => {
+                self.bfd.want(&config, waiting, &running.handle);
+            }
             Some(running) => match running.handle.apply(config.clone()) {
                 Ok(()) => {
-                    self.bfd.want(&config, &running.handle);
+                    self.bfd.want(&config, waiting, &running.handle);
                     running.config = Arc::new(config);
                 }
                 Err(error) => self.problems.push(format!("BGP keeps its old settings: {error}")),
@@ -631,7 +638,7 @@ impl Agent {
                 match bgp_thread::start(config.clone(), options, Some(fib.underlay.clone())) {
                     Ok((handle, feed)) => {
                         fib.follow(feed);
-                        self.bfd.want(&config, &handle);
+                        self.bfd.want(&config, waiting, &handle);
                         let changes = handle.changes();
                         self.speaker_for_questions.send_replace(Some(handle.clone()));
                         self.speaker = Some(Running { handle, changes, config: Arc::new(config) });

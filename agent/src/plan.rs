@@ -13,7 +13,7 @@ use cairn_api::{
     LABEL_ROUTE_REFLECTOR, NodeConfigurationSpec, ObjectReference, PodReadiness, PoolUse, Topology,
     TunnelKind,
 };
-use cairn_bgp::config::{ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
+use cairn_bgp::config::{Bfd, ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{BlockOwner, OriginTable};
@@ -32,6 +32,8 @@ use crate::view::{ClusterView, PeerNode};
 pub struct NodePlan {
     /// The speaker's configuration; `None` while the node's own address or AS is not known.
     pub speaker: Option<SpeakerConfig>,
+    /// Peers that are left out of it only until the API server shows their passwords: their BFD goes on.
+    pub waiting: BTreeMap<PeerName, PeerConfig>,
     /// What of the sessions in it ends with the change-over of the topology, while there is one.
     pub ending: Option<Ending>,
     /// The node's own BGPNode and the Node that owns it; `None` while the Node does not exist.
@@ -107,8 +109,10 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     let identity = Identity::of(view, name, &configuration, Some(&chooser), &mut problems);
     let addresses = identity.as_ref().map(|me| me.addresses.clone()).unwrap_or_default();
     let ways = Ways::of(view, &addresses, settings.vxlan);
-    let speaker =
-        identity.as_ref().map(|me| speaker(view, name, me, &configuration, local, &mut problems));
+    let mut waiting = BTreeMap::new();
+    let speaker = identity
+        .as_ref()
+        .map(|me| speaker(view, name, me, &configuration, local, &mut waiting, &mut problems));
     let ending = identity.as_ref().zip(speaker.as_ref()).and_then(|(me, speaker)| {
         NodeTopology::of(view, name, me.asn).ending(speaker.peers.keys())
     });
@@ -118,6 +122,7 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     });
     NodePlan {
         speaker,
+        waiting,
         ending,
         bgp_node,
         addresses,
@@ -346,8 +351,10 @@ fn speaker(
     me: &Identity,
     configuration: &BGPConfigurationSpec,
     local: &Local<'_>,
+    waiting: &mut BTreeMap<PeerName, PeerConfig>,
     problems: &mut Vec<String>,
 ) -> SpeakerConfig {
+    let bfd = mesh_bfd(configuration, problems);
     let mut peers = Peers::default();
     let built_in = BuiltIn::of(view, local.blocks);
     if configuration.topology != Topology::Disabled {
@@ -355,6 +362,7 @@ fn speaker(
         for (other, node) in view.peer_nodes.iter().filter(|(_, node)| node.asn == me.asn) {
             let Some(role) = topology.role(other) else { continue };
             if let Some(peer) = mesh_peer(me, node, configuration, &built_in, role) {
+                let peer = PeerConfig { bfd, ..peer };
                 let what = format!("Node {other}");
                 match me.addresses.contains(&peer.address) {
                     true => problems.push(format!(
@@ -398,10 +406,16 @@ fn speaker(
                     problems.push(format!("{what} keeps its old settings: {error}"));
                     peers.add(key, &what, peer.clone(), problems);
                 }
-                None if waits_for_password(view, &object.spec) => problems.push(format!(
-                    "{what} waits for its password: it is in no file, and the API server has not \
-                     shown the Secret since this agent started"
-                )),
+                None if waits_for_password(view, &object.spec) => {
+                    problems.push(format!(
+                        "{what} waits for its password: it is in no file, and the API server has \
+                         not shown the Secret since this agent started"
+                    ));
+                    let open = BGPPeerSpec { password_secret_ref: None, ..object.spec.clone() };
+                    let peer =
+                        objects::peer(&open, configuration, &policies, &view.passwords, defaults);
+                    waiting.extend(peer.ok().map(|peer| (PeerName::from(key), peer)));
+                }
                 None => problems.push(format!("{what} is not used: {error}")),
             },
         }
@@ -471,6 +485,16 @@ impl Peers {
             )),
         }
     }
+}
+
+/// BFD of the sessions of the mesh.
+fn mesh_bfd(configuration: &BGPConfigurationSpec, problems: &mut Vec<String>) -> Option<Bfd> {
+    let wanted = configuration.bfd.filter(|bfd| bfd.enabled)?;
+    let bfd = objects::bfd(wanted);
+    bfd.map_err(|error| {
+        problems.push(format!("BGPConfiguration default: {error}; the mesh is without BFD"));
+    })
+    .ok()
 }
 
 /// The session with another node of the same AS, in this node's `role` there, over IPv4 where both have it.

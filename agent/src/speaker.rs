@@ -1,5 +1,6 @@
 //! `cairn speaker`: the BGP speaker of a router or route reflector, without Kubernetes.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -85,7 +86,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     // In a directory that is another's, its peers' sessions are not for this speaker to replace.
     let bfd = run_dir.map(Follower::start).transpose()?;
     match &bfd {
-        Some(bfd) => bfd.want(&config, &speaker),
+        Some(bfd) => bfd.want(&config, &BTreeMap::new(), &speaker),
         None if config.peers.values().any(|peer| peer.bfd.is_some()) => tracing::warn!(
             "BFD is wanted, and without a run directory of its own this speaker has none: give --run-dir"
         ),
@@ -166,7 +167,7 @@ fn reload(path: &Path, speaker: &SpeakerHandle, bfd: Option<&Follower>) -> Optio
     let taken_up = file::load(path).map_err(anyhow::Error::new).and_then(|config| {
         speaker.apply(config.clone())?;
         if let Some(bfd) = bfd {
-            bfd.want(&config, speaker);
+            bfd.want(&config, &BTreeMap::new(), speaker);
         }
         Ok(())
     });

@@ -188,6 +188,41 @@ fn a_change_over_has_the_sessions_of_both_shapes() {
 }
 
 #[test]
+fn bfd_of_the_mesh_is_that_of_the_configuration_and_off_by_default() {
+    let bfd = |bfd: &str| {
+        let plan = planned(
+            &RACK.replacen("  asn: 64512\n", &format!("  asn: 64512\n{bfd}"), 1),
+            "n1",
+            &[],
+        );
+        let peers = plan.speaker.expect("known").peers;
+        let bfd = |name: &str| peers[name].bfd.map(|bfd| (bfd.interval_ms, bfd.multiplier));
+        (bfd("mesh/n2"), bfd("bgppeer/tor1"), plan.problems)
+    };
+    assert_eq!(bfd(""), (None, None, vec![]));
+    assert_eq!(bfd("  bfd: {enabled: false}\n"), (None, None, vec![]));
+    let fast = "  bfd: {intervalMs: 100, multiplier: 5}\n";
+    assert_eq!(bfd(fast), (Some((100, 5)), None, vec![]));
+    let (mesh, _, problems) = bfd("  bfd: {intervalMs: 1}\n");
+    assert_eq!(mesh, None);
+    assert!(problems[0].contains("spec.bfd.intervalMs"), "{problems:?}");
+}
+
+#[test]
+fn a_peer_that_waits_for_its_password_is_left_out_and_its_bfd_goes_on() {
+    let peer = "  asn: 65201\n  bfd: {}\n  passwordSecretRef: {name: bgp, key: password}\n";
+    let rack = RACK.replacen("  asn: 65201\n", peer, 1);
+    for restored in [true, false] {
+        let view = ClusterView { restored, ..view(&rack, "n1") };
+        let plan = plan(&view, "n1", &Local::new(&[], &NOTHING, None));
+        let has_session = plan.speaker.expect("known").peers.contains_key("bgppeer/tor1");
+        let waits = plan.waiting.get("bgppeer/tor1");
+        assert_eq!((has_session, waits.is_some()), (false, restored), "{:?}", plan.problems);
+        assert!(waits.is_none_or(|peer| peer.bfd.is_some() && peer.password.is_none()));
+    }
+}
+
+#[test]
 fn a_block_is_announced_only_once_its_route_is_in_the_kernel() {
     let block: IpNet = "10.244.0.16/28".parse().expect("a network");
     let blocks = [block];

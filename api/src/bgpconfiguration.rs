@@ -4,6 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::bgppeer::Bfd;
 use crate::common::Condition;
 
 /// The settings of BGP in the cluster, or of one `cairn speaker`. There is one, named default.
@@ -43,6 +44,10 @@ pub struct BGPConfigurationSpec {
     /// Graceful restart (RFC 4724): forwarding goes on while an agent restarts.
     #[serde(default)]
     pub graceful_restart: GracefulRestart,
+    /// BFD on the sessions between nodes; none unless it is set, and BGPPeers have their own. `cairn bfd` must run on every
+    /// node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<Bfd>,
     /// Paths of equal cost that share a kernel route.
     #[serde(default)]
     pub multipath: Multipath,
@@ -80,6 +85,7 @@ impl Default for BGPConfigurationSpec {
             listen_port: default_port(),
             timers: Timers::default(),
             graceful_restart: GracefulRestart::default(),
+            bfd: None,
             multipath: Multipath::default(),
             graceful_shutdown: false,
             router_id: None,

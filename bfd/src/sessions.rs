@@ -218,6 +218,7 @@ impl Sessions {
             diagnostic: session.diagnostic(),
             for_ms: millis(now.saturating_duration_since(session.since())),
             lost_for_ms: session.lost_at().map(|at| millis(now.saturating_duration_since(at))),
+            alive_for_ms: session.alive_at().map(|at| millis(now.saturating_duration_since(at))),
             ups: session.ups(),
             peer: PeerStatus {
                 heard: remote.discriminator.is_some(),
@@ -239,6 +240,11 @@ impl Sessions {
             entry.problem = problem;
             outputs.push(Output::Changed(id));
         }
+    }
+
+    /// The kernel has discarded packets from more than one hop away.
+    pub fn discarded_from_afar(&mut self, packets: u64) {
+        self.discarded.ttl += packets;
     }
 
     /// What was discarded until now.

@@ -25,6 +25,10 @@ pub struct SessionStatus {
     /// before it first was, nor when an operator of either side ended it (RFC 5882 section 3.2).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lost_for_ms: Option<u64>,
+    /// How long ago the path was known to be alive, in milliseconds: since a packet of the other side came to the Up
+    /// session. Not before the session first was Up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub alive_for_ms: Option<u64>,
     /// What the other side says of itself; the initial values while it is not heard.
     pub peer: PeerStatus,
     /// The interval in which packets go, in milliseconds before jitter; 0 while none go by themselves.
@@ -46,7 +50,7 @@ pub struct PeerStatus {
     pub state: State,
     /// Why it came into that state.
     pub diagnostic: Diagnostic,
-    /// Its C bit: its BFD does not share fate with its control plane (RFC 5882 section 4.3).
+    /// Its C bit, as it said last: its BFD does not share fate with its control plane (RFC 5882 section 4.3).
     pub control_plane_independent: bool,
 }
 
@@ -56,7 +60,7 @@ pub struct PeerStatus {
 pub struct Discarded {
     /// They break the protocol (RFC 5880 section 6.8.6).
     pub malformed: u64,
-    /// They came over more than one hop to a session of one (RFC 5881 section 5).
+    /// They came over more than one hop to a session of one (RFC 5881 section 5), or found no room beside such.
     pub ttl: u64,
     /// They belong to no session.
     pub unknown: u64,

@@ -463,6 +463,23 @@ fn lost_paths() {
     assert_eq!(bed.session.lost_at(), None);
 }
 
+/// The path is known to be alive when a packet has come to the Up session, and not when one ends it.
+#[test]
+fn alive_at() {
+    let mut bed = Bed::new(300, 3);
+    bed.hear(State::Down);
+    assert_eq!(bed.session.alive_at(), None, "never Up");
+    let mut bed = Bed::up(300, 3);
+    let alive_at = bed.now;
+    assert_eq!(bed.session.alive_at(), Some(alive_at));
+    bed.run(ms(100));
+    bed.hear(State::Down);
+    assert_eq!((bed.session.state(), bed.session.alive_at()), (State::Down, Some(alive_at)));
+    bed.hear(State::Down);
+    bed.hear(State::Init);
+    assert_eq!((bed.session.state(), bed.session.alive_at()), (State::Up, Some(bed.now)));
+}
+
 /// RFC 5882 section 4.3: the C bit of the other side is kept and its change told.
 #[test]
 fn control_plane_independent() {
@@ -473,6 +490,9 @@ fn control_plane_independent() {
     assert_eq!(bed.changes, changes + 1);
     bed.hear_packet(bed.peer);
     assert_eq!(bed.changes, changes + 1, "nothing new");
+    bed.run(ms(5000));
+    assert_eq!((bed.session.state(), bed.session.remote().discriminator), (State::Down, None));
+    assert!(bed.session.remote().control_plane_independent, "what it said last stands");
 }
 
 /// Any values of a peer, the longest times among them, are taken without overflow.

@@ -2,9 +2,12 @@
 
 mod speaker_net;
 
+use std::time::Instant;
+
 use cairn_bgp::prefix::Family;
+use cairn_bgp::rib::RouteFilter;
 use cairn_bgp::session::{ErrorKind, SessionState};
-use cairn_bgp::speaker::{Error, NoSuchPeer, Reset};
+use cairn_bgp::speaker::{DeadPath, Error, NoSuchPeer, Reset, Shutdown, SpeakerHandle};
 use cairn_bgp::status::PeerSnapshot;
 use cairn_bgp::wire::{MessageType, keepalive};
 use speaker_net::{FakePeer, Fib, Net, Node, fake_open, originate, until, until_listens};
@@ -128,4 +131,63 @@ async fn an_unknown_peer_is_an_error() {
     assert_eq!(unknown, Err(Error::NoSuchPeer(NoSuchPeer("c".into()))));
     assert!(a.handle.errors("c".into()).await.is_err());
     assert!(a.handle.reset("c".into(), Reset::SoftIn).await.is_err());
+}
+
+/// What BFD has lost ends a session that it has seen, and no later one.
+#[tokio::test]
+async fn a_dead_path_ends_a_session_that_was_there_while_it_was_alive() {
+    let net = Net::new();
+    let (a, b) = net.pair(65001, 65001);
+    let before = Instant::now();
+    let (_a, b) = (Node::start(a), Node::start(b));
+    until_established(&b, "a", 1).await;
+    // Of a former life of the peer: BFD noticed its end only now.
+    path_dead(&b.handle, before, true).await;
+    assert_eq!(peer(&b, "a").await.state, SessionState::Established);
+    let alive_at = Instant::now();
+    path_dead(&b.handle, alive_at, false).await;
+    let error = peer(&b, "a").await.last_error.expect("an error");
+    assert_eq!(error.kind, ErrorKind::PathDead);
+    until_established(&b, "a", 2).await;
+    path_dead(&b.handle, alive_at, true).await;
+    let after = peer(&b, "a").await;
+    assert_eq!(
+        (after.state, after.established_count),
+        (SessionState::Established, 2),
+        "told twice"
+    );
+}
+
+/// RFC 5882 section 4.3: BFD that shares fate with the peer's BGP fails when that restarts, which says nothing.
+#[tokio::test]
+async fn routes_of_a_peer_that_restarts_go_when_bfd_that_is_independent_of_it_fails() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65001);
+    originate(&mut a.config, &["10.1.0.0/26"]);
+    let before = Instant::now();
+    let a = Node::start(a);
+    let b = Node::start(b);
+    let mut fib = Fib::new(b.feed);
+    let b = b.handle;
+    fib.until_has(&["10.1.0.0/26"]).await;
+    a.handle.shutdown(Shutdown::KeepRoutes).await;
+    until("b has noticed", || async {
+        b.snapshot().await.expect("b runs").peers["a"].state != SessionState::Established
+    })
+    .await;
+    for (alive_at, independent) in [(before, true), (Instant::now(), false)] {
+        path_dead(&b, alive_at, independent).await;
+        let routes = b.routes(RouteFilter::default()).await.expect("b runs");
+        assert!(routes.len() == 1 && routes[0].candidates[0].stale, "{independent}: {routes:?}");
+    }
+    path_dead(&b, Instant::now(), true).await;
+    fib.until_exactly(&[]).await;
+    let error =
+        b.snapshot().await.expect("b runs").peers["a"].last_error.clone().expect("an error");
+    assert_eq!(error.kind, ErrorKind::PathDead, "{error:?}");
+}
+
+async fn path_dead(handle: &SpeakerHandle, alive_at: Instant, peer_independent: bool) {
+    let path = DeadPath { alive_at, peer_independent, text: "silence".into() };
+    handle.path_dead("a".into(), path).await.expect("a is a peer");
 }

@@ -11,7 +11,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cairn_bfd::config::{Path as BfdPath, SessionSpec};
 use cairn_bfd::control::{
@@ -19,7 +19,7 @@ use cairn_bfd::control::{
 };
 use cairn_bfd::status::SessionStatus;
 use cairn_bgp::config::{Bfd, PeerConfig, PeerName, SpeakerConfig};
-use cairn_bgp::speaker::SpeakerHandle;
+use cairn_bgp::speaker::{DeadPath, SpeakerHandle};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::watch;
@@ -66,9 +66,14 @@ impl Follower {
         Ok(Follower { wanted, view })
     }
 
-    /// Wants the sessions that a speaker's configuration has, and no others.
-    pub fn want(&self, config: &SpeakerConfig, speaker: &SpeakerHandle) {
-        let (peers, problems) = wanted(config);
+    /// Wants the sessions that a speaker's configuration has, those of peers that it is to have again, and no others.
+    pub fn want(
+        &self,
+        config: &SpeakerConfig,
+        waiting: &BTreeMap<PeerName, PeerConfig>,
+        speaker: &SpeakerHandle,
+    ) {
+        let (peers, problems) = wanted(config, waiting);
         self.wanted.send_if_modified(|held| {
             let same = held
                 .as_ref()
@@ -82,9 +87,12 @@ impl Follower {
 }
 
 /// The sessions of all peers with BFD.
-fn wanted(config: &SpeakerConfig) -> (Peers, Vec<String>) {
+fn wanted(
+    config: &SpeakerConfig,
+    waiting: &BTreeMap<PeerName, PeerConfig>,
+) -> (Peers, Vec<String>) {
     let (mut peers, mut problems) = (Peers::new(), Vec::new());
-    for (name, peer) in &config.peers {
+    for (name, peer) in config.peers.iter().chain(waiting) {
         let Some(bfd) = peer.bfd else { continue };
         let spec = spec(config, peer, bfd);
         match spec.check() {
@@ -106,6 +114,18 @@ fn spec(config: &SpeakerConfig, peer: &PeerConfig, bfd: Bfd) -> SessionSpec {
     SessionSpec { path, interval_ms: bfd.interval_ms, multiplier: bfd.multiplier }
 }
 
+/// What is known, and whom to tell.
+struct Conversation {
+    wanted: watch::Receiver<Option<Wanted>>,
+    view: watch::Sender<View>,
+    /// What is wrong with `cairn bfd`, until it has taken the wanted sessions.
+    problem: Option<String>,
+    /// Why it has refused them, if it has.
+    refused: Option<String>,
+    /// The dead paths of which the speaker knows, with how often their sessions had come up.
+    told: BTreeMap<BfdPath, u64>,
+}
+
 async fn follow(
     path: PathBuf,
     mut wanted: watch::Receiver<Option<Wanted>>,
@@ -117,141 +137,167 @@ async fn follow(
             return;
         }
     }
-    let mut refused = None;
+    let told = BTreeMap::new();
+    let mut conversation = Conversation { wanted, view, problem: None, refused: None, told };
     loop {
-        let Err(error) = converse(&path, &mut wanted, &view, &mut refused).await else { return };
-        let problem = match (&refused, error) {
-            (Some(text), _) => format!("`cairn bfd` refuses the sessions of the peers: {text}"),
-            (None, error @ ControlError::Connect { .. }) => format!(
-                "BFD is wanted, and {error}; BGP goes on without BFD, and a dead path is noticed by the hold time"
-            ),
-            (None, error) => error.to_string(),
-        };
-        tell(&wanted, &view, Some(problem), |sessions| sessions.clear());
+        let Err(error) = conversation.hold(&path).await else { return };
+        conversation.fail(error);
         tokio::select! {
             () = sleep(RETRY) => {}
-            changed = wanted.changed() => if changed.is_err() { return },
+            changed = conversation.wanted.changed() => if changed.is_err() { return },
         }
     }
 }
 
-/// Speaks with one `cairn bfd` until the connection ends; ends well when nobody wants anything any more.
-async fn converse(
-    path: &Path,
-    wanted: &mut watch::Receiver<Option<Wanted>>,
-    view: &watch::Sender<View>,
-    refused: &mut Option<String>,
-) -> Result<(), ControlError> {
-    let mut stream = UnixStream::connect(path)
-        .await
-        .map_err(|error| ControlError::Connect { path: path.to_owned(), error })?;
-    let mut frames = Frames::default();
-    let mut octets = vec![0; READ_OCTETS];
-    ask(&mut stream, wanted, view).await?;
-    loop {
-        tokio::select! {
-            changed = wanted.changed() => {
-                if changed.is_err() {
-                    return Ok(());
+impl Conversation {
+    /// Speaks with one `cairn bfd` until the connection ends; ends well when nobody wants anything any more.
+    async fn hold(&mut self, path: &Path) -> Result<(), ControlError> {
+        let mut stream = UnixStream::connect(path)
+            .await
+            .map_err(|error| ControlError::Connect { path: path.to_owned(), error })?;
+        let mut frames = Frames::default();
+        let mut octets = vec![0; READ_OCTETS];
+        // Another process counts anew.
+        self.told.clear();
+        self.ask(&mut stream).await?;
+        loop {
+            tokio::select! {
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        return Ok(());
+                    }
+                    self.ask(&mut stream).await?;
                 }
-                ask(&mut stream, wanted, view).await?;
-            }
-            count = stream.read(&mut octets) => {
-                let count = count?;
-                if count == 0 {
-                    return Err(ControlError::Closed);
-                }
-                frames.push(octets.get(..count).unwrap_or_default());
-                while let Some(report) = frames.next(REPORT_MAX)? {
-                    match report {
-                        Report::Overview(overview) => heard(overview.sessions, wanted, view),
-                        Report::Changed(session) => heard(vec![*session], wanted, view),
-                        Report::Taken => {
-                            *refused = None;
-                            tell(wanted, view, None, |_| {});
-                        }
-                        Report::Refused { text } => {
-                            *refused = Some(text);
-                            return Err(ControlError::Closed);
-                        }
+                count = stream.read(&mut octets) => {
+                    let count = count?;
+                    if count == 0 {
+                        return Err(ControlError::Closed);
+                    }
+                    frames.push(octets.get(..count).unwrap_or_default());
+                    while let Some(report) = frames.next(REPORT_MAX)? {
+                        self.hear(report)?;
                     }
                 }
             }
         }
     }
-}
 
-/// Asks for what is wanted now, and forgets what is not.
-async fn ask(
-    stream: &mut UnixStream,
-    wanted: &mut watch::Receiver<Option<Wanted>>,
-    view: &watch::Sender<View>,
-) -> Result<(), ControlError> {
-    let (sessions, names): (Vec<SessionSpec>, Vec<PeerName>) = match &*wanted.borrow_and_update() {
-        Some(wanted) => {
-            wanted.peers.values().map(|(name, spec)| (spec.clone(), name.clone())).unzip()
+    /// Asks for what is wanted now, and forgets what is not.
+    async fn ask(&mut self, stream: &mut UnixStream) -> Result<(), ControlError> {
+        let (sessions, names): (Vec<SessionSpec>, Vec<PeerName>) =
+            match &*self.wanted.borrow_and_update() {
+                Some(wanted) => {
+                    self.told.retain(|path, _| wanted.peers.contains_key(path));
+                    wanted.peers.values().map(|(name, spec)| (spec.clone(), name.clone())).unzip()
+                }
+                None => Default::default(),
+            };
+        self.tell(|sessions| sessions.retain(|name, _| names.contains(name)));
+        let frame = encode(&Request::Want { sessions }, REQUEST_MAX)?;
+        let sent = timeout(WRITE_MAX, stream.write_all(&frame)).await;
+        Ok(sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
+    }
+
+    fn hear(&mut self, report: Report) -> Result<(), ControlError> {
+        match report {
+            Report::Overview(overview) => self.take(overview.sessions),
+            Report::Changed(session) => self.take(vec![*session]),
+            Report::Taken => {
+                (self.refused, self.problem) = (None, None);
+                self.tell(|_| {});
+            }
+            Report::Refused { text } => {
+                self.refused = Some(text);
+                return Err(ControlError::Closed);
+            }
         }
-        None => Default::default(),
-    };
-    tell(wanted, view, None, |sessions| sessions.retain(|name, _| names.contains(name)));
-    let frame = encode(&Request::Want { sessions }, REQUEST_MAX)?;
-    let sent = timeout(WRITE_MAX, stream.write_all(&frame)).await;
-    Ok(sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into()))?)
-}
+        Ok(())
+    }
 
-/// Takes in the states of sessions, and tells them together: each time a copy of all is made.
-fn heard(
-    sessions: Vec<SessionStatus>,
-    wanted: &watch::Receiver<Option<Wanted>>,
-    view: &watch::Sender<View>,
-) {
-    let Some((heard, speaker)) = wanted.borrow().as_ref().map(|wanted| {
-        let ours = sessions.into_iter().filter_map(|session| {
-            let (name, _) = wanted.peers.get(&session.spec.path)?;
-            Some((name.clone(), session))
+    /// Takes in the states of sessions, and tells them together: each time a copy of all is made.
+    fn take(&mut self, sessions: Vec<SessionStatus>) {
+        let heard = {
+            let wanted = self.wanted.borrow();
+            let Some(wanted) = &*wanted else { return };
+            let ours = sessions.into_iter().filter_map(|session| {
+                let (name, _) = wanted.peers.get(&session.spec.path)?;
+                Some((name.clone(), session))
+            });
+            let heard: Vec<(PeerName, SessionStatus)> = ours.collect();
+            for (name, session) in &heard {
+                if is_news(&mut self.told, session)
+                    && let Some(path) = dead_path(session)
+                {
+                    let (name, speaker) = (name.clone(), wanted.speaker.clone());
+                    // The speaker may be at work, and others' paths are not to wait.
+                    tokio::spawn(async move {
+                        // A peer that is gone, or a speaker, has no session to end.
+                        let _ = speaker.path_dead(name, path).await;
+                    });
+                }
+            }
+            heard
+        };
+        if !heard.is_empty() {
+            self.tell(|sessions| sessions.extend(heard));
+        }
+    }
+
+    /// Nothing is known of any session any more.
+    fn fail(&mut self, error: ControlError) {
+        self.problem = Some(match (&self.refused, error) {
+            (Some(text), _) => format!("`cairn bfd` refuses the sessions of the peers: {text}"),
+            (None, error @ ControlError::Connect { .. }) => format!(
+                "BFD is wanted, and {error}; BGP goes on without BFD, and a dead path is noticed by the hold time"
+            ),
+            (None, error) => error.to_string(),
         });
-        (ours.collect::<Vec<(PeerName, SessionStatus)>>(), wanted.speaker.clone())
-    }) else {
-        return;
-    };
-    for (name, session) in &heard {
-        let Some(ago_ms) = session.lost_for_ms else { continue };
-        let (ago, text) = (Duration::from_millis(ago_ms), session.diagnostic.to_string());
-        let (name, speaker) = (name.clone(), speaker.clone());
-        // The speaker may be at work, and others' paths are not to wait.
-        tokio::spawn(async move {
-            // A peer that is gone, or a speaker, has no session to end.
-            let _ = speaker.path_dead(name, ago, text).await;
+        self.tell(BTreeMap::clear);
+    }
+
+    /// Says what is known. A problem with `cairn bfd` is none while nothing is wanted of it.
+    fn tell(&self, change: impl FnOnce(&mut BTreeMap<PeerName, SessionStatus>)) {
+        let wanted = self.wanted.borrow();
+        let mut problems =
+            wanted.as_ref().map(|wanted| wanted.problems.clone()).unwrap_or_default();
+        let any = wanted.as_ref().is_some_and(|wanted| !wanted.peers.is_empty());
+        problems.extend(self.problem.clone().filter(|_| any));
+        self.view.send_if_modified(|held| {
+            let mut new = View { sessions: held.sessions.clone(), problems };
+            change(&mut new.sessions);
+            let of_sessions = new.sessions.iter().filter_map(|(name, session)| {
+                let problem = session.problem.as_ref()?;
+                Some(format!("{name}: BFD: {problem}"))
+            });
+            new.problems.extend(of_sessions);
+            let differs = *held != new;
+            *held = new;
+            differs
         });
     }
-    if !heard.is_empty() {
-        tell(wanted, view, None, |sessions| sessions.extend(heard));
-    }
 }
 
-/// Says what is known. A problem with `cairn bfd` is none while nothing is wanted of it.
-fn tell(
-    wanted: &watch::Receiver<Option<Wanted>>,
-    view: &watch::Sender<View>,
-    problem: Option<String>,
-    change: impl FnOnce(&mut BTreeMap<PeerName, SessionStatus>),
-) {
-    let wanted = wanted.borrow();
-    let mut problems = wanted.as_ref().map(|wanted| wanted.problems.clone()).unwrap_or_default();
-    let any = wanted.as_ref().is_some_and(|wanted| !wanted.peers.is_empty());
-    problems.extend(problem.filter(|_| any));
-    view.send_if_modified(|held| {
-        let mut new = View { sessions: held.sessions.clone(), problems };
-        change(&mut new.sessions);
-        let of_sessions = new.sessions.iter().filter_map(|(name, session)| {
-            let problem = session.problem.as_ref()?;
-            Some(format!("{name}: BFD: {problem}"))
-        });
-        new.problems.extend(of_sessions);
-        let differs = *held != new;
-        *held = new;
-        differs
-    });
+/// Whether the path is dead and the speaker does not know: whatever else changes of a session that is down says nothing
+/// more about the path.
+fn is_news(told: &mut BTreeMap<BfdPath, u64>, session: &SessionStatus) -> bool {
+    let path = &session.spec.path;
+    if session.lost_for_ms.is_none() {
+        told.remove(path);
+        return false;
+    }
+    told.insert(path.clone(), session.ups) != Some(session.ups)
+}
+
+/// What the speaker has to know of a dead path.
+fn dead_path(session: &SessionStatus) -> Option<DeadPath> {
+    // A `cairn bfd` of before does not say when the path was alive.
+    let alive_ms = session.alive_for_ms.or(session.lost_for_ms)?;
+    Some(DeadPath {
+        alive_at: Instant::now().checked_sub(Duration::from_millis(alive_ms))?,
+        // The C bit of ours is always set.
+        peer_independent: session.peer.control_plane_independent,
+        text: session.diagnostic.to_string(),
+    })
 }
 
 /// Between two attempts to reach `cairn bfd`.
@@ -298,12 +344,19 @@ mod tests {
             selection_deferral_secs: 1,
             multipath: Multipath { paths_max: 1, same_as_path: false },
         };
-        let (peers, problems) = wanted(&config);
+        let waits = PeerConfig { bfd, ..PeerConfig::new(Ipv4Addr::new(10, 0, 0, 7).into(), 65002) };
+        let waiting = BTreeMap::from([("bgppeer/p7".into(), waits)]);
+        let (peers, problems) = wanted(&config, &waiting);
         let seen: Vec<_> = peers
             .values()
             .map(|(name, spec)| (&**name, spec.path.multihop, spec.interval_ms, spec.multiplier))
             .collect();
-        let expected = [("bgppeer/p2", false), ("bgppeer/p3", true), ("bgppeer/p4", true)];
+        let expected = [
+            ("bgppeer/p2", false),
+            ("bgppeer/p3", true),
+            ("bgppeer/p4", true),
+            ("bgppeer/p7", false),
+        ];
         assert_eq!(seen, expected.map(|(name, multihop)| (name, multihop, 50, 5)));
         assert!(matches!(&problems[..], [one] if one.contains("p6")), "{problems:?}");
     }

@@ -184,7 +184,11 @@ fn add_path(spec: cairn_api::AddPath) -> Result<AddPath, FieldError> {
     Ok(AddPath { receive: spec.receive, send_max: spec.send_max })
 }
 
-fn bfd(spec: cairn_api::Bfd) -> Result<Bfd, FieldError> {
+/// BFD with a peer.
+///
+/// # Errors
+/// A number is out of range.
+pub fn bfd(spec: cairn_api::Bfd) -> Result<Bfd, FieldError> {
     let (least, most) = (cairn_bfd::config::INTERVAL_MS_MIN, cairn_bfd::config::INTERVAL_MS_MAX);
     if !(least..=most).contains(&spec.interval_ms) {
         return Err(FieldError::new(

@@ -3,6 +3,7 @@
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags};
 
@@ -15,6 +16,8 @@ pub(super) struct Clients {
     clients: Vec<Client>,
     /// How many there have been.
     accepted: u64,
+    /// No client can be taken before.
+    rests_until: Option<Instant>,
 }
 
 #[derive(Debug)]
@@ -28,22 +31,46 @@ struct Client {
 
 impl Clients {
     pub(super) fn new(listener: UnixListener) -> Clients {
-        Clients { listener, clients: Vec::new(), accepted: 0 }
+        Clients { listener, clients: Vec::new(), accepted: 0, rests_until: None }
     }
 
     /// What to wait for.
     pub(super) fn poll_into<'a>(&'a self, polled: &mut Vec<PollFd<'a>>) {
-        polled.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
+        if self.rests_until.is_none() {
+            polled.push(PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN));
+        }
         for client in &self.clients {
             let writes = if client.output.is_empty() { PollFlags::empty() } else { PollFlags::OUT };
             polled.push(PollFd::from_borrowed_fd(client.stream.as_fd(), PollFlags::IN | writes));
         }
     }
 
+    /// When clients that wait can be taken again, if they cannot now.
+    pub(super) fn rests_until(&self) -> Option<Instant> {
+        self.rests_until
+    }
+
     /// Takes new clients, by their numbers.
-    pub(super) fn accept(&mut self) -> Vec<u64> {
+    pub(super) fn accept(&mut self, now: Instant) -> Vec<u64> {
         let mut numbers = Vec::new();
-        while let Ok((stream, _)) = self.listener.accept() {
+        if self.rests_until.is_some_and(|until| now < until) {
+            return numbers;
+        }
+        let rested = self.rests_until.take().is_some();
+        loop {
+            let stream = match self.listener.accept() {
+                Ok((stream, _)) => stream,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    // Out of descriptors, as a rule: whoever waits goes on waiting, and would wake us without end.
+                    if !rested {
+                        tracing::warn!("clients have to wait: {error}");
+                    }
+                    self.rests_until = Some(now + ACCEPT_REST);
+                    break;
+                }
+            };
             // Too many, or not ours to serve: closed at once.
             if self.clients.len() >= CLIENTS_MAX || !is_trusted(&stream) {
                 tracing::warn!("a client is refused: there are {}", self.clients.len());
@@ -166,6 +193,8 @@ fn is_trusted(stream: &UnixStream) -> bool {
     peer.is_ok_and(|peer| peer.uid.is_root() || peer.uid == rustix::process::geteuid())
 }
 
+/// Until another attempt to take a client when one has failed.
+const ACCEPT_REST: Duration = Duration::from_secs(1);
 /// Reads of one client in a turn.
 const READS_MAX: usize = 8;
 /// Octets that may wait for a client: an overview, and some changes of each session.

@@ -6,7 +6,7 @@ use std::mem::size_of;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
 
-use socket2::Socket;
+use socket2::{SockFilter, Socket};
 
 /// A datagram that came in.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +35,39 @@ pub(super) fn ask_for_ttl(socket: &Socket, local: IpAddr) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the kernel drop what came over more than one hop (RFC 5881 section 5), however much it is: no packet of it wakes
+/// this process, which runs above all others.
+pub(super) fn take_from_next_hop_alone(socket: &Socket, local: IpAddr) -> io::Result<()> {
+    // A filter of a UDP socket sees the UDP header first; this place counts from the IP header.
+    let ttl = match local {
+        IpAddr::V4(_) => libc::SKF_NET_OFF + 8,
+        IpAddr::V6(_) => libc::SKF_NET_OFF + 7,
+    };
+    let step = |code: u32, yes, no, k| SockFilter::new(code as u16, yes, no, k);
+    socket.attach_filter(&[
+        step(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, ttl.cast_unsigned()),
+        step(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, u8::MAX.into()),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+        step(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    ])
+}
+
+/// How many packets the kernel has dropped at this socket: by its filter, and for want of room.
+pub(super) fn dropped(socket: &Socket) -> io::Result<u32> {
+    let mut words = [0_u32; MEMINFO_WORDS];
+    let mut length = size_of::<[u32; MEMINFO_WORDS]>() as libc::socklen_t;
+    let value = words.as_mut_ptr().cast::<c_void>();
+    // SAFETY: the kernel writes at most `length` octets to the array, which lives until the call returns.
+    let result = unsafe {
+        let fd = socket.as_raw_fd();
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_MEMINFO, value, &raw mut length)
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(words[MEMINFO_DROPS])
 }
 
 /// The next datagram, without waiting.
@@ -102,5 +135,8 @@ fn source(name: &libc::sockaddr_storage) -> Option<IpAddr> {
 /// Room for control messages, aligned as they need.
 struct Control([u64; CONTROL_WORDS]);
 
+/// `SK_MEMINFO_VARS` and `SK_MEMINFO_DROPS` of linux/sock_diag.h.
+const MEMINFO_WORDS: usize = 9;
+const MEMINFO_DROPS: usize = 8;
 /// Far more than a TTL and a packet's interface take.
 const CONTROL_WORDS: usize = 16;

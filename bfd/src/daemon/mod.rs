@@ -94,6 +94,7 @@ impl Daemon {
         }
         if self.sockets.check_due(now) {
             self.sockets.sync(now, &mut self.sessions, &mut self.outputs);
+            self.sessions.discarded_from_afar(self.sockets.dropped());
             self.deliver(now);
         }
         self.log_discarded(now);
@@ -110,7 +111,8 @@ impl Daemon {
             self.clients.poll_into(&mut polled);
         }
         let check = self.sockets.check_at();
-        let until = self.sessions.next_deadline().map_or(check, |deadline| deadline.min(check));
+        let due = self.sessions.next_deadline().into_iter().chain(self.clients.rests_until());
+        let until = due.fold(check, Instant::min);
         let left = until.saturating_duration_since(Instant::now());
         match rustix::event::poll(&mut polled, Some(&timespec(left))) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -121,7 +123,7 @@ impl Daemon {
 
     /// Listens to clients and does what they want.
     fn serve(&mut self, now: Instant) {
-        for client in self.clients.accept() {
+        for client in self.clients.accept(now) {
             let overview = Report::Overview(self.overview(now));
             self.clients.send(client, &overview);
         }

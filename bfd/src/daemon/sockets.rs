@@ -23,7 +23,7 @@ use super::datagram;
 /// All sockets.
 #[derive(Debug)]
 pub(super) struct Sockets {
-    receivers: BTreeMap<ReceiverKey, Socket>,
+    receivers: BTreeMap<ReceiverKey, Receiver>,
     senders: HashMap<Id, Sender>,
     /// The names of the interfaces that sessions have.
     interfaces: HashMap<u32, String>,
@@ -38,6 +38,13 @@ struct ReceiverKey {
     /// The interface of a link-local address, else 0.
     scope: u32,
     multihop: bool,
+}
+
+#[derive(Debug)]
+struct Receiver {
+    socket: Socket,
+    /// The kernel's count of dropped packets when it was read last.
+    dropped: u32,
 }
 
 /// Where a session's packets leave.
@@ -67,7 +74,7 @@ impl Sockets {
 
     /// What to wait for.
     pub(super) fn receivers(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.receivers.values().map(Socket::as_fd)
+        self.receivers.values().map(|receiver| receiver.socket.as_fd())
     }
 
     /// When [`Sockets::sync`] is due again, as addresses and interfaces come and go.
@@ -111,9 +118,20 @@ impl Sockets {
         self.senders.remove(&id);
     }
 
+    /// How many packets the kernel has dropped at sockets of one hop since this was asked last.
+    pub(super) fn dropped(&mut self) -> u64 {
+        let direct = self.receivers.iter_mut().filter(|(key, _)| !key.multihop);
+        let new = direct.map(|(_, receiver)| {
+            let dropped = datagram::dropped(&receiver.socket).unwrap_or(receiver.dropped);
+            let new = dropped.wrapping_sub(std::mem::replace(&mut receiver.dropped, dropped));
+            u64::from(new)
+        });
+        new.sum()
+    }
+
     /// Hands over the datagrams that have arrived, but not for ever.
     pub(super) fn receive(&self, mut take: impl FnMut(Arrival<'_>, &[u8])) {
-        for (key, socket) in &self.receivers {
+        for (key, Receiver { socket, .. }) in &self.receivers {
             for _ in 0..DATAGRAMS_MAX {
                 let mut buffer = [0; DATAGRAM_OCTETS];
                 let Ok(datagram) = datagram::receive(socket, &mut buffer) else { break };
@@ -175,7 +193,7 @@ impl Sockets {
         let receiver = ReceiverKey { local: ends.local, scope, multihop: path.multihop };
         if let Entry::Vacant(vacant) = self.receivers.entry(receiver) {
             let socket = vacant.key().open().map_err(|error| vacant.key().explain(&error))?;
-            vacant.insert(socket);
+            vacant.insert(Receiver { socket, dropped: 0 });
         }
         let socket = sender_socket(path, ends, scope, sessions)
             .map_err(|error| format!("cannot send from {}: {error}", ends.local))?;
@@ -227,6 +245,10 @@ impl ReceiverKey {
     fn open(&self) -> io::Result<Socket> {
         let socket = new_socket(self.local)?;
         datagram::ask_for_ttl(&socket, self.local)?;
+        if !self.multihop {
+            // Judged once more where it arrives: without the filter nothing is lost but time.
+            let _ = datagram::take_from_next_hop_alone(&socket, self.local);
+        }
         // A burst of others' packets must not push out those of a session. As much as is allowed.
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER_OCTETS);
         socket.bind(&socket_address(self.local, port(self.multihop), self.scope).into())?;

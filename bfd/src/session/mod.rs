@@ -54,6 +54,8 @@ pub struct Session {
     ups: u64,
     /// See [`Session::lost_at`].
     lost_at: Option<Instant>,
+    /// See [`Session::alive_at`].
+    alive_at: Option<Instant>,
     remote: Remote,
     /// What is announced as Desired Min TX Interval.
     desired_tx: Duration,
@@ -78,7 +80,8 @@ pub struct Remote {
     pub state: State,
     /// Why it last left Up.
     pub diagnostic: Diagnostic,
-    /// Its C bit: its BFD goes on when its control plane restarts.
+    /// Its C bit: its BFD goes on when its control plane restarts. What it said last stands when it falls silent:
+    /// what its silence means depends on that (RFC 5882 section 4.3).
     pub control_plane_independent: bool,
     /// Its D bit.
     pub demand: bool,
@@ -113,6 +116,7 @@ impl Session {
             diagnostic: Diagnostic::None,
             ups: 0,
             lost_at: None,
+            alive_at: None,
             remote: Remote::UNHEARD,
             desired_tx,
             tx_in_use: desired_tx,
@@ -150,6 +154,12 @@ impl Session {
     /// either side wanted it, which says nothing about the path (RFC 5882 section 3.2).
     pub fn lost_at(&self) -> Option<Instant> {
         self.lost_at
+    }
+
+    /// When the path was last known to be alive: when a packet came up to which the session was, or stayed, Up. What is
+    /// newer than that on the path, such as a session of another protocol, has never been seen by this one.
+    pub fn alive_at(&self) -> Option<Instant> {
+        self.alive_at
     }
 
     /// What is known of the other side.
@@ -202,6 +212,9 @@ impl Session {
                 self.enter(now, state, diagnostic);
                 // Detection now counts with what the new state announces.
                 self.detect_at = Some(now + self.detection_time());
+            }
+            if self.state == State::Up {
+                self.alive_at = Some(now);
             }
         }
         let answer = packet.poll && self.state != State::AdminDown;
@@ -290,7 +303,8 @@ impl Session {
     /// Nothing was heard for the detection time (RFC 5880 sections 6.8.1, 6.8.4).
     fn silent(&mut self, now: Instant) {
         self.detect_at = None;
-        self.remote = Remote::UNHEARD;
+        let control_plane_independent = self.remote.control_plane_independent;
+        self.remote = Remote { control_plane_independent, ..Remote::UNHEARD };
         if matches!(self.state, State::Init | State::Up) {
             self.enter(now, State::Down, Diagnostic::DetectionTimeExpired);
         }

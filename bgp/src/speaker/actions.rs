@@ -121,6 +121,7 @@ impl Owner {
                 }
                 Action::Up(established) => {
                     (peer.since, peer.changed) = (SystemTime::now(), now());
+                    peer.up_at = Some(peer.changed);
                     peer.established_count += 1;
                     let connection = peer.connections.get(&established.connection);
                     peer.link = connection.and_then(Connection::link);

@@ -56,7 +56,7 @@ use owner::Owner;
 use tables::Question;
 
 pub use announcements::{Announcement, Reception};
-pub use operator::{NoSuchPeer, Reset};
+pub use operator::{DeadPath, NoSuchPeer, Reset};
 pub use tables::{TableReader, WatchFeed};
 
 /// Starts speakers.

@@ -1,18 +1,19 @@
 //! What an operator asks of single peers: no session, a new one, routes again, what went wrong.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::Instant;
 
 use tokio::sync::oneshot;
 
 use crate::config::PeerName;
 use crate::prefix::Family;
 use crate::rib::Underlay;
-use crate::session::{Event, StopReason};
+use crate::session::{ErrorKind, Event, StopReason};
 use crate::status::ErrorRecord;
+use crate::stream::FaultyMessage;
 use crate::wire::{RefreshKind, RouteRefresh};
 
-use super::owner::{Owner, PeerKey, now};
+use super::owner::{Owner, PeerKey};
 use super::{Command, Error, SpeakerHandle};
 
 /// How a peer is reset.
@@ -30,6 +31,18 @@ pub enum Reset {
     SoftOut,
 }
 
+/// What BFD found of the path to a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadPath {
+    /// When the path was last known to be alive.
+    pub alive_at: Instant,
+    /// The peer's BFD does not share fate with its control plane, by the C bit of its packets, nor does ours: that it
+    /// fails says something about the path also while the peer restarts (RFC 5882 section 4.3).
+    pub peer_independent: bool,
+    /// What was found, for people.
+    pub text: String,
+}
+
 /// A name that no configured peer has.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("no peer is called {0}")]
@@ -42,7 +55,7 @@ pub(crate) enum Operation {
     Reset(PeerName, Reset, Answer<()>),
     Errors(PeerName, Answer<Vec<ErrorRecord>>),
     CarrierLost(u32, Answer<()>),
-    PathDead(PeerName, Duration, String, Answer<()>),
+    PathDead(PeerName, DeadPath, Answer<()>),
     Underlay(Arc<dyn Underlay>, Answer<()>),
 }
 
@@ -84,19 +97,17 @@ impl SpeakerHandle {
         self.operate(|answer| Operation::CarrierLost(interface, answer)).await
     }
 
-    /// Says that BFD found the path to a peer dead, `ago` before now, and why: a session that was established
-    /// before ends at once (Cease with subcode BFD Down, RFC 9384), and no graceful restart keeps its
-    /// routes. One that has come up since is left alone: BFD may fail where BGP works.
+    /// Says that BFD found the path to a peer dead: a session ends at once (Cease with subcode BFD Down,
+    /// RFC 9384), and no graceful restart keeps its routes. Those that wait for a peer that restarts go as well
+    /// if both sides' BFD is independent of that, and stay if not.
+    ///
+    /// A session that has come up since the path was last known to be alive is left alone: BFD may fail where
+    /// BGP works, or what it lost was the peer's former life.
     ///
     /// # Errors
     /// No peer has this name, or the speaker has ended.
-    pub async fn path_dead(
-        &self,
-        peer: PeerName,
-        ago: Duration,
-        text: String,
-    ) -> Result<(), Error> {
-        self.operate(|answer| Operation::PathDead(peer, ago, text, answer)).await
+    pub async fn path_dead(&self, peer: PeerName, path: DeadPath) -> Result<(), Error> {
+        self.operate(|answer| Operation::PathDead(peer, path, answer)).await
     }
 
     /// Says what the machine's own routes and addresses have become.
@@ -130,8 +141,8 @@ impl Owner {
                 self.carrier_lost(interface);
                 let _ = answer.send(Ok(()));
             }
-            Operation::PathDead(name, ago, text, answer) => {
-                let _ = answer.send(self.path_dead(&name, ago, text));
+            Operation::PathDead(name, path, answer) => {
+                let _ = answer.send(self.path_dead(&name, path));
             }
             Operation::Errors(name, answer) => {
                 let _ = answer.send(self.errors(&name));
@@ -184,19 +195,23 @@ impl Owner {
         Ok(history.unwrap_or_default())
     }
 
-    fn path_dead(
-        &mut self,
-        name: &PeerName,
-        ago: Duration,
-        text: String,
-    ) -> Result<(), NoSuchPeer> {
+    fn path_dead(&mut self, name: &PeerName, path: DeadPath) -> Result<(), NoSuchPeer> {
         let key = self.key_of(name)?;
-        let was_up = self.peers.get(&key).is_some_and(|peer| {
-            peer.session.established().is_some() && peer.changed + ago <= now()
-        });
-        if was_up {
-            self.handle(key, Event::Stop(StopReason::PathDead { text }));
+        let Some(peer) = self.peers.get_mut(&key) else { return Ok(()) };
+        if peer.up_at.is_none_or(|up_at| path.alive_at < up_at) {
+            return Ok(());
+        }
+        if peer.session.established().is_some() {
+            self.handle(key, Event::Stop(StopReason::PathDead { text: path.text }));
             self.begin(key);
+        } else if path.peer_independent {
+            let mut actions = Vec::new();
+            peer.session.drop_stale(&mut actions);
+            if !actions.is_empty() {
+                let text = format!("the path is dead while the peer restarts: {}", path.text);
+                peer.record(ErrorKind::PathDead, text, FaultyMessage::default());
+            }
+            self.perform(key, actions);
         }
         Ok(())
     }

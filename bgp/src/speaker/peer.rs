@@ -29,6 +29,8 @@ pub(super) struct Peer {
     pub(super) since: SystemTime,
     /// The same, by a clock that nobody sets.
     pub(super) changed: Instant,
+    /// When the last session was established, by the same clock.
+    pub(super) up_at: Option<Instant>,
     /// When and why the session went down last.
     pub(super) last_down: Option<(SystemTime, DownReason)>,
     pub(super) established_count: u64,

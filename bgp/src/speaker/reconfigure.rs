@@ -35,6 +35,7 @@ impl Owner {
             connecting: HashMap::default(),
             since: SystemTime::now(),
             changed: now(),
+            up_at: None,
             last_down: None,
             established_count: 0,
             warnings: Throttle::default(),
