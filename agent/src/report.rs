@@ -2,10 +2,11 @@
 
 use cairn_api::{
     BGPNodeStatusSpec, ChangeOver, FailedRoute, RepairsStatus, RoutesStatus, SessionStatus,
+    SessionTurn,
 };
 use cairn_bgp::prefix::Family;
 use cairn_bgp::rib::RouteCounts;
-use cairn_bgp::status::{PeerSnapshot, SpeakerSnapshot};
+use cairn_bgp::status::{PeerSnapshot, SessionChange, SessionRecord, SpeakerSnapshot};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -137,6 +138,17 @@ pub fn sessions(snapshot: &SpeakerSnapshot, bfd: &View) -> (Vec<SessionStatus>, 
     (sessions, listeners.chain(disabled).collect())
 }
 
+fn time(unix_secs: u64) -> Option<Time> {
+    let secs = i64::try_from(unix_secs).ok()?;
+    Timestamp::from_second(secs).ok().map(Time)
+}
+
+fn turn(record: &SessionRecord) -> Option<SessionTurn> {
+    let SessionChange { at_unix_secs, to, reason, .. } = &record.change;
+    let reason = reason.as_ref().map(|reason| reason.chars().take(REASON_CHARS_MAX).collect());
+    Some(SessionTurn { time: time(*at_unix_secs)?, state: format!("{to:?}"), reason })
+}
+
 fn session(name: &str, peer: &PeerSnapshot) -> SessionStatus {
     let sum = |count: fn(&RouteCounts) -> usize| {
         peer.routes.values().map(|counts| count(counts) as u64).sum()
@@ -150,11 +162,9 @@ fn session(name: &str, peer: &PeerSnapshot) -> SessionStatus {
             true => DISABLED.into(),
             false => format!("{:?}", peer.state),
         },
-        since: i64::try_from(peer.since_unix_secs)
-            .ok()
-            .and_then(|secs| Timestamp::from_second(secs).ok())
-            .map(Time),
+        since: time(peer.since_unix_secs),
         last_error: peer.last_error.as_ref().map(|error| error.text.clone()),
+        history: peer.turns.iter().filter_map(turn).collect(),
         bfd: None,
         hold_time_secs: negotiated.map(|n| n.hold_time_secs),
         families: negotiated
@@ -166,3 +176,7 @@ fn session(name: &str, peer: &PeerSnapshot) -> SessionStatus {
         advertised: sum(|counts| counts.advertised),
     }
 }
+
+/// Characters of a reason in a session's history: enough to tell why, and few enough that a node with hundreds of
+/// sessions stays far below the limit of an object.
+const REASON_CHARS_MAX: usize = 160;

@@ -81,6 +81,10 @@ pub struct SessionStatus {
     /// Why the session was last lost or could not come up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
+    /// The last times that the session was established or ended, latest last; `cairn bgp history` on the node shows more.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub history: Vec<SessionTurn>,
     /// The state of the peer's BFD session (RFC 5880 section 4.1), where one is wanted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bfd: Option<String>,
@@ -96,6 +100,19 @@ pub struct SessionStatus {
     pub accepted: u64,
     /// Prefixes announced to the peer.
     pub advertised: u64,
+}
+
+/// The beginning or the end of a session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionTurn {
+    /// When.
+    pub time: Time,
+    /// The state from then on.
+    pub state: String,
+    /// Why the session ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// Routes in a node's kernel.

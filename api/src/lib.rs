@@ -27,7 +27,7 @@ pub use bgpconfiguration::{
 pub use bgpnode::{BGPNode, BGPNodeSpec, TunnelKind};
 pub use bgpnodestatus::{
     BGPNodeStatus, BGPNodeStatusSpec, ChangeOver, FailedRoute, RepairsStatus, RoutesStatus,
-    SessionStatus,
+    SessionStatus, SessionTurn,
 };
 pub use bgppeer::{
     AddPath, BGPPeer, BGPPeerSpec, BGPPeerStatus, Bfd, NextHop, PrefixesMaxAction, SecretKeyRef,

@@ -60,6 +60,9 @@ pub struct PeerSnapshot {
     pub last_error: Option<ErrorSnapshot>,
     /// How often something has gone wrong; the latest are in the error history.
     pub errors: u64,
+    /// The last times that the session was established or ended, latest last.
+    #[serde(default)]
+    pub turns: Vec<SessionRecord>,
     /// What was negotiated, while established.
     pub negotiated: Option<NegotiatedSnapshot>,
     /// Routes exchanged, by family.
@@ -245,4 +248,17 @@ pub struct SessionChange {
     /// Why, when something went wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// One entry of a session's history.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SessionRecord {
+    /// What happened, with when it did last.
+    #[serde(flatten)]
+    pub change: SessionChange,
+    /// When it happened first, in seconds since the Unix epoch.
+    pub first_unix_secs: u64,
+    /// How often: attempts that go the same way are one entry.
+    pub count: u64,
 }

@@ -60,6 +60,7 @@ pub(crate) async fn answer(
             self::table(&speaker, TableFilter { table, family, within }, answer).await
         }
         Ask::Errors { peer, octets } => errors(&speaker, &peer, octets, answer).await,
+        Ask::History { peer } => history(&speaker, &peer, answer).await,
         Ask::Watch => watch(&speaker, answer).await,
         Ask::Reset { peer, soft } => reset(&speaker, &peer, soft, answer).await,
         Ask::SetEnabled { peer, enabled } => {
@@ -149,6 +150,18 @@ async fn errors(
         if !octets {
             record.message = MessageOctets::default();
         }
+        answer.record(&record).await?;
+    }
+    Ok(())
+}
+
+async fn history(
+    speaker: &SpeakerHandle,
+    peer: &str,
+    answer: &mut Answer<'_>,
+) -> Result<(), Broken> {
+    let (peer, _) = named(&speaker.snapshot().await?, peer)?;
+    for record in speaker.history(peer).await? {
         answer.record(&record).await?;
     }
     Ok(())
@@ -290,6 +303,7 @@ mod tests {
             comes_back_in_secs: None,
             last_error: None,
             errors: 0,
+            turns: Vec::new(),
             negotiated: None,
             routes: BTreeMap::new(),
         };

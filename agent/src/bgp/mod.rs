@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 use cairn_bgp::prefix::{Family, Prefix};
 use cairn_bgp::rib::{AdvertisedRoute, ReceivedRoute, RouteExplanation, RouteInfo};
-use cairn_bgp::status::{ErrorRecord, WatchEvent};
+use cairn_bgp::status::{ErrorRecord, SessionRecord, WatchEvent};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -74,6 +74,11 @@ enum Command {
         /// Show the octets of malformed messages.
         #[arg(long)]
         hex: bool,
+    },
+    /// What became of a peer's session: each change of its state, latest last.
+    History {
+        /// The peer.
+        peer: String,
     },
     /// Changes of sessions and best routes as they happen, until it is interrupted.
     Watch,
@@ -144,6 +149,10 @@ pub fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Errors { peer, hex } => {
             let ask = Ask::Errors { peer, octets: hex };
             show::<ErrorRecord>(&run_dir, output, ask, "", text::error)
+        }
+        Command::History { peer } => {
+            let ask = Ask::History { peer };
+            show::<SessionRecord>(&run_dir, output, ask, "", text::record)
         }
         Command::Watch => show::<WatchEvent>(&run_dir, output, Ask::Watch, "", text::event),
         Command::Reset { peer, soft } => {

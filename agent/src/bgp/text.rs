@@ -10,7 +10,8 @@ use cairn_bgp::rib::{
 };
 use cairn_bgp::session::SessionState;
 use cairn_bgp::status::{
-    ErrorRecord, MessageOctets, NegotiatedSnapshot, PeerSnapshot, SessionChange, WatchEvent,
+    ErrorRecord, MessageOctets, NegotiatedSnapshot, PeerSnapshot, SessionChange, SessionRecord,
+    WatchEvent,
 };
 use k8s_openapi::jiff::Timestamp;
 
@@ -331,6 +332,20 @@ fn dump(octets: &MessageOctets) -> String {
         let digits: Vec<String> = line.iter().map(|octet| format!("{octet:02x}")).collect();
         let _ = writeln!(text, "      {:04x}  {}", index * 16, digits.join(" "));
     }
+    text
+}
+
+/// One entry of a session's history.
+pub(super) fn record(record: &SessionRecord) -> String {
+    let SessionChange { at_unix_secs, from, to, reason, .. } = &record.change;
+    let mut text = format!("{} {from:?} -> {to:?}", time(*at_unix_secs));
+    if record.count > 1 {
+        let _ = write!(text, " ({} times since {})", record.count, time(record.first_unix_secs));
+    }
+    let _ = match reason {
+        Some(reason) => writeln!(text, "\n    {reason}"),
+        None => writeln!(text),
+    };
     text
 }
 

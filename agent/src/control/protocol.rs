@@ -77,6 +77,11 @@ pub enum Ask {
         #[serde(default)]
         octets: bool,
     },
+    /// A [`cairn_bgp::status::SessionRecord`] each, latest last.
+    History {
+        /// Whose.
+        peer: String,
+    },
     /// A [`cairn_bgp::status::WatchEvent`] each, until the client goes.
     Watch,
     /// A [`Done`].

@@ -241,7 +241,7 @@ pub(super) struct Ledger {
     pub(super) lost: BTreeMap<IpNet, Lost>,
     /// Another machine had this Node before, and may still hand out from its blocks.
     pub(super) others_rest: bool,
-    /// Blocks that were found later may be another machine's: none of which this one has read.
+    /// When the Lease was written last, or before: it tells nothing of blocks that were found later.
     pub(super) lease_sent: Duration,
     /// The lists of this node's blocks that were looked at ([`ClusterView::own_lists`]).
     pub(super) lists: u64,

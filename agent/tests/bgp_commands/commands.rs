@@ -197,6 +197,9 @@ fn sessions_are_watched_and_reset() {
         let done = text(&site, "hub", &words);
         assert!(done.starts_with("p1: "), "{done}");
     }
+    let history = json(&site, "hub", &["history", "p1"]);
+    let last = history.last().expect("it has been established");
+    assert_eq!((&last["to"], &last["count"]), (&json!("Established"), &json!(1)), "{history:?}");
     let done = json(&site, "hub", &["reset", "p1"]);
     assert_eq!(done[0]["peer"], "p1");
     let down = watch.until_line(&["\"session\"", "\"peer\":\"p1\"", "\"to\":\"Idle\""]);

@@ -164,23 +164,23 @@ impl Owner {
         }
     }
 
-    /// Tells those who watch that a session has left the state `from`, and why if it has `failed` or
-    /// is down.
-    fn tell_session(&self, key: PeerKey, from: SessionState, failed: bool) {
-        let Some(peer) = self.peers.get(&key) else { return };
+    /// Notes that a session has left the state `from`, and why if it has `failed` or is down, and tells
+    /// those who watch.
+    fn tell_session(&mut self, key: PeerKey, from: SessionState, failed: bool) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
         let down = peer.last_down.as_ref().filter(|_| from == SessionState::Established);
         let error = peer.session.last_error().filter(|_| failed);
-        self.tell(|| {
-            WatchEvent::Session(SessionChange {
-                at_unix_secs: unix_secs(SystemTime::now()),
-                peer: peer.name.to_string(),
-                from,
-                to: peer.session.state(),
-                reason: down
-                    .map(|(_, reason)| reason.to_string())
-                    .or_else(|| error.map(|error| error.text.clone())),
-            })
-        });
+        let change = SessionChange {
+            at_unix_secs: unix_secs(SystemTime::now()),
+            peer: peer.name.to_string(),
+            from,
+            to: peer.session.state(),
+            reason: down
+                .map(|(_, reason)| reason.to_string())
+                .or_else(|| error.map(|error| error.text.clone())),
+        };
+        peer.history.push(change.clone());
+        self.tell(|| WatchEvent::Session(change));
     }
 
     fn session_down(

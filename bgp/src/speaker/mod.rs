@@ -30,6 +30,7 @@ mod announcements;
 mod connection;
 mod dynamic;
 mod errors;
+mod history;
 mod inputs;
 mod interface;
 mod listener;

@@ -9,7 +9,7 @@ use crate::config::PeerName;
 use crate::prefix::Family;
 use crate::rib::Underlay;
 use crate::session::{ErrorKind, Event, StopReason};
-use crate::status::ErrorRecord;
+use crate::status::{ErrorRecord, SessionRecord};
 use crate::stream::FaultyMessage;
 use crate::wire::{RefreshKind, RouteRefresh};
 
@@ -54,6 +54,7 @@ pub(crate) enum Operation {
     SetEnabled(PeerName, bool, Answer<()>),
     Reset(PeerName, Reset, Answer<()>),
     Errors(PeerName, Answer<Vec<ErrorRecord>>),
+    History(PeerName, Answer<Vec<SessionRecord>>),
     CarrierLost(u32, Answer<()>),
     PathDead(PeerName, DeadPath, Answer<()>),
     Underlay(Arc<dyn Underlay>, Answer<()>),
@@ -86,6 +87,14 @@ impl SpeakerHandle {
     /// No peer has this name, or the speaker has ended.
     pub async fn errors(&self, peer: PeerName) -> Result<Vec<ErrorRecord>, Error> {
         self.operate(|answer| Operation::Errors(peer, answer)).await
+    }
+
+    /// The history of a peer's session, latest last.
+    ///
+    /// # Errors
+    /// No peer has this name, or the speaker has ended.
+    pub async fn history(&self, peer: PeerName) -> Result<Vec<SessionRecord>, Error> {
+        self.operate(|answer| Operation::History(peer, answer)).await
     }
 
     /// Says that the interface with this index has lost its carrier, or is down or gone: sessions with
@@ -147,6 +156,9 @@ impl Owner {
             Operation::Errors(name, answer) => {
                 let _ = answer.send(self.errors(&name));
             }
+            Operation::History(name, answer) => {
+                let _ = answer.send(self.history(&name));
+            }
         }
     }
 
@@ -195,6 +207,12 @@ impl Owner {
         Ok(history.unwrap_or_default())
     }
 
+    fn history(&self, name: &PeerName) -> Result<Vec<SessionRecord>, NoSuchPeer> {
+        let key = self.key_of(name)?;
+        let history = self.peers.get(&key).map(|peer| peer.history.records().cloned().collect());
+        Ok(history.unwrap_or_default())
+    }
+
     fn path_dead(&mut self, name: &PeerName, path: DeadPath) -> Result<(), NoSuchPeer> {
         let key = self.key_of(name)?;
         let Some(peer) = self.peers.get_mut(&key) else { return Ok(()) };
@@ -210,6 +228,7 @@ impl Owner {
             if !actions.is_empty() {
                 let text = format!("the path is dead while the peer restarts: {}", path.text);
                 peer.record(ErrorKind::PathDead, text, FaultyMessage::default());
+                self.changed = true;
             }
             self.perform(key, actions);
         }

@@ -16,6 +16,7 @@ use crate::stream::FaultyMessage;
 
 use super::connection::Connection;
 use super::errors::ErrorHistory;
+use super::history::SessionHistory;
 
 /// A peer with everything that runs for it.
 #[derive(Debug)]
@@ -44,6 +45,7 @@ pub(super) struct Peer {
     /// Beginnings of refreshes that are followed up.
     pub(super) refreshes: BTreeMap<Family, Throttle>,
     pub(super) errors: ErrorHistory,
+    pub(super) history: SessionHistory,
     /// An operator wants no session.
     pub(super) disabled: bool,
     /// The range that let it in, when it is not named.
@@ -166,6 +168,7 @@ impl Peer {
                 text: error.text.clone(),
             }),
             errors: self.errors.total(),
+            turns: self.history.turns(),
             negotiated,
             routes: Family::ALL
                 .into_iter()

@@ -11,6 +11,7 @@ use crate::rib::RibPeerConfig;
 use crate::session::{Event, Jitter, Session, SessionConfig, SessionState, StopReason};
 
 use super::errors::ErrorHistory;
+use super::history::SessionHistory;
 use super::owner::{Owner, PeerKey, now};
 use super::peer::{Allowance, Peer, Throttle};
 
@@ -44,6 +45,7 @@ impl Owner {
             unsayable: Throttle::default(),
             refreshes: BTreeMap::new(),
             errors: ErrorHistory::default(),
+            history: SessionHistory::default(),
             disabled: self.disabled.contains(name),
             range,
             refusals: BTreeSet::new(),

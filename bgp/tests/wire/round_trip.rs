@@ -385,7 +385,7 @@ fn capability() -> impl Strategy<Value = Capability> {
         .prop_map(|(afi, safi, forwarding)| GracefulRestartFamily { afi, safi, forwarding });
     let next_hop = (any::<u16>(), any::<u16>(), any::<u16>())
         .prop_map(|(afi, safi, next_hop_afi)| ExtendedNextHop { afi, safi, next_hop_afi });
-    let known = [1, 2, 5, 6, 64, 65, 69, 70];
+    let known = [1, 2, 5, 6, 64, 65, 69, 70, 71];
     prop_oneof![
         (any::<u16>(), any::<u8>()).prop_map(|(afi, safi)| Capability::Multiprotocol { afi, safi }),
         Just(Capability::RouteRefresh),
