@@ -22,7 +22,7 @@ fn admit(setup: &mut Setup, addresses: &str, peers_max: u32) {
     let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
     let template = peer(local, any, setup.config.asn, true);
     let range = PeerRange { addresses, peers_max, template };
-    setup.config.ranges.insert("leafs".into(), range);
+    setup.config.ranges.insert("leaves".into(), range);
 }
 
 /// Makes `other` connect to `hub`, which does not know it.
@@ -59,7 +59,7 @@ async fn whoever_is_in_the_range_may_connect_and_so_many_at_a_time() {
     admit(&mut hub, "192.0.2.0/24", 2);
     let hub = Node::start(hub);
     let names = |some: &[Setup]| -> Vec<String> {
-        some.iter().map(|other| format!("leafs@{}", other.config.listen[0].ip())).collect()
+        some.iter().map(|other| format!("leaves@{}", other.config.listen[0].ip())).collect()
     };
     let expected = names(&others);
     let mut fib = Fib::new(hub.feed);
@@ -92,7 +92,7 @@ async fn a_named_peer_goes_first_and_a_range_that_goes_takes_its_peers_along() {
     let (local, remote) = (hub.config.listen[0].ip(), named.config.listen[0].ip());
     hub.config.peers.insert(PeerName::from("named"), peer(local, remote, 65001, true));
     admit(&mut hub, "192.0.2.0/24", 5);
-    let other_name = format!("leafs@{}", other.config.listen[0].ip());
+    let other_name = format!("leaves@{}", other.config.listen[0].ip());
     let config = hub.config.clone();
     let hub = Node::start(hub);
     let (_named, _other) = (Node::start(named), Node::start(other));
@@ -101,7 +101,7 @@ async fn a_named_peer_goes_first_and_a_range_that_goes_takes_its_peers_along() {
     assert_eq!(known, [other_name.as_str(), "named"]);
     // A change that needs no reset is taken up by the sessions that stand.
     let mut changed = config.clone();
-    changed.ranges.get_mut("leafs").expect("it").template.route_reflector_client = true;
+    changed.ranges.get_mut("leaves").expect("it").template.route_reflector_client = true;
     hub.handle.apply(changed).expect("a valid configuration");
     settled(Duration::from_millis(200)).await;
     let snapshot = hub.handle.snapshot().await.expect("it runs");
@@ -127,7 +127,7 @@ async fn a_range_has_a_password() {
     call(&hub, &mut right, |config| config.password = key.clone());
     call(&hub, &mut wrong, |config| config.password = Some(Password(Arc::from("other"))));
     admit(&mut hub, "192.0.2.0/24", 5);
-    hub.config.ranges.get_mut("leafs").expect("it").template.password = key;
+    hub.config.ranges.get_mut("leaves").expect("it").template.password = key;
     let hub = Node::start(hub);
     let (_right, _wrong) = (Node::start(right), Node::start(wrong));
     until_up(&hub.handle, 1).await;
@@ -182,7 +182,7 @@ async fn what_cannot_work_is_refused() {
     let net = Net::new();
     let mut hub = net.speaker(65001);
     admit(&mut hub, "192.0.2.0/24", 5);
-    hub.config.ranges.get_mut("leafs").expect("it").template.password =
+    hub.config.ranges.get_mut("leaves").expect("it").template.password =
         Some(Password(Arc::from("secret")));
     let local = hub.config.listen[0].ip();
     let named = peer(local, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 9)), 65001, true);
@@ -193,7 +193,7 @@ async fn what_cannot_work_is_refused() {
     };
     assert!(start(&hub).contains("has no password"), "{}", start(&hub));
     hub.config.peers.clear();
-    let again = hub.config.ranges["leafs"].clone();
+    let again = hub.config.ranges["leaves"].clone();
     hub.config.ranges.insert("again".into(), again);
     assert!(start(&hub).contains("same addresses"), "{}", start(&hub));
 }
