@@ -603,13 +603,13 @@ fn the_speaker_takes_what_the_guide_shows() {
     assert!(guide.contains(shown), "the guide shows another message");
     let examples = guide.split("```yaml\n").skip(1).filter_map(|rest| rest.split("```").next());
     let examples: Vec<&str> = examples.collect();
-    assert_eq!(examples.len(), 3, "the guide's examples");
+    assert_eq!(examples.len(), 4, "the guide's examples");
     for example in &examples {
         cairn_agent::file::parse("example.yaml", example)
             .unwrap_or_else(|e| panic!("{e}\n{example}"));
     }
     let speaker = cairn_agent::file::parse("hub.yaml", examples[1]).expect("a good file");
     assert_eq!((speaker.asn, speaker.peers.len(), speaker.listen[0].port()), (65000, 2, 1790));
-    let speaker = cairn_agent::file::parse("router.yaml", examples[2]).expect("a good file");
+    let speaker = cairn_agent::file::parse("router.yaml", examples[3]).expect("a good file");
     assert!(speaker.peers["p1"].password.is_some());
 }

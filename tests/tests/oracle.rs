@@ -128,6 +128,12 @@ fn what_they_write_means_the_same_to_us() {
         let BgpMessage::Update(update) = &message else { unreachable!("matched above") };
         let Ok(ours) = ours(&again, &context()) else { continue };
         let theirs = meaning(update);
+        // Known: in a family that they do not know, they count an octet too many for its prefixes, and do not
+        // read themselves what they have written.
+        match parse(&again) {
+            Ok(BgpMessage::Update(back)) if meaning(&back) == theirs => {}
+            _ => continue,
+        }
         let same = ours == theirs || read_differently(&ours, &theirs).is_some();
         assert!(same, "{}: {ours:?} {theirs:?}", build::digits(&again));
         compared += usize::from(ours == theirs);
