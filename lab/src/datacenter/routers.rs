@@ -22,9 +22,11 @@ pub fn timers(layout: &Layout) -> Timers {
     Timers { hold_time_secs, connect_retry_secs: 1, send_hold_time_secs: 480 }
 }
 
-/// BFD on every link: a dead one is noticed within 300 ms.
+/// BFD on every link: a dead one is noticed within 300 ms. A machine that asks for patience may not run a process
+/// for as long.
 pub fn bfd(layout: &Layout) -> Bfd {
-    Bfd { enabled: true, interval_ms: 100 * u32::from(layout.patience), multiplier: 3 }
+    let interval_ms = if layout.patience > 1 { 300 * u32::from(layout.patience) } else { 100 };
+    Bfd { enabled: true, interval_ms, multiplier: 3 }
 }
 
 /// When BFD notices that a link is dead, at the latest.
