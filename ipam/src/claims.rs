@@ -24,6 +24,9 @@ pub enum BlockState {
     Confirmed,
     /// Its object names this node, but no consistent look has shown yet that nothing overlaps it.
     Unverified,
+    /// Its object names this node, and this node's Lease has not told yet whether another machine that
+    /// had this Node may hand out from it.
+    Found,
     /// Another block object overlaps it, or another node announces it. Neither side hands out.
     Conflict,
     /// Another machine had this Node before, and may still hand out from it.
@@ -324,6 +327,11 @@ fn closed(block: &OwnBlock, known: &Knowledge<'_>) -> Option<String> {
         BlockState::Unverified => {
             return Some("the API server has not confirmed yet that it is ours alone".to_owned());
         }
+        BlockState::Found => {
+            return Some(
+                "this node's Lease has not told yet that no other machine uses it".to_owned(),
+            );
+        }
         BlockState::Conflict if !known.rules.hold(Rule::ConflictCloses) => {}
         BlockState::Conflict => {
             return Some("another IPBlock overlaps it, or another node announces it".to_owned());
@@ -417,7 +425,9 @@ fn release(family: Family, known: &Knowledge<'_>, decision: &mut Decision) {
         }
         let ends = match block.state {
             BlockState::Terminating | BlockState::Conflict | BlockState::Releasing => true,
-            BlockState::Lost | BlockState::OfEarlierNode | BlockState::OtherMachine => false,
+            BlockState::Lost | BlockState::OfEarlierNode => false,
+            // Another machine's pods may be in it.
+            BlockState::OtherMachine | BlockState::Found => false,
             BlockState::Confirmed | BlockState::Unverified => is_unwanted(block, known),
         };
         // Nobody but this node knows of something else that uses an address of the block: its next
@@ -474,7 +484,7 @@ fn lodgings(known: &Knowledge<'_>) -> Vec<IpNet> {
     }
     let stays = |block: &&OwnBlock| match block.state {
         // While no pool is known nothing is known of any.
-        BlockState::Confirmed | BlockState::Unverified => {
+        BlockState::Confirmed | BlockState::Unverified | BlockState::Found => {
             known.pools.is_empty() || !is_unwanted(block, known)
         }
         // It is asserted again.

@@ -40,6 +40,8 @@ pub enum Rule {
     OneMachine,
     /// 5: another machine under the same Node uses its blocks only after the promise of the first.
     OtherMachineWaits,
+    /// 5: a block that was found is used only after a write of the Lease that left later.
+    LeaseAfterFound,
     /// 6: the alias is written before the interface can carry traffic, and half-done ones go.
     AliasFirst,
     /// 6: a host route is created only where none is.
@@ -60,7 +62,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 24] = [
+    pub const ALL: [Rule; 25] = [
         Rule::VerifyAfterClaim,
         Rule::PoolWaitsForBlocks,
         Rule::CloseBeforeDelete,
@@ -77,6 +79,7 @@ impl Rule {
         Rule::DiskOfThisBoot,
         Rule::OneMachine,
         Rule::OtherMachineWaits,
+        Rule::LeaseAfterFound,
         Rule::AliasFirst,
         Rule::ExclusiveHostRoute,
         Rule::KernelIsRecord,

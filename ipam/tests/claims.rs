@@ -188,9 +188,10 @@ fn of_overlapping_pools_the_first_by_age_then_uid_is_used() {
 #[test]
 fn what_closes_a_block_and_when_it_goes() {
     type Change = fn(&mut Pool, &mut OwnBlock);
-    let cases: [(&str, Change, bool); 13] = [
+    let cases: [(&str, Change, bool); 14] = [
         ("an earlier Node's", |_, b| b.state = BlockState::OfEarlierNode, false),
         ("another machine's promise", |_, b| b.state = BlockState::OtherMachine, false),
+        ("another machine's perhaps", |_, b| b.state = BlockState::Found, false),
         ("no podCIDR", |p, _| p.allocation = BlockAllocation::NodePodCIDR, true),
         ("not verified", |_, b| b.state = BlockState::Unverified, false),
         ("pool disabled", |p, _| p.disabled = true, false),

@@ -149,6 +149,8 @@ impl Blocks {
     fn step(&mut self, promise: &Promise, now: Duration) -> Vec<Call> {
         let fence = &promise.fence;
         let view = Arc::clone(&self.shared.view.borrow());
+        // No earlier than what the view shows.
+        let seen = self.shared.now();
         // What was seen of an older history counts for nothing until all was listed anew.
         let confirmed = self.term.fence;
         if view.epoch >= self.shared.history.epoch()
@@ -174,7 +176,7 @@ impl Blocks {
         if let Ok(uid) = &membership
             && is_synced
         {
-            let shown = self.ledger.reconcile(&view, uid, &usages, now);
+            let shown = self.ledger.reconcile(&view, uid, &usages, seen);
             self.pending.retain(|cidr, _| !shown.contains(cidr));
             self.forget_lost(&usages);
         }
@@ -199,8 +201,9 @@ impl Blocks {
         let keeps = self.shared.options.rules.hold(Rule::FinalizerWaitsForPods);
         let outside = if keeps { usage.outside.as_slice() } else { &[] };
         let unplaced = self.ledger.find(outside, &self.site.pools);
-        let lease_read = promise.other_machine.is_some();
-        self.ledger.set_others_rest(promise.other_machine == Some(true));
+        let lease_read = promise.told.is_some();
+        self.ledger.hear_lease(promise.told, self.shared.options.rules);
+        self.ask_lease();
         let own = self.ledger.own(&usages, now);
         let short: Vec<Demand> = usage.exhausted.iter().cloned().collect();
         let mut decision = self.decide(&own, &short, is_known.then_some(standing), now);
@@ -259,6 +262,17 @@ impl Blocks {
             idle_release_secs: self.shared.options.idle_release.map(|idle| idle.as_secs()),
             rules: self.shared.options.rules,
         })
+    }
+
+    /// Has the Lease written if a block waits for what that tells.
+    fn ask_lease(&self) {
+        let held = self.ledger.held.values().filter(|held| self.ledger.is_found(held));
+        let last = held.map(|held| held.since).max();
+        self.shared.found.send_if_modified(|at| {
+            let newer = last.is_some_and(|last| last > *at);
+            *at = last.filter(|_| newer).unwrap_or(*at);
+            newer
+        });
     }
 
     fn begin_term(&mut self, term: Term) {
@@ -451,6 +465,7 @@ impl Blocks {
             matches!(held.phase, Phase::Unverified | Phase::Unfit(_) | Phase::Conflict(_))
                 && !held.terminating
                 && !self.ledger.rests(held)
+                && !self.ledger.is_found(held)
                 && held.backoff.is_due(now)
                 && idle(cidr)
         });

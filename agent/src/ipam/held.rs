@@ -7,11 +7,12 @@ use std::time::Duration;
 use cairn_api::{IPBlock, ObjectReference, block_name};
 use cairn_ipam::claims::{block_of, overlap};
 use cairn_ipam::fence::OwnFence;
-use cairn_ipam::{AttachmentId, BlockState, BlockUsage, OwnBlock, Pool};
+use cairn_ipam::{AttachmentId, BlockState, BlockUsage, OwnBlock, Pool, Rule, Rules};
 use ipnet::IpNet;
 
 use super::disk::KeptBlock;
 use super::history::number;
+use super::lease::Told;
 use crate::view::ClusterView;
 
 /// A block whose object names this Node.
@@ -30,6 +31,7 @@ pub(super) struct Held {
     pub(super) seen: bool,
     /// The version in which the watch showed it last; 0 when it has not, or that of an older history.
     pub(super) version: u64,
+    /// When it was claimed, or found: no earlier than its object was there.
     pub(super) since: Duration,
     pub(super) idle_since: Option<Duration>,
     /// Another node announces it or a part of it.
@@ -175,6 +177,12 @@ impl Held {
         self.phase == Phase::Confirmed && !self.terminating && self.contested(now).is_none()
     }
 
+    /// Whether it may be another machine's: neither claimed by this process nor confirmed.
+    fn may_be_others(&self) -> bool {
+        !self.newly_claimed
+            && matches!(self.phase, Phase::Unverified | Phase::Unfit(_) | Phase::Conflict(_))
+    }
+
     /// When another node's announcement has lasted long enough to count.
     pub(super) fn settles(&self) -> Option<Duration> {
         self.foreign.as_ref().map(|foreign| foreign.since.saturating_add(SETTLE))
@@ -233,6 +241,8 @@ pub(super) struct Ledger {
     pub(super) lost: BTreeMap<IpNet, Lost>,
     /// Another machine had this Node before, and may still hand out from its blocks.
     pub(super) others_rest: bool,
+    /// When the Lease was written last, or before: it tells nothing of blocks that were found later.
+    pub(super) lease_sent: Duration,
     /// The lists of this node's blocks that were looked at ([`ClusterView::own_lists`]).
     pub(super) lists: u64,
 }
@@ -279,13 +289,24 @@ impl Ledger {
     /// Whether a block may be another machine's still: neither taken up, nor used, nor given back
     /// (IPAM rule 5).
     pub(super) fn rests(&self, held: &Held) -> bool {
-        self.others_rest
-            && !held.newly_claimed
-            && matches!(held.phase, Phase::Unverified | Phase::Unfit(_) | Phase::Conflict(_))
+        self.others_rest && held.may_be_others()
+    }
+
+    /// Whether a block was found after the Lease was read last. While this node was cut off and its
+    /// fence stood, another machine may have taken the Lease over and claimed the block, and the Node
+    /// may have come back here before this process looks at the Lease again: a machine claims only after
+    /// it has written the Lease, so that a look that begins after the block was found tells of it
+    /// (IPAM rule 5).
+    pub(super) fn is_found(&self, held: &Held) -> bool {
+        held.may_be_others() && self.lease_sent < held.since
     }
 
     /// Takes in whether another machine may still hand out from blocks that this one has found.
-    pub(super) fn set_others_rest(&mut self, others_rest: bool) {
+    pub(super) fn hear_lease(&mut self, told: Option<Told>, rules: Rules) {
+        let others_rest = told.is_some_and(|told| told.others_rest);
+        let asks = rules.hold(Rule::LeaseAfterFound);
+        // Nothing is asked of blocks before the first write.
+        self.lease_sent = told.filter(|_| asks).map_or(Duration::MAX, |told| told.sent);
         self.others_rest = others_rest;
         for held in self.held.values_mut() {
             held.inherited |= others_rest && !held.newly_claimed;
@@ -421,6 +442,11 @@ impl Ledger {
                 {
                     BlockState::OtherMachine
                 }
+                BlockState::Unverified | BlockState::Conflict | BlockState::Terminating
+                    if self.is_found(held) =>
+                {
+                    BlockState::Found
+                }
                 state => state,
             },
             usage: usages.get(cidr).cloned(),
@@ -543,6 +569,27 @@ mod tests {
             ledger.doubt();
             assert!(!is_ahead_of(&mut ledger, &shown));
         }
+    }
+
+    #[test]
+    fn a_block_that_was_found_waits_for_a_lease_that_is_read_later() {
+        let secs = Duration::from_secs;
+        let mut ledger = Ledger::default();
+        ledger.reconcile(&view(1, &[block("u", "10")]), "nu", &BTreeMap::new(), secs(10));
+        let mut state = |sent: Option<u64>, change: fn(&mut Held), rules| {
+            let told = sent.map(|sent| Told { sent: secs(sent), others_rest: false });
+            ledger.hear_lease(told, rules);
+            change(ledger.held.get_mut(&cidr()).expect("it"));
+            ledger.own(&BTreeMap::new(), secs(20))[0].state
+        };
+        let all = Rules::ALL;
+        assert_eq!(state(None, |_| {}, all), BlockState::Unverified, "before the first write");
+        assert_eq!(state(Some(9), |_| {}, all), BlockState::Found);
+        let without = all.without(Rule::LeaseAfterFound);
+        assert_eq!(state(Some(9), |_| {}, without), BlockState::Unverified);
+        assert_eq!(state(Some(9), |held| held.terminating = true, all), BlockState::Found);
+        assert_eq!(state(Some(10), |held| held.terminating = false, all), BlockState::Unverified);
+        assert_eq!(state(Some(9), |held| held.newly_claimed = true, all), BlockState::Unverified);
     }
 
     #[test]

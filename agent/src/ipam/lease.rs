@@ -47,21 +47,31 @@ pub(super) struct Promise {
     pub(super) fence: OwnFence,
     /// An operator said that this machine is off.
     pub(super) marked_off: bool,
+    /// What the Lease told when this process wrote it last. `None` until it has: an earlier process of
+    /// this boot may have taken it over a moment before it ended.
+    pub(super) told: Option<Told>,
+}
+
+/// What a write of the Lease told of other machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Told {
+    /// When its request left, or before. Of a machine that has taken the Lease over since it told
+    /// nothing, nor of the blocks that this one has claimed.
+    pub(super) sent: Duration,
     /// Whether another machine that had the Node may still hand out: blocks that this process did not
-    /// claim rest then. `None` until this process has written the Lease, which alone tells: an earlier
-    /// process of this boot may have taken it over a moment before it ended.
-    pub(super) other_machine: Option<bool>,
+    /// claim rest then.
+    pub(super) others_rest: bool,
 }
 
 impl Promise {
     /// What counts before the Lease was read.
     pub(super) fn new(fence: OwnFence) -> Promise {
-        Promise { fence, marked_off: false, other_machine: None }
+        Promise { fence, marked_off: false, told: None }
     }
 
     /// Whether blocks that this process did not claim rest.
     pub(super) fn others_rest(&self) -> bool {
-        self.other_machine.unwrap_or(true)
+        self.told.is_none_or(|told| told.others_rest)
     }
 }
 
@@ -70,31 +80,30 @@ impl Promise {
 pub(super) async fn run(shared: Shared) {
     let interval = (shared.options.offline / 30).clamp(INTERVAL_MIN, INTERVAL_MAX);
     let mut view = shared.view.clone();
+    let mut found = shared.found.subscribe();
     let mut keeper = Keeper::new(shared.clone());
     loop {
         let mut problems = Vec::new();
+        let sent = shared.now();
         let pause = match shared.member() {
-            Ok(uid) => {
-                let sent = shared.now();
-                match keeper.write(&uid).await {
-                    Ok(()) => {
-                        problems.extend(keeper.raise(sent));
-                        interval
-                    }
-                    Err(error) => {
-                        let marked_off = matches!(error, IpamError::MarkedOff { .. });
-                        if marked_off || matches!(error, IpamError::NotOurs { .. }) {
-                            problems.extend(keeper.lower(marked_off));
-                            problems.extend(keeper.look().await.err().map(|e| e.to_string()));
-                        }
-                        // Said as what keeps blocks closed.
-                        if !marked_off {
-                            problems.push(error.to_string());
-                        }
-                        INTERVAL_MIN
-                    }
+            Ok(uid) => match keeper.write(&uid).await {
+                Ok(()) => {
+                    problems.extend(keeper.raise(sent));
+                    interval
                 }
-            }
+                Err(error) => {
+                    let marked_off = matches!(error, IpamError::MarkedOff { .. });
+                    if marked_off || matches!(error, IpamError::NotOurs { .. }) {
+                        problems.extend(keeper.lower(marked_off));
+                        problems.extend(keeper.look().await.err().map(|e| e.to_string()));
+                    }
+                    // Said as what keeps blocks closed.
+                    if !marked_off {
+                        problems.push(error.to_string());
+                    }
+                    INTERVAL_MIN
+                }
+            },
             Err(_) => {
                 problems.extend(keeper.look().await.err().map(|error| error.to_string()));
                 interval
@@ -110,8 +119,15 @@ pub(super) async fn run(shared: Shared) {
             }
             std::future::pending::<()>().await;
         };
-        // A Node that appears or changes machine is acted on at once, other changes are not.
-        let _ = tokio::time::timeout(pause, changed).await;
+        // A Node that appears or changes machine is acted on at once, other changes are not. Nor is a
+        // block that waits while the Lease cannot be written.
+        let is_written = shared.promise.borrow().told.is_some_and(|told| told.sent == sent);
+        tokio::select! {
+            biased;
+            () = changed => {}
+            _ = found.wait_for(|at| *at > sent), if is_written => {}
+            () = tokio::time::sleep(pause) => {}
+        }
     }
 }
 
@@ -154,9 +170,9 @@ impl Keeper {
         let version = self.wrote.map(|(version, _)| version);
         let lease = LeaseWrite { sent, promise: shared.options.offline, version };
         let kept = shared.disk.wrote_lease(lease, fence.term());
-        let other_machine = Some(self.others_rest);
+        let told = Some(Told { sent, others_rest: self.others_rest });
         shared.promise.send_modify(|promise| {
-            *promise = Promise { fence, marked_off: false, other_machine };
+            *promise = Promise { fence, marked_off: false, told };
         });
         kept.err().map(|error| error.to_string())
     }

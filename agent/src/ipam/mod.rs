@@ -93,6 +93,8 @@ pub struct Holdings {
     pub blocks: Vec<OwnedBlock>,
     /// That these are all of them is known.
     pub told: bool,
+    /// Those of them of which is not known yet whether another machine that had this Node uses them.
+    pub found: BTreeSet<IpNet>,
     /// Those of them in which the node's own devices may have addresses.
     pub lodgings: Vec<IpNet>,
     /// The families of which a pod gets an address each.
@@ -123,6 +125,7 @@ pub async fn run(client: Client, options: IpamOptions, channels: IpamChannels) {
     let disk = disk::Disk::open(storage, owner, options.clock.now());
     let fence = disk.kept().fence(options.offline);
     let promise = watch::Sender::new(lease::Promise::new(fence));
+    let found = watch::Sender::new(Duration::ZERO);
     let history = history::History::new(relist, disk.clone(), rules);
     let reports = Reports { holdings, parts: Arc::default() };
     let (events, queue) = events::Events::new();
@@ -136,6 +139,7 @@ pub async fn run(client: Client, options: IpamOptions, channels: IpamChannels) {
         disk,
         history,
         promise,
+        found,
         reports,
         events,
     };
@@ -165,6 +169,8 @@ struct Shared {
     disk: disk::Disk,
     history: history::History,
     promise: watch::Sender<lease::Promise>,
+    /// When the last of the blocks was found that wait for a later write of the Lease.
+    found: watch::Sender<Duration>,
     reports: Reports,
     events: events::Events,
 }

@@ -99,7 +99,7 @@ async fn pass(
         let Some(block) = view.own_blocks.get(&name) else { continue };
         let Some(held) = usage.blocks.iter().find(|held| held.cidr == owned.cidr) else { continue };
         // What another machine may hold in it this one cannot say.
-        let rests = shared.promise.borrow().others_rest();
+        let rests = shared.promise.borrow().others_rest() || holdings.found.contains(&owned.cidr);
         if rests && !owned.hand_out && !owned.newly_claimed {
             continue;
         }

@@ -148,6 +148,8 @@ impl Blocks {
         // One that another has claimed is not asserted again.
         let lodgings = decision.lodgings.iter().filter(|cidr| !conflicts.contains_key(*cidr));
         let lodgings = lodgings.copied().collect();
+        let found = self.ledger.held.iter().filter(|(_, held)| self.ledger.is_found(held));
+        let found = found.map(|(cidr, _)| *cidr).collect();
         let site = self.site();
         let mut pools = pod_pools(&site.pools, own);
         pools.extend(site.invalid.iter().cloned());
@@ -158,6 +160,7 @@ impl Blocks {
         self.shared.reports.change(|holdings| {
             holdings.announced = announced;
             holdings.blocks = blocks;
+            holdings.found = found;
             holdings.lodgings = lodgings;
             holdings.told = true;
             holdings.families = site.families();

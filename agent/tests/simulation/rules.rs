@@ -11,9 +11,11 @@ use std::time::Duration;
 use cairn_ipam::Rule;
 use futures::FutureExt;
 use futures::future::BoxFuture;
+use hyper::Method;
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::api::Held;
 use super::faults::{Event, ORDINARY, name_of};
 use super::kernel::ForeignPod;
 use super::world::{STALE_MAX, Setup, World};
@@ -90,6 +92,7 @@ pub fn path(rule: Rule) -> Path {
         Rule::DiskOfThisBoot => directed(|world| node::boot_with_an_old_disk(world).boxed()),
         Rule::OneMachine => directed(|world| api::two_machines_at_once(world).boxed()),
         Rule::OtherMachineWaits => directed(|world| second_machine(world).boxed()),
+        Rule::LeaseAfterFound => directed(|world| first_is_back(world).boxed()),
         Rule::AliasFirst => directed(|world| node::agent_dies_in_an_add(world).boxed()),
         Rule::ExclusiveHostRoute => directed(|world| node::another_owner_in_an_add(world).boxed()),
         Rule::OwnKernel => directed(|world| node::another_owner_before_the_start(world).boxed()),
@@ -330,6 +333,40 @@ async fn second_machine(world: &mut World) {
     }
 }
 
+/// A second machine takes over the name of one that is cut off, and is cut off itself when that one is
+/// back, whose fence has stood all the while, and whose next write of its Lease takes long (5).
+async fn first_is_back(world: &mut World) {
+    world.calm().await;
+    let first = world.follower();
+    world.start_many(first, 1);
+    world.go_on(Duration::from_secs(3)).await;
+    world.cut_off(first);
+    let second = world.add_machine(&world.machines[first].node.clone());
+    world.start(second);
+    // As long as the fence may stand: it claims, and its pods start.
+    for _ in 0..3 {
+        world.go_on(Duration::from_secs(2)).await;
+        world.start_many(second, 1);
+    }
+    world.go_on(world.dice.millis(500, 1_500)).await;
+    world.cut_off(second);
+    world.go_on(STALE_MAX + Duration::from_secs(1)).await;
+    world.story.say(format_args!("m{first}: is back"));
+    world.machines[first].way.hold(LEASES);
+    world.register(&world.machines[first]);
+    world.machines[first].way.mend();
+    world.around.fabric.set_cut(first, false);
+    for _ in 0..6 {
+        world.start_many(first, 1);
+        world.go_on(Duration::from_secs(1)).await;
+    }
+    world.machines[first].way.let_go(&LEASES);
+    for _ in 0..4 {
+        world.start_many(first, 1);
+        world.go_on(Duration::from_secs(2)).await;
+    }
+}
+
 /// A node's agent leaves for good, its pods run on (7).
 async fn agent_gone_for_good(world: &mut World) {
     world.calm().await;
@@ -362,6 +399,8 @@ async fn foreign_addresses(world: &mut World) {
     world.go_on(Duration::from_secs(20)).await;
 }
 
+/// A node's own Lease.
+const LEASES: Held = Held(Method::PUT, "/leases/cairn-node-");
 /// Pods that are started one by one until a block is taken.
 const SINGLE_PODS_MAX: usize = 20;
 /// Events of a day that leads to a rule.

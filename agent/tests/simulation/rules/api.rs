@@ -14,8 +14,6 @@ use super::super::world::{STALE_MAX, World};
 const DELETES: Held = Held(Method::DELETE, "/ipblocks/");
 /// What a block's owner says of its use.
 const STATUSES: Held = Held(Method::PATCH, "/status");
-/// A node's own Lease.
-const LEASES: Held = Held(Method::PUT, "/leases/cairn-node-");
 
 impl World {
     /// Lets time pass until `holds`, `most` at most.
@@ -163,21 +161,23 @@ pub async fn agent_returns_during_a_delete(world: &mut World) {
     world.go_on(Duration::from_secs(15)).await;
 }
 
-/// A second machine registers under the name of one that lives, of which neither sees the other:
-/// the fabric is cut, and the first one's writes of its Lease take long (5).
+/// A second machine registers under the name of one that lives, for longer than the promise; neither hears
+/// the other's routes: the fabric is cut (5).
 pub async fn two_machines_at_once(world: &mut World) {
     world.create_pool("10.244.0.0/27", 30);
     world.start_all().await;
     let first = world.follower();
     world.start_many(first, 4);
     world.leave_fabric(first).await;
-    world.machines[first].way.hold(LEASES);
     let second = world.add_machine(&world.machines[first].node.clone());
     world.start(second);
+    world.go_on(Duration::from_secs(3)).await;
+    world.start_many(second, 4);
+    world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(3)).await;
     for _ in 0..6 {
+        // One of them finds the other's promise to be over, and no longer the other one.
+        world.start_many(first, 3);
+        world.start_many(second, 1);
         world.go_on(Duration::from_secs(2)).await;
-        world.start_many(first, 2);
-        world.start_many(second, 2);
     }
-    world.go_on(Duration::from_secs(6)).await;
 }
