@@ -619,15 +619,13 @@ impl Agent {
         fib: &mut Fib,
     ) {
         match &mut self.speaker {
-            Some(running) if *running.config == config => {
-                self.bfd.want(&config, waiting, &running.handle);
-            }
+            Some(running) if *running.config == config => {}
             Some(running) => match running.handle.apply(config.clone()) {
-                Ok(()) => {
-                    self.bfd.want(&config, waiting, &running.handle);
-                    running.config = Arc::new(config);
+                Ok(()) => running.config = Arc::new(config),
+                Err(error) => {
+                    self.problems.push(format!("BGP keeps its old settings: {error}"));
+                    return;
                 }
-                Err(error) => self.problems.push(format!("BGP keeps its old settings: {error}")),
             },
             None => {
                 let options = SpeakerOptions {
@@ -638,7 +636,6 @@ impl Agent {
                 match bgp_thread::start(config.clone(), options, Some(fib.underlay.clone())) {
                     Ok((handle, feed)) => {
                         fib.follow(feed);
-                        self.bfd.want(&config, waiting, &handle);
                         let changes = handle.changes();
                         self.speaker_for_questions.send_replace(Some(handle.clone()));
                         self.speaker = Some(Running { handle, changes, config: Arc::new(config) });
@@ -646,6 +643,9 @@ impl Agent {
                     Err(error) => self.problems.push(format!("BGP does not start: {error:#}")),
                 }
             }
+        }
+        if let Some(running) = &self.speaker {
+            self.bfd.want(&running.config, waiting, &running.handle);
         }
     }
 

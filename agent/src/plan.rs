@@ -397,7 +397,7 @@ fn speaker(
         let defaults = DefaultPolicies { import, export };
         let what = format!("BGPPeer {peer_name}");
         match objects::peer(&object.spec, configuration, &policies, &view.passwords, defaults) {
-            Ok(peer) if objects::range(&object.spec, &peer).is_some() => problems.push(format!(
+            Ok(_) if objects::range(&object.spec).is_some() => problems.push(format!(
                 "{what} is not used: a range of addresses is for the file of a cairn speaker; name each peer"
             )),
             Ok(peer) => peers.add(key, &what, peer, problems),

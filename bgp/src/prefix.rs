@@ -81,6 +81,12 @@ impl Families {
         self.0 & (1 << family as u8) != 0
     }
 
+    /// The families in either set.
+    #[must_use]
+    pub const fn union(self, other: Families) -> Families {
+        Families(self.0 | other.0)
+    }
+
     /// The families in both sets.
     #[must_use]
     pub const fn intersection(self, other: Families) -> Families {

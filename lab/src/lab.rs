@@ -144,6 +144,11 @@ impl Lab {
         report.map_or(0, |report| status::established(&report))
     }
 
+    /// How many session ends these machines say are established, together.
+    pub fn established_on(&self, machines: &[String]) -> usize {
+        machines.iter().map(|machine| self.established(machine)).sum()
+    }
+
     /// The CNI plugin as the runtime of `node` calls it.
     pub fn plugin(&self, node: &str) -> Plugin {
         Plugin {

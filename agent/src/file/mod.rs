@@ -231,7 +231,8 @@ impl Documents {
             let in_peer = |error: FieldError| at(path, *line, format!("BGPPeer {name}: {error}"));
             let peer = objects::peer(spec, &configuration, &policies, &self.passwords, none)
                 .map_err(in_peer)?;
-            if let Some(range) = objects::range(spec, &peer) {
+            if let Some(addresses) = objects::range(spec) {
+                let range = objects::peer_range(spec, addresses, peer);
                 ranges.insert(PeerName::from(name.as_str()), range);
                 continue;
             }

@@ -150,15 +150,14 @@ pub fn peer(
     })
 }
 
-/// The range of addresses that a BGPPeer stands for, where each peer is as `template`; `None` where it has an
-/// address.
-pub fn range(spec: &BGPPeerSpec, template: &PeerConfig) -> Option<PeerRange> {
-    let addresses = spec.address.parse::<IpNet>().ok()?;
-    Some(PeerRange {
-        addresses: Prefix::from(addresses),
-        peers_max: spec.peers_max,
-        template: template.clone(),
-    })
+/// The range of addresses that a BGPPeer stands for; `None` where it has an address.
+pub fn range(spec: &BGPPeerSpec) -> Option<IpNet> {
+    spec.address.parse().ok()
+}
+
+/// The peers of a range, each of which is as `template`.
+pub fn peer_range(spec: &BGPPeerSpec, addresses: IpNet, template: PeerConfig) -> PeerRange {
+    PeerRange { addresses: Prefix::from(addresses), peers_max: spec.peers_max, template }
 }
 
 /// Graceful restart as it is offered; `None` when it is not.
@@ -263,14 +262,14 @@ fn discard_attributes(types: &[u8]) -> Result<BTreeSet<u8>, FieldError> {
 
 /// A peer's address; the first one of a range.
 fn address_of_peer(spec: &BGPPeerSpec) -> Result<IpAddr, FieldError> {
-    if let Ok(net) = spec.address.parse::<IpNet>() {
+    if let Some(addresses) = range(spec) {
         if spec.bfd.is_some_and(|bfd| bfd.enabled) {
             return Err(FieldError::new(
                 "spec.bfd",
                 "is not for a range of addresses: name each peer",
             ));
         }
-        return Ok(net.network());
+        return Ok(addresses.network());
     }
     let address = address("spec.address", &spec.address)?;
     if address.is_unspecified() || address.is_multicast() {
@@ -430,11 +429,13 @@ mod tests {
     fn an_address_may_be_a_range() {
         let text = "{address: 192.0.2.77/24, peersMax: 7, asn: 65001}";
         let peer = parse(text).expect("a usable template");
-        let range = range(&spec(text), &peer).expect("a range");
+        let addresses = range(&spec(text)).expect("a range");
+        let range = peer_range(&spec(text), addresses, peer);
         assert_eq!(range.addresses, "192.0.2.0/24".parse().expect("a prefix"));
         assert_eq!((range.peers_max, range.template.asn), (7, 65001));
         let one = "{address: 192.0.2.77, asn: 65001}";
-        assert_eq!(super::range(&spec(one), &parse(one).expect("a peer")), None);
+        assert_eq!(super::range(&spec(one)), None);
+        parse(one).expect("a peer");
         let error = parse("{address: 192.0.2.0/24, asn: 65001, bfd: {}}").expect_err("no BFD");
         assert_eq!(error.field, "spec.bfd");
         let source = "{address: 192.0.2.0/24, asn: 65001, sourceAddress: '2001:db8::1'}";

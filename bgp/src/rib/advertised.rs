@@ -20,12 +20,8 @@ impl Rib {
         id: PeerId,
         prefix: Prefix,
     ) -> Result<ExportVerdict, ExportVerdict> {
-        let family = prefix.family();
-        let peer = self.peers.peer(id).ok_or(ExportVerdict::NoSession)?;
-        let session = peer.session.filter(|session| session.families.contains(family));
-        let session = session.ok_or(ExportVerdict::NoSession)?;
+        let (session, key) = self.told_by(id, prefix.family())?;
         let best = self.entry(prefix).and_then(Entry::best).ok_or(ExportVerdict::NoRoute)?;
-        let key = GroupKey::new(peer, &session, family);
         let best_verdict = self.verdict_about(id, &key, &session, prefix, best);
         // Where the best one may not go, another path may.
         let mut candidates: Vec<&Candidate> =
@@ -54,15 +50,23 @@ impl Rib {
         prefix: Prefix,
         path: PathKey,
     ) -> Result<ExportVerdict, ExportVerdict> {
-        let family = prefix.family();
-        let peer = self.peers.peer(id).ok_or(ExportVerdict::NoSession)?;
-        let session = peer.session.filter(|session| session.families.contains(family));
-        let session = session.ok_or(ExportVerdict::NoSession)?;
+        let (session, key) = self.told_by(id, prefix.family())?;
         let candidates = self.entry(prefix).map(Entry::candidates).unwrap_or_default();
         let candidate = candidates.iter().find(|candidate| candidate.key() == path);
         let candidate = candidate.ok_or(ExportVerdict::NoRoute)?;
-        let key = GroupKey::new(peer, &session, family);
         self.verdict_about(id, &key, &session, prefix, candidate)
+    }
+
+    /// The session that carries a family to a peer, and the group that it belongs to.
+    fn told_by(
+        &self,
+        id: PeerId,
+        family: Family,
+    ) -> Result<(PeerSession, GroupKey), ExportVerdict> {
+        let peer = self.peers.peer(id).ok_or(ExportVerdict::NoSession)?;
+        let session = peer.session.filter(|session| session.families.contains(family));
+        let session = session.ok_or(ExportVerdict::NoSession)?;
+        Ok((session, GroupKey::new(peer, &session, family)))
     }
 
     fn verdict_about(
@@ -81,7 +85,7 @@ impl Rib {
             return Err(ExportVerdict::FromThisPeer);
         }
         let (verdict, exported) =
-            key.explain(&self.peers, self.router_id, deferring, prefix, candidate)?;
+            key.explain(&self.peers, self.cluster_id, deferring, prefix, candidate)?;
         let next_hop = own_or_given(session, family, &exported);
         let path = &exported.attributes.path;
         let said = match key.paths_max {

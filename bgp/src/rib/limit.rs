@@ -30,9 +30,8 @@ pub struct UpdateOutcome {
 
 impl UpdateOutcome {
     pub(super) fn add(&mut self, other: UpdateOutcome) {
-        let union = |a: Families, b: Families| a.iter().chain(b.iter()).collect();
-        self.over_limit = union(self.over_limit, other.over_limit);
-        self.over_paths = union(self.over_paths, other.over_paths);
+        self.over_limit = self.over_limit.union(other.over_limit);
+        self.over_paths = self.over_paths.union(other.over_paths);
         self.dropped = self.dropped.saturating_add(other.dropped);
     }
 }

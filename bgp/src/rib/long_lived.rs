@@ -13,14 +13,11 @@ use super::{AddressFamily, Rib, TableOf};
 
 /// Marks the stale routes of a peer, or removes those that may not stay.
 pub(super) fn mark<A: TableOf>(rib: &mut Rib, id: PeerId) {
+    let Some(peer) = rib.peers.peer(id) else { return };
+    let (epoch, within) = (peer.family(A::FAMILY).epoch, peer.config.long_lived_within.clone());
     // Taken out for the walk: table, peers and this are borrowed at once.
     let mut interner = std::mem::replace(&mut rib.interner, Interner::new(FixedState::default()));
     let (table, peers, multipath) = A::table(rib);
-    let Some(peer) = peers.peer(id) else {
-        rib.interner = interner;
-        return;
-    };
-    let (epoch, within) = (peer.family(A::FAMILY).epoch, peer.config.long_lived_within.as_deref());
     let context = RankContext { peers, multipath };
     let mut mark = |attributes: &Arc<RouteAttributes>| marked(attributes, &mut interner);
     let delta = table.change_all(context, id, |key, old| {
@@ -28,8 +25,9 @@ pub(super) fn mark<A: TableOf>(rib: &mut Rib, id: PeerId) {
             return Some(old.clone());
         }
         let prefix = <A as AddressFamily>::prefix(key);
-        let may_stay = within.is_none_or(|within| within.iter().any(|p| p.contains(prefix)))
-            && !old.received.path.has_community(Community::NO_LLGR);
+        let may_stay =
+            within.as_ref().is_none_or(|within| within.iter().any(|p| p.contains(prefix)))
+                && !old.received.path.has_community(Community::NO_LLGR);
         may_stay.then(|| Candidate {
             received: mark(&old.received),
             used: old.used.as_ref().map(&mut mark),

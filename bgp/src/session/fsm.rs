@@ -233,17 +233,18 @@ impl Session {
             _ => None,
         };
         let farewell = reason.notification();
-        let was_up = self.established().is_some();
         let stays = self.keeps(&DownReason::Stopped(reason.clone()));
-        // RFC 8538 section 3: with the N bit only a Hard Reset tells the peer to let the routes go.
-        let hard = self.established().filter(|e| e.notification && stays.is_none());
-        let hard = hard.map(|established| established.connection);
         let state = std::mem::replace(&mut self.state, State::Idle { start_at });
+        let established = match &state {
+            State::Established(up) => Some(&up.established),
+            _ => None,
+        };
         for (connection, has_peer) in state.connections() {
             if let Some(notification) = farewell.clone().filter(|_| has_peer) {
-                let notification = match hard == Some(connection) {
-                    true => notification.into_hard_reset(),
-                    false => notification,
+                let ends = established.filter(|e| e.connection == connection && stays.is_none());
+                let notification = match ends {
+                    Some(established) => established.last_word(notification),
+                    None => notification,
                 };
                 actions.push(Action::Send(connection, Message::Notification(notification)));
             }
@@ -261,7 +262,7 @@ impl Session {
             }
             _ => {}
         }
-        if was_up {
+        if established.is_some() {
             self.leave(now, DownReason::Stopped(reason), stays, actions);
         } else if !matches!(reason, StopReason::ConfigurationChange { same_peer: true }) {
             // Under new settings of the same peer, its return decides about what waits for it.
@@ -386,12 +387,8 @@ impl Session {
              is stuck, or the path drops large packets",
             up.send_hold.wait().as_secs()
         );
-        let keeps_otherwise = up.established.notification;
+        let notification = up.established.last_word(NotificationError::SendHoldTimerExpired.into());
         self.remember(now, ErrorKind::SendHoldTimer, text);
-        let mut notification = Notification::new(NotificationError::SendHoldTimerExpired);
-        if keeps_otherwise {
-            notification = notification.into_hard_reset();
-        }
         actions.push(Action::Send(connection, Message::Notification(notification)));
         actions.push(Action::Abort(connection));
         self.session_down(now, DownReason::SendHoldTimerExpired, actions);

@@ -199,8 +199,8 @@ impl Session {
         let long_lived_max = configured.and_then(|graceful| graceful.long_lived.as_ref());
         let long_lived_max = long_lived_max.map_or(0, |long| long.stale_time_secs);
         let long_lived_secs = Family::ALL.map(|family| {
-            let said = peer.long_lived(family).filter(|_| graceful_restart.is_some());
-            said.map_or(0, |said| said.stale_time_secs).min(long_lived_max)
+            let said = peer.long_lived(family).map_or(0, |said| said.stale_time_secs);
+            said.min(long_lived_max)
         });
         // RFC 4724 section 4.2: what the peer did not keep forwarding goes now, the rest may wait
         // for End-of-RIB, but not forever.

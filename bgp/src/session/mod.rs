@@ -349,6 +349,15 @@ impl Established {
         self.negotiated.extended_next_hop && self.addresses.ipv6.is_some() && no_ipv4
     }
 
+    /// What tells the peer that none of our routes stays: with the N bit only a Hard Reset does (RFC 8538
+    /// section 3).
+    pub(super) fn last_word(&self, notification: Notification) -> Notification {
+        match self.notification {
+            true => notification.into_hard_reset(),
+            false => notification,
+        }
+    }
+
     /// The families of the session: those that both sides offered.
     pub fn families(&self) -> Families {
         self.negotiated.families

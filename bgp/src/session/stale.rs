@@ -84,7 +84,6 @@ impl Stale {
             if !loss.keep.contains(family) {
                 continue;
             }
-            let then = long_lived.filter(|time| !time.is_zero());
             let again = before.iter().find(|stale| stale.family == family).filter(|stale| {
                 // The long stale time runs on until End-of-RIB, so that it bounds all restarts in it. What is
                 // near its end goes now, so that what came since has the whole restart time.
@@ -95,19 +94,18 @@ impl Stale {
                 let is_wanted = loss.again || stale.stage == Stage::LongLived;
                 is_wanted && end >= now + loss.restart_time
             });
-            let at_most = again.map_or(now + loss.restart_time + STALE_AFTER_UP, |s| s.at_most);
-            let until = match again {
-                Some(StaleFamily { stage: Stage::LongLived, until, .. }) => *until,
-                _ => at_most.min(now + loss.restart_time),
-            };
-            let stage = match again {
-                Some(StaleFamily { stage: Stage::LongLived, .. }) => Stage::LongLived,
-                _ => Stage::Restarting { then },
-            };
             if again.is_some() {
                 older = older.with(family);
             }
-            self.0.push(StaleFamily { family, stage, until, at_most });
+            let restarted = now + loss.restart_time;
+            self.0.push(match again {
+                Some(last_resort @ StaleFamily { stage: Stage::LongLived, .. }) => *last_resort,
+                again => {
+                    let at_most = again.map_or(restarted + STALE_AFTER_UP, |again| again.at_most);
+                    let stage = Stage::Restarting { then: long_lived };
+                    StaleFamily { family, stage, until: at_most.min(restarted), at_most }
+                }
+            });
         }
         older
     }

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use ipnet::IpNet;
 
 use crate::config::{PeerConfig, PeerName, PeerRange, SpeakerConfig};
-
 use crate::session::SessionState;
 
 use super::owner::{Owner, PeerKey};
@@ -32,16 +31,17 @@ impl SpeakerConfig {
         let ranges = self.ranges.iter().filter(|(_, range)| accepts(range));
         ranges.max_by_key(|(_, range)| range.addresses.len())
     }
-}
 
-impl SpeakerConfig {
-    /// What a peer is configured as; `None` when it is wanted no more. One of a range goes when the range
-    /// does, when it is not the range of its address any more, or when its address has a name now.
-    pub(super) fn configured(&self, peer: &Peer) -> Option<PeerConfig> {
-        let Some(range) = &peer.range else { return self.peers.get(&peer.name).cloned() };
-        let address = peer.config.address;
-        let now = self.range_of(peer.config.source_address, address);
-        now.filter(|(name, _)| *name == range).map(|(_, range)| range.peer(address))
+    /// Whether a peer is still wanted. One of a range goes when the range does, when it is not the range of
+    /// its address any more, or when its address has a name now.
+    pub(super) fn wants(&self, peer: &Peer) -> bool {
+        match &peer.range {
+            None => self.peers.contains_key(&peer.name),
+            Some(range) => {
+                let now = self.range_of(peer.config.source_address, peer.config.address);
+                now.is_some_and(|(name, _)| name == range)
+            }
+        }
     }
 }
 

@@ -73,12 +73,8 @@ impl Owner {
         if old == new {
             return;
         }
-        let removed: Vec<PeerKey> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| new.configured(peer).is_none())
-            .map(|(key, _)| *key)
-            .collect();
+        let removed: Vec<PeerKey> =
+            self.peers.iter().filter(|(_, peer)| !new.wants(peer)).map(|(key, _)| *key).collect();
         removed.into_iter().for_each(|key| self.remove_peer(key));
         self.rib.configure(new.router_id, new.multipath);
         self.rib.set_cluster_id(new.cluster_id());
@@ -96,9 +92,11 @@ impl Owner {
                 Some(key) => self.configure_peer(*key, config, identity_changed),
             }
         }
-        let of_ranges = self.peers.iter().filter(|(_, peer)| peer.range.is_some());
-        let of_ranges: Vec<_> =
-            of_ranges.filter_map(|(key, peer)| Some((*key, new.configured(peer)?))).collect();
+        let of_ranges = self.peers.iter().filter_map(|(key, peer)| {
+            let range = new.ranges.get(peer.range.as_ref()?)?;
+            Some((*key, range.peer(peer.config.address)))
+        });
+        let of_ranges: Vec<_> = of_ranges.collect();
         for (key, config) in of_ranges {
             self.configure_peer(key, &config, identity_changed);
         }

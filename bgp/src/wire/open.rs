@@ -226,22 +226,25 @@ impl Open {
         })
     }
 
-    /// What the long-lived graceful restart capability says of `family`. Without the graceful restart
-    /// capability it says nothing (RFC 9494 section 3).
+    /// What the long-lived graceful restart capability says of `family`.
     pub fn long_lived(&self, family: Family) -> Option<LongLivedFamily> {
-        self.graceful_restart()?;
-        let families = self.capabilities.iter().rev().find_map(|capability| match capability {
-            Capability::LongLivedGracefulRestart(families) => Some(families),
-            _ => None,
-        })?;
         let named = |f: &&LongLivedFamily| (f.afi, f.safi) == (family.afi(), family.safi());
-        families.iter().find(named).copied()
+        self.long_lived_families()?.iter().find(named).copied()
     }
 
     /// Whether routes that are stale for long may be sent (RFC 9494 section 4.3).
     pub fn knows_long_lived(&self) -> bool {
-        let long_lived = |c: &Capability| matches!(c, Capability::LongLivedGracefulRestart(_));
-        self.graceful_restart().is_some() && self.capabilities.iter().any(long_lived)
+        self.long_lived_families().is_some()
+    }
+
+    /// The long-lived graceful restart capability, which says nothing without the other one (RFC 9494
+    /// section 3).
+    fn long_lived_families(&self) -> Option<&[LongLivedFamily]> {
+        self.graceful_restart()?;
+        self.capabilities.iter().rev().find_map(|capability| match capability {
+            Capability::LongLivedGracefulRestart(families) => Some(families.as_slice()),
+            _ => None,
+        })
     }
 
     /// The families of which several paths to a prefix can be received (RFC 7911 section 4).

@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
 use super::cast::{Cast, Flows};
-use super::{network, node_routes, quiet, some_of, spread, topology, tunnels};
+use super::{network, node_routes, quiet, sessions_back, some_of, spread, topology, tunnels};
 use crate::cluster::{Block, Cluster};
 use crate::datacenter::routers::{detection, timers};
 use crate::datacenter::{DataCenter, Layout, Node, Role};
@@ -117,24 +117,11 @@ fn killed(
             None => lab.start_speaker(name, workspace)?,
         }
     }
-    let started = Instant::now();
-    let wanted: usize = machines.iter().map(|name| lab.centre.layout.sessions(name)).sum();
-    let back = interrupt.poll(RECOVERY, || {
-        lab.check()?;
-        let up: usize = machines.iter().map(|name| lab.established(name)).sum();
-        Ok(if up == wanted {
-            Seen::Done(started.elapsed())
-        } else {
-            Seen::NotYet(format!("{up}/{wanted} sessions back"))
-        })
-    })?;
+    let wanted = machines.iter().map(|name| lab.centre.layout.sessions(name)).sum();
+    let (back, ok) = sessions_back(lab, &machines, wanted, RECOVERY, interrupt)?;
     // Stale routes are swept after the sessions are back; that must lose nothing either.
     interrupt.sleep(SETTLE)?;
     let loss = flows.since(&at);
-    let (back, ok) = match back {
-        Ok(time) => (format!("back in {}", millis(time)), true),
-        Err(seen) => (seen, false),
-    };
     Ok(Row::new(
         format!("{killed} killed -9, started {} later", millis(DOWN)),
         "0 lost, sessions back",

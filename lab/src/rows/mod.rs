@@ -12,6 +12,7 @@ pub mod tunnels;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use cairn_kernel::tunnel;
 use ipnet::IpNet;
@@ -20,7 +21,10 @@ use crate::cluster::Block;
 use crate::datacenter::build::UPLINK;
 use crate::datacenter::{DataCenter, Layout, Node};
 use crate::error::Error;
+use crate::interrupt::{Interrupt, Seen};
+use crate::lab::Lab;
 use crate::options::Encap;
+use crate::report::millis;
 use crate::tables::{BgpRoutes, Way};
 
 /// Cairn's routes on every node.
@@ -79,6 +83,31 @@ pub(crate) fn at_once<T: Send, R: Send>(items: Vec<T>, work: impl Fn(T) -> R + S
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
             .collect()
+    })
+}
+
+/// Waits until `wanted` session ends of `machines` are established again: after how long that was, or what
+/// was seen, in words, and whether it was.
+fn sessions_back(
+    lab: &mut Lab,
+    machines: &[String],
+    wanted: usize,
+    within: Duration,
+    interrupt: &Interrupt,
+) -> Result<(String, bool), Error> {
+    let started = Instant::now();
+    let back = interrupt.poll(within, || {
+        lab.check()?;
+        let up = lab.established_on(machines);
+        Ok(if up == wanted {
+            Seen::Done(started.elapsed())
+        } else {
+            Seen::NotYet(format!("{up}/{wanted} session ends back"))
+        })
+    })?;
+    Ok(match back {
+        Ok(time) => (format!("back in {}", millis(time)), true),
+        Err(seen) => (seen, false),
     })
 }
 

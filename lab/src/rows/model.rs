@@ -20,11 +20,12 @@ use crate::tables::Way;
 /// # Errors
 /// When the run ends, also because a process of the lab did.
 pub fn sessions(lab: &mut Lab, interrupt: &Interrupt) -> Result<Row, Error> {
-    let machines = lab.centre.layout.machines();
-    let wanted: usize = machines.iter().map(|(name, _)| lab.centre.layout.sessions(name)).sum();
+    let machines = lab.centre.layout.machines().into_iter().map(|(name, _)| name);
+    let machines: Vec<String> = machines.collect();
+    let wanted: usize = machines.iter().map(|name| lab.centre.layout.sessions(name)).sum();
     let seen = interrupt.poll(SESSIONS_WITHIN, || {
         lab.check()?;
-        let up: usize = machines.iter().map(|(name, _)| lab.established(name)).sum();
+        let up = lab.established_on(&machines);
         let seen = format!("{up}/{wanted}");
         Ok(if up == wanted { Seen::Done(seen) } else { Seen::NotYet(seen) })
     })?;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use cairn_api::{LABEL_ROUTE_REFLECTOR, Topology, TopologyMode, TopologyShape};
 
 use super::cast::{Cast, Flows};
-use super::{node_routes, some_of, spread};
+use super::{node_routes, sessions_back, some_of, spread};
 use crate::datacenter::Node;
 use crate::datacenter::routers::{graceful_restart, timers};
 use crate::error::Error;
@@ -61,8 +61,8 @@ fn sessions(lab: &Lab, shape: &TopologyShape) -> usize {
     }
 }
 
-fn established(lab: &Lab) -> usize {
-    lab.centre.layout.nodes().map(|node| lab.established(&node.name())).sum()
+fn nodes(lab: &Lab) -> Vec<String> {
+    lab.centre.layout.nodes().map(Node::name).collect()
 }
 
 fn change(
@@ -86,7 +86,7 @@ fn change(
             return Ok(Seen::NotYet("nothing is recorded".into()));
         };
         shape = record.current;
-        let (up, wanted) = (established(lab), sessions(lab, &shape));
+        let (up, wanted) = (lab.established_on(&nodes(lab)), sessions(lab, &shape));
         Ok(if record.previous.is_none() && up == wanted {
             Seen::Done(started.elapsed())
         } else {
@@ -120,7 +120,8 @@ fn reflector_killed(
     let layout = &lab.centre.layout;
     let kept = timers(layout).hold_time_secs + graceful_restart(layout).restart_time_secs;
     let down = Duration::from_secs(kept.into()) + SETTLE;
-    let before = established(lab);
+    let nodes = nodes(lab);
+    let before = lab.established_on(&nodes);
     let at = flows.mark();
     lab.kill(reflector);
     interrupt.sleep(down)?;
@@ -134,22 +135,9 @@ fn reflector_killed(
         .map(|(block, node, _)| format!("{} on {node}", block.cidr))
         .collect::<Vec<_>>();
     lab.start_agent(reflector, workspace)?;
-    let started = Instant::now();
-    let back = interrupt.poll(CHANGED_WITHIN, || {
-        lab.check()?;
-        let up = established(lab);
-        Ok(if up == before {
-            Seen::Done(started.elapsed())
-        } else {
-            Seen::NotYet(format!("{up}/{before} session ends back"))
-        })
-    })?;
+    let (back, ok) = sessions_back(lab, &nodes, before, CHANGED_WITHIN, interrupt)?;
     interrupt.sleep(SETTLE)?;
     let loss = flows.since(&at);
-    let (back, ok) = match back {
-        Ok(time) => (format!("back in {}", millis(time)), true),
-        Err(seen) => (seen, false),
-    };
     let ok = ok && loss.lost == 0 && missing.is_empty() && !blocks.is_empty();
     let routes = match missing.is_empty() {
         true => format!("routes to {} blocks stayed", blocks.len()),
