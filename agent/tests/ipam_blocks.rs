@@ -540,6 +540,34 @@ async fn another_machine_uses_the_blocks_of_the_first_only_after_its_promise(api
     assert!(began.elapsed() >= offline + offline / 4, "{:?}", began.elapsed());
 }
 
+async fn another_machine_that_hears_nobody_leaves_the_blocks_of_the_first_alone(api: Api) {
+    let cluster = Cluster::start(api).await;
+    let offline = Duration::from_secs(2);
+    cluster.pool("default", "10.244.0.0/24", 28);
+    cluster.node_with("n1", json!({}));
+    cluster.boot("n1", "boot1", "m1");
+    let mut first = Node::start(&cluster, "n1", "boot1", offline);
+    let block = first.until_open(1).await[0];
+    cluster.boot("n1", "boot2", "m2");
+    let mut second = Node::start(&cluster, "n1", "boot2", offline);
+    second.peers.set_deaf(true);
+    second.until_open(1).await;
+    // The first one's, with this node's AS in the path.
+    second.peers.announce_looped(block);
+    let waits = second
+        .until("the wait is over", |h| h.problems.iter().any(|p| p.contains("hears nobody")))
+        .await;
+    assert!(!Node::open(&waits).contains(&block));
+    assert!(waits.problems.iter().any(|p| p.contains("cairn ipam fence n1")), "{waits:?}");
+    second.peers.set_deaf(false);
+    let heard = second
+        .until("it hears the first", |h| h.problems.iter().any(|p| p.contains("peer tor1")))
+        .await;
+    assert!(!Node::open(&heard).contains(&block));
+    second.peers.withdraw(block);
+    second.until("the first is off", |h| Node::open(h).contains(&block)).await;
+}
+
 async fn the_same_machine_after_a_reboot_goes_on_at_once_and_so_does_one_whose_other_is_off(
     api: Api,
 ) {
@@ -755,6 +783,7 @@ on_both_apis! {
     a_block_just_claimed_is_not_used_while_anybody_announces_it,
     while_another_node_announces_a_block_it_is_closed_and_its_pods_stay,
     another_machine_uses_the_blocks_of_the_first_only_after_its_promise,
+    another_machine_that_hears_nobody_leaves_the_blocks_of_the_first_alone,
     the_same_machine_after_a_reboot_goes_on_at_once_and_so_does_one_whose_other_is_off,
     a_machine_that_is_marked_as_off_hands_out_nothing_until_that_is_undone,
 }

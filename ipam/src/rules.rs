@@ -42,6 +42,9 @@ pub enum Rule {
     OtherMachineWaits,
     /// 5: a block that was found is used only after a write of the Lease that left later.
     LeaseAfterFound,
+    /// 3, 5: what another machine of the Node may hold, or another node after history went backwards, is
+    /// used only by a node that hears its peers.
+    HearFirst,
     /// 6: the alias is written before the interface can carry traffic, and half-done ones go.
     AliasFirst,
     /// 6: a host route is created only where none is.
@@ -62,7 +65,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 25] = [
+    pub const ALL: [Rule; 26] = [
         Rule::VerifyAfterClaim,
         Rule::PoolWaitsForBlocks,
         Rule::CloseBeforeDelete,
@@ -80,6 +83,7 @@ impl Rule {
         Rule::OneMachine,
         Rule::OtherMachineWaits,
         Rule::LeaseAfterFound,
+        Rule::HearFirst,
         Rule::AliasFirst,
         Rule::ExclusiveHostRoute,
         Rule::KernelIsRecord,

@@ -493,12 +493,16 @@ impl Blocks {
             taken.extend(own.iter().map(|block| block.cidr));
             let attempt = Attempt {
                 term: self.term,
+                rules,
                 node: node.clone(),
                 claim: claim.clone(),
                 taken,
                 reserved: self.site.reserved.clone(),
             };
-            return Some((Way::Claim, calls::claim(self.api.clone(), attempt).boxed()));
+            return Some((
+                Way::Claim,
+                calls::claim(self.api.clone(), self.ears(), attempt).boxed(),
+            ));
         }
         // A claim that the watch never shows: deleted by hand at once, or the watch hangs.
         let unseen = self.ledger.held.iter().find(|(cidr, held)| {
@@ -521,17 +525,21 @@ impl Blocks {
             pool: held.pool.clone(),
             term: self.term,
             newly_claimed: held.newly_claimed,
+            inherited: held.inherited,
             vacant,
             take_up: (found && held.phase == Phase::Unverified).then(by),
             rules,
         };
-        let ears = Ears {
+        calls::verify(self.api.clone(), self.ears(), question).boxed()
+    }
+
+    fn ears(&self) -> Ears {
+        Ears {
             routes: self.shared.routes.clone(),
             witness: Arc::clone(&self.shared.witness),
             clock: self.shared.options.clock.clone(),
             deaf_until: self.deaf_until,
-        };
-        calls::verify(self.api.clone(), ears, question).boxed()
+        }
     }
 
     /// How long nothing needs to be done unless something changes.

@@ -63,6 +63,8 @@ pub(super) struct Question {
     /// The term in which this is asked.
     pub(super) term: Term,
     pub(super) newly_claimed: bool,
+    /// Another machine of this Node might hand out from it until a moment ago.
+    pub(super) inherited: bool,
     /// No pod of this node is known to be in it, so that it can wait for what peers say.
     pub(super) vacant: bool,
     /// What to write into the block first, different each time.
@@ -88,11 +90,30 @@ impl Ears {
             tokio::time::sleep(DEAF_LOOK).await;
         }
     }
+
+    /// After history went backwards the API server may have forgotten whose a block is. Its owner says it
+    /// again as soon as it notices, but announces it all the while: who hears too few peers claims
+    /// nothing then, and takes up nothing.
+    async fn trust(
+        &self,
+        term: Term,
+        rules: Rules,
+        what: impl FnOnce() -> String,
+    ) -> Result<(), IpamError> {
+        if term.history == 0 || !rules.hold(Rule::HearFirst) {
+            return Ok(());
+        }
+        match self.witness.why_deaf(Duration::ZERO).await {
+            Some(why) => Err(IpamError::Deaf { what: what(), why }),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A claim to be tried.
 pub(super) struct Attempt {
     pub(super) term: Term,
+    pub(super) rules: Rules,
     pub(super) node: ObjectReference,
     pub(super) claim: Claim,
     /// Prefixes of blocks that somebody has.
@@ -156,11 +177,16 @@ async fn verification(
         return Ok(answer);
     }
     // This node announces a block only once it is confirmed, so that of one just claimed even a
-    // looped announcement is not of this process. One that was found it may have announced before.
-    let counts = |heard: &&Heard| question.newly_claimed || !heard.looped;
+    // looped announcement is not of this process; nor is one of a block that rested without a pod. Any
+    // other that was found it may have announced before.
+    let of_another = question.newly_claimed || (question.inherited && question.vacant);
+    let counts = |heard: &&Heard| of_another || !heard.looped;
     // A restored API may show one that this node had given back, and whose next owner it forgot.
     if question.newly_claimed || question.vacant {
         ears.open().await;
+        let what =
+            || format!("block {cidr} is not used yet: the API server's history went backwards");
+        ears.trust(question.term, question.rules, what).await?;
     }
     let heard = ears.witness.heard(cidr).await;
     let heard = heard.iter().find(counts).map(announcement);
@@ -174,9 +200,14 @@ async fn verification(
 }
 
 /// Claims the block that is named, or tries candidates of the pools in order until one is created.
-pub(super) async fn claim(api: BlockApi, attempt: Attempt) -> Done {
-    let Attempt { term, node, claim, taken, reserved } = attempt;
+pub(super) async fn claim(api: BlockApi, ears: Ears, attempt: Attempt) -> Done {
+    let Attempt { term, rules, node, claim, taken, reserved } = attempt;
     let mut claimed = Claimed { term, ..Claimed::default() };
+    let what = || "no block is claimed: the API server's history went backwards".to_owned();
+    if let Err(error) = ears.trust(term, rules, what).await {
+        claimed.error = Some(error);
+        return Done::Claimed(Box::new(claimed));
+    }
     match claim {
         Claim::Block(pool, cidr) => claim_block(&api, &pool, cidr, node, &mut claimed).await,
         Claim::OneOf(pools) => {

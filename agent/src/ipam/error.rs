@@ -27,6 +27,17 @@ pub enum IpamError {
         /// The Lease.
         lease: String,
     },
+    /// Others may hold what is asked for, and announce it unheard.
+    #[error(
+        "{what}: {why}, so that a machine that has pods in it may announce it unheard; mend the \
+         sessions (cairn bgp peers)"
+    )]
+    Deaf {
+        /// What was wanted.
+        what: String,
+        /// Why hearing nothing says nothing.
+        why: String,
+    },
     /// The node's Lease carries the mark that this machine is off.
     #[error("Lease {lease} says that this machine is off: nothing is written to it")]
     MarkedOff {
@@ -61,7 +72,9 @@ impl IpamError {
         match self {
             IpamError::Silent { .. } => true,
             IpamError::Api { .. } => self.code().is_none_or(|code| code >= 500),
-            IpamError::NotOurs { .. } | IpamError::MarkedOff { .. } => false,
+            IpamError::NotOurs { .. } | IpamError::MarkedOff { .. } | IpamError::Deaf { .. } => {
+                false
+            }
         }
     }
 }

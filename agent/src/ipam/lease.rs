@@ -8,7 +8,8 @@
 //!                    of another Node object ────────────► take over (its blocks are not ours)
 //!                    another boot, the same machine ────► take over: a reboot ended its pods
 //!                    another boot, another machine ─────► take over; its blocks rest until 1.25 x
-//!                                                         its promise has passed, or it is off
+//!                                                         its promise has passed and peers are
+//!                                                         heard, or it is off
 //!  mark names this boot ────────────────────────────────► write nothing, hand out nothing
 //! ```
 
@@ -89,6 +90,7 @@ pub(super) async fn run(shared: Shared) {
             Ok(uid) => match keeper.write(&uid).await {
                 Ok(()) => {
                     problems.extend(keeper.raise(sent));
+                    problems.extend(keeper.deaf.clone());
                     interval
                 }
                 Err(error) => {
@@ -140,6 +142,8 @@ struct Keeper {
     waits: Option<(String, Duration)>,
     /// What was written last still names that machine.
     others_rest: bool,
+    /// Why its blocks rest although the wait is over.
+    deaf: Option<String>,
     /// The version that the last write of which this node heard gave the Lease: this process's, or that
     /// of an earlier one of this boot. And the epoch in which it was written.
     wrote: Option<(u64, u64)>,
@@ -158,6 +162,7 @@ impl Keeper {
             shared,
             waits: None,
             others_rest: false,
+            deaf: None,
         }
     }
 
@@ -225,7 +230,11 @@ impl Keeper {
         }
         let own_secs = i32::try_from(options.offline.as_secs()).unwrap_or(i32::MAX);
         let old_secs = spec.lease_duration_seconds.unwrap_or(0);
-        let rest = taken_over.filter(|from| self.rests(from, off.as_deref(), old_secs));
+        self.deaf = None;
+        let rest = match taken_over {
+            Some(from) if self.rests(&from, off.as_deref(), old_secs).await => Some(from),
+            _ => None,
+        };
         // The promise of the other machine has to stand there until it is over: a restart of this
         // process waits for it again. One that is longer than what is kept is always safe.
         let secs = if rest.is_some() { own_secs.max(old_secs) } else { own_secs };
@@ -313,8 +322,9 @@ impl Keeper {
         }))
     }
 
-    /// Whether the promise of the machine that `from` names may still stand.
-    fn rests(&self, from: &str, off: Option<&str>, promise_secs: i32) -> bool {
+    /// Whether the promise of the machine that `from` names may still stand, or its pods may run on
+    /// unheard: who hears its peers knows of them by its announcements (IPAM rules 3 and 5).
+    async fn rests(&mut self, from: &str, off: Option<&str>, promise_secs: i32) -> bool {
         if !self.shared.options.rules.hold(Rule::OtherMachineWaits) {
             return false;
         }
@@ -325,10 +335,23 @@ impl Keeper {
         match &self.waits {
             Some((known, since)) if known == from => {
                 let wait = promise.saturating_add(promise / 4);
-                self.shared.now() < since.saturating_add(wait)
+                if self.shared.now() < since.saturating_add(wait) {
+                    return true;
+                }
             }
-            _ => true,
+            _ => return true,
         }
+        if self.shared.options.rules.hold(Rule::HearFirst) {
+            let node = &self.shared.options.node;
+            self.deaf = self.shared.why_deaf().await.map(|why| {
+                format!(
+                    "what the machine that had Node {node} before has claimed stays closed: {why}, so \
+                     that it may still announce that unheard; mend the sessions (cairn bgp peers), or \
+                     if that machine is off: cairn ipam fence {node}"
+                )
+            });
+        }
+        self.deaf.is_some()
     }
 }
 

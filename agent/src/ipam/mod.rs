@@ -180,6 +180,12 @@ impl Shared {
         self.options.clock.now()
     }
 
+    /// Why a machine that is still on may announce its blocks unheard by this node.
+    async fn why_deaf(&self) -> Option<String> {
+        let lasting = HEARING_MIN.min(self.options.offline / 8);
+        self.witness.why_deaf(lasting).await
+    }
+
     /// The UID of the Node for which this agent may act, or why it may not (IPAM rule 5).
     fn membership(&self) -> Result<String, Standing> {
         if self.promise.borrow().marked_off {
@@ -235,3 +241,7 @@ impl Reports {
         });
     }
 }
+
+/// How long a session has to have lasted, or an eighth of the promise where that is shorter: by then a
+/// router that began anew has heard what others announce.
+const HEARING_MIN: Duration = Duration::from_secs(60);

@@ -144,10 +144,6 @@ fn on_every_core<T: Send>(items: impl Iterator<Item = T> + Send, work: impl Fn(T
     });
 }
 
-/// Stories that still end with an address that two pods hold, each by its test and seed: they are told at each
-/// run, and one that ends well must go from here. docs/reference/address-safety.md says what is known.
-const KNOWN_HOLES: [(&str, u64); 1] = [("no_address_is_held_twice_whatever_happens", 19)];
-
 /// Runs a scenario for many seeds on every core, or for the one that the environment names.
 fn for_seeds(test: &str, count: u64, scenario: Scenario) {
     let seeds = match number("CAIRN_SIM_SEED") {
@@ -157,16 +153,10 @@ fn for_seeds(test: &str, count: u64, scenario: Scenario) {
             first..first + number("CAIRN_SIM_SEEDS").unwrap_or(count)
         }
     };
-    let known: Vec<u64> = KNOWN_HOLES.iter().filter(|(t, _)| *t == test).map(|(_, s)| *s).collect();
-    let known: Vec<u64> = known.into_iter().filter(|seed| seeds.contains(seed)).collect();
     let totals = Mutex::new(Totals::default());
     let began = Instant::now();
     on_every_core(seeds, |seed| {
-        if known.contains(&seed) {
-            let outcome = play(&setup(seed, Rules::ALL), scenario);
-            let found = outcome.violation.expect("a hole that is closed: take it from KNOWN_HOLES");
-            println!("{test}: KNOWN HOLE, not closed: seed {seed}: {found}");
-        } else if totals.lock().expect("the totals").violations.len() < VIOLATIONS_MAX {
+        if totals.lock().expect("the totals").violations.len() < VIOLATIONS_MAX {
             let outcome = play(&setup(seed, Rules::ALL), scenario);
             totals.lock().expect("the totals").add(seed, &outcome);
         }

@@ -93,6 +93,7 @@ pub fn path(rule: Rule) -> Path {
         Rule::OneMachine => directed(|world| api::two_machines_at_once(world).boxed()),
         Rule::OtherMachineWaits => directed(|world| second_machine(world).boxed()),
         Rule::LeaseAfterFound => directed(|world| first_is_back(world).boxed()),
+        Rule::HearFirst => directed(|world| second_is_deaf(world).boxed()),
         Rule::AliasFirst => directed(|world| node::agent_dies_in_an_add(world).boxed()),
         Rule::ExclusiveHostRoute => directed(|world| node::another_owner_in_an_add(world).boxed()),
         Rule::OwnKernel => directed(|world| node::another_owner_before_the_start(world).boxed()),
@@ -311,8 +312,8 @@ async fn cut_off(world: &mut World, wait: Wait) {
     }
 }
 
-/// A second machine registers under the name of one that lives and is cut off (5).
-async fn second_machine(world: &mut World) {
+/// A machine with a pod that is cut off, and a second one that registers under its name and starts.
+async fn second_of_a_name(world: &mut World) -> (usize, usize) {
     world.calm().await;
     let first = world.follower();
     world.start_many(first, 1);
@@ -320,6 +321,12 @@ async fn second_machine(world: &mut World) {
     world.cut_off(first);
     let second = world.add_machine(&world.machines[first].node.clone());
     world.start(second);
+    (first, second)
+}
+
+/// A second machine registers under the name of one that lives and is cut off (5).
+async fn second_machine(world: &mut World) {
+    let (first, second) = second_of_a_name(world).await;
     // A process that ends as soon as it has the Lease leaves one behind that the Lease already names.
     world.pass(world.dice.millis(10, 200)).await;
     world.machines[second].kill_agents();
@@ -336,13 +343,7 @@ async fn second_machine(world: &mut World) {
 /// A second machine takes over the name of one that is cut off, and is cut off itself when that one is
 /// back, whose fence has stood all the while, and whose next write of its Lease takes long (5).
 async fn first_is_back(world: &mut World) {
-    world.calm().await;
-    let first = world.follower();
-    world.start_many(first, 1);
-    world.go_on(Duration::from_secs(3)).await;
-    world.cut_off(first);
-    let second = world.add_machine(&world.machines[first].node.clone());
-    world.start(second);
+    let (first, second) = second_of_a_name(world).await;
     // As long as the fence may stand: it claims, and its pods start.
     for _ in 0..3 {
         world.go_on(Duration::from_secs(2)).await;
@@ -364,6 +365,25 @@ async fn first_is_back(world: &mut World) {
     for _ in 0..4 {
         world.start_many(first, 1);
         world.go_on(Duration::from_secs(2)).await;
+    }
+}
+
+/// A machine with pods reaches no API server but the fabric, and a second one takes over its name, which
+/// reaches the API server and hears nobody (5).
+async fn second_is_deaf(world: &mut World) {
+    world.calm().await;
+    let first = world.follower();
+    world.start_many(first, 3);
+    world.go_on(Duration::from_secs(3)).await;
+    world.story.say(format_args!("m{first}: no way to the API"));
+    world.machines[first].way.cut();
+    let second = world.add_machine(&world.machines[first].node.clone());
+    world.around.fabric.set_cut(second, true);
+    world.start(second);
+    world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(4)).await;
+    for _ in 0..4 {
+        world.start_many(second, 3);
+        world.go_on(Duration::from_secs(3)).await;
     }
 }
 

@@ -171,8 +171,7 @@ impl Returns {
         if by_word || !self.shared.options.rules.hold(Rule::LeaderLooksForRoutes) {
             return None;
         }
-        let lasting = HEARING_MIN.min(self.shared.options.offline / 8);
-        self.shared.witness.why_deaf(lasting).await
+        self.shared.why_deaf().await
     }
 
     async fn block(&self, planned: &NodeReturn, block: &BlockSeen) -> Result<Outcome, IpamError> {
@@ -314,9 +313,6 @@ impl Pace {
 /// twelve minutes, and a server that serves thousands a second does not notice.
 const CALLS_PER_SEC_MAX: u32 = 100;
 const CALL_INTERVAL: Duration = Duration::from_micros(1_000_000 / CALLS_PER_SEC_MAX as u64);
-/// How long a session has to have lasted, or an eighth of the promise where that is shorter: by then a
-/// router that began anew has heard what others announce.
-const HEARING_MIN: Duration = Duration::from_secs(60);
 /// Returns under way at once.
 const CALLS_AT_ONCE_MAX: usize = 4;
 /// Sentences about blocks that stay.
