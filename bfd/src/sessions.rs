@@ -214,6 +214,7 @@ impl Sessions {
         let remote = session.remote();
         Some(SessionStatus {
             spec: spec.clone(),
+            at_ms: None,
             state: session.state(),
             diagnostic: session.diagnostic(),
             for_ms: millis(now.saturating_duration_since(session.since())),

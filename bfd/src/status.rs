@@ -12,6 +12,9 @@ pub struct SessionStatus {
     /// What it was asked to be.
     #[serde(flatten)]
     pub spec: SessionSpec,
+    /// When this was told, by the kernel's CLOCK_MONOTONIC, in milliseconds. A `cairn bfd` of before does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub at_ms: Option<u64>,
     /// Its state.
     pub state: State,
     /// Why it came into this state.
@@ -38,6 +41,14 @@ pub struct SessionStatus {
     /// What keeps packets from going, and what to do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// The kernel's CLOCK_MONOTONIC, in milliseconds: all processes of a machine count from the same moment.
+#[cfg(feature = "daemon")]
+pub fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let (secs, nanos) = (now.tv_sec.unsigned_abs(), now.tv_nsec.unsigned_abs());
+    secs.saturating_mul(1_000).saturating_add(nanos / 1_000_000)
 }
 
 /// The other side of a session.

@@ -489,3 +489,26 @@ fn equal_paths_may_have_to_be_the_same_paths() {
     bench.multipath(Multipath { paths_max: 4, same_as_path: false });
     assert_eq!(in_use(&bench), ["p1", "p2", "p3"], "and back");
 }
+
+/// Several reflectors that show one next hop leave room for another.
+#[test]
+fn equal_paths_have_different_next_hops_where_there_are_some() {
+    let mut bench = Bench::new();
+    let peers: Vec<_> = (0..5).map(|_| bench.peer(65001)).collect();
+    for (peer, last) in peers.iter().zip([101, 101, 101, 102, 103]) {
+        let path = Path::of(&[65001]).via(&format!("198.51.100.{last}"));
+        bench.announce(*peer, "10.1.0.0/16", &path);
+    }
+    for (paths_max, expected) in [
+        (1, &["p1"][..]),
+        (2, &["p1", "p4"]),
+        (3, &["p1", "p4", "p5"]),
+        (4, &["p1", "p4", "p5", "p2"]),
+        (5, &["p1", "p2", "p3", "p4", "p5"]),
+    ] {
+        bench.multipath(Multipath { paths_max, same_as_path: false });
+        let all = (0..5).map(|index| bench.candidate("10.1.0.0/16", index));
+        let used = all.filter(|c| c.best || c.multipath).map(|c| c.peer.unwrap());
+        assert_eq!(used.collect::<Vec<_>>(), expected, "{paths_max}");
+    }
+}

@@ -96,7 +96,8 @@ fn wanted(
         let Some(bfd) = peer.bfd else { continue };
         let spec = spec(config, peer, bfd);
         match spec.check() {
-            Ok(()) => drop(peers.insert(spec.path.clone(), (name.clone(), spec))),
+            // One that waits takes no path from a peer that has a session there.
+            Ok(()) => drop(peers.entry(spec.path.clone()).or_insert((name.clone(), spec))),
             Err(error) => problems.push(format!("{name} is without BFD: {error}")),
         }
     }
@@ -292,8 +293,12 @@ fn is_news(told: &mut BTreeMap<BfdPath, u64>, session: &SessionStatus) -> bool {
 fn dead_path(session: &SessionStatus) -> Option<DeadPath> {
     // A `cairn bfd` of before does not say when the path was alive.
     let alive_ms = session.alive_for_ms.or(session.lost_for_ms)?;
+    // It may have waited to be read: what was alive then is not alive now.
+    let waited =
+        session.at_ms.map(|at| cairn_bfd::status::now_ms().saturating_sub(at)).unwrap_or_default();
     Some(DeadPath {
-        alive_at: Instant::now().checked_sub(Duration::from_millis(alive_ms))?,
+        alive_at: Instant::now()
+            .checked_sub(Duration::from_millis(alive_ms.saturating_add(waited)))?,
         // The C bit of ours is always set.
         peer_independent: session.peer.control_plane_independent,
         text: session.diagnostic.to_string(),
@@ -345,7 +350,9 @@ mod tests {
             multipath: Multipath { paths_max: 1, same_as_path: false },
         };
         let waits = PeerConfig { bfd, ..PeerConfig::new(Ipv4Addr::new(10, 0, 0, 7).into(), 65002) };
-        let waiting = BTreeMap::from([("bgppeer/p7".into(), waits)]);
+        // A new name for p2, whose password is not there yet.
+        let (_, again) = peer(2, 65002, 1, bfd);
+        let waiting = BTreeMap::from([("bgppeer/p7".into(), waits), ("bgppeer/p8".into(), again)]);
         let (peers, problems) = wanted(&config, &waiting);
         let seen: Vec<_> = peers
             .values()

@@ -26,7 +26,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use crate::control::{Overview, REPORT_MAX, Report, Request, encode};
 use crate::session::Jitter;
 use crate::sessions::{Id, Output, Sessions};
-use crate::status::{Discarded, SessionStatus};
+use crate::status::{Discarded, SessionStatus, now_ms};
 use crate::wire::State;
 
 use clients::Clients;
@@ -168,7 +168,7 @@ impl Daemon {
     }
 
     fn tell(&mut self, now: Instant, id: Id) {
-        let Some(status) = self.sessions.status(now, id) else { return };
+        let Some(status) = self.status(now, id) else { return };
         let state = (status.state, status.problem.clone());
         if self.logged_states.get(&id) != Some(&state) {
             self.logged_states.insert(id, state);
@@ -179,10 +179,14 @@ impl Daemon {
         }
     }
 
+    fn status(&self, now: Instant, id: Id) -> Option<SessionStatus> {
+        Some(SessionStatus { at_ms: Some(now_ms()), ..self.sessions.status(now, id)? })
+    }
+
     fn overview(&self, now: Instant) -> Overview {
         let wanted = self.sessions.wanted();
         Overview {
-            sessions: wanted.filter_map(|(id, _)| self.sessions.status(now, id)).collect(),
+            sessions: wanted.filter_map(|(id, _)| self.status(now, id)).collect(),
             discarded: self.sessions.discarded(),
             priority_problem: self.priority_problem.clone(),
         }

@@ -113,7 +113,37 @@ pub(crate) fn rank<C, V: CandidateView<C>>(
     if multipath.same_as_path {
         equals = same_as_path_first(view, candidates, equals);
     }
-    Ranking { selected: equals.min(usize::from(multipath.paths_max.max(1))) }
+    let paths_max = usize::from(multipath.paths_max.max(1));
+    if paths_max > 1 && equals > paths_max {
+        distinct_next_hops_first(view, candidates, equals, paths_max);
+    }
+    Ranking { selected: equals.min(paths_max) }
+}
+
+/// Of more equals than there is room for, moves those that repeat a next hop behind the others, which stay in
+/// their order: several reflectors that show one next hop leave room for another.
+fn distinct_next_hops_first<C>(
+    view: &impl CandidateView<C>,
+    candidates: &mut [C],
+    equals: usize,
+    paths_max: usize,
+) {
+    let next_hop = |c: &C| view.attributes(c).map(|attributes| attributes.next_hop);
+    let mut distinct = 1;
+    for index in 1..equals {
+        let Some((before, [candidate, ..])) = candidates.split_at_checked(index) else { return };
+        let mut known = before.iter().take(distinct).map(next_hop);
+        if known.any(|known| known == next_hop(candidate)) {
+            continue;
+        }
+        if let Some(between) = candidates.get_mut(distinct..=index) {
+            between.rotate_right(1);
+        }
+        distinct += 1;
+        if distinct == paths_max {
+            return;
+        }
+    }
 }
 
 /// Of equal candidates in tie-break order, moves those with the AS_PATH of the first one before the

@@ -565,11 +565,12 @@ impl World {
         let mut fib = BTreeMap::new();
         for prefix in &prefixes {
             let mut next_hops = Vec::new();
-            for (_, route) in self.best(*prefix).iter().take(self.multipath_max.into()) {
+            for (_, route) in self.best(*prefix) {
                 if !next_hops.contains(&route.next_hop) {
                     next_hops.push(route.next_hop);
                 }
             }
+            next_hops.truncate(self.multipath_max.into());
             if !next_hops.is_empty() && !self.originated.contains_key(prefix) {
                 fib.insert(*prefix, next_hops);
             }
