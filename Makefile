@@ -21,7 +21,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab lab-deps test check fmt clippy doc core deny typos shellcheck generated render \
-        e2e e2e-deps sim bench bench-bgp bench-cni bench-ipam bench-kernel crds fuzz image tools test-deps clean
+        e2e e2e-deps sim bench bench-bgp bench-cni bench-ipam bench-kernel bench-reflector crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -106,6 +106,11 @@ bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--on
 	scripts/install-bench-deps.sh
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(TARGET_DIR)/release/cairn-bench bgp $(BENCH_ARGS)
+
+bench-reflector: ## A route reflector with 1,000 clients, beside BIRD 2 (root; BENCH_ARGS="--runs 5")
+	scripts/install-bench-deps.sh
+	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
+	$(TARGET_DIR)/release/cairn-bench reflector $(BENCH_ARGS)
 
 bench-cni: ## Pods that start and end, beside other plugins (root; BENCH_ARGS="--pods 100 --runs 5")
 	scripts/install-bench-deps.sh

@@ -7,6 +7,7 @@
 //! ```text
 //! cairn-bench [--quick] [--only wire|rib|kernel|ipam]... [-o json]
 //! cairn-bench bgp ...       our speaker beside other daemons: see [`bgp`]
+//! cairn-bench reflector ... a route reflector with 1,000 clients beside BIRD 2: see [`bgp::reflector`]
 //! cairn-bench ipam ...      the IPAM at the size of a cluster: see [`cluster`]
 //! cairn-bench kernel ...    routes in the kernel beside other writers of them: see [`fib`]
 //! cairn-bench cni ...       pods that start and end, beside other plugins: see [`cni`]
@@ -117,6 +118,7 @@ fn main() -> ExitCode {
         Some("ipam") => return cluster::main(arguments.skip(1)),
         Some("kernel") => return fib::main(arguments.skip(1)),
         Some("cni") => return cni::main(arguments.skip(1)),
+        Some("reflector") => return bgp::reflector::main(arguments.skip(1)),
         Some("latency") => return latency::main(arguments.skip(1)),
         Some("bgp-copier") => return bgp::copier::main(arguments.skip(1)),
         _ => {}

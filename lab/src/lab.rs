@@ -1,11 +1,11 @@
 //! A running lab: the data centre, the cluster's API, the processes and the pods.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::cluster::{API_PORT, Cluster, kubeconfig};
-use crate::datacenter::{DataCenter, Layout, Node, Role, fabric, routers};
+use crate::datacenter::{DataCenter, Layout, Node, Rack, Role, fabric, routers};
 use crate::error::Error;
 use crate::options::LabOptions;
 use crate::pod::{Plugin, Pod};
@@ -69,17 +69,48 @@ impl Lab {
     /// [`Error::Io`] when a program cannot be started.
     pub fn start(&mut self, workspace: &Workspace) -> Result<(), Error> {
         let machines: Vec<String> = self.centre.machines().map(|(name, _)| name.into()).collect();
-        for machine in machines {
-            let mut command = self.programs.cairn();
-            command.arg("bfd").arg("--run-dir").arg(workspace.machine(&machine)?);
-            self.spawn(&bfd_of(&machine), &machine, command, workspace)?;
-        }
+        machines.iter().try_for_each(|machine| self.start_bfd(machine, workspace))?;
         for (router, text) in routers::files(&self.centre.layout)? {
             workspace.write(workspace.machine(&router)?.join(SPEAKER_FILE), &text)?;
             self.start_speaker(&router, workspace)?;
         }
         let nodes: Vec<Node> = self.centre.layout.nodes().cloned().collect();
         nodes.iter().try_for_each(|node| self.start_agent(&node.name(), workspace))
+    }
+
+    fn start_bfd(&mut self, machine: &str, workspace: &Workspace) -> Result<(), Error> {
+        let mut command = self.programs.cairn();
+        command.arg("bfd").arg("--run-dir").arg(workspace.machine(machine)?);
+        self.spawn(&bfd_of(machine), machine, command, workspace)
+    }
+
+    /// Takes the power of a rack's router.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when its links cannot be taken down.
+    pub fn power_off(&mut self, rack: &Rack) -> Result<(), Error> {
+        let tor = rack.tor();
+        self.kill(&bfd_of(&tor));
+        self.kill(&tor);
+        self.centre.set_links(rack, false)
+    }
+
+    /// Boots a rack's router: its links first, then what runs on it.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] or [`Error::Io`] for the part that does not start.
+    pub fn power_on(&mut self, rack: &Rack, workspace: &Workspace) -> Result<(), Error> {
+        let tor = rack.tor();
+        self.centre.set_links(rack, true)?;
+        self.start_bfd(&tor, workspace)?;
+        self.start_speaker(&tor, workspace)
+    }
+
+    /// Makes the agent or the speaker of a machine stand still, or lets it go on.
+    pub fn freeze(&self, machine: &str, still: bool) {
+        if let Some(process) = self.processes.get(machine) {
+            process.freeze(still);
+        }
     }
 
     /// Starts the speaker of a router again, on the file that it had.
@@ -147,6 +178,17 @@ impl Lab {
     /// How many session ends these machines say are established, together.
     pub fn established_on(&self, machines: &[String]) -> usize {
         machines.iter().map(|machine| self.established(machine)).sum()
+    }
+
+    /// Every established session of the machines, with when it came up.
+    pub fn sessions(&self) -> BTreeSet<(String, String, String)> {
+        let machines = self.centre.machines().map(|(name, _)| name.to_owned());
+        let of = |machine: String| {
+            let report = status::ask(&self.programs.run.join(&machine)).unwrap_or_default();
+            let ups = status::ups(report);
+            ups.into_iter().map(move |(peer, since)| (machine.clone(), peer, since))
+        };
+        machines.flat_map(of).collect()
     }
 
     /// The CNI plugin as the runtime of `node` calls it.

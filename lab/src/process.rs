@@ -81,6 +81,14 @@ impl Process {
         }
     }
 
+    /// Makes it stand still, or lets it go on.
+    pub fn freeze(&self, still: bool) {
+        let signal = if still { Signal::STOP } else { Signal::CONT };
+        let id = i32::try_from(self.id()).ok().and_then(rustix::process::Pid::from_raw);
+        // It fails only for a process that has ended.
+        let _ = id.map(|id| rustix::process::kill_process(id, signal));
+    }
+
     /// Kills the process as a crash would, and waits for its end.
     pub fn kill(&mut self) {
         // Both fail only for a process that has ended.

@@ -36,6 +36,13 @@ pub fn established(report: &BGPNodeStatusSpec) -> usize {
     report.sessions.iter().filter(|session| session.state == "Established").count()
 }
 
+/// The established sessions by their peers, with when each came up.
+pub fn ups(report: BGPNodeStatusSpec) -> Vec<(String, String)> {
+    let up = report.sessions.into_iter().filter(|session| session.state == "Established");
+    up.map(|session| (session.peer, session.since.map(|at| at.0.to_string()).unwrap_or_default()))
+        .collect()
+}
+
 /// The control socket's protocol is agent/src/control/protocol.rs.
 const REQUEST: &[u8] = b"{\"version\":1,\"ask\":\"status\"}\n";
 const SOCKET: &str = "cairn.sock";

@@ -147,7 +147,15 @@ impl Frr {
         let common = ["-z", &zserv, "--vty_socket", &sockets, "-P", "0", "--log", "stdout"];
         let zebra = [&common[..], &["-f", "/dev/null", "-i", &pid]].concat();
         let bgpd = [&common[..], &["-f", &file, "-i", &bgp_pid, "-l", &local]].concat();
-        for (program, arguments, socket) in [(ZEBRA, zebra, "zebra.vty"), (BGPD, bgpd, "bgpd.vty")]
+        let [bfd_pid, bfd_control] = ["bfdd.pid", "bfdd.ctl"].map(|name| self.parts.path(name));
+        let bfdd = ["-f", "/dev/null", "-i", &bfd_pid, "--bfdctl", &bfd_control];
+        let bfdd = [&common[..], &bfdd].concat();
+        // Where the configuration speaks of BFD.
+        let with_bfd = self.parts.setup.more.contains(" bfd ");
+        for (program, arguments, socket) in [(ZEBRA, zebra, "zebra.vty")]
+            .into_iter()
+            .chain(with_bfd.then_some((BFDD, bfdd, "bfdd.vty")))
+            .chain([(BGPD, bgpd, "bgpd.vty")])
         {
             let socket = self.parts.far.path(&self.parts.path(socket));
             // One that a killed daemon left.
@@ -255,5 +263,7 @@ const FILE: &str = "bgpd.conf";
 const ZEBRA: &str = "/usr/lib/frr/zebra";
 /// From Debian's package frr.
 const BGPD: &str = "/usr/lib/frr/bgpd";
+/// From Debian's package frr.
+const BFDD: &str = "/usr/lib/frr/bfdd";
 /// From Debian's package frr.
 const VTYSH: &str = "/usr/bin/vtysh";

@@ -1,9 +1,10 @@
-//! `cairn speaker` and `cairn bfd` beside each other, with BIRD 2 on the other side of a link.
+//! `cairn speaker` and `cairn bfd` beside each other, with BIRD 2 or FRR on the other side of a link.
 
 use std::time::{Duration, Instant};
 
 use cairn_tests::bird::Bird;
 use cairn_tests::daemon::{Daemon, Setup, Transport};
+use cairn_tests::frr::Frr;
 use cairn_tests::link::{Link, wait_for};
 use cairn_tests::process::Process;
 use cairn_tests::program::{Program, built};
@@ -46,6 +47,18 @@ struct Bed {
     link: Link,
 }
 
+/// FRR's lines: an interval of 300 ms, three times, and our C bit is to count.
+const BFD_OF_FRR: &str =
+    " neighbor 10.0.0.1 bfd 3 300 300\n neighbor 10.0.0.1 bfd check-control-plane-failure\n";
+
+/// `cairn bfd` in the run directory of the speaker.
+fn start_bfd(link: &Link) -> Process {
+    let run_dir = link.far().path("/run/cairn");
+    let arguments = ["bfd", "--run-dir"].map(str::to_owned).into_iter();
+    let arguments: Vec<_> = arguments.chain([run_dir.display().to_string()]).collect();
+    Process::start(&built("cairn"), &arguments, &link.far().path("/run/cairn-bfd.log"))
+}
+
 impl Bed {
     async fn new() -> Bed {
         let link = Link::new();
@@ -65,18 +78,10 @@ impl Bed {
             || bed.status().to_string().contains(problem),
             || bed.speaker.log(),
         );
-        bed.start_bfd();
+        bed.bfd = Some(start_bfd(&bed.link));
         bed.until_both_up();
         assert!(!bed.status().to_string().contains(problem), "{}", bed.status());
         bed
-    }
-
-    fn start_bfd(&mut self) {
-        let run_dir = self.link.far().path("/run/cairn");
-        let arguments = ["bfd", "--run-dir"].map(str::to_owned).into_iter();
-        let arguments: Vec<_> = arguments.chain([run_dir.display().to_string()]).collect();
-        let log = self.link.far().path("/run/cairn-bfd.log");
-        self.bfd = Some(Process::start(&built("cairn"), &arguments, &log));
     }
 
     fn status(&self) -> Value {
@@ -170,4 +175,44 @@ async fn bfd_is_taken_away() {
     wait_for("BIRD's BFD is down", || !bird().contains("Up"), || bed.why());
     bed.until_learned().await;
     assert!(!bed.last_error().contains("BFD"), "{}", bed.why());
+}
+
+/// FRR keeps the routes of a speaker that is killed while BFD goes on, and takes them up again; a link that is cut
+/// takes FRR's route away in spite of graceful restart.
+#[tokio::test]
+async fn with_frr() {
+    let link = Link::new();
+    let setup = Setup {
+        graceful_restart: true,
+        more: BFD_OF_FRR.into(),
+        ..Setup::new(Transport::V4, 65002, 65001)
+    };
+    let frr = Frr::start(&link, &setup.announcing(&["172.16.2.0/24"]));
+    let speaker = Program::start(&link, FILE);
+    let _bfd = start_bfd(&link);
+    let frr_bfd = || frr.json("show bfd peers json")[0]["status"].clone();
+    let why = || format!("{}\n{:?}", frr.log(), frr.ask(&["show bfd peers"]));
+    frr.until_learned("172.16.1.0/24").await;
+    wait_for("FRR's BFD is up", || frr_bfd() == "up", why);
+    let ours = |program: &Program| program.peer("tor")["state"] == "Established";
+    wait_for("BGP is up", || ours(&speaker), || speaker.log());
+    drop(speaker);
+    // Many detection times.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(frr.learned("172.16.1.0/24").is_some(), "{}", why());
+    assert_eq!(frr_bfd(), "up", "{}", why());
+    let speaker = Program::start_again(&link);
+    wait_for("BGP is up again", || ours(&speaker), || speaker.log());
+    frr.until_learned("172.16.1.0/24").await;
+    let has_route = || {
+        let routes = speaker.ask(&["routes"]).unwrap_or_default();
+        routes.iter().any(|route| route.to_string().contains("172.16.2.0/24"))
+    };
+    wait_for("FRR's route", has_route, || speaker.log());
+    let cut = Instant::now();
+    link.silence(true);
+    wait_for("the route goes", || !has_route(), || speaker.log());
+    assert!(cut.elapsed() < Duration::from_secs(10), "{:?}", cut.elapsed());
+    let error = speaker.peer("tor")["lastError"]["text"].as_str().unwrap_or_default().to_owned();
+    assert!(error.contains("BFD"), "{error}");
 }

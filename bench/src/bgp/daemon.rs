@@ -147,4 +147,4 @@ protocol bgp p{peer} {{
 }
 
 /// From Debian's package bird2.
-const BIRD: &str = "/usr/sbin/bird";
+pub const BIRD: &str = "/usr/sbin/bird";

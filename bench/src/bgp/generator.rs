@@ -311,8 +311,14 @@ pub fn next_type(seen: &mut Vec<u8>) -> Option<u8> {
 
 /// An OPEN without hold time: a peer that is busy sending sends no KEEPALIVE.
 pub fn open(asn: u32, router_id: std::net::Ipv4Addr) -> Vec<u8> {
+    open_with(asn, router_id, &[])
+}
+
+/// The same with more capabilities, encoded.
+pub fn open_with(asn: u32, router_id: std::net::Ipv4Addr, more: &[u8]) -> Vec<u8> {
     let mut capabilities = vec![1, 4, 0, 1, 0, 1, 65, 4];
     capabilities.extend(asn.to_be_bytes());
+    capabilities.extend(more);
     let mut body = vec![4];
     body.extend(AS_TRANS.to_be_bytes());
     body.extend([0, 0]);

@@ -25,6 +25,7 @@ mod daemon;
 pub mod generator;
 mod ledger;
 pub mod namespace;
+pub mod reflector;
 mod report;
 
 use std::path::PathBuf;

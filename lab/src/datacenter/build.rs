@@ -100,6 +100,29 @@ impl DataCenter {
             .map_err(Error::kernel(format!("the end of {name}")))
     }
 
+    /// Takes the links of a rack's router down, and all its routes with them, or up again with the addresses
+    /// that they had.
+    ///
+    /// # Errors
+    /// [`Error::Kernel`] when a link cannot be changed.
+    pub fn set_links(&self, rack: &Rack, up: bool) -> Result<(), Error> {
+        let Some(tor) = self.machine(&rack.tor()) else { return Ok(()) };
+        let ports = rack.nodes.iter().map(Node::name);
+        let change = |name: &str| {
+            let mut routes = tor.routes();
+            let Some(port) = link::find(routes.netlink(), name)? else { return Ok(()) };
+            match up {
+                true => link::set_up(routes.netlink(), port.index),
+                false => link::set_down(routes.netlink(), port.index),
+            }
+        };
+        [SPINE.to_owned(), BRIDGE.to_owned()]
+            .into_iter()
+            .chain(ports)
+            .try_for_each(|name| change(&name))
+            .map_err(Error::kernel(format!("the links of {}", rack.tor())))
+    }
+
     fn connect_rack(&self, rack: &Rack) -> Result<(), Error> {
         let part = |what: String| Error::kernel(what);
         let tor = self.require(&rack.tor());
@@ -152,6 +175,8 @@ fn prepare(role: Role) -> Result<(), cairn_kernel::Error> {
         // Nodes are left to their agent, which must turn forwarding on by itself.
         sysctl::enable_forwarding(Family::V4)?;
         sysctl::enable_forwarding(Family::V6)?;
+        // Of a router that reboots here only the links go down: its addresses are configured, like IPv4's.
+        sysctl::write("ipv6/conf/all/keep_addr_on_down", 1)?;
     }
     Ok(())
 }

@@ -47,6 +47,8 @@ pub fn all(
     report.row(killed(lab, &Killed::Agent(cast.near.name()), &flows, workspace, interrupt)?);
     report.row(killed(lab, &Killed::AllAgents, &flows, workspace, interrupt)?);
     report.row(killed(lab, &Killed::AllRouters, &flows, workspace, interrupt)?);
+    report.row(frozen(lab, &cast.near, &flows, interrupt)?);
+    report.row(rebooted(lab, &cast.far, &flows, workspace, interrupt)?);
     report.row(routes_deleted(lab, &cast.near, &flows, interrupt)?);
     for row in tunnels::devices_deleted(lab, &cast, &flows, interrupt)? {
         report.row(row);
@@ -127,6 +129,63 @@ fn killed(
         "0 lost, sessions back",
         format!("{loss}, {back}"),
         ok && loss.lost == 0,
+    ))
+}
+
+/// An agent stands still for half of the hold time.
+fn frozen(lab: &Lab, node: &Node, flows: &Flows, interrupt: &Interrupt) -> Result<Row, Error> {
+    let name = node.name();
+    let still = Duration::from_secs(timers(&lab.centre.layout).hold_time_secs.into()) / 2;
+    let before = lab.sessions();
+    let at = flows.mark();
+    lab.freeze(&name, true);
+    let slept = interrupt.sleep(still);
+    lab.freeze(&name, false);
+    slept?;
+    // What is late has had its time by then.
+    interrupt.sleep(SETTLE)?;
+    let loss = flows.since(&at);
+    let ended = before.difference(&lab.sessions()).count();
+    Ok(Row::new(
+        format!("agent of {name} stands still for {}", millis(still)),
+        "0 lost, no session ends",
+        format!("{loss}, {ended} of {} ended", before.len()),
+        loss.lost == 0 && ended == 0 && !before.is_empty(),
+    ))
+}
+
+/// The only router of a node's rack reboots: nothing passes meanwhile, and everything afterwards.
+fn rebooted(
+    lab: &mut Lab,
+    node: &Node,
+    flows: &Flows,
+    workspace: &Workspace,
+    interrupt: &Interrupt,
+) -> Result<Row, Error> {
+    let racks = &lab.centre.layout.racks;
+    let rack = racks.iter().find(|rack| rack.number == node.rack).cloned();
+    let what =
+        format!("the router of the rack of {} reboots, dark for {}", node.name(), millis(DOWN));
+    let expected = format!("passes within {} of its start, then 0 lost", millis(REBOOTED));
+    let Some(rack) = rack else { return Ok(Row::new(what, expected, "no rack", false)) };
+    let before = lab.sessions().len();
+    let machines: Vec<String> = lab.centre.machines().map(|(name, _)| name.to_owned()).collect();
+    let at = flows.mark();
+    lab.power_off(&rack)?;
+    interrupt.sleep(DOWN)?;
+    lab.power_on(&rack, workspace)?;
+    let (back, ok) = sessions_back(lab, &machines, before, RECOVERY, interrupt)?;
+    interrupt.sleep(SETTLE)?;
+    let dark = flows.since(&at);
+    let at = flows.mark();
+    interrupt.sleep(SETTLE)?;
+    let after = flows.since(&at);
+    let in_time = dark.gap < DOWN + interrupt.patient(REBOOTED);
+    Ok(Row::new(
+        what,
+        expected,
+        format!("gap {} ms, then {after}, sessions {back}", dark.gap.as_millis()),
+        ok && in_time && dark.lost > 0 && after.lost == 0 && after.sent > 0,
     ))
 }
 
@@ -408,6 +467,8 @@ const BLOCK_SIZE: usize = 16;
 /// Between a kill and the restart, as a kubelet would do it.
 const DOWN: Duration = Duration::from_secs(1);
 const SETTLE: Duration = Duration::from_secs(1);
+/// Sessions, and routes behind them, after a router's links are up.
+const REBOOTED: Duration = Duration::from_secs(4);
 const RECOVERY: Duration = Duration::from_secs(10);
 const AT_ONCE: Duration = Duration::from_secs(1);
 /// When the lost node's agent led, another must take over first, and it counts the fence from the
