@@ -21,6 +21,7 @@ pub mod pod;
 pub mod reconcile;
 pub mod resolve;
 pub mod route;
+pub mod router_discovery;
 pub mod rule;
 pub mod socket;
 pub mod sysctl;

@@ -155,6 +155,14 @@ impl Monitor {
         Monitor::new(subscribe(GROUP_LINKS)?, Netlink::open()?)
     }
 
+    /// As [`Monitor::open_links`], with [`KernelEvent::AddressesChanged`] of IPv6 addresses.
+    ///
+    /// # Errors
+    /// As [`Monitor::open`].
+    pub fn open_link_addresses() -> Result<Monitor, Error> {
+        Monitor::new(subscribe(GROUP_LINKS | GROUP_IPV6_ADDRESSES)?, Netlink::open()?)
+    }
+
     /// Subscribes in `netns`, else as [`Monitor::open`].
     ///
     /// # Errors
@@ -516,7 +524,16 @@ const NETCONFA_IFINDEX_ALL: u32 = u32::MAX;
 /// Links, neighbours, IPv4 and IPv6 addresses, routes and settings, next-hop objects: RTNLGRP_LINK,
 /// _NEIGH, _IPV4_IFADDR, _IPV4_ROUTE, _IPV6_IFADDR, _IPV6_ROUTE, _IPV4_NETCONF, _IPV6_NETCONF and
 /// _NEXTHOP.
-const GROUPS: u32 =
-    GROUP_LINKS | 1 << 2 | 1 << 4 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 23 | 1 << 24 | 1 << 31;
+const GROUPS: u32 = GROUP_LINKS
+    | 1 << 2
+    | 1 << 4
+    | 1 << 6
+    | GROUP_IPV6_ADDRESSES
+    | 1 << 10
+    | 1 << 23
+    | 1 << 24
+    | 1 << 31;
+/// RTNLGRP_IPV6_IFADDR.
+const GROUP_IPV6_ADDRESSES: u32 = 1 << 8;
 /// RTNLGRP_LINK.
 const GROUP_LINKS: u32 = 1;
