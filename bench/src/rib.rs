@@ -287,6 +287,7 @@ fn session(host: u8) -> PeerSession {
         addresses: LocalAddresses {
             ipv4: Some(OWN),
             ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+            link: None,
         },
         promises_end_of_rib: true,
         sends_end_of_rib: true,

@@ -16,6 +16,9 @@ use crate::rib::OriginTable;
 /// A name that is unique among a speaker's peers, such as `mesh/n2` or `bgppeer/tor`.
 pub type PeerName = Arc<str>;
 
+/// The name of a network interface.
+pub type InterfaceName = Arc<str>;
+
 /// The wanted state of one speaker.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SpeakerConfig {
@@ -92,8 +95,15 @@ pub struct Origination {
 /// One configured peer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PeerConfig {
-    /// The peer's address.
+    /// The peer's address; `::` for one that is known by its interface, until the speaker is told who is
+    /// there.
     pub address: IpAddr,
+    /// The interface whose other end is the peer, which has no configured address: a session between
+    /// link-local addresses (RFC 4291 section 2.5.6).
+    pub interface: Option<InterfaceName>,
+    /// The index of that interface, without which a link-local address says nothing (RFC 4007); 0 until
+    /// the speaker is told.
+    pub scope_id: u32,
     /// The peer's TCP port.
     pub port: u16,
     /// The autonomous system number that the peer must show in its OPEN.
@@ -235,6 +245,8 @@ impl PeerConfig {
     pub fn new(address: IpAddr, asn: u32) -> PeerConfig {
         PeerConfig {
             address,
+            interface: None,
+            scope_id: 0,
             port: BGP_PORT,
             asn,
             local_asn: None,
@@ -265,6 +277,21 @@ impl PeerConfig {
             import: Vec::new(),
             export: Vec::new(),
         }
+    }
+
+    /// As [`PeerConfig::new`], for whoever is at the other end of an interface. IPv4 routes have IPv6 next
+    /// hops (RFC 8950), as such an interface needs no IPv4 address.
+    pub fn on_interface(interface: impl Into<InterfaceName>, asn: u32) -> PeerConfig {
+        PeerConfig {
+            interface: Some(interface.into()),
+            extended_next_hop: true,
+            ..PeerConfig::new(Ipv6Addr::UNSPECIFIED.into(), asn)
+        }
+    }
+
+    /// Whether it is known by its interface, and nobody has said yet who is there.
+    pub fn is_unlocated(&self) -> bool {
+        self.interface.is_some() && self.address.is_unspecified()
     }
 }
 
@@ -312,7 +339,9 @@ pub enum ExportScope {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ResetReason {
     /// Another TCP connection.
-    #[error("address, port, AS numbers, source address, multihop or TTL security changed")]
+    #[error(
+        "address, interface, port, AS numbers, source address, multihop or TTL security changed"
+    )]
     Transport,
     /// A first password, or none any more. A changed one is set on the live connection.
     #[error("a password was added or taken away")]
@@ -330,7 +359,8 @@ impl PeerConfig {
     /// taken up by a live session.
     pub fn needs_reset(&self, new: &PeerConfig) -> Option<ResetReason> {
         let transport = |p: &PeerConfig| {
-            (p.address, p.port, p.asn, p.local_asn, p.source_address, p.multihop, p.ttl_security)
+            let ends = (p.address, p.scope_id, p.port, p.source_address);
+            (ends, p.asn, p.local_asn, p.multihop, p.ttl_security)
         };
         let capabilities = |p: &PeerConfig| {
             let next_hops = (p.extended_next_hop, p.next_hop_ipv6);
@@ -338,7 +368,7 @@ impl PeerConfig {
             let add_path = (p.add_path.receive, p.add_path.send_max > 0);
             (p.families, p.hold_time_secs, restart, next_hops, add_path)
         };
-        if transport(self) != transport(new) {
+        if transport(self) != transport(new) || self.interface != new.interface {
             Some(ResetReason::Transport)
         } else if self.password.is_some() != new.password.is_some() {
             Some(ResetReason::Password)

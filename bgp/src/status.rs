@@ -37,8 +37,14 @@ pub struct SpeakerSnapshot {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PeerSnapshot {
-    /// The peer's address.
+    /// The peer's address; `::` while it is not known who is on its interface.
     pub address: IpAddr,
+    /// The interface that the peer is known by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// What is doubtful about who is on its interface, and what to do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub doubt: Option<String>,
     /// The AS number configured for the peer.
     pub remote_asn: u32,
     /// Where the session stands.
@@ -67,6 +73,18 @@ pub struct PeerSnapshot {
     pub negotiated: Option<NegotiatedSnapshot>,
     /// Routes exchanged, by family.
     pub routes: BTreeMap<Family, RouteCounts>,
+}
+
+impl PeerSnapshot {
+    /// Where the peer is, as people write it: with its interface where it is known by that, which stands alone
+    /// while it is not known who is there.
+    pub fn place(&self) -> String {
+        match &self.interface {
+            None => self.address.to_string(),
+            Some(interface) if self.address.is_unspecified() => interface.clone(),
+            Some(interface) => format!("{}%{interface}", self.address),
+        }
+    }
 }
 
 /// One entry of a peer's error history.

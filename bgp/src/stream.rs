@@ -57,6 +57,9 @@ pub struct ReaderConfig {
     pub first_as: Option<u32>,
     /// Attributes that are dropped unseen.
     pub discard_attributes: AttributeTypes,
+    /// Of a global and a link-local next hop (RFC 2545) the link-local one counts: the session runs
+    /// between link-local addresses, and nothing says that the global one is on its link.
+    pub prefers_link_local: bool,
 }
 
 /// Cuts the octets of one connection into messages and decodes them.
@@ -107,7 +110,7 @@ impl Decoder {
                     let error = FsmError::UnexpectedInOpenSent;
                     return Err(Notification::unexpected(error, frame.message_type));
                 };
-                update(frame, context, items)?;
+                update(frame, context, self.config.prefers_link_local, items)?;
             }
             MessageType::Notification => match Notification::decode(&frame.body) {
                 Some(notification) => {
@@ -149,9 +152,13 @@ impl FaultyMessage {
 fn update(
     frame: &Frame,
     context: &UpdateContext,
+    prefers_link_local: bool,
     items: &mut Vec<Item>,
 ) -> Result<(), Notification> {
-    let update = UpdateBody::split(&frame.body)?.decode(context)?;
+    let mut update = UpdateBody::split(&frame.body)?.decode(context)?;
+    if prefers_link_local {
+        update.prefer_link_local();
+    }
     let full = |batch: &UpdateBatch| batch.len() >= UPDATE_BATCH_PREFIXES_MAX;
     match items.last_mut() {
         Some(Item::Updates(batch)) if !full(batch) => batch.push(&update),

@@ -70,7 +70,11 @@ fn the_worst_messages_cost_no_more_by_their_size() {
 fn what_waits_for_more_costs_nothing() {
     let octets = message(2, &body(&[], &[], &vec![0; 60_000]));
     let open = Open::decode(&corpus::octets(corpus::BIRD_OPEN)[19..]).unwrap();
-    let config = ReaderConfig { first_as: None, discard_attributes: AttributeTypes::NONE };
+    let config = ReaderConfig {
+        first_as: None,
+        discard_attributes: AttributeTypes::NONE,
+        prefers_link_local: false,
+    };
     let mut decoder = Decoder::new(open.clone(), config);
     let (mut buffer, mut items) = (BytesMut::with_capacity(1 << 17), Vec::new());
     buffer.extend_from_slice(&open.encode());

@@ -252,6 +252,7 @@ fn session(index: usize) -> PeerSession {
         addresses: LocalAddresses {
             ipv4: Some(Ipv4Addr::new(203, 0, 113, index as u8 + 1)),
             ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, index as u16 + 1)),
+            link: None,
         },
         promises_end_of_rib: true,
         sends_end_of_rib: true,

@@ -65,7 +65,11 @@ impl Bench {
             router_id: Ipv4Addr::new(192, 0, 2, peer as u8 + 1),
             families: Families::NONE.with(V4),
             format: MessageFormat { octets_max: 4096, as4: true, extended_next_hop: false },
-            addresses: LocalAddresses { ipv4: Some(Ipv4Addr::new(192, 0, 2, 9)), ipv6: None },
+            addresses: LocalAddresses {
+                ipv4: Some(Ipv4Addr::new(192, 0, 2, 9)),
+                ipv6: None,
+                link: None,
+            },
             promises_end_of_rib: true,
             sends_end_of_rib: true,
             stale_kept: Families::NONE.with(V4),

@@ -70,7 +70,7 @@ impl Reflector {
                         as4: true,
                         extended_next_hop: false,
                     },
-                    addresses: LocalAddresses { ipv4: Some(router_id), ipv6: None },
+                    addresses: LocalAddresses { ipv4: Some(router_id), ipv6: None, link: None },
                     promises_end_of_rib: true,
                     sends_end_of_rib: true,
                     stale_kept: Families::NONE,

@@ -278,6 +278,7 @@ pub fn path(next_hop: IpAddr) -> FibPath {
     FibPath {
         next_hop,
         link_local: None,
+        link: None,
         peer: Arc::from("peer"),
         sort: SessionSort::Ebgp,
         attributes: Arc::new(attributes),

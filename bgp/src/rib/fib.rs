@@ -33,6 +33,8 @@ pub struct FibPath {
     pub next_hop: IpAddr,
     /// The link-local address beside a global IPv6 next hop (RFC 2545).
     pub link_local: Option<Ipv6Addr>,
+    /// The index of the interface on which a link-local next hop is, where the session says so.
+    pub link: Option<u32>,
     /// Who announced it.
     pub peer: PeerName,
     /// Over which sort of session.

@@ -236,6 +236,7 @@ impl Rib {
             config,
             session: None,
             router_id: Ipv4Addr::UNSPECIFIED,
+            link: None,
             families: [family; 2],
             room: 0,
             catch_up_room: 0,
@@ -286,6 +287,7 @@ impl Rib {
         let identity_changed = peer.router_id != session.router_id;
         peer.session = Some(session);
         peer.router_id = session.router_id;
+        peer.link = session.addresses.link;
         (peer.room, peer.catch_up_room) = (0, 0);
         for family in Family::ALL {
             let in_use = session.families.contains(family);

@@ -96,6 +96,8 @@ pub(crate) struct Peer {
     pub(crate) session: Option<PeerSession>,
     /// Outlives the session, for stale routes.
     pub(crate) router_id: Ipv4Addr,
+    /// The interface that the peer is next to; as `router_id`.
+    pub(crate) link: Option<u32>,
     pub(crate) families: [PeerFamily; 2],
     /// Octets that may be handed out for this peer now.
     pub(crate) room: usize,

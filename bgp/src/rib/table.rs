@@ -339,13 +339,16 @@ fn fib_route(peers: &Peers, entry: &Entry) -> Option<FibRoute> {
         let peer = peers.peer(candidate.source)?;
         let attributes = candidate.used.as_ref()?;
         let NextHop { address, link_local } = attributes.next_hop;
+        let link = peer.link.filter(|_| attributes.next_hop.is_link_local());
         // Two reflectors may show the same next hop: one path is enough.
-        if paths.iter().any(|p| (p.next_hop, p.link_local) == (address, link_local)) {
+        let same = |p: &FibPath| (p.next_hop, p.link_local, p.link) == (address, link_local, link);
+        if paths.iter().any(same) {
             continue;
         }
         paths.push(FibPath {
             next_hop: address,
             link_local,
+            link,
             peer: Arc::clone(&peer.config.name),
             sort: peer.config.sort,
             attributes: Arc::clone(attributes),

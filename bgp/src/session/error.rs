@@ -51,6 +51,8 @@ pub enum ErrorKind {
     Password,
     /// An operator wants no session with this peer.
     Disabled,
+    /// Nobody is known at the other end of the peer's interface.
+    NoNeighbour,
 }
 
 /// Why the caller ends a session.
@@ -75,6 +77,11 @@ pub enum StopReason {
     },
     /// The peer is no longer configured.
     Removed,
+    /// The peer is known by its interface, and nobody is known there any more, or another address.
+    Neighbour {
+        /// What is known, for the own operator.
+        text: String,
+    },
     /// The new configuration needs a new session.
     ConfigurationChange {
         /// It is a session with the same peer from the same speaker: routes may stay meanwhile.
@@ -132,7 +139,7 @@ impl StopReason {
             }
             StopReason::KeepRoutes => None,
             StopReason::Removed => Some(Notification::cease(CeaseReason::PeerDeconfigured, None)),
-            StopReason::ConfigurationChange { .. } => {
+            StopReason::ConfigurationChange { .. } | StopReason::Neighbour { .. } => {
                 Some(Notification::cease(CeaseReason::ConfigurationChange, None))
             }
             StopReason::PathDead { .. } => Some(Notification::cease(CeaseReason::BfdDown, None)),
@@ -159,6 +166,7 @@ impl fmt::Display for StopReason {
             }
             StopReason::Reset { .. } => f.write_str("reset by an operator"),
             StopReason::Removed => f.write_str("peer removed from the configuration"),
+            StopReason::Neighbour { text } => f.write_str(text),
             StopReason::ConfigurationChange { .. } => f.write_str("configuration changed"),
             StopReason::PathDead { text } => {
                 write!(f, "BFD says that the path to the peer is dead: {text}")

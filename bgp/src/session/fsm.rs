@@ -213,7 +213,9 @@ impl Session {
             return;
         }
         // It does not say any more why there is no session.
-        self.last_error = self.last_error.take().filter(|e| e.kind != ErrorKind::Disabled);
+        let of_a_stop =
+            |e: &LastError| matches!(e.kind, ErrorKind::Disabled | ErrorKind::NoNeighbour);
+        self.last_error = self.last_error.take().filter(|e| !of_a_stop(e));
         self.state = State::Opening {
             outgoing: if self.config.passive {
                 Outgoing::Passive
@@ -259,6 +261,9 @@ impl Session {
             }
             StopReason::PathDead { .. } => {
                 self.remember(now, ErrorKind::PathDead, reason.to_string());
+            }
+            StopReason::Neighbour { .. } => {
+                self.remember(now, ErrorKind::NoNeighbour, reason.to_string());
             }
             _ => {}
         }

@@ -89,14 +89,17 @@ pub struct Restart {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnectionId(pub u64);
 
-/// Own addresses that may stand as a next hop in what goes over a connection.
+/// Own addresses that may stand as a next hop in what goes over a connection, and where it leaves.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LocalAddresses {
     /// The local IPv4 address of the session, or of its interface.
     pub ipv4: Option<Ipv4Addr>,
-    /// The configured next hop, else the local IPv6 address of the session, else one of its
-    /// interface; never a link-local one.
+    /// The configured next hop, else the local IPv6 address of the session, else a global one of its
+    /// interface. It is link-local where both ends of the session are.
     pub ipv6: Option<Ipv6Addr>,
+    /// The index of the interface that the peer is next to, where that is known: link-local next hops of
+    /// its routes are there.
+    pub link: Option<u32>,
 }
 
 /// What happened.

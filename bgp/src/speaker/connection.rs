@@ -18,7 +18,6 @@ use crate::session::{ConnectionId, LocalAddresses};
 use crate::stream::{self, Decoder, Item, ReaderConfig};
 use crate::wire::Open;
 
-use super::interface::Egress;
 use super::owner::{Input, InputKind, PeerKey};
 use super::{
     CATCH_UP_QUEUE_OCTETS_MAX, Endpoints, FAREWELL_WAIT, WRITE_QUEUE_OCTETS_MAX, md5, socket,
@@ -82,7 +81,7 @@ impl Connection {
     pub(super) fn start(
         stream: TcpStream,
         endpoints: Endpoints,
-        egress: Egress,
+        addresses: LocalAddresses,
         config: ReaderConfig,
         mailbox: Mailbox,
     ) -> Connection {
@@ -99,7 +98,7 @@ impl Connection {
             writes,
             Arc::clone(&progress),
             closed,
-            egress.addresses,
+            addresses,
             mailbox.clone(),
         ));
         let input = Arc::clone(&stream);
@@ -123,7 +122,7 @@ impl Connection {
             reader: Some(reader),
             _reading: reading,
             writing,
-            link: egress.link,
+            link: addresses.link,
             acknowledged: 0,
         }
     }

@@ -13,7 +13,7 @@ use crate::wire::{AttributeError, AttributeTypes, RefreshKind, RouteRefresh, Ses
 
 use super::connection::{Connection, Mailbox};
 use super::errors::kind_of;
-use super::interface::Egress;
+use super::interface::{local_addresses, scope_of};
 use super::owner::{Input, InputKind, Owner, PeerKey, WORK_PER_TURN_MAX, now};
 use super::peer::{REFRESH_REST, WARNING_REST};
 use super::{Endpoints, socket};
@@ -47,9 +47,14 @@ impl Owner {
 
     fn accepted(&mut self, stream: TcpStream, endpoints: Endpoints) {
         let (local, remote) = (endpoints.local.ip(), endpoints.remote.ip());
-        let named = self.peers.iter().find(|(_, peer)| peer.accepts(local, remote));
+        let named = self.peers.iter().find(|(_, peer)| peer.accepts(endpoints));
         let key = match named.map(|(key, _)| *key) {
             Some(key) => key,
+            None if scope_of(endpoints.remote) != 0 => {
+                // Its address alone does not say who it is, so that no range holds it.
+                tracing::debug!(remote = %endpoints.remote, "connection from a link-local address without a peer: closed");
+                return;
+            }
             None => {
                 let Some((name, range)) = self.config.range_of(Some(local), remote) else {
                     tracing::debug!(%remote, %local, "connection from an address without a peer: closed");
@@ -123,16 +128,18 @@ impl Owner {
         let mailbox = Mailbox { inputs: self.mailbox.clone(), peer: key, connection };
         let peer = self.peers.get_mut(&key)?;
         let first_as = peer.config.enforce_first_as.then_some(peer.config.asn);
-        let (local, remote) = (endpoints.local.ip(), endpoints.remote.ip());
         let one_hop =
             peer.session.config().sort() == SessionSort::Ebgp && peer.config.multihop <= 1;
-        let egress = Egress::of(local, remote, peer.config.next_hop_ipv6, one_hop);
+        let addresses = local_addresses(endpoints, peer.config.next_hop_ipv6, one_hop);
         let discarded = peer.config.discard_attributes.iter().copied();
-        let config =
-            ReaderConfig { first_as, discard_attributes: AttributeTypes::discardable(discarded) };
-        let started = Connection::start(stream, endpoints, egress, config, mailbox);
+        let config = ReaderConfig {
+            first_as,
+            discard_attributes: AttributeTypes::discardable(discarded),
+            prefers_link_local: peer.config.interface.is_some(),
+        };
+        let started = Connection::start(stream, endpoints, addresses, config, mailbox);
         peer.connections.insert(connection, started);
-        Some(egress.addresses)
+        Some(addresses)
     }
 
     fn read(&mut self, key: PeerKey, connection: ConnectionId, items: Vec<Item>) {

@@ -1,21 +1,13 @@
 //! The interface that a session runs over, and the own addresses on it.
 
 use std::ffi::CStr;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use ipnet::IpNet;
 
 use crate::session::LocalAddresses;
 
-/// Where a connection leaves this machine.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Egress {
-    /// Own addresses that may stand as next hop.
-    pub(super) addresses: LocalAddresses,
-    /// The index of the interface that the peer is next to; `None` when it is farther away, or not
-    /// known to be near.
-    pub(super) link: Option<u32>,
-}
+use super::Endpoints;
 
 /// An address of an interface.
 #[derive(Clone, Debug)]
@@ -26,39 +18,54 @@ struct InterfaceAddress {
     prefix_len: u8,
 }
 
-impl Egress {
-    /// For a connection between two addresses. The IPv6 next hop is the configured one, else the
-    /// local address, else the first global one of the same interface. A peer whose configuration
-    /// says that it is one hop away is next to the local address; any other one only in a subnet of
-    /// the interface.
-    pub(super) fn of(
-        local: IpAddr,
-        remote: IpAddr,
-        next_hop_ipv6: Option<Ipv6Addr>,
-        one_hop: bool,
-    ) -> Egress {
-        let mut addresses = LocalAddresses { ipv4: None, ipv6: next_hop_ipv6 };
-        match local {
-            IpAddr::V4(own) => addresses.ipv4 = Some(own),
-            IpAddr::V6(own) if !own.is_unicast_link_local() => {
-                addresses.ipv6 = addresses.ipv6.or(Some(own));
-            }
-            IpAddr::V6(_) => {}
+/// Own next hops for a connection, and the interface that it leaves by. The IPv6 next hop is the configured
+/// one, else the local address, else the first global one of the same interface. A peer whose configuration
+/// says that it is one hop away is next to the local address; any other one only in a subnet of the
+/// interface, or with link-local addresses.
+pub(super) fn local_addresses(
+    endpoints: Endpoints,
+    next_hop_ipv6: Option<Ipv6Addr>,
+    one_hop: bool,
+) -> LocalAddresses {
+    let (local, remote) = (endpoints.local.ip(), endpoints.remote.ip());
+    let mut addresses = LocalAddresses { ipv4: None, ipv6: next_hop_ipv6, link: None };
+    match local {
+        IpAddr::V4(own) => addresses.ipv4 = Some(own),
+        IpAddr::V6(own) => addresses.ipv6 = addresses.ipv6.or(Some(own)),
+    }
+    // Several interfaces may have the same link-local address.
+    let scope = scope_of(endpoints.local);
+    let all = interface_addresses();
+    let is_own = |a: &&InterfaceAddress| a.address == local && (scope == 0 || a.index == scope);
+    let Some(own) = all.iter().find(is_own) else { return addresses };
+    let mut near = one_hop || scope != 0;
+    for address in all.iter().filter(|a| a.interface == own.interface) {
+        near |= address.holds(remote);
+        match address.address {
+            IpAddr::V4(own) => addresses.ipv4 = addresses.ipv4.or(Some(own)),
+            IpAddr::V6(own) if own.is_unicast_link_local() => {}
+            IpAddr::V6(own) => addresses.ipv6 = addresses.ipv6.or(Some(own)),
         }
-        let all = interface_addresses();
-        let Some(own) = all.iter().find(|a| a.address == local) else {
-            return Egress { addresses, link: None };
-        };
-        let mut near = one_hop;
-        for address in all.iter().filter(|a| a.interface == own.interface) {
-            near |= address.holds(remote);
-            match address.address {
-                IpAddr::V4(own) => addresses.ipv4 = addresses.ipv4.or(Some(own)),
-                IpAddr::V6(own) if own.is_unicast_link_local() => {}
-                IpAddr::V6(own) => addresses.ipv6 = addresses.ipv6.or(Some(own)),
-            }
+    }
+    addresses.link = near.then_some(own.index);
+    addresses
+}
+
+/// The index of the interface that a link-local address is of; 0 of any other.
+pub(super) fn scope_of(address: SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V6(v6) if v6.ip().is_unicast_link_local() => v6.scope_id(),
+        _ => 0,
+    }
+}
+
+/// The address of a socket, in the scope of an interface where it is link-local.
+pub(super) fn in_scope(address: IpAddr, port: u16, scope_id: u32) -> SocketAddr {
+    match address {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            SocketAddrV6::new(v6, port, 0, scope_id).into()
         }
-        Egress { addresses, link: near.then_some(own.index) }
+        _ => SocketAddr::new(address, port),
     }
 }
 

@@ -31,16 +31,18 @@ enum State {
 }
 
 impl Listeners {
-    /// Opens and closes what differs, and hands MD5 keys to the kernel; true when something changed.
+    /// Opens and closes what differs of where to `listen`, and hands MD5 keys to the kernel; true when something
+    /// changed.
     pub(super) fn configure(
         &mut self,
         now: Instant,
         config: &SpeakerConfig,
+        listen: &[SocketAddr],
         inputs: &mpsc::Sender<Input>,
     ) -> bool {
         let before = self.by_address.len();
         self.by_address.retain(|address, state| {
-            let wanted = config.listen.contains(address);
+            let wanted = listen.contains(address);
             if let (false, State::Open { accepting, .. }) = (wanted, state) {
                 accepting.abort();
             }
@@ -62,7 +64,7 @@ impl Listeners {
                 set_key(socket, *address, Some(key));
             }
         }
-        for address in &config.listen {
+        for address in listen {
             if !self.by_address.contains_key(address) {
                 self.open(now, *address, inputs);
                 changed = true;

@@ -41,6 +41,7 @@ mod peer;
 mod reconfigure;
 mod socket;
 mod tables;
+mod unnumbered;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
@@ -59,6 +60,7 @@ use tables::Question;
 pub use announcements::{Announcement, Reception};
 pub use operator::{DeadPath, NoSuchPeer, Reset};
 pub use tables::{TableReader, WatchFeed};
+pub use unnumbered::{Located, Neighbour};
 
 /// Starts speakers.
 #[derive(Debug)]
@@ -175,6 +177,25 @@ pub enum ConfigError {
         second: String,
         /// Their address.
         address: std::net::IpAddr,
+    },
+    /// A link has one other end.
+    #[error("peers {first} and {second} are on the same interface {interface}")]
+    SameInterface {
+        /// A peer's name.
+        first: String,
+        /// Another peer's name.
+        second: String,
+        /// Their interface.
+        interface: String,
+    },
+    /// The kernel knows a key by an address, whatever the interface.
+    #[error(
+        "peer {peer} has a password and is known by its interface: TCP MD5 signatures need an address \
+         that is configured"
+    )]
+    PasswordOnInterface {
+        /// The peer's name.
+        peer: String,
     },
 }
 
@@ -296,6 +317,7 @@ fn check(config: &SpeakerConfig) -> Result<(), ConfigError> {
         let unsigned = config.peers.iter().find(|(_, peer)| {
             range.template.password.is_some()
                 && peer.password.is_none()
+                && peer.interface.is_none()
                 && range.addresses.contains(ipnet::IpNet::from(peer.address).into())
         });
         if let Some((peer, _)) = unsigned {
@@ -303,7 +325,21 @@ fn check(config: &SpeakerConfig) -> Result<(), ConfigError> {
             return Err(ConfigError::NeedsPassword { peer, range });
         }
     }
+    let mut interfaces = BTreeMap::new();
     for (name, peer) in &config.peers {
+        if let Some(interface) = &peer.interface {
+            if peer.password.is_some() {
+                return Err(ConfigError::PasswordOnInterface { peer: name.to_string() });
+            }
+            if let Some(first) = interfaces.insert(interface, name) {
+                return Err(ConfigError::SameInterface {
+                    first: first.to_string(),
+                    second: name.to_string(),
+                    interface: interface.to_string(),
+                });
+            }
+            continue;
+        }
         let key = (peer.address, peer.source_address);
         if let Some(first) = addresses.insert(key, name) {
             return Err(ConfigError::SameAddress {

@@ -1,11 +1,12 @@
 //! What an operator asks of single peers: no session, a new one, routes again, what went wrong.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::config::PeerName;
+use crate::config::{InterfaceName, PeerName};
 use crate::prefix::Family;
 use crate::rib::Underlay;
 use crate::session::{ErrorKind, Event, StopReason};
@@ -14,6 +15,7 @@ use crate::stream::FaultyMessage;
 use crate::wire::{RefreshKind, RouteRefresh};
 
 use super::owner::{Owner, PeerKey};
+use super::unnumbered::Neighbour;
 use super::{Command, Error, SpeakerHandle};
 
 /// How a peer is reset.
@@ -58,6 +60,7 @@ pub(crate) enum Operation {
     CarrierLost(u32, Answer<()>),
     PathDead(PeerName, DeadPath, Answer<()>),
     Underlay(Arc<dyn Underlay>, Answer<()>),
+    Neighbours(BTreeMap<InterfaceName, Neighbour>, Answer<()>),
 }
 
 type Answer<T> = oneshot::Sender<Result<T, NoSuchPeer>>;
@@ -127,7 +130,10 @@ impl SpeakerHandle {
         self.operate(|answer| Operation::Underlay(underlay, answer)).await
     }
 
-    async fn operate<T>(&self, operation: impl FnOnce(Answer<T>) -> Operation) -> Result<T, Error> {
+    pub(super) async fn operate<T>(
+        &self,
+        operation: impl FnOnce(Answer<T>) -> Operation,
+    ) -> Result<T, Error> {
         Ok(self.ask(|answer| Command::Operate(operation(answer))).await??)
     }
 }
@@ -144,6 +150,10 @@ impl Owner {
             }
             Operation::Underlay(underlay, answer) => {
                 self.rib.set_underlay(underlay);
+                let _ = answer.send(Ok(()));
+            }
+            Operation::Neighbours(neighbours, answer) => {
+                self.set_neighbours(neighbours);
                 let _ = answer.send(Ok(()));
             }
             Operation::CarrierLost(interface, answer) => {
@@ -262,15 +272,19 @@ impl Owner {
         }
     }
 
-    /// Lets a peer's session begin, unless an operator wants none.
+    /// Lets a peer's session begin, unless an operator wants none or it is not known where the peer is.
     pub(super) fn begin(&mut self, key: PeerKey) {
         let Some(peer) = self.peers.get(&key) else { return };
         if peer.disabled {
             self.rib.awaits_nothing_from(peer.rib_id);
         }
-        let event = match peer.disabled {
-            true => Event::Stop(StopReason::Disabled { text: "disabled by an operator".into() }),
-            false => Event::Start,
+        let event = match (peer.disabled, self.why_unlocated(&peer.config)) {
+            (true, _) => {
+                Event::Stop(StopReason::Disabled { text: "disabled by an operator".into() })
+            }
+            (false, Some(reason)) if peer.is_stopped_by(&reason) => return,
+            (false, Some(reason)) => Event::Stop(reason),
+            (false, None) => Event::Start,
         };
         self.handle(key, event);
     }

@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{broadcast, mpsc, watch};
 use tokio::time::{sleep_until, timeout};
 
-use crate::config::{PeerName, SpeakerConfig};
+use crate::config::{InterfaceName, PeerName, SpeakerConfig};
 use crate::rib::{Output, PeerId, Rib, RibConfig};
 use crate::session::{ConnectionId, Event, Restart, StopReason};
 use crate::status::{SpeakerSnapshot, WatchEvent};
@@ -21,6 +21,7 @@ use crate::stream::Item;
 use super::connection::Connection;
 use super::listener::Listeners;
 use super::peer::{Peer, Throttle, WARNING_REST};
+use super::unnumbered::Neighbour;
 use super::{
     Command, Endpoints, FAREWELL_WAIT, FIB_BATCH_CHANGES_MAX, FibBatch, INPUTS_MAX, Shutdown,
     SpeakerOptions, md5,
@@ -61,6 +62,8 @@ pub(super) struct Owner {
     pub(super) by_rib_id: HashMap<PeerId, PeerKey, FixedState>,
     /// Names that an operator has disabled, of configured peers or not.
     pub(super) disabled: BTreeSet<PeerName>,
+    /// What is known of the other ends of interfaces.
+    pub(super) neighbours: BTreeMap<InterfaceName, Neighbour>,
     /// Ranges that have turned somebody away.
     pub(super) refused: BTreeMap<PeerName, Throttle>,
     pub(super) listeners: Listeners,
@@ -122,6 +125,7 @@ impl Owner {
             peers: BTreeMap::new(),
             by_rib_id: HashMap::default(),
             disabled: options.disabled,
+            neighbours: BTreeMap::new(),
             refused: BTreeMap::new(),
             listeners: Listeners::default(),
             signatures: md5::Watch::default(),
@@ -139,7 +143,7 @@ impl Owner {
     pub(super) async fn run(mut self) {
         let config = self.config.clone();
         self.rib.set_originated(&config.originate);
-        self.listeners.configure(now(), &config, &self.mailbox);
+        self.listeners.configure(now(), &config, &self.listen(), &self.mailbox);
         for (name, peer) in &config.peers {
             self.add_peer(name, peer, None);
         }

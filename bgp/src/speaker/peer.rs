@@ -1,7 +1,6 @@
 //! One peer at runtime: its session, its connections and what to report about them.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use hashbrown::HashMap;
@@ -10,13 +9,17 @@ use tokio::task::JoinHandle;
 use crate::config::{PeerConfig, PeerName};
 use crate::prefix::Family;
 use crate::rib::{PeerId, Rib};
-use crate::session::{ConnectionId, DownReason, ErrorKind, Established, Session, SessionState};
+use crate::session::{
+    ConnectionId, DownReason, ErrorKind, Established, Session, SessionState, StopReason,
+};
 use crate::status::{DownSnapshot, ErrorSnapshot, MissingFamily, NegotiatedSnapshot, PeerSnapshot};
 use crate::stream::FaultyMessage;
 
+use super::Endpoints;
 use super::connection::Connection;
 use super::errors::ErrorHistory;
 use super::history::SessionHistory;
+use super::interface::scope_of;
 
 /// A peer with everything that runs for it.
 #[derive(Debug)]
@@ -48,6 +51,8 @@ pub(super) struct Peer {
     pub(super) history: SessionHistory,
     /// An operator wants no session.
     pub(super) disabled: bool,
+    /// What is doubtful about the place of one that is known by its interface.
+    pub(super) doubt: Option<String>,
     /// The range that let it in, when it is not named.
     pub(super) range: Option<PeerName>,
     /// What the log has heard of attempts since the last session.
@@ -93,9 +98,17 @@ impl Throttle {
 
 impl Peer {
     /// Whether a connection between these addresses may be this peer's.
-    pub(super) fn accepts(&self, local: IpAddr, remote: IpAddr) -> bool {
+    pub(super) fn accepts(&self, endpoints: Endpoints) -> bool {
+        let (local, remote) = (endpoints.local.ip(), endpoints.remote.ip());
         self.config.address == remote
+            && self.config.scope_id == scope_of(endpoints.remote)
             && self.config.source_address.is_none_or(|source| source == local)
+    }
+
+    /// Whether its session has been stopped for this reason already.
+    pub(super) fn is_stopped_by(&self, reason: &StopReason) -> bool {
+        let said = self.session.last_error().is_some_and(|e| e.text == reason.to_string());
+        said && self.session.state() == SessionState::Idle
     }
 
     /// Whether there is no session, nor a connection on which one could begin, although one is wanted.
@@ -146,6 +159,8 @@ impl Peer {
         });
         PeerSnapshot {
             address: self.config.address,
+            interface: self.config.interface.as_ref().map(|name| name.to_string()),
+            doubt: self.doubt.clone(),
             remote_asn: self.config.asn,
             state: self.session.state(),
             since_unix_secs: unix_secs(self.since),

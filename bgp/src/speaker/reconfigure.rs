@@ -47,6 +47,7 @@ impl Owner {
             errors: ErrorHistory::default(),
             history: SessionHistory::default(),
             disabled: self.disabled.contains(name),
+            doubt: None,
             range,
             refusals: BTreeSet::new(),
         };
@@ -80,16 +81,21 @@ impl Owner {
         self.rib.set_cluster_id(new.cluster_id());
         self.rib.set_origins(&new.origins);
         self.rib.await_unnamed(self.restart.restarting && !new.ranges.is_empty());
-        self.changed |= self.listeners.configure(now(), &new, &self.mailbox);
+        let listen = self.listen();
+        self.changed |= self.listeners.configure(now(), &new, &listen, &self.mailbox);
         let keys: BTreeMap<PeerName, PeerKey> =
             self.peers.iter().map(|(key, peer)| (Arc::clone(&peer.name), *key)).collect();
         let identity_changed = old.identity() != new.identity();
         for (name, config) in &new.peers {
             match keys.get(name) {
                 None => {
-                    self.add_peer(name, config, None);
+                    let key = self.add_peer(name, &self.locate(config), None);
+                    self.set_doubt(key);
                 }
-                Some(key) => self.configure_peer(*key, config, identity_changed),
+                Some(key) => {
+                    self.configure_peer(*key, &self.locate(config), identity_changed);
+                    self.set_doubt(*key);
+                }
             }
         }
         let of_ranges = self.peers.iter().filter_map(|(key, peer)| {
@@ -103,8 +109,13 @@ impl Owner {
         self.rib.set_originated(&new.originate);
     }
 
-    fn configure_peer(&mut self, key: PeerKey, config: &PeerConfig, identity_changed: bool) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
+    pub(super) fn configure_peer(
+        &mut self,
+        key: PeerKey,
+        config: &PeerConfig,
+        identity_changed: bool,
+    ) {
+        let Some(peer) = self.peers.get(&key) else { return };
         let needed = peer.config.needs_reset(config);
         let reset = identity_changed || needed.is_some();
         if peer.config == *config && !reset {
@@ -112,7 +123,11 @@ impl Owner {
         }
         if reset {
             let same_peer = !identity_changed && needed != Some(ResetReason::Transport);
-            self.handle(key, Event::Stop(StopReason::ConfigurationChange { same_peer }));
+            let reason = match self.moved(&peer.config, config) {
+                Some(moved) => moved,
+                None => StopReason::ConfigurationChange { same_peer },
+            };
+            self.handle(key, Event::Stop(reason));
         } else if peer.config.password != config.password
             && let Some(password) = &config.password
         {

@@ -11,11 +11,12 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use crate::config::PeerConfig;
 use crate::wire::SessionSort;
 
+use super::interface::in_scope;
 use super::md5;
 
 /// Connects to a peer, from its source address and with its key and TTL.
 pub(super) async fn connect(peer: PeerConfig, sort: SessionSort) -> io::Result<TcpStream> {
-    let remote = SocketAddr::new(peer.address, peer.port);
+    let remote = in_scope(peer.address, peer.port, peer.scope_id);
     let socket = match remote {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -25,7 +26,7 @@ pub(super) async fn connect(peer: PeerConfig, sort: SessionSort) -> io::Result<T
         md5::set_key(socket.as_raw_fd(), peer.address.into(), Some(&password.0))?;
     }
     if let Some(source) = peer.source_address {
-        socket.bind(SocketAddr::new(source, 0))?;
+        socket.bind(in_scope(source, 0, peer.scope_id))?;
     }
     socket.connect(remote).await
 }

@@ -457,6 +457,15 @@ impl<'a> Update<'a> {
         self.announced.into_iter().flatten()
     }
 
+    /// Leaves of a next hop with a global and a link-local address (RFC 2545 section 3) the latter.
+    pub fn prefer_link_local(&mut self) {
+        for announcement in self.announced.iter_mut().flatten() {
+            if let Some(link_local) = announcement.next_hop.link_local {
+                announcement.next_hop = NextHop::new(link_local.into());
+            }
+        }
+    }
+
     /// How many prefixes are withdrawn.
     pub fn withdrawn_len(&self) -> usize {
         self.withdrawn.iter().flatten().map(Prefixes::len).sum()

@@ -245,6 +245,7 @@ impl Speaker {
                     let config = ReaderConfig {
                         first_as: self.scenario.external.then_some(PEER_ASN),
                         discard_attributes: AttributeTypes::discardable(types),
+                        prefers_link_local: false,
                     };
                     let decoder = Decoder::new(*open, config);
                     self.streams.push(Stream { connection, decoder, buffer: BytesMut::new() });
@@ -366,4 +367,5 @@ const WATCHER_ASN: u32 = 65002;
 const ADDRESSES: LocalAddresses = LocalAddresses {
     ipv4: Some(Ipv4Addr::new(192, 0, 2, 1)),
     ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+    link: None,
 };

@@ -177,6 +177,7 @@ impl Bench {
             addresses: LocalAddresses {
                 ipv4: Some(Ipv4Addr::new(203, 0, 113, number)),
                 ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, number.into())),
+                link: None,
             },
             ipv4_via_ipv6: false,
             knows_long_lived: false,

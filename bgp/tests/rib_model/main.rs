@@ -96,6 +96,7 @@ impl ModelPeer {
         LocalAddresses {
             ipv4: Some(Ipv4Addr::new(203, 0, 113, self.index as u8 + 1)),
             ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, self.index as u16 + 1)),
+            link: None,
         }
     }
 

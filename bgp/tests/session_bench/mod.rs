@@ -21,6 +21,7 @@ pub fn addresses() -> LocalAddresses {
     LocalAddresses {
         ipv4: Some(Ipv4Addr::new(192, 0, 2, 1)),
         ipv6: Some(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+        link: None,
     }
 }
 

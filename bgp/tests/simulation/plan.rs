@@ -84,6 +84,7 @@ pub fn local_addresses(host: usize) -> LocalAddresses {
     LocalAddresses {
         ipv4: Some(address(host)),
         ipv6: Some(Ipv6Addr::new(0xfd00, 0, 0, 0, 0, 0, 0, host as u16 + 1)),
+        link: None,
     }
 }
 

@@ -401,8 +401,11 @@ impl Speaker {
                     let octets: Bytes = match message {
                         Message::Open(open) => {
                             let first_as = Some(peer.config.asn);
-                            let discard_attributes = AttributeTypes::NONE;
-                            let config = ReaderConfig { first_as, discard_attributes };
+                            let config = ReaderConfig {
+                                first_as,
+                                discard_attributes: AttributeTypes::NONE,
+                                prefers_link_local: false,
+                            };
                             link.decoder = Some(Decoder::new(Open::clone(&open), config));
                             link.tap = Some(Tap::new(Open::clone(&open)));
                             open.encode()
