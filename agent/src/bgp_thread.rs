@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!  kernel ──links──► carrier ─┐ thread "bgp"
+//!  routers ────► unnumbered ──┤
 //!  fib ────────► underlay ────┼─► speaker ──FibFeed──► fib
 //!  main thread ──SpeakerHandle┘      ▲
 //!                             peers ─┘
@@ -19,7 +20,7 @@ use cairn_bgp::speaker::{FibFeed, Speaker, SpeakerHandle, SpeakerOptions};
 use tokio::sync::watch;
 
 use crate::underlay::KernelUnderlay;
-use crate::{carrier, underlay};
+use crate::{carrier, underlay, unnumbered};
 
 /// Starts a speaker on a new thread in the network namespace of the caller, which waits a moment for it.
 /// It ends by [`SpeakerHandle::shutdown`] or with the process, in which its peers keep the routes; dropping
@@ -39,6 +40,7 @@ pub fn start(
             Err(error) => return drop(started.send(Err(error.into()))),
         };
         carrier::watch(speaker.clone());
+        unnumbered::follow(speaker.clone());
         if let Some(links) = links {
             underlay::follow(links, speaker.clone());
         }

@@ -50,6 +50,7 @@ pub mod speaker;
 pub mod topology;
 pub mod tunnels;
 pub mod underlay;
+pub mod unnumbered;
 pub mod view;
 pub mod watch;
 pub mod witness;

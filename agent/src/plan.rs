@@ -13,7 +13,9 @@ use cairn_api::{
     LABEL_ROUTE_REFLECTOR, NodeConfigurationSpec, ObjectReference, PodReadiness, PoolUse, Topology,
     TunnelKind,
 };
-use cairn_bgp::config::{Bfd, ExportScope, Origination, PeerConfig, PeerName, SpeakerConfig};
+use cairn_bgp::config::{
+    Bfd, ExportScope, InterfaceName, Origination, PeerConfig, PeerName, SpeakerConfig,
+};
 use cairn_bgp::policy::{Action, Changes, Match, Policy, PrefixRange, RouteSort, Rule};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::rib::{BlockOwner, OriginTable};
@@ -461,28 +463,30 @@ fn waits_for_password(view: &ClusterView, spec: &BGPPeerSpec) -> bool {
     view.restored && password.is_some_and(|secret| !view.passwords.contains_key(&secret.name))
 }
 
-/// Peers, of which each address has one: two Nodes may have the same for a while, when a machine took
+/// Peers, of which each address, or interface, has one: two Nodes may have the same for a while, when a machine took
 /// over the address of one that is gone.
 #[derive(Default)]
 struct Peers {
     by_name: BTreeMap<PeerName, PeerConfig>,
-    by_address: BTreeMap<IpAddr, PeerName>,
+    by_place: BTreeMap<(IpAddr, Option<InterfaceName>), PeerName>,
 }
 
 impl Peers {
     /// Adds `peer`, which `what` describes for people, unless its address has one already.
     fn add(&mut self, name: String, what: &str, peer: PeerConfig, problems: &mut Vec<String>) {
         let name = PeerName::from(name);
-        match self.by_address.entry(peer.address) {
+        match self.by_place.entry((peer.address, peer.interface.clone())) {
             Entry::Vacant(free) => {
                 free.insert(name.clone());
                 self.by_name.insert(name, peer);
             }
-            Entry::Occupied(other) => problems.push(format!(
-                "{what} is not peered with: {} is the address of {} too",
-                peer.address,
-                other.get()
-            )),
+            Entry::Occupied(other) => {
+                let place = match &peer.interface {
+                    Some(interface) => format!("{interface} is the interface"),
+                    None => format!("{} is the address", peer.address),
+                };
+                problems.push(format!("{what} is not peered with: {place} of {} too", other.get()));
+            }
         }
     }
 }

@@ -135,7 +135,11 @@ pub fn sessions(snapshot: &SpeakerSnapshot, bfd: &View) -> (Vec<SessionStatus>, 
     let disabled = snapshot.peers.iter().filter(|(_, peer)| peer.disabled).map(|(name, _)| {
         format!("{name} is disabled by an operator: `cairn bgp enable {name}` brings it back")
     });
-    (sessions, listeners.chain(disabled).collect())
+    let doubts = snapshot
+        .peers
+        .iter()
+        .filter_map(|(name, peer)| Some(format!("{name}: {}", peer.doubt.as_ref()?)));
+    (sessions, listeners.chain(disabled).chain(doubts).collect())
 }
 
 fn time(unix_secs: u64) -> Option<Time> {
@@ -156,7 +160,7 @@ fn session(name: &str, peer: &PeerSnapshot) -> SessionStatus {
     let negotiated = peer.negotiated.as_ref();
     SessionStatus {
         peer: name.into(),
-        address: peer.address.to_string(),
+        address: peer.place(),
         asn: peer.remote_asn,
         state: match peer.disabled {
             true => DISABLED.into(),

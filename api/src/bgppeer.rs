@@ -20,24 +20,37 @@ use crate::common::{AddressFamily, Condition, LabelSelector};
     derive = "PartialEq",
     doc = "A BGP session with a router outside of the mesh, on every node that nodeSelector selects.",
     printcolumn(name = "Address", type_ = "string", json_path = ".spec.address"),
+    printcolumn(name = "Interface", type_ = "string", json_path = ".spec.interface"),
     printcolumn(name = "ASN", type_ = "integer", json_path = ".spec.asn"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = Rule::new("!has(self.bfd) || isIP(self.address)").message("BFD is not for a range of addresses: name each peer"),
+    validation = Rule::new("has(self.address) != has(self.interface)").message("a peer is named by its address or by the interface that it is on: write one of both"),
+    validation = Rule::new("!has(self.bfd) || (has(self.address) && isIP(self.address))").message("BFD is for a peer with an address: not for a range of addresses, nor for a peer on an interface"),
+    validation = Rule::new("!has(self.interface) || self.multihop == 1").message("a peer on an interface is one hop away: leave multihop at 1"),
+    validation = Rule::new("!has(self.interface) || !has(self.passwordSecretRef)").message("a password is for a peer with an address: the kernel knows TCP MD5 keys by addresses, not by interfaces"),
     validation = Rule::new("!has(self.ttlSecurity) || !self.ttlSecurity || self.multihop == 1").message("ttlSecurity protects a directly connected peer: leave multihop at 1"),
-    validation = Rule::new("!has(self.sourceAddress) || (isIP(self.sourceAddress) && ip(self.sourceAddress).family() == (isIP(self.address) ? ip(self.address).family() : cidr(self.address).ip().family()))").message("sourceAddress is an IP address of the family of address")
+    validation = Rule::new("!has(self.sourceAddress) || (has(self.address) && isIP(self.sourceAddress) && ip(self.sourceAddress).family() == (isIP(self.address) ? ip(self.address).family() : cidr(self.address).ip().family()))").message("sourceAddress is an IP address of the family of address")
 )]
 pub struct BGPPeerSpec {
     /// The nodes that peer with it; all when absent. `cairn speaker` ignores it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node_selector: Option<LabelSelector>,
     /// The peer's address. In a file for `cairn speaker` also a range of addresses from which peers may connect,
-    /// which are never connected to and called as this object, an `@` and their address.
+    /// which are never connected to and called as this object, an `@` and their address. A peer without an address is
+    /// on an interface.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 2, max = 49))]
     #[x_kube(validation = Rule::new("isIP(self) || isCIDR(self)").message("address is an IP address such as 192.0.2.1 or 2001:db8::1, or a range such as 192.0.2.0/24"))]
-    pub address: String,
+    pub address: Option<String>,
+    /// The interface whose other end is the peer (unnumbered): the peer's link-local address is learned from its
+    /// router advertisements, and the own one is advertised, with lifetime 0. The link has one router at its
+    /// other end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 15))]
+    #[x_kube(validation = Rule::new("!self.contains('/') && !self.contains(' ') && self != '.' && self != '..'").message("interface is the name of a network interface such as eth0"))]
+    pub interface: Option<String>,
     /// How many peers of a range there may be at a time.
     #[serde(default = "default_peers_max")]
     #[schemars(range(min = 1, max = 10000))]
@@ -113,9 +126,9 @@ pub struct BGPPeerSpec {
     #[schemars(length(min = 2, max = 45))]
     #[x_kube(validation = Rule::new("isIP(self) && ip(self).family() == 6").message("nextHopIPv6 is an IPv6 address such as 2001:db8::1"))]
     pub next_hop_ipv6: Option<String>,
-    /// Offer IPv4 routes with IPv6 next hops (RFC 8950).
-    #[serde(default)]
-    pub extended_next_hop: bool,
+    /// Offer IPv4 routes with IPv6 next hops (RFC 8950). When absent, of a peer on an interface alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extended_next_hop: Option<bool>,
     /// Several paths to a prefix instead of the best one (ADD-PATH, RFC 7911), where the peer offers
     /// the other side of it; off when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

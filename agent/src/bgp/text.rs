@@ -40,7 +40,7 @@ pub(super) fn peers(peers: &[Peer]) -> String {
     rows.extend(peers.iter().map(|Peer { name, session }| {
         [
             name.clone(),
-            session.address.to_string(),
+            session.place(),
             session.remote_asn.to_string(),
             state(session),
             elapsed(session.since_unix_secs),
@@ -99,12 +99,15 @@ pub(super) fn peer(Peer { name, session }: &Peer) -> String {
         let _ = writeln!(text, "{key:<16} {value}");
     };
     line("peer", name.clone());
-    line("address", session.address.to_string());
+    line("address", session.place());
     line("as", session.remote_asn.to_string());
     line("state", format!("{} for {}", state(session), elapsed(session.since_unix_secs)));
     line("established", format!("{} times", session.established_count));
     if let Some(secs) = session.comes_back_in_secs {
         line("comes back", format!("in {secs} s"));
+    }
+    if let Some(doubt) = &session.doubt {
+        line("in doubt", doubt.clone());
     }
     if let Some(down) = &session.last_down {
         line("last down", format!("{}: {}", time(down.at_unix_secs), down.reason));

@@ -26,7 +26,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use cairn_api::{CompatMode, FailedRoute, RepairsStatus, RoutesStatus, TunnelKind};
 use cairn_bgp::prefix::Prefix;
-use cairn_bgp::rib::FibRoute;
+use cairn_bgp::rib::{FibPath, FibRoute};
 use cairn_bgp::speaker::{FibBatch, FibFeed};
 use cairn_kernel::monitor::{KernelEvent, LinkState, Monitor};
 use cairn_kernel::pod;
@@ -626,9 +626,16 @@ impl Worker {
     }
 
     fn resolve(&self, route: &FibRoute) -> Option<Target> {
-        let hops: Vec<NextHop> =
-            route.paths.iter().filter_map(|path| self.resolver.resolve(path.next_hop)).collect();
+        let hops: Vec<NextHop> = route.paths.iter().filter_map(|path| self.hop(path)).collect();
         (!hops.is_empty()).then(|| Target::Unicast(hops).normalized())
+    }
+
+    fn hop(&self, path: &FibPath) -> Option<NextHop> {
+        match path.link {
+            // The session's own link: no route says which one it is.
+            Some(link) => Some(NextHop::via(path.next_hop, link)),
+            None => self.resolver.resolve(path.next_hop),
+        }
     }
 
     fn rewrap(&mut self, wanted: &mut watch::Receiver<Arc<Wrapping>>) {

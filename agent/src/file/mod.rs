@@ -226,7 +226,7 @@ impl Documents {
         let policies = usable_policies(path, &self.policies)?;
         let none = DefaultPolicies { import: &[], export: &[] };
         let (mut peers, mut ranges) = (BTreeMap::new(), BTreeMap::new());
-        let mut addresses = BTreeSet::new();
+        let mut places = BTreeSet::new();
         for (name, Placed { line, spec }) in &self.peers {
             let in_peer = |error: FieldError| at(path, *line, format!("BGPPeer {name}: {error}"));
             let peer = objects::peer(spec, &configuration, &policies, &self.passwords, none)
@@ -236,9 +236,17 @@ impl Documents {
                 ranges.insert(PeerName::from(name.as_str()), range);
                 continue;
             }
-            if !addresses.insert(peer.address) {
-                let problem = format!("{} is the address of another BGPPeer too", peer.address);
-                return Err(in_peer(field("spec.address", &problem)));
+            if !places.insert((peer.address, peer.interface.clone())) {
+                return Err(in_peer(match &peer.interface {
+                    Some(interface) => field(
+                        "spec.interface",
+                        &format!("{interface} is the interface of another BGPPeer too"),
+                    ),
+                    None => field(
+                        "spec.address",
+                        &format!("{} is the address of another BGPPeer too", peer.address),
+                    ),
+                }));
             }
             peers.insert(PeerName::from(name.as_str()), peer);
         }

@@ -84,8 +84,8 @@ pub fn peer(
     passwords: &Passwords,
     defaults: DefaultPolicies<'_>,
 ) -> Result<PeerConfig, FieldError> {
-    let address = address_of_peer(spec)?;
     asn("spec.asn", spec.asn)?;
+    let located = place(spec)?;
     let local_asn = spec.local_asn.map(|local| asn("spec.localASN", local)).transpose()?;
     let timers = spec.timers.unwrap_or(configuration.timers);
     hold_time("spec.timers.holdTimeSecs", timers.hold_time_secs)?;
@@ -94,7 +94,13 @@ pub fn peer(
         None => None,
         Some(text) => {
             let source = self::address("spec.sourceAddress", text)?;
-            if source.is_ipv4() != address.is_ipv4() {
+            if located.interface.is_some() {
+                return Err(FieldError::new(
+                    "spec.sourceAddress",
+                    "is the link-local address of the interface that the peer is on: leave it out",
+                ));
+            }
+            if source.is_ipv4() != located.address.is_ipv4() {
                 return Err(FieldError::new(
                     "spec.sourceAddress",
                     "must be of the same family as spec.address",
@@ -130,7 +136,7 @@ pub fn peer(
             NextHop::Unchanged => NextHopMode::Unchanged,
         },
         next_hop_ipv6: spec.next_hop_ipv6.as_deref().map(next_hop_ipv6).transpose()?,
-        extended_next_hop: spec.extended_next_hop,
+        extended_next_hop: spec.extended_next_hop.unwrap_or(located.extended_next_hop),
         add_path: spec.add_path.map(add_path).transpose()?.unwrap_or_default(),
         enforce_first_as: spec.enforce_first_as,
         own_as_max: spec.own_as_max,
@@ -146,13 +152,13 @@ pub fn peer(
             policies,
             defaults.export,
         )?,
-        ..PeerConfig::new(address, spec.asn)
+        ..located
     })
 }
 
 /// The range of addresses that a BGPPeer stands for; `None` where it has an address.
 pub fn range(spec: &BGPPeerSpec) -> Option<IpNet> {
-    spec.address.parse().ok()
+    spec.address.as_ref()?.parse().ok()
 }
 
 /// The peers of a range, each of which is as `template`.
@@ -260,8 +266,8 @@ fn discard_attributes(types: &[u8]) -> Result<BTreeSet<u8>, FieldError> {
     }
 }
 
-/// A peer's address; the first one of a range.
-fn address_of_peer(spec: &BGPPeerSpec) -> Result<IpAddr, FieldError> {
+/// A peer at its address, at the first one of a range, or on its interface; all else is as by default.
+fn place(spec: &BGPPeerSpec) -> Result<PeerConfig, FieldError> {
     if let Some(addresses) = range(spec) {
         if spec.bfd.is_some_and(|bfd| bfd.enabled) {
             return Err(FieldError::new(
@@ -269,16 +275,62 @@ fn address_of_peer(spec: &BGPPeerSpec) -> Result<IpAddr, FieldError> {
                 "is not for a range of addresses: name each peer",
             ));
         }
-        return Ok(addresses.network());
+        return Ok(PeerConfig::new(addresses.network(), spec.asn));
     }
-    let address = address("spec.address", &spec.address)?;
-    if address.is_unspecified() || address.is_multicast() {
-        return Err(FieldError::new(
+    match (&spec.address, &spec.interface) {
+        (Some(text), None) => Ok(PeerConfig::new(address_of_peer(text)?, spec.asn)),
+        (None, Some(name)) => {
+            on_interface(spec, name)?;
+            Ok(PeerConfig::on_interface(name.as_str(), spec.asn))
+        }
+        (Some(_), Some(_)) => Err(FieldError::new(
+            "spec.interface",
+            "stands beside spec.address: a peer is named by one of both",
+        )),
+        (None, None) => Err(FieldError::new(
             "spec.address",
-            format!("{address} is no address of a router"),
+            "is missing: write the peer's address, or spec.interface for a peer without one",
+        )),
+    }
+}
+
+fn address_of_peer(text: &str) -> Result<IpAddr, FieldError> {
+    let address = address("spec.address", text)?;
+    let problem = match address {
+        _ if address.is_unspecified() || address.is_multicast() => "is no address of a router",
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            "is link-local and says nothing without its link: write spec.interface instead"
+        }
+        _ => return Ok(address),
+    };
+    Err(FieldError::new("spec.address", format!("{address} {problem}")))
+}
+
+/// What a peer on an interface cannot have.
+fn on_interface(spec: &BGPPeerSpec, name: &str) -> Result<(), FieldError> {
+    let impossible = |c: char| c == '/' || c.is_whitespace() || c == '\0';
+    if name.is_empty() || name.len() > INTERFACE_OCTETS_MAX || name.contains(impossible) {
+        return Err(FieldError::new(
+            "spec.interface",
+            format!("\"{name}\" is no name of a network interface: write one such as eth0"),
         ));
     }
-    Ok(address)
+    if spec.bfd.is_some_and(|bfd| bfd.enabled) {
+        return Err(FieldError::new(
+            "spec.bfd",
+            "is not for a peer on an interface: a lost carrier ends its session at once without",
+        ));
+    }
+    if spec.password_secret_ref.is_some() {
+        return Err(FieldError::new(
+            "spec.passwordSecretRef",
+            "is not for a peer on an interface: the kernel knows TCP MD5 keys by addresses",
+        ));
+    }
+    if spec.multihop != 1 {
+        return Err(FieldError::new("spec.multihop", "is 1 of a peer on an interface"));
+    }
+    Ok(())
 }
 
 fn families(wanted: &[AddressFamily]) -> Result<Families, FieldError> {
@@ -408,6 +460,8 @@ pub fn originations(
         .collect()
 }
 
+/// IFNAMSIZ without the 0 at the end.
+const INTERFACE_OCTETS_MAX: usize = 15;
 /// `TCP_MD5SIG_MAXKEYLEN` of linux/tcp.h.
 const PASSWORD_OCTETS_MAX: usize = 80;
 
@@ -443,6 +497,17 @@ mod tests {
     }
 
     #[test]
+    fn a_peer_may_be_on_an_interface() {
+        let peer = parse("{interface: eth0, asn: 65001}").expect("a usable peer");
+        assert_eq!(peer.interface.as_deref(), Some("eth0"));
+        assert!(peer.is_unlocated() && peer.extended_next_hop);
+        let without = "{interface: eth0, asn: 65001, extendedNextHop: false}";
+        assert!(!parse(without).expect("a usable peer").extended_next_hop);
+        let numbered = parse("{address: 192.0.2.1, asn: 65001}").expect("a usable peer");
+        assert!(!numbered.extended_next_hop && !numbered.is_unlocated());
+    }
+
+    #[test]
     fn a_peer_takes_its_defaults_from_the_configuration() {
         let peer = parse("{address: 192.0.2.1, asn: 65001}").expect("a usable peer");
         assert_eq!((peer.port, peer.hold_time_secs, peer.multihop), (179, 90, 1));
@@ -467,6 +532,18 @@ mod tests {
         for (yaml, field) in [
             ("{address: tor1, asn: 65001}", "spec.address"),
             ("{address: 0.0.0.0, asn: 65001}", "spec.address"),
+            ("{address: 'fe80::1', asn: 65001}", "spec.address"),
+            ("{asn: 65001}", "spec.address"),
+            ("{address: 192.0.2.1, interface: eth0, asn: 65001}", "spec.interface"),
+            ("{interface: eth/0, asn: 65001}", "spec.interface"),
+            ("{interface: sixteen-octets-x, asn: 65001}", "spec.interface"),
+            ("{interface: eth0, asn: 65001, bfd: {}}", "spec.bfd"),
+            ("{interface: eth0, asn: 65001, multihop: 2}", "spec.multihop"),
+            ("{interface: eth0, asn: 65001, sourceAddress: '::1'}", "spec.sourceAddress"),
+            (
+                "{interface: eth0, asn: 65001, passwordSecretRef: {name: x}}",
+                "spec.passwordSecretRef",
+            ),
             ("{address: 192.0.2.1, asn: 0}", "spec.asn"),
             ("{address: 192.0.2.1, asn: 23456}", "spec.asn"),
             ("{address: 192.0.2.1, asn: 1, port: 0}", "spec.port"),
