@@ -217,7 +217,7 @@ pub struct Setup {
     pub addresses: [String; 2],
     /// The next hop of its routes of each family.
     pub next_hops: [String; 2],
-    /// Our address.
+    /// Our address, or the name of the daemon's interface that we are on.
     pub remote: String,
     /// Our port.
     pub port: u16,
@@ -328,6 +328,12 @@ impl Setup {
         self.addresses = Transport::ALL.map(|family| family.address(host));
         self.next_hops = self.addresses.clone();
         self
+    }
+
+    /// Whether the daemon knows us by its interface, and learns our address.
+    #[must_use]
+    pub fn is_unnumbered(&self) -> bool {
+        self.remote.parse::<std::net::IpAddr>().is_err()
     }
 
     /// The address of the session on the daemon's side.

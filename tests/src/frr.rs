@@ -65,7 +65,11 @@ impl Daemon for Frr {
     fn learned(&self, prefix: &str) -> Option<Learned> {
         let family = family_name(Transport::of(prefix));
         let answer = self.json(&format!("show bgp {family} {prefix} json"));
-        let from_us = |path: &&Value| path["peer"]["peerId"] == self.parts.setup.remote;
+        let from_us = |path: &&Value| {
+            [&path["peer"]["peerId"], &path["peer"]["interface"]]
+                .iter()
+                .any(|us| **us == self.parts.setup.remote)
+        };
         let path = answer["paths"].as_array()?.iter().find(from_us)?;
         Some(Learned {
             next_hop: text(&path["nexthops"][0]["ip"]),
@@ -146,7 +150,10 @@ impl Frr {
         let local = self.parts.setup.local().to_owned();
         let common = ["-z", &zserv, "--vty_socket", &sockets, "-P", "0", "--log", "stdout"];
         let zebra = [&common[..], &["-f", "/dev/null", "-i", &pid]].concat();
-        let bgpd = [&common[..], &["-f", &file, "-i", &bgp_pid, "-l", &local]].concat();
+        let mut bgpd = [&common[..], &["-f", &file, "-i", &bgp_pid]].concat();
+        if !self.parts.setup.is_unnumbered() {
+            bgpd.extend(["-l", &local]);
+        }
         let [bfd_pid, bfd_control] = ["bfdd.pid", "bfdd.ctl"].map(|name| self.parts.path(name));
         let bfdd = ["-f", "/dev/null", "-i", &bfd_pid, "--bfdctl", &bfd_control];
         let bfdd = [&common[..], &bfdd].concat();
@@ -171,14 +178,19 @@ impl Frr {
 /// A bgpd that announces networks and takes everything.
 fn configuration(setup: &Setup) -> String {
     let remote = &setup.remote;
-    let mut neighbor = vec![
-        format!("remote-as {}", setup.our_asn),
-        format!("update-source {}", setup.local()),
-        format!("port {}", setup.port),
+    let mut neighbor = match setup.is_unnumbered() {
+        true => vec!["interface remote-as external".to_owned()],
+        false => vec![
+            format!("remote-as {}", setup.our_asn),
+            format!("update-source {}", setup.local()),
+            format!("port {}", setup.port),
+        ],
+    };
+    neighbor.extend([
         format!("timers 3 {HOLD_TIME_SECS}"),
         format!("timers connect {}", setup.connect_retry_secs),
         "advertisement-interval 0".into(),
-    ];
+    ]);
     neighbor.extend(setup.password.as_ref().map(|text| format!("password {text}")));
     for (on, line) in [
         (setup.ttl_security, "ttl-security hops 1"),

@@ -69,6 +69,19 @@ impl Link {
         link
     }
 
+    /// Adds another link without addresses: `second` on both sides.
+    ///
+    /// # Panics
+    /// When there is one already.
+    pub fn second(&self) {
+        run(&format!(
+            "ip link add second type veth peer name second netns {}",
+            self.far.holder.id()
+        ));
+        run("ip link set second up");
+        self.inside("ip link set second up");
+    }
+
     /// Runs a command on our side.
     ///
     /// # Panics

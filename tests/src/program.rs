@@ -25,10 +25,19 @@ impl Program {
     /// When it does not start.
     #[must_use]
     pub fn start(link: &Link, text: &str) -> Program {
+        Program::start_with(link, text, &[])
+    }
+
+    /// The same with further options.
+    ///
+    /// # Panics
+    /// As [`Program::start`].
+    #[must_use]
+    pub fn start_with(link: &Link, text: &str, options: &[&str]) -> Program {
         let far = link.far();
         let _ = far.directory("cairn");
         far.write(FILE, text);
-        Program::start_again(link)
+        Program::run(link, options)
     }
 
     /// Starts another one with the file and the run directory of the one before.
@@ -37,11 +46,15 @@ impl Program {
     /// As [`Program::start`].
     #[must_use]
     pub fn start_again(link: &Link) -> Program {
+        Program::run(link, &[])
+    }
+
+    fn run(link: &Link, options: &[&str]) -> Program {
         let far = link.far();
         let (output, errors) = far.log(LOG);
         let mut command = Command::new(cairn());
         command.arg("speaker").arg("-f").arg(far.path(FILE)).arg("--run-dir");
-        command.arg(far.path(RUN_DIR)).env_remove("CAIRN_LOG");
+        command.arg(far.path(RUN_DIR)).args(options).env_remove("CAIRN_LOG");
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
         // SAFETY: only a system call between fork and exec.
         unsafe {
