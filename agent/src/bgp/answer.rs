@@ -293,6 +293,8 @@ mod tests {
     fn snapshot(peers: &[(&str, &str)]) -> SpeakerSnapshot {
         let peer = |address: &str| PeerSnapshot {
             address: address.parse().expect("an address"),
+            interface: None,
+            doubt: None,
             remote_asn: 65001,
             state: SessionState::Idle,
             since_unix_secs: 0,

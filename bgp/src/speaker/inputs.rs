@@ -288,6 +288,9 @@ fn explain_connect_error(peer: &PeerConfig, error: &io::Error) -> String {
              our address",
             peer.port
         ),
+        io::ErrorKind::AddrNotAvailable if peer.interface.is_some() => {
+            "the own link-local address has gone".to_owned()
+        }
         io::ErrorKind::AddrNotAvailable => match peer.source_address {
             Some(source) => {
                 format!("{source} is no address of this machine: correct sourceAddress")
