@@ -7,7 +7,7 @@ use std::sync::Arc;
 use cairn_bgp::config::{Origination, SpeakerConfig};
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::session::SessionState;
-use cairn_bgp::speaker::{Announcement, Reception, SpeakerHandle};
+use cairn_bgp::speaker::{Announcement, Delivery, Reception, SpeakerHandle};
 use cairn_bgp::wire::MessageType;
 use speaker_net::{FakePeer, Net, Node, connect, fake_open, originate, until};
 
@@ -126,4 +126,48 @@ async fn a_peer_that_does_not_read_is_awaited_and_what_follows_does_not_matter()
     until_is(&a.handle, &mut announcement, &Reception::Acknowledged).await;
     let mut newcomer = Announcement::new(prefix("12.0.1.0/24"));
     assert_eq!(ask(&a.handle, &mut newcomer).await, awaited("silent"));
+}
+
+#[tokio::test]
+async fn all_has_arrived_when_the_last_change_before_the_question_has() {
+    let net = Net::new();
+    let (mut a, b) = net.pair(65001, 65001);
+    let from = net.address();
+    let silent = speaker_net::peer(a.config.listen[0].ip(), from.into(), 65001, true);
+    a.config.peers.insert("silent".into(), silent);
+    let to = a.config.listen[0];
+    flood(&mut a.config, 0);
+    let a = Node::start(a);
+    let ask = async |asked: Delivery| a.handle.delivery(asked).await.expect("the speaker runs");
+    assert_eq!(ask(Delivery::default()).await.reception(), &Reception::Nobody, "no session");
+    let _b = Node::start(b);
+    let mut silent = FakePeer::with_little_room(from, to, fake_open(65001, from)).await;
+    until_established(&a.handle, "silent").await;
+    until_established(&a.handle, "b").await;
+
+    // The same routes in another form: what was told before counts for nothing.
+    let mut config = a.config.clone();
+    config.peers.values_mut().for_each(|peer| peer.graceful_shutdown = true);
+    a.handle.apply(config.clone()).expect("a valid configuration");
+    let mut delivery = Delivery::default();
+    until("b has all", || async {
+        ask(Delivery::default()).await.reception() == &awaited("silent")
+    })
+    .await;
+    delivery = ask(delivery).await;
+    assert_eq!(delivery.reception(), &awaited("silent"), "it does not read");
+
+    let mut asked_again = 0;
+    while *delivery.reception() != Reception::Acknowledged {
+        silent.until_message(MessageType::Update).await;
+        delivery = ask(delivery).await;
+        asked_again += 1;
+    }
+    assert!(asked_again > 1, "it was awaited for a while");
+    // Withdrawals are to be told as well.
+    config.originate.clear();
+    a.handle.apply(config).expect("a valid configuration");
+    let fresh = ask(Delivery::default()).await;
+    assert_eq!(fresh.reception(), &Reception::Awaited(vec!["b".into(), "silent".into()]));
+    assert_eq!(ask(delivery).await.reception(), &Reception::Acknowledged, "of what was before");
 }

@@ -110,6 +110,12 @@ impl Rib {
             Prefix::V6(key) => has_told(&self.ipv6, id, &key),
         }
     }
+
+    /// Whether [`Rib::flush`] has handed out all that a peer is to be told.
+    pub fn has_told_all(&self, id: PeerId) -> bool {
+        self.ipv4.groups.iter().all(|group| group.has_told_all(id))
+            && self.ipv6.groups.iter().all(|group| group.has_told_all(id))
+    }
 }
 
 fn has_told<A: AddressFamily>(table: &Table<A>, peer: PeerId, key: &A::Key) -> bool {

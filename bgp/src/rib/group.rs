@@ -283,6 +283,12 @@ impl<A: AddressFamily> Group<A> {
         !waits && self.advertised_routes(peer, id).next().is_some()
     }
 
+    /// Whether nothing is left that a peer is to be told; of one that is no member there is nothing.
+    pub(crate) fn has_told_all(&self, peer: PeerId) -> bool {
+        let member = self.members.iter().find(|member| member.peer == peer);
+        member.is_none_or(|member| self.is_told() && member.pending.is_none())
+    }
+
     /// The prefixes that a member has been told, in no order.
     pub(crate) fn advertised_ids(&self, peer: PeerId) -> impl Iterator<Item = RouteId> {
         let is_told = move |id: &RouteId| self.advertised_routes(peer, *id).next().is_some();

@@ -28,13 +28,33 @@ pub struct Announcement {
     marks: BTreeMap<PeerKey, (ConnectionId, u64)>,
 }
 
-/// How far the peers are with an announcement.
+/// All that the peers are to be told at one moment, which is followed by asking for it again and again.
+#[derive(Clone, Debug, Default)]
+pub struct Delivery {
+    reception: Reception,
+    /// The octets of each peer's connection up to the end of the last UPDATE.
+    marks: BTreeMap<PeerKey, (ConnectionId, u64)>,
+}
+
+impl Delivery {
+    /// What a speaker may answer: to try out its reader.
+    pub fn answered(reception: Reception) -> Delivery {
+        Delivery { reception, ..Delivery::default() }
+    }
+
+    /// How far the peers were when the speaker was last asked.
+    pub fn reception(&self) -> &Reception {
+        &self.reception
+    }
+}
+
+/// How far the peers are with an announcement, or with all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Reception {
     /// The speaker has not been asked.
     #[default]
     Unknown,
-    /// There is no established session on which the prefix would be announced.
+    /// There is no established session, or none on which the prefix would be announced.
     Nobody,
     /// These peers with an established session have not acknowledged it, or the speaker does not
     /// originate the prefix yet.
@@ -79,6 +99,16 @@ impl SpeakerHandle {
     ) -> Result<Vec<Announcement>, Error> {
         self.ask(|answer| Command::Ask(Question::Announcements(announcements, answer))).await
     }
+
+    /// How far the peers are with all that they are to be told, with what was applied before taken up. Peers
+    /// without an established session do not count. Once a connection has been handed everything, what comes
+    /// later does not count on it for as long as what was answered last is asked about.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn delivery(&self, delivery: Delivery) -> Result<Delivery, Error> {
+        self.ask(|answer| Command::Ask(Question::Delivery(delivery, answer))).await
+    }
 }
 
 impl Owner {
@@ -116,10 +146,39 @@ impl Owner {
                 awaited.push(PeerName::clone(&peer.name));
             }
         }
-        *reception = match (counts_any, awaited.is_empty()) {
+        *reception = Reception::of(counts_any, awaited);
+    }
+
+    /// Looks how far the peers are with all that they are to be told.
+    pub(super) fn follow_all(&self, delivery: &mut Delivery) {
+        let Delivery { reception, marks } = delivery;
+        let mut counts_any = false;
+        let mut awaited = Vec::new();
+        for (key, peer) in &self.peers {
+            let Some(session) = peer.session.established() else { continue };
+            let Some(connection) = peer.connections.get(&session.connection) else { continue };
+            counts_any = true;
+            let marked = marks.get(key).filter(|(id, _)| *id == session.connection);
+            let mark = marked
+                .map(|(_, mark)| *mark)
+                .or_else(|| self.rib.has_told_all(peer.rib_id).then(|| connection.handed()));
+            if let Some(mark) = mark {
+                marks.insert(*key, (session.connection, mark));
+            }
+            if !mark.is_some_and(|mark| connection.has_acknowledged(mark)) {
+                awaited.push(PeerName::clone(&peer.name));
+            }
+        }
+        *reception = Reception::of(counts_any, awaited);
+    }
+}
+
+impl Reception {
+    fn of(counts_any: bool, awaited: Vec<PeerName>) -> Reception {
+        match (counts_any, awaited.is_empty()) {
             (false, _) => Reception::Nobody,
             (true, false) => Reception::Awaited(awaited),
             (true, true) => Reception::Acknowledged,
-        };
+        }
     }
 }

@@ -57,7 +57,7 @@ use operator::Operation;
 use owner::Owner;
 use tables::Question;
 
-pub use announcements::{Announcement, Reception};
+pub use announcements::{Announcement, Delivery, Reception};
 pub use operator::{DeadPath, NoSuchPeer, Reset};
 pub use tables::{TableReader, WatchFeed};
 pub use unnumbered::{Located, Neighbour};

@@ -14,7 +14,7 @@ use crate::rib::{
 };
 use crate::status::WatchEvent;
 
-use super::announcements::Announcement;
+use super::announcements::{Announcement, Delivery};
 use super::owner::Owner;
 use super::{Command, Error, SpeakerHandle};
 
@@ -26,6 +26,7 @@ pub(crate) enum Question {
     Heard(Vec<Prefix>, oneshot::Sender<HeardRoutes>),
     Loss(BTreeMap<PeerName, Leaving>, oneshot::Sender<Loss>),
     Announcements(Vec<Announcement>, oneshot::Sender<Vec<Announcement>>),
+    Delivery(Delivery, oneshot::Sender<Delivery>),
     Watch(oneshot::Sender<broadcast::Receiver<Arc<WatchEvent>>>),
 }
 
@@ -169,6 +170,10 @@ impl Owner {
             Question::Announcements(mut announcements, answer) => {
                 announcements.iter_mut().for_each(|announcement| self.follow(announcement));
                 let _ = answer.send(announcements);
+            }
+            Question::Delivery(mut delivery, answer) => {
+                self.follow_all(&mut delivery);
+                let _ = answer.send(delivery);
             }
             Question::Watch(answer) => {
                 let watchers = self.watchers.get_or_insert_with(|| {
