@@ -30,6 +30,7 @@ use tokio::sync::{oneshot, watch};
 use crate::announced::{ANNOUNCEMENT_WAIT, Announced};
 use crate::bfd::follow::Follower;
 use crate::disabled::DisabledPeers;
+use crate::drain::{Drain, Told};
 use crate::fib::{Fib, FirstRoutes, RouteMemory, RouteSettings, Wrapping};
 use crate::firewall::{self, Keeper};
 use crate::ipam::Holdings;
@@ -129,7 +130,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
             rules: owner.rules,
         },
     );
-    tokio::spawn(last_view::keep(views.clone(), Arc::clone(&storage), owner));
+    tokio::spawn(last_view::keep(views.clone(), Arc::clone(&storage), owner.clone()));
+    let drain = Drain::open(Arc::clone(&storage), owner);
+    let (drain_out, drain_told) = watch::channel(drain.told());
     let (holdings_out, holdings) = watch::channel(Arc::default());
     let ipam_options = ipam::IpamOptions {
         node: name.clone(),
@@ -148,6 +151,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         witness: Arc::new(SpeakerWitness::new(speakers.clone())),
         storage,
         relist,
+        drain: drain_told,
         holdings: holdings_out,
     };
     tokio::spawn(ipam::run(client.clone(), ipam_options, channels));
@@ -206,6 +210,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         pods,
         speaker: None,
         announced: Announced::default(),
+        drain,
+        drain_told: drain_out,
+        refused: false,
         disabled,
         speaker_for_questions: speaker,
         bgp_node,
@@ -266,6 +273,11 @@ struct Agent {
     speaker: Option<Running>,
     /// Of which blocks peers have heard.
     announced: Announced,
+    drain: Drain,
+    /// For the IPAM and its events.
+    drain_told: watch::Sender<Told>,
+    /// The speaker did not take what was planned last.
+    refused: bool,
     disabled: Arc<DisabledPeers>,
     /// For `cairn bgp`.
     speaker_for_questions: watch::Sender<Option<SpeakerHandle>>,
@@ -354,8 +366,10 @@ impl Agent {
                 Ok(()) = self.conflist_problems.changed() => {}
                 changed = self.usage.changed() => {
                     changed.context("the pod network ended")?;
-                    // Pods come and go without it.
-                    if self.knows_cluster && self.usage.borrow().tunnels != self.addresses {
+                    // Pods come and go without it, but on a node whose blocks go with its pods.
+                    if self.drain.is_under_way() {
+                        self.plan(fib);
+                    } else if self.knows_cluster && self.usage.borrow().tunnels != self.addresses {
                         self.follow_tunnels(fib);
                     }
                 }
@@ -372,6 +386,10 @@ impl Agent {
                 changed = changed(&mut self.speaker) => {
                     changed.context("the speaker ended")?;
                     self.announced.look(Instant::now());
+                    self.drain.look(Instant::now());
+                }
+                () = until(self.drain.next_deadline().map(tokio::time::Instant::from_std)) => {
+                    self.follow_drain(fib).await?;
                 }
                 () = until(self.announced.next_deadline().map(tokio::time::Instant::from_std)),
                     if self.speaker.is_some() =>
@@ -407,6 +425,9 @@ impl Agent {
         let tunnels = self.tunnels.borrow_and_update().clone();
         let underlay = self.underlay.borrow_and_update().clone();
         let before = self.known_addresses(&view, &underlay.own);
+        let usage = self.usage.borrow().clone();
+        self.drain.know(Instant::now(), view.node.as_ref(), &usage, &holdings.announced);
+        let departure = self.drain.departure();
         let local = Local {
             blocks: &holdings.announced,
             reachable: &reachable,
@@ -415,6 +436,7 @@ impl Agent {
             interfaces: &underlay.own,
             towards_api: self.api_address.and_then(node_address::source_towards),
             before: &before,
+            departure: &departure,
         };
         let mut plan = plan(&view, &self.name, &local);
         if plan.addresses.is_empty() {
@@ -422,6 +444,7 @@ impl Agent {
             plan.ways.addresses.clone_from(&self.ways.addresses);
         }
         self.announced.want(Instant::now(), &plan.heard_first);
+        self.drain.reflects(Instant::now(), plan.reflects);
         self.lodge(plan.tunnel_pools);
         self.pods.set_supply(pods::Supply {
             blocks: holdings.blocks.clone(),
@@ -469,6 +492,7 @@ impl Agent {
         {
             self.apply(config, &plan.waiting, fib);
         }
+        crate::send_if_changed(&self.drain_told, self.drain.told());
         self.judge();
     }
 
@@ -483,6 +507,19 @@ impl Agent {
         let news = self.announced.ask(&running.handle).await?;
         self.pods.set_held_back(self.held_back());
         Ok(news)
+    }
+
+    /// Asks how far peers are with what a node that is drained announces, and goes on to the next phase.
+    async fn follow_drain(&mut self, fib: &mut Fib) -> anyhow::Result<()> {
+        let delivery = match self.speaker.as_ref().filter(|_| !self.refused) {
+            Some(running) => Some(running.handle.delivery(self.drain.delivery()).await?),
+            None => None,
+        };
+        if self.drain.heard(Instant::now(), delivery) {
+            self.plan(fib);
+        }
+        crate::send_if_changed(&self.drain_told, self.drain.told());
+        Ok(())
     }
 
     /// Says whether pods start, by what is known now.
@@ -618,11 +655,13 @@ impl Agent {
         waiting: &BTreeMap<PeerName, PeerConfig>,
         fib: &mut Fib,
     ) {
+        self.refused = false;
         match &mut self.speaker {
             Some(running) if *running.config == config => {}
             Some(running) => match running.handle.apply(config.clone()) {
                 Ok(()) => running.config = Arc::new(config),
                 Err(error) => {
+                    self.refused = true;
                     self.problems.push(format!("BGP keeps its old settings: {error}"));
                     return;
                 }
@@ -697,6 +736,7 @@ impl Agent {
                 ..*self.repairs.borrow_and_update()
             },
             change_over,
+            drain: self.drain.status(),
             problems,
         };
         let owner = self.views.borrow().node.as_ref().map(|node| ObjectReference {

@@ -27,6 +27,25 @@ pub fn client(config: Config) -> anyhow::Result<Client> {
     Client::try_from(prepared(config)).context("cannot make a client for the API server")
 }
 
+/// A client by the file that was named, by KUBECONFIG, as a pod, or by the user's own file.
+///
+/// # Errors
+/// There is none, or what it says cannot be used.
+pub async fn of_user(path: Option<&Path>) -> anyhow::Result<Client> {
+    let config = match path {
+        Some(path) => config_of(path).await?,
+        None if std::env::var_os("KUBECONFIG").is_none()
+            && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() =>
+        {
+            Config::incluster_env().context("cannot reach the API server as a pod")?
+        }
+        None => Config::from_kubeconfig(&KubeConfigOptions::default())
+            .await
+            .context("no way to the API server: give --kubeconfig, or set KUBECONFIG")?,
+    };
+    client(config)
+}
+
 /// The address of a server that is named by one and not by a name.
 pub fn address_of(config: &Config) -> Option<IpAddr> {
     config.cluster_url.host()?.trim_matches(['[', ']']).parse().ok()

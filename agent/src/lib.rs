@@ -27,6 +27,8 @@ pub mod cleanup;
 pub mod conflist;
 pub mod control;
 pub mod disabled;
+pub mod drain;
+pub mod drain_command;
 pub mod fib;
 pub mod file;
 pub mod firewall;

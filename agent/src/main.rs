@@ -7,8 +7,8 @@ use anyhow::Context;
 use cairn_agent::control::protocol::Ask;
 use cairn_agent::report::Report;
 use cairn_agent::{
-    DEFAULT_RUN_DIR, agent, bfd, bgp, cleanup, control, ipam_command, kernel_command, logging,
-    speaker,
+    DEFAULT_RUN_DIR, agent, bfd, bgp, cleanup, control, drain_command, ipam_command,
+    kernel_command, logging, speaker,
 };
 use clap::{Parser, Subcommand};
 
@@ -44,6 +44,8 @@ enum Command {
     Bgp(bgp::Options),
     /// Show who has which addresses, find leaks and conflicts, and release what a dead machine holds.
     Ipam(ipam_command::Options),
+    /// Take a node out of use: its routes are announced to be used last, and then withdrawn.
+    Drain(drain_command::Options),
     /// Show what Cairn has in the kernel of this machine, and whether it is what it wants.
     Kernel(kernel_command::Options),
     /// Remove what Cairn left on this machine: routes, tunnels, packet filter, network configuration.
@@ -96,6 +98,7 @@ fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Bgp(options) => bgp::run(options),
         Command::Ipam(options) => block_on(ipam_command::run(options)),
+        Command::Drain(options) => block_on(drain_command::run(options)),
         Command::Kernel(options) => kernel_command::run(options),
         Command::Cleanup(options) => block_on(cleanup::run(options)),
         Command::Crds => {

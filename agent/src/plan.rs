@@ -9,9 +9,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use cairn_api::{
-    BGPConfigurationSpec, BGPNodeSpec, BGPPeerSpec, Encapsulation, IPPool, LABEL_ASN,
-    LABEL_ROUTE_REFLECTOR, NodeConfigurationSpec, ObjectReference, PodReadiness, PoolUse, Topology,
-    TunnelKind,
+    ANNOTATION_DRAIN, BGPConfigurationSpec, BGPNodeSpec, BGPPeerSpec, Encapsulation, IPPool,
+    LABEL_ASN, LABEL_ROUTE_REFLECTOR, NodeConfigurationSpec, ObjectReference, PodReadiness,
+    PoolUse, Topology, TunnelKind,
 };
 use cairn_bgp::config::{
     Bfd, ExportScope, InterfaceName, Origination, PeerConfig, PeerName, SpeakerConfig,
@@ -23,6 +23,7 @@ use cairn_ipam::Family as AddressFamily;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 
+use crate::drain::{Departure, Wish};
 use crate::node_address::{self, AddressChooser, OwnAddress};
 use crate::objects::{self, DefaultPolicies, Policies};
 use crate::topology::{Ending, MESH, Role, Topology as NodeTopology};
@@ -38,6 +39,8 @@ pub struct NodePlan {
     pub waiting: BTreeMap<PeerName, PeerConfig>,
     /// What of the sessions in it ends with the change-over of the topology, while there is one.
     pub ending: Option<Ending>,
+    /// Other nodes of its AS hear of each other by this one.
+    pub reflects: bool,
     /// The node's own BGPNode and the Node that owns it; `None` while the Node does not exist.
     pub bgp_node: Option<(ObjectReference, BGPNodeSpec)>,
     /// The node's addresses, at most one a family.
@@ -73,6 +76,8 @@ pub struct Local<'a> {
     pub towards_api: Option<IpAddr>,
     /// Where others know it, without what it has lost for long.
     pub before: &'a [IpAddr],
+    /// What is announced while it is being drained.
+    pub departure: &'a Departure,
 }
 
 impl<'a> Local<'a> {
@@ -83,6 +88,7 @@ impl<'a> Local<'a> {
         running: Option<&'a SpeakerConfig>,
     ) -> Local<'a> {
         static NO_TUNNELS: BTreeSet<TunnelKind> = BTreeSet::new();
+        static IN_USE: Departure = Departure::None;
         Local {
             blocks,
             reachable,
@@ -91,6 +97,7 @@ impl<'a> Local<'a> {
             interfaces: &[],
             towards_api: None,
             before: &[],
+            departure: &IN_USE,
         }
     }
 }
@@ -115,9 +122,9 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     let speaker = identity
         .as_ref()
         .map(|me| speaker(view, name, me, &configuration, local, &mut waiting, &mut problems));
-    let ending = identity.as_ref().zip(speaker.as_ref()).and_then(|(me, speaker)| {
-        NodeTopology::of(view, name, me.asn).ending(speaker.peers.keys())
-    });
+    let topology = identity.as_ref().map(|me| NodeTopology::of(view, name, me.asn));
+    let ending = (topology.as_ref().zip(speaker.as_ref()))
+        .and_then(|(topology, speaker)| topology.ending(speaker.peers.keys()));
     let bgp_node = identity.as_ref().and_then(|me| {
         let owner = me.owner.clone()?;
         Some((owner, me.bgp_node(&ways, local)))
@@ -126,6 +133,7 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
         speaker,
         waiting,
         ending,
+        reflects: topology.is_some_and(|topology| topology.reflects(name)),
         bgp_node,
         addresses,
         blackholes: local.blocks.iter().copied().collect(),
@@ -244,11 +252,17 @@ impl Identity {
         }
         let uid = node.metadata.uid.clone().unwrap_or_default();
         let router_id = router_id(node, name, &addresses, &uid, problems);
+        let wish = Wish::of(node).unwrap_or_else(|error| {
+            problems.push(format!("Node {name}: {error}"));
+            Wish::Stay
+        });
+        let leaves = (wish != Wish::Stay).then(|| (ANNOTATION_DRAIN.to_owned(), "true".to_owned()));
         let topology = labels
             .into_iter()
             .filter(|(key, _)| {
                 key.starts_with("topology.kubernetes.io/") || key == LABEL_ROUTE_REFLECTOR
             })
+            .chain(leaves)
             .collect();
         let owner = Some(ObjectReference { name: name.into(), uid });
         Some(Identity { owner, addresses, asn, router_id, topology })
@@ -423,6 +437,7 @@ fn speaker(
         }
     }
     keep_long_only_pods(view, &mut peers.by_name);
+    leave(local.departure, &mut peers.by_name);
     SpeakerConfig {
         asn: me.asn,
         origins: Arc::new(origins(name, me, local)),
@@ -438,6 +453,19 @@ fn speaker(
         originate: originate(view, local, labels.as_ref(), problems),
         selection_deferral_secs: SELECTION_DEFERRAL_SECS,
         multipath: objects::multipath(configuration.multipath),
+    }
+}
+
+/// Has all sessions tell that the node is being drained. They stay, so that it is taken back at once.
+fn leave(departure: &Departure, peers: &mut BTreeMap<PeerName, PeerConfig>) {
+    if *departure == Departure::None {
+        return;
+    }
+    for peer in peers.values_mut() {
+        peer.graceful_shutdown = true;
+        if matches!(departure, Departure::Withdrawn { .. }) {
+            peer.export_scope = ExportScope::OriginatedOnly;
+        }
     }
 }
 
@@ -628,7 +656,8 @@ fn originate(
     problems: &mut Vec<String>,
 ) -> BTreeMap<Prefix, Origination> {
     let mut originate = BTreeMap::new();
-    for (advertisement, object) in &view.bgp_advertisements {
+    let withdrawn = matches!(local.departure, Departure::Withdrawn { .. });
+    for (advertisement, object) in view.bgp_advertisements.iter().filter(|_| !withdrawn) {
         let selected = match (&object.spec.node_selector, labels) {
             (None, _) => true,
             (Some(selector), Some(labels)) => selector.matches(labels),
@@ -648,7 +677,9 @@ fn originate(
         }
     }
     // What leaves is withdrawn before its route goes.
-    let leads_here = |block: &&IpNet| local.blocks.contains(*block) && advertised(view, block);
+    let leads_here = |block: &&IpNet| {
+        local.blocks.contains(*block) && advertised(view, block) && local.departure.announces(block)
+    };
     for block in local.reachable.iter().filter(leads_here) {
         let source = format!("ipblock/{}", cairn_api::block_name(*block)).into();
         originate.insert(
@@ -676,7 +707,10 @@ fn heard_first(
     match settings.readiness {
         PodReadiness::Immediate => BTreeSet::new(),
         PodReadiness::Announced => {
-            local.blocks.iter().filter(|block| advertised(view, block)).copied().collect()
+            // A pod that begins on a drained node has its block announced again.
+            let announced =
+                |block: &&IpNet| advertised(view, block) && local.departure.announces(block);
+            local.blocks.iter().filter(announced).copied().collect()
         }
     }
 }

@@ -1,8 +1,8 @@
 //! What a daemon says of itself: for `cairn status`, and for the BGPNodeStatus object.
 
 use cairn_api::{
-    BGPNodeStatusSpec, ChangeOver, FailedRoute, RepairsStatus, RoutesStatus, SessionStatus,
-    SessionTurn,
+    BGPNodeStatusSpec, ChangeOver, DrainStatus, FailedRoute, RepairsStatus, RoutesStatus,
+    SessionStatus, SessionTurn,
 };
 use cairn_bgp::prefix::Family;
 use cairn_bgp::rib::RouteCounts;
@@ -109,6 +109,9 @@ impl Report {
                 text,
                 "topology changes over to revision {revision}: {losing} prefixes still need the one before"
             );
+        }
+        if let Some(DrainStatus { phase, since, message }) = &self.bgp.drain {
+            let _ = writeln!(text, "drain {phase:?} since {}: {message}", since.0);
         }
         for problem in &self.bgp.problems {
             let _ = writeln!(text, "problem: {problem}");

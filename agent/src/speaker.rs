@@ -241,8 +241,14 @@ impl Reported {
             problems.extend(kernel.problems.borrow().iter().cloned());
         }
         let peers = Report::established(&sessions);
-        let bgp =
-            BGPNodeStatusSpec { peers, sessions, routes, repairs, change_over: None, problems };
+        let bgp = BGPNodeStatusSpec {
+            peers,
+            sessions,
+            routes,
+            repairs,
+            problems,
+            ..BGPNodeStatusSpec::default()
+        };
         Report { bgp, ..Report::default() }
     }
 }

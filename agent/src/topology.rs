@@ -69,7 +69,8 @@ impl<'a> Topology<'a> {
         Topology { own, revision, shapes, changing: previous.is_some() }
     }
 
-    fn reflects(&self, node: &str) -> bool {
+    /// Whether other nodes hear of each other by `node`.
+    pub(crate) fn reflects(&self, node: &str) -> bool {
         self.shapes.iter().any(|reflectors| reflectors.contains(node))
     }
 

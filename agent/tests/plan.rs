@@ -7,10 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use cairn_agent::drain::Departure;
 use cairn_agent::plan::{Local, NodePlan, plan};
 use cairn_agent::view::{ClusterView, PeerNode};
-use cairn_api::{AsTopology, BGPConfigurationStatus, BGPNode, TopologyMode, TopologyShape};
-use cairn_bgp::config::ExportScope;
+use cairn_api::{
+    ANNOTATION_DRAIN, AsTopology, BGPConfigurationStatus, BGPNode, TopologyMode, TopologyShape,
+};
+use cairn_bgp::config::{ExportScope, PeerConfig};
 use cairn_bgp::rib::Leaving;
 use ipnet::IpNet;
 use kube::{Resource, ResourceExt};
@@ -74,6 +77,44 @@ const RACK: &str = include_str!("golden/rack.yaml");
 #[test]
 fn a_node_in_a_rack_meshes_with_its_as_and_peers_with_its_router() {
     golden("rack-n1.txt", &planned(RACK, "n1", &["10.244.0.16/28"]));
+}
+
+#[test]
+fn a_node_that_is_drained_tells_every_peer_and_keeps_its_sessions() {
+    let blocks: [IpNet; 2] =
+        ["10.244.0.16/28", "10.244.0.32/28"].map(|block| block.parse().expect("a network"));
+    let reachable = blocks.iter().copied().collect();
+    let mut view = view(RACK, "n1");
+    let of = |view: &ClusterView, departure: &Departure| {
+        let local = Local { departure, ..Local::new(&blocks, &reachable, None) };
+        plan(view, "n1", &local).speaker.expect("a configuration")
+    };
+    let used = of(&view, &Departure::None);
+    let leaving = of(&view, &Departure::Leaving);
+    assert!(leaving.peers.values().all(|peer| peer.graceful_shutdown));
+    assert!(leaving.peers.keys().eq(used.peers.keys()) && leaving.originate == used.originate);
+    let withdrawn = of(&view, &Departure::Withdrawn { but: [blocks[1]].into() });
+    assert!(withdrawn.peers.keys().eq(used.peers.keys()));
+    let own_only = |peer: &PeerConfig| peer.export_scope == ExportScope::OriginatedOnly;
+    assert!(withdrawn.peers.values().all(|peer| peer.graceful_shutdown && own_only(peer)));
+    assert!(withdrawn.originate.keys().eq(&[blocks[1].into()]), "{:?}", withdrawn.originate);
+
+    // The leader learns of the wish by the BGPNode.
+    let topology = |view: &ClusterView| {
+        let plan = plan(view, "n1", &Local::new(&blocks, &reachable, None));
+        let (_, spec) = plan.bgp_node.expect("a BGPNode");
+        (spec.topology.get(ANNOTATION_DRAIN).cloned(), plan.problems)
+    };
+    assert_eq!(topology(&view).0, None);
+    let annotate = |view: &mut ClusterView, value: &str| {
+        let node = view.node.as_mut().expect("a Node");
+        node.annotations_mut().insert(ANNOTATION_DRAIN.into(), value.into());
+    };
+    annotate(&mut view, "now");
+    assert_eq!(topology(&view), (Some("true".to_owned()), Vec::new()));
+    annotate(&mut view, "please");
+    let (leaves, problems) = topology(&view);
+    assert!(leaves.is_none() && problems[0].contains("\"please\" drains nothing"), "{problems:?}");
 }
 
 #[test]

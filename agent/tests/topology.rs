@@ -6,7 +6,7 @@ mod nodes;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cairn_api::{AsTopology, ChangeOver, LABEL_CHANGE_OVER, TopologyMode};
+use cairn_api::{ANNOTATION_DRAIN, AsTopology, ChangeOver, LABEL_CHANGE_OVER, TopologyMode};
 use cairn_ipam::election::{CANDIDATES_MAX, Candidacy};
 use cairn_lab::apiserver::PatchType;
 use cairn_tests::kube::Api;
@@ -186,6 +186,33 @@ async fn reflectors_are_recorded_and_stay_while_their_nodes_live() {
     }
     takes("a mesh", SOON, || cluster.reflectors().is_empty()).await;
     assert!(cluster.is_changing(), "not before the mesh stands: {reflectors:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reflector_that_is_drained_hands_over_and_comes_back_as_it_comes() {
+    let (cluster, _leader, names) = cluster_of(5).await;
+    cluster.change("RouteReflectors");
+    takes("a record", AT_ONCE, || cluster.record(64512).is_some()).await;
+    takes("the end", Duration::from_secs(200), || !cluster.is_changing()).await;
+    let first = cluster.reflectors();
+    let drain = |name: &str, value: Value| {
+        let patch = json!({"spec": {"topology": {ANNOTATION_DRAIN: value}}});
+        cluster.server.patch(NODES, None, name, PatchType::Merge, &patch).expect("a BGPNode");
+    };
+    drain(&first[0], "true".into());
+    takes("another one", SOON, || !cluster.reflectors().contains(&first[0])).await;
+    let record = cluster.record(64512).expect("a record");
+    assert_eq!(record.current.reflectors.len(), 3);
+    assert_eq!(
+        record.previous.map(|shape| shape.reflectors),
+        Some(first.clone()),
+        "until all are ready"
+    );
+    names.iter().for_each(|name| cluster.say(name, record.revision, 0));
+    takes("the end", AT_ONCE, || !cluster.is_changing()).await;
+    drain(&first[0], Value::Null);
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    assert_eq!(cluster.reflectors(), record.current.reflectors, "who reflects goes on");
 }
 
 #[tokio::test(start_paused = true)]

@@ -38,7 +38,8 @@ pub struct BGPNodeSpec {
     #[serde(rename = "routerID")]
     #[schemars(length(min = 7, max = 15))]
     pub router_id: String,
-    /// Where the node stands: its topology labels, and whether people want it as a route reflector.
+    /// Where the node stands: its topology labels, whether people want it as a route reflector, and
+    /// whether it is being drained.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub topology: BTreeMap<String, String>,
     /// The tunnels from which the node takes packets: no other node sends by one before.

@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
     printcolumn(name = "Peers", type_ = "string", json_path = ".spec.peers"),
     printcolumn(name = "Routes", type_ = "integer", json_path = ".spec.routes.installed"),
     printcolumn(name = "Failed", type_ = "integer", json_path = ".spec.routes.failed"),
+    printcolumn(name = "Drain", type_ = "string", json_path = ".spec.drain.phase"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase")]
@@ -39,6 +40,9 @@ pub struct BGPNodeStatusSpec {
     /// While the topology of the node's AS changes over: how far the node is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub change_over: Option<ChangeOver>,
+    /// While the node is drained: how far that is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drain: Option<DrainStatus>,
     /// What is wrong on this node and what to do, one sentence each.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
@@ -53,6 +57,29 @@ pub struct ChangeOver {
     pub revision: i64,
     /// The prefixes that it would lose if the sessions of the topology before ended now.
     pub losing: u64,
+}
+
+/// How far a node is drained.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct DrainStatus {
+    /// The step.
+    pub phase: DrainPhase,
+    /// Since when.
+    pub since: Time,
+    /// What is the case, and what it waits for.
+    pub message: String,
+}
+
+/// A step of draining a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum DrainPhase {
+    /// All is announced, to be used last: with the community GRACEFUL_SHUTDOWN and LOCAL_PREF 0 (RFC 8326).
+    Leaving,
+    /// What no pod needs is withdrawn, the rest is announced to be used last.
+    Withdrawing,
+    /// Nothing is announced.
+    Drained,
 }
 
 impl ChangeOver {

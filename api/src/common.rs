@@ -34,6 +34,11 @@ pub const ANNOTATION_IPS: &str = "cairn.network/ips";
 /// The annotation of a Node that names its addresses, at most one a family, with a comma between.
 pub const ANNOTATION_NODE_ADDRESSES: &str = "cairn.network/node-addresses";
 
+/// The annotation of a Node that has it drained: its agent announces with lowest preference, and then
+/// withdraws. `now`; `now-with-pods`, also what pods still need; `on-cordon`, while the Node is
+/// unschedulable.
+pub const ANNOTATION_DRAIN: &str = "cairn.network/drain";
+
 /// A reference to an object by name and UID: a new object of the same name is another object.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, KubeSchema)]
 #[serde(rename_all = "camelCase")]

@@ -26,8 +26,8 @@ pub use bgpconfiguration::{
 };
 pub use bgpnode::{BGPNode, BGPNodeSpec, TunnelKind};
 pub use bgpnodestatus::{
-    BGPNodeStatus, BGPNodeStatusSpec, ChangeOver, FailedRoute, RepairsStatus, RoutesStatus,
-    SessionStatus, SessionTurn,
+    BGPNodeStatus, BGPNodeStatusSpec, ChangeOver, DrainPhase, DrainStatus, FailedRoute,
+    RepairsStatus, RoutesStatus, SessionStatus, SessionTurn,
 };
 pub use bgppeer::{
     AddPath, BGPPeer, BGPPeerSpec, BGPPeerStatus, Bfd, NextHop, PrefixesMaxAction, SecretKeyRef,
@@ -38,9 +38,9 @@ pub use bgppolicy::{
     Set, SetNextHop,
 };
 pub use common::{
-    ANNOTATION_IPPOOLS, ANNOTATION_IPS, ANNOTATION_NODE_ADDRESSES, AddressFamily, Condition,
-    ConditionStatus, GROUP, LABEL_ASN, LABEL_CHANGE_OVER, LABEL_ROUTE_REFLECTOR, LabelSelector,
-    LabelSelectorRequirement, ObjectReference, Operator, VERSION, set_condition,
+    ANNOTATION_DRAIN, ANNOTATION_IPPOOLS, ANNOTATION_IPS, ANNOTATION_NODE_ADDRESSES, AddressFamily,
+    Condition, ConditionStatus, GROUP, LABEL_ASN, LABEL_CHANGE_OVER, LABEL_ROUTE_REFLECTOR,
+    LabelSelector, LabelSelectorRequirement, ObjectReference, Operator, VERSION, set_condition,
 };
 pub use ipblock::{
     Allocation, FINALIZER, IPBlock, IPBlockSpec, IPBlockStatus, block_name, block_range,

@@ -42,6 +42,8 @@ pub struct Member {
     pub wish: Wish,
     /// It has not been heard of for long.
     pub silent: bool,
+    /// It is being drained.
+    pub leaves: bool,
 }
 
 /// Whether a node should be a reflector.
@@ -82,7 +84,7 @@ pub fn wanted(topology: Topology, asn: u32, members: &[Member], now: &Reflectors
     if reflects { choose(asn, members, now) } else { Reflectors::new() }
 }
 
-/// Those of `now` that live stay. Others come in the order of a hash of their names, which differs
+/// Those of `now` that live and stay in use stay. Others come in the order of a hash of their names, which differs
 /// between AS, and from the zones that have the fewest.
 fn choose(asn: u32, members: &[Member], now: &Reflectors) -> Reflectors {
     let place = |member: &Member| match (member.wish, now.contains(&member.name)) {
@@ -92,7 +94,10 @@ fn choose(asn: u32, members: &[Member], now: &Reflectors) -> Reflectors {
         (_, true) => 2,
         (_, false) => 3,
     };
-    let usable = members.iter().filter(|member| member.wish != Wish::Never);
+    let usable = || members.iter().filter(|member| member.wish != Wish::Never);
+    // That all leave is more likely a mistake than a reason to have each peer with each.
+    let all_leave = usable().all(|member| member.leaves);
+    let usable = usable().filter(|member| all_leave || !member.leaves);
     let weight =
         |member: &Member| spread(&[b"reflector", &asn.to_be_bytes(), member.name.as_bytes()]);
     let mut left: Vec<&Member> = usable.collect();

@@ -46,6 +46,23 @@ fn the_number_of_nodes_decides_and_does_not_flap() {
 }
 
 #[test]
+fn a_node_that_is_drained_hands_over_unless_all_are() {
+    let mut members = members(5);
+    let three = chosen(&members, &Reflectors::new());
+    for member in members.iter_mut().filter(|member| three.contains(&member.name)) {
+        member.leaves = true;
+    }
+    let two = chosen(&members, &three);
+    assert!(two.len() == 2 && two.is_disjoint(&three), "{two:?}");
+    members.iter_mut().for_each(|member| member.leaves = true);
+    assert_eq!(chosen(&members, &three), three, "nobody takes their place");
+    members[0].wish = Wish::First;
+    members[0].leaves = true;
+    members[4].leaves = false;
+    assert_eq!(chosen(&members, &three), set(&["node-4"]));
+}
+
+#[test]
 fn people_say_which_nodes_are_and_which_are_not() {
     let mut members = members(20);
     let three = chosen(&members, &Reflectors::new());

@@ -205,6 +205,14 @@ impl Cluster {
         self.change("nodes", node, &json!({"metadata": {"labels": {label: value}}}))
     }
 
+    /// Puts an annotation on a node, or takes it away.
+    ///
+    /// # Errors
+    /// [`Error::Api`] when the change is refused.
+    pub fn annotate_node(&self, node: &str, key: &str, value: Option<&str>) -> Result<(), Error> {
+        self.change("nodes", node, &json!({"metadata": {"annotations": {key: value}}}))
+    }
+
     fn change(&self, resource: &str, name: &str, patch: &Value) -> Result<(), Error> {
         let changed = self.server.patch(resource, None, name, PatchType::Merge, patch);
         changed.map(drop).map_err(|error| refused(resource, name, &error))

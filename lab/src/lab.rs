@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use cairn_api::BGPNodeStatusSpec;
+use ipnet::IpNet;
+
 use crate::cluster::{API_PORT, Cluster, kubeconfig};
 use crate::datacenter::{DataCenter, Layout, Node, Rack, Role, fabric, routers};
 use crate::error::Error;
@@ -171,8 +174,18 @@ impl Lab {
     /// How many sessions the agent or speaker of a machine says are established; none while it does
     /// not answer.
     pub fn established(&self, machine: &str) -> usize {
-        let report = status::ask(&self.programs.run.join(machine));
-        report.map_or(0, |report| status::established(&report))
+        self.report(machine).map_or(0, |report| status::established(&report))
+    }
+
+    /// What the agent or speaker of a machine says of itself, if it answers.
+    pub fn report(&self, machine: &str) -> Option<BGPNodeStatusSpec> {
+        status::ask(&self.programs.run.join(machine))
+    }
+
+    /// Whether the route of a machine to a block carries a community; `None` without a route.
+    pub fn is_marked(&self, machine: &str, block: &IpNet, community: &str) -> Option<bool> {
+        let communities = status::communities(&self.programs.run.join(machine), block)?;
+        Some(communities.iter().any(|one| one == community))
     }
 
     /// How many session ends these machines say are established, together.
@@ -184,7 +197,7 @@ impl Lab {
     pub fn sessions(&self) -> BTreeSet<(String, String, String)> {
         let machines = self.centre.machines().map(|(name, _)| name.to_owned());
         let of = |machine: String| {
-            let report = status::ask(&self.programs.run.join(&machine)).unwrap_or_default();
+            let report = self.report(&machine).unwrap_or_default();
             let ups = status::ups(report);
             ups.into_iter().map(move |(peer, since)| (machine.clone(), peer, since))
         };

@@ -12,6 +12,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cairn_api::{DrainPhase, DrainStatus};
 use cairn_ipam::Standing;
 use cairn_ipam::fence::OwnFence;
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -44,6 +45,10 @@ pub(super) enum Reason {
     OtherMachine,
     BlockConflict,
     BlocksReturned,
+    Draining,
+    Withdrawing,
+    Drained,
+    DrainUndone,
 }
 
 impl Reason {
@@ -58,6 +63,10 @@ impl Reason {
             Reason::OtherMachine => "OtherMachine",
             Reason::BlockConflict => "BlockConflict",
             Reason::BlocksReturned => "BlocksReturned",
+            Reason::Draining => "Draining",
+            Reason::Withdrawing => "Withdrawing",
+            Reason::Drained => "Drained",
+            Reason::DrainUndone => "DrainUndone",
         }
     }
 
@@ -65,13 +74,20 @@ impl Reason {
         match self {
             Reason::BlocksReturned => "ReturnBlocks",
             Reason::NoAddress => "AssignAddress",
+            Reason::Draining | Reason::Withdrawing | Reason::Drained | Reason::DrainUndone => {
+                "Drain"
+            }
             _ => "ClaimBlock",
         }
     }
 
     fn type_(self) -> &'static str {
         match self {
-            Reason::BlocksReturned => "Normal",
+            Reason::BlocksReturned
+            | Reason::Draining
+            | Reason::Withdrawing
+            | Reason::Drained
+            | Reason::DrainUndone => "Normal",
             _ => "Warning",
         }
     }
@@ -121,7 +137,13 @@ pub(super) async fn run(shared: Shared, queue: Queue) {
 async fn observe(shared: &Shared) {
     let mut promise = shared.promise.subscribe();
     let mut holdings = shared.reports.holdings.subscribe();
+    let mut drain = shared.drain.clone();
+    let mut phase = None;
     loop {
+        let drained = drain.borrow_and_update().status.clone();
+        if let Some((reason, note)) = of_drain(&mut phase, drained) {
+            tell_of_this_node(shared, reason, note);
+        }
         let held = holdings.borrow_and_update().clone();
         let up = promise.borrow_and_update().fence;
         for (reason, note) in of_node(&held, shared.membership().err(), &up, shared.now()) {
@@ -131,8 +153,24 @@ async fn observe(shared: &Shared) {
             biased;
             changed = holdings.changed() => if changed.is_err() { return },
             changed = promise.changed() => if changed.is_err() { return },
+            // Without the rest of an agent there is none.
+            Ok(()) = drain.changed() => {}
         }
     }
+}
+
+/// What there is to tell about a drain that was in `before`: each phase once, with what was the case then.
+fn of_drain(before: &mut Option<DrainPhase>, now: Option<DrainStatus>) -> Option<(Reason, String)> {
+    let phase = now.as_ref().map(|status| status.phase);
+    if std::mem::replace(before, phase) == phase {
+        return None;
+    }
+    let undone = || (Reason::DrainUndone, "all is announced as ever".to_owned());
+    Some(now.map_or_else(undone, |DrainStatus { phase, message, .. }| match phase {
+        DrainPhase::Leaving => (Reason::Draining, message),
+        DrainPhase::Withdrawing => (Reason::Withdrawing, message),
+        DrainPhase::Drained => (Reason::Drained, message),
+    }))
 }
 
 /// What there is to tell about a node in this state.

@@ -23,6 +23,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::Client;
 use tokio::sync::watch;
 
+use crate::drain;
 use crate::pods::Usage;
 use crate::view::ClusterView;
 
@@ -79,6 +80,8 @@ pub struct IpamChannels {
     pub storage: Arc<dyn Storage>,
     /// Raised by one when history went backwards: every watch begins anew ([`ClusterView::epoch`]).
     pub relist: watch::Sender<u64>,
+    /// How far the node is drained.
+    pub drain: watch::Receiver<drain::Told>,
     /// What this node holds.
     pub holdings: watch::Sender<Arc<Holdings>>,
 }
@@ -119,7 +122,7 @@ pub struct Holdings {
 
 /// Keeps the node's blocks for as long as it is polled.
 pub async fn run(client: Client, options: IpamOptions, channels: IpamChannels) {
-    let IpamChannels { view, usage, routes, witness, storage, relist, holdings } = channels;
+    let IpamChannels { view, usage, routes, witness, storage, relist, drain, holdings } = channels;
     let rules = options.rules;
     let owner = disk::Owner { node: options.node.clone(), boot_id: options.boot_id.clone(), rules };
     let disk = disk::Disk::open(storage, owner, options.clock.now());
@@ -140,6 +143,7 @@ pub async fn run(client: Client, options: IpamOptions, channels: IpamChannels) {
         history,
         promise,
         found,
+        drain,
         reports,
         events,
     };
@@ -171,6 +175,7 @@ struct Shared {
     promise: watch::Sender<lease::Promise>,
     /// When the last of the blocks was found that wait for a later write of the Lease.
     found: watch::Sender<Duration>,
+    drain: watch::Receiver<drain::Told>,
     reports: Reports,
     events: events::Events,
 }

@@ -32,12 +32,14 @@ pub(super) async fn run(shared: Shared) {
     let mut view = shared.view.clone();
     let mut usage = shared.usage.clone();
     let mut holdings = shared.reports.holdings.subscribe();
+    let mut drain = shared.drain.clone();
     let mut writes: BTreeMap<String, Write> = BTreeMap::new();
     let mut epoch = 0;
     loop {
         view.mark_unchanged();
         usage.mark_unchanged();
         holdings.mark_unchanged();
+        drain.mark_unchanged();
         // Versions of an older history are higher than those that come, and would be waited for.
         let shown = view.borrow().epoch;
         if std::mem::replace(&mut epoch, shown) != shown {
@@ -50,6 +52,8 @@ pub(super) async fn run(shared: Shared) {
             changed = view.changed() => if changed.is_err() { return },
             changed = usage.changed() => if changed.is_err() { return },
             changed = holdings.changed() => if changed.is_err() { return },
+            // Without the rest of an agent there is none.
+            Ok(()) = drain.changed() => {}
             () = tokio::time::sleep(wait.max(WAKE_MIN)), if next.is_some() => {}
         }
     }
@@ -104,6 +108,8 @@ async fn pass(
             continue;
         }
         let mut wanted = status_of(held, &usage, &holdings);
+        let announces = shared.drain.borrow().departure.announces(&owned.cidr);
+        wanted.advertised = wanted.advertised.map(|advertised| advertised && announces);
         let shown = block.status.clone().unwrap_or_default();
         wanted.conditions = conditions(&shown, block, held, &usage, &holdings);
         let last = writes.get(&name).filter(|last| last.uid == block.metadata.uid);

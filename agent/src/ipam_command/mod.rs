@@ -24,12 +24,12 @@ mod text;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context;
 use clap::{Args, Subcommand};
 use kube::Client;
-use kube::config::KubeConfigOptions;
 
 use crate::api_client;
+
+pub(crate) use read::call;
 
 /// Options of `cairn ipam`.
 #[derive(Args)]
@@ -74,7 +74,7 @@ struct Surroundings {
 /// The API server cannot be reached, or what is asked for is refused; the text says what to do.
 pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     let Options { command, kubeconfig, namespace, run_dir } = options;
-    let surroundings = match client(kubeconfig).await {
+    let surroundings = match api_client::of_user(kubeconfig.as_deref()).await {
         Ok(client) => Surroundings { client, namespace, run_dir },
         Err(error) if matches!(command, Command::Check(_)) => {
             return Ok(check::could_not_look(&error));
@@ -87,20 +87,4 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         Command::Fence(options) => fence::run(&surroundings, options).await,
         Command::Release(options) => release::run(&surroundings, options).await,
     }
-}
-
-/// A client by the file that was named, by KUBECONFIG, as a pod, or by the user's own file.
-async fn client(path: Option<PathBuf>) -> anyhow::Result<Client> {
-    let config = match path {
-        Some(path) => api_client::config_of(&path).await?,
-        None if std::env::var_os("KUBECONFIG").is_none()
-            && std::env::var_os("KUBERNETES_SERVICE_HOST").is_some() =>
-        {
-            kube::Config::incluster_env().context("cannot reach the API server as a pod")?
-        }
-        None => kube::Config::from_kubeconfig(&KubeConfigOptions::default())
-            .await
-            .context("no way to the API server: give --kubeconfig, or set KUBECONFIG")?,
-    };
-    api_client::client(config)
 }

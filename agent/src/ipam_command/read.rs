@@ -169,15 +169,15 @@ where
 /// Why a call brought no result.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub(super) struct CallError {
+pub(crate) struct CallError {
     /// What was asked, why it failed, and what to do.
-    pub(super) text: String,
+    pub(crate) text: String,
     /// The HTTP status of a refusal.
-    pub(super) code: Option<u16>,
+    pub(crate) code: Option<u16>,
 }
 
 /// Waits for a call, for [`CALL_MAX`] at most.
-pub(super) async fn call<T>(
+pub(crate) async fn call<T>(
     what: &str,
     request: impl Future<Output = kube::Result<T>>,
 ) -> Result<T, CallError> {

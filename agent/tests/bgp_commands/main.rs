@@ -23,6 +23,7 @@ mod announced;
 mod ask;
 mod bfd;
 mod commands;
+mod drain;
 mod example;
 mod ready;
 mod remembered;

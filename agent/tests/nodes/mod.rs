@@ -265,6 +265,7 @@ impl Node {
             witness: Arc::clone(&peers) as Arc<dyn Witness>,
             storage: Arc::new(memory),
             relist,
+            drain: watch::channel(Default::default()).1,
             holdings: told,
         };
         let mut tasks = JoinSet::new();

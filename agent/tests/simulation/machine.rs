@@ -327,6 +327,7 @@ impl Machine {
             witness: Arc::new(Ear { fabric: around.fabric.clone(), machine: self.id }),
             storage,
             relist,
+            drain: watch::channel(Default::default()).1,
             holdings: told,
         };
         pods.set_readiness(&Verdict::Ready);

@@ -118,6 +118,7 @@ impl Node {
             witness: Arc::new(NoWitness),
             storage: Arc::new(Memory::default()),
             relist: self.relist,
+            drain: watch::channel(Default::default()).1,
             holdings,
         };
         let started = Instant::now();

@@ -8,7 +8,9 @@ use ipnet::IpNet;
 use k8s_openapi::jiff::Timestamp;
 
 use super::cast::{Cast, Flows};
-use super::{network, node_routes, quiet, sessions_back, some_of, spread, topology, tunnels};
+use super::{
+    drain, network, node_routes, quiet, sessions_back, some_of, spread, topology, tunnels,
+};
 use crate::cluster::{Block, Cluster};
 use crate::datacenter::routers::{detection, timers};
 use crate::datacenter::{DataCenter, Layout, Node, Role};
@@ -62,6 +64,9 @@ pub fn all(
         }
     }
     for row in topology::changed_live(lab, &cast, &flows, workspace, interrupt)? {
+        report.row(row);
+    }
+    for row in drain::drained(lab, &cast, &flows, interrupt)? {
         report.row(row);
     }
     lab.check()?;

@@ -1,6 +1,7 @@
 //! The statements that the lab makes about a data centre, in the order in which it makes them.
 
 mod cast;
+pub mod drain;
 pub mod failure;
 pub mod model;
 pub mod network;

@@ -3,10 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use cairn_api::{LABEL_ROUTE_REFLECTOR, Topology, TopologyMode, TopologyShape};
+use cairn_api::{
+    ANNOTATION_DRAIN, DrainPhase, LABEL_ROUTE_REFLECTOR, Topology, TopologyMode, TopologyShape,
+};
 
 use super::cast::{Cast, Flows};
-use super::{node_routes, sessions_back, some_of, spread};
+use super::{drain, node_routes, sessions_back, some_of, spread};
 use crate::datacenter::Node;
 use crate::datacenter::routers::{graceful_restart, timers};
 use crate::error::Error;
@@ -38,7 +40,8 @@ pub fn changed_live(
     let mut rows = Vec::new();
     let (row, shape) = change(lab, Topology::RouteReflectors, flows, interrupt)?;
     rows.push(row);
-    if let Some(reflector) = shape.reflectors.first() {
+    if let [reflector, other, ..] = &shape.reflectors[..] {
+        rows.push(reflector_drained(lab, other, flows, interrupt)?);
         rows.push(reflector_killed(lab, reflector, flows, workspace, interrupt)?);
     }
     rows.push(change(lab, Topology::FullMesh, flows, interrupt)?.0);
@@ -108,6 +111,60 @@ fn change(
         }
     };
     Ok((Row::new(format!("topology changed from {what}"), "0 lost", seen, ok), shape))
+}
+
+/// Drains a reflector and takes it back. Its pods keep it from the last step.
+fn reflector_drained(
+    lab: &mut Lab,
+    reflector: &str,
+    flows: &Flows,
+    interrupt: &Interrupt,
+) -> Result<Row, Error> {
+    let at = flows.mark();
+    lab.cluster.annotate_node(reflector, ANNOTATION_DRAIN, Some("now"))?;
+    let left = drain::phase(lab, reflector, DrainPhase::Withdrawing, interrupt)?;
+    let others =
+        lab.cluster.topologies()?.into_iter().next().map(|record| record.current.reflectors);
+    let handed = others.filter(|others| !others.iter().any(|name| name == reflector));
+    let blocks = lab.cluster.blocks()?;
+    let tables = node_routes(&lab.centre)?;
+    let missing: Vec<String> = spread(&blocks, &tables)
+        .filter(|(.., route)| route.is_none())
+        .map(|(block, node, _)| format!("{} on {node}", block.cidr))
+        .collect();
+    lab.cluster.annotate_node(reflector, ANNOTATION_DRAIN, None)?;
+    let settled = interrupt.poll(CHANGED_WITHIN, || {
+        lab.check()?;
+        let record = lab.cluster.topologies()?.into_iter().next();
+        let Some(record) = record.filter(|record| record.previous.is_none()) else {
+            return Ok(Seen::NotYet("the topology changes over".into()));
+        };
+        let (up, wanted) = (lab.established_on(&nodes(lab)), sessions(lab, &record.current));
+        let drained = lab.report(reflector).is_none_or(|report| report.drain.is_some());
+        Ok(match up == wanted && !drained {
+            true => Seen::Done(()),
+            false => Seen::NotYet(format!("{up}/{wanted} session ends, drained: {drained}")),
+        })
+    })?;
+    let loss = flows.since(&at);
+    let ok = left.is_ok() && handed.is_some() && settled.is_ok() && missing.is_empty();
+    let mut seen = vec![drain::said(left)];
+    seen.push(match handed {
+        Some(others) => format!("{} reflect instead", others.join(", ")),
+        None => "it is still one".into(),
+    });
+    seen.push(match missing.is_empty() {
+        true => format!("routes to {} blocks stayed", blocks.len()),
+        false => format!("missing: {}", some_of(missing)),
+    });
+    seen.extend(settled.err());
+    seen.push(loss.to_string());
+    Ok(Row::new(
+        format!("route reflector {reflector} drained and taken back"),
+        "others reflect, 0 lost",
+        seen.join(", "),
+        ok && loss.lost == 0,
+    ))
 }
 
 fn reflector_killed(

@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use cairn_api::{
-    AsTopology, BGPConfiguration, BGPConfigurationStatus, BGPNodeSpec, ChangeOver, Condition,
-    ConditionStatus, LABEL_ROUTE_REFLECTOR, Topology, TopologyMode, set_condition,
+    ANNOTATION_DRAIN, AsTopology, BGPConfiguration, BGPConfigurationStatus, BGPNodeSpec,
+    ChangeOver, Condition, ConditionStatus, LABEL_ROUTE_REFLECTOR, Topology, TopologyMode,
+    set_condition,
 };
 use cairn_ipam::reflectors::{
     MESH_NODES_MAX, Member, Progress, Reflectors, Wish, reflectors_of, step, wanted,
@@ -228,6 +229,7 @@ impl Topologies {
                 zone: label(LABEL_ZONE).cloned(),
                 wish: Wish::of_label(label(LABEL_ROUTE_REFLECTOR).map(String::as_str)),
                 silent: silent.contains(&name),
+                leaves: label(ANNOTATION_DRAIN).is_some(),
                 name,
             };
             members.entry(spec.asn).or_default().push(member);
