@@ -32,6 +32,7 @@ impl Fabric {
         let file = far.write("tor.yaml", &router(TOR, NODE, "203.0.113.0/26"));
         let router = far.speaker("tor", &file);
         let agent = Some(cluster.agent(&site));
+        until_established(&far, "tor", "other");
         Fabric { site, far, cluster, agent, _router: router }
     }
 
