@@ -105,17 +105,24 @@ struct Pods {
 }
 
 impl Pods {
-    /// Those in what the node announces. A tunnel device of its own is no pod.
+    /// Those in what the node announces. A tunnel device of its own is no pod, but its block stays with theirs.
     fn of(usage: &Usage, announced: &[IpNet]) -> Pods {
         let in_blocks = usage.blocks.iter().flat_map(|block| &block.allocations);
         let mut pods = Pods::default();
+        let mut lodgings: BTreeSet<IpNet> = BTreeSet::new();
         for (address, id) in in_blocks.chain(&usage.outside) {
+            let blocks = announced.iter().filter(|block| block.contains(address));
             if id.device().is_some() {
+                lodgings.extend(blocks);
                 continue;
             }
-            pods.blocks.extend(announced.iter().filter(|block| block.contains(address)));
+            pods.blocks.extend(blocks);
             let named = usage.pods.get(id).filter(|pod| pod.name().is_some());
             pods.names.insert(named.map_or_else(|| id.to_string(), ToString::to_string));
+        }
+        // The node's own packets through a tunnel have the device's address: they go on while pods do.
+        if !pods.blocks.is_empty() {
+            pods.blocks.extend(lodgings);
         }
         pods
     }
@@ -149,11 +156,17 @@ struct Facts {
     reception: Reception,
     /// Since when they have all of it.
     heard: Option<Instant>,
+    /// Sessions are expected: that nobody hears says nothing.
+    expects: bool,
 }
 
 impl Facts {
     fn is_heard(&self) -> bool {
-        matches!(self.reception, Reception::Nobody | Reception::Acknowledged)
+        match self.reception {
+            Reception::Acknowledged => true,
+            Reception::Nobody => !self.expects,
+            Reception::Unknown | Reception::Awaited(_) => false,
+        }
     }
 
     /// The pods for whose sake blocks stay.
@@ -200,6 +213,11 @@ impl Facts {
         };
         let begins = self.reception == Reception::Unknown;
         match (phase, awaited) {
+            (DrainPhase::Leaving | DrainPhase::Withdrawing, _)
+                if self.expects && self.reception == Reception::Nobody =>
+            {
+                "the agent has restarted: waits for its sessions".into()
+            }
             (DrainPhase::Leaving, _) if begins => "all is being announced to be used last".into(),
             (DrainPhase::Leaving, Some(peers)) => {
                 format!("all is announced to be used last; waits for {peers} to acknowledge")
@@ -252,6 +270,8 @@ pub struct Drain {
     /// What peers are asked about.
     delivery: Delivery,
     look: Option<Instant>,
+    /// Until then sessions of before the restart of the agent may come up, and peers keep what they knew.
+    sessions_until: Option<Instant>,
 }
 
 impl Drain {
@@ -270,7 +290,9 @@ impl Drain {
         // What is wanted is known with the first view; until then it is what was.
         let wish = if phase.is_some() { Wish::Leave } else { Wish::Stay };
         let facts = Facts { wish, ..Facts::default() };
-        Drain { storage, owner, phase, facts, delivery: Delivery::default(), look: None }
+        let look = phase.map(|_| Instant::now());
+        let sessions_until = look.map(|now| now + SESSIONS_WITHIN);
+        Drain { storage, owner, phase, facts, delivery: Delivery::default(), look, sessions_until }
     }
 
     /// Whether the node is drained, or on the way.
@@ -340,7 +362,12 @@ impl Drain {
     pub fn heard(&mut self, now: Instant, answered: Option<Delivery>) -> bool {
         let before = self.departure();
         self.delivery = answered.unwrap_or_default();
-        self.facts.reception = self.delivery.reception().clone();
+        let was = std::mem::replace(&mut self.facts.reception, self.delivery.reception().clone());
+        self.facts.expects = self.sessions_until.is_some_and(|until| now < until);
+        // Who hears now has not heard before.
+        if was == Reception::Nobody && self.facts.reception != was {
+            self.facts.heard = None;
+        }
         self.facts.heard = self.facts.is_heard().then(|| self.facts.heard.unwrap_or(now));
         self.step(now);
         let differs = self.departure() != before;
@@ -411,6 +438,8 @@ pub(crate) const ON_CORDON: &str = "on-cordon";
 /// How long others have to move their traffic once the last peer has heard: it passes the word on to its own
 /// peers, and their hardware takes its time.
 pub const SETTLE: Duration = Duration::from_secs(10);
+/// After a restart of the agent: as long as its sessions may take, with what routers keep meanwhile.
+const SESSIONS_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at whether peers have acknowledged.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Pods that a message names.

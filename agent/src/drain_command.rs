@@ -15,7 +15,6 @@ use anyhow::bail;
 use cairn_api::{ANNOTATION_DRAIN, BGPNodeStatus, DrainPhase, DrainStatus};
 use clap::Args;
 use k8s_openapi::api::core::v1::Node;
-use kube::Client;
 use kube::api::{Api, Patch, PatchParams};
 use serde_json::{Value, json};
 
@@ -76,13 +75,20 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         bail!("there is no Node {name}");
     };
     let patch = patch(&node, options.value());
+    let statuses: Api<BGPNodeStatus> = Api::all(client);
     if options.dry_run {
         println!("would patch Node {name}: {patch}");
         return Ok(ExitCode::SUCCESS);
     }
+    let what = format!("cannot read BGPNodeStatus {name}");
+    let before = call(&what, statuses.get_opt(name)).await?;
     let what = format!("cannot write to Node {name}");
     let params = PatchParams::default();
+    let wished = node.metadata.resource_version;
     let node = call(&what, nodes.patch(name, &params, &Patch::Merge(&patch))).await?;
+    // A write that changes nothing keeps the version: what the agent says then is about this wish.
+    let is_new = node.metadata.resource_version != wished;
+    let old = Old { status: before.and_then(|status| status.spec.drain), is_new };
     match options.value() {
         Some(value) => println!("node {name} has {ANNOTATION_DRAIN}={value}"),
         None => println!("node {name} has no {ANNOTATION_DRAIN} any more"),
@@ -94,7 +100,25 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         println!("it is not cordoned, and stays in use until it is");
         return Ok(ExitCode::SUCCESS);
     }
-    follow(client, &options).await
+    follow(&statuses, &options, &old).await
+}
+
+/// What the agent said before the wish was written.
+struct Old {
+    status: Option<DrainStatus>,
+    /// The wish is another one than before.
+    is_new: bool,
+}
+
+impl Old {
+    /// Whether `status` may be of before the wish.
+    fn may_be(&self, status: Option<&DrainStatus>, elapsed: Duration) -> bool {
+        let same = match (&self.status, status) {
+            (Some(old), Some(new)) => (old.phase, &old.since) == (new.phase, &new.since),
+            (old, new) => old.is_none() && new.is_none(),
+        };
+        self.is_new && same && elapsed < STALE_FOR
+    }
 }
 
 fn patch(node: &Node, value: Option<&str>) -> Value {
@@ -105,9 +129,12 @@ fn patch(node: &Node, value: Option<&str>) -> Value {
 }
 
 /// Prints each step until the last.
-async fn follow(client: Client, options: &Options) -> anyhow::Result<ExitCode> {
+async fn follow(
+    statuses: &Api<BGPNodeStatus>,
+    options: &Options,
+    old: &Old,
+) -> anyhow::Result<ExitCode> {
     let name = &options.node;
-    let statuses: Api<BGPNodeStatus> = Api::all(client);
     let what = format!("cannot read BGPNodeStatus {name}");
     let started = Instant::now();
     let mut last = String::new();
@@ -115,7 +142,13 @@ async fn follow(client: Client, options: &Options) -> anyhow::Result<ExitCode> {
         let read = call(&what, statuses.get_opt(name)).await;
         let elapsed = started.elapsed();
         let seen = match read {
-            Ok(status) => seen(options, status.and_then(|status| status.spec.drain), elapsed),
+            Ok(status) => {
+                let status = status.and_then(|status| status.spec.drain);
+                match old.may_be(status.as_ref(), elapsed) {
+                    true => Seen::NotYet(None),
+                    false => seen(options, status, elapsed),
+                }
+            }
             // It may be drained for the sake of the machine under the API server.
             Err(error) => Seen::NotYet(Some(error.to_string())),
         };
@@ -172,5 +205,7 @@ fn rest(options: &Options) -> String {
 }
 
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// What an agent says may be older than the wish for so long.
+const STALE_FOR: Duration = Duration::from_secs(5);
 /// An agent hears of its Node within a second.
 const SILENT_AFTER: Duration = Duration::from_secs(10);

@@ -71,6 +71,7 @@ fn each_phase_follows_from_what_is_so() {
             false => Reception::Awaited(vec!["mesh/n2".into()]),
         },
         heard: heard.then_some(start),
+        expects: false,
     };
     let (soon, later) = (start + SETTLE - Duration::from_millis(1), start + SETTLE);
     let (yes, no) = (true, false);
@@ -133,7 +134,8 @@ fn a_node_is_drained_step_by_step_and_an_agent_that_restarts_goes_on() {
     assert!(drain.heard(heard + SETTLE, acknowledged()));
     assert_eq!(drain.departure(), Departure::Withdrawn { but: BTreeSet::new() });
     assert_eq!(drain.status().expect("a status").phase, DrainPhase::Withdrawing);
-    assert!(drain.heard(heard + SETTLE, acknowledged()) || drain.next_deadline().is_none());
+    assert!(!drain.heard(heard + SETTLE, acknowledged()));
+    assert_eq!(drain.next_deadline(), None);
     assert_eq!(drain.status().expect("a status").phase, DrainPhase::Drained);
 
     // The next process, before and after it knows its Node.
@@ -144,6 +146,38 @@ fn a_node_is_drained_step_by_step_and_an_agent_that_restarts_goes_on() {
     drain.know(start, Some(&node(Some("no-such"), false)), &usage, &own);
     assert_eq!(drain.departure(), Departure::None);
     assert_eq!(open(&storage).status(), None);
+}
+
+/// Peers keep what an agent said before it restarted: that it has no session yet is no sign of having been heard.
+#[test]
+fn after_a_restart_sessions_are_waited_for() {
+    let storage = Arc::new(Memory::default());
+    let (mut drain, start) = (open(&storage), Instant::now());
+    let (usage, own) = (Usage::default(), ["10.0.0.0/26".parse().expect("a block")]);
+    let wish = node(Some("now"), false);
+    drain.know(start, Some(&wish), &usage, &own);
+    let nobody = || Some(Delivery::answered(Reception::Nobody));
+    let acknowledged = || Some(Delivery::answered(Reception::Acknowledged));
+
+    let (mut again, start) = (open(&storage), Instant::now());
+    again.know(start, Some(&wish), &usage, &own);
+    assert!(again.next_deadline().is_some(), "peers are asked without a further sign");
+    assert!(!again.heard(start, nobody()));
+    assert!(!again.heard(start + SETTLE, nobody()), "nobody has heard");
+    let message = again.status().expect("a status").message;
+    assert!(message.contains("waits for its sessions"), "{message}");
+    let up = start + SETTLE;
+    assert!(!again.heard(up, acknowledged()));
+    assert!(!again.heard(up + SETTLE - Duration::from_millis(1), acknowledged()));
+    assert!(again.heard(up + SETTLE, acknowledged()), "ten seconds after they heard");
+
+    // No session comes.
+    let (mut again, start) = (open(&storage), Instant::now());
+    again.know(start, Some(&wish), &usage, &own);
+    again.heard(start, nobody());
+    assert_eq!(again.status().expect("a status").phase, DrainPhase::Withdrawing);
+    again.heard(start + SESSIONS_WITHIN + SETTLE, nobody());
+    assert_eq!(again.status().expect("a status").phase, DrainPhase::Drained);
 }
 
 #[test]

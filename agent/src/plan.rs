@@ -133,7 +133,9 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
         speaker,
         waiting,
         ending,
-        reflects: topology.is_some_and(|topology| topology.reflects(name)),
+        // The record stays while nobody peers by it.
+        reflects: configuration.topology != Topology::Disabled
+            && topology.is_some_and(|topology| topology.reflects(name)),
         bgp_node,
         addresses,
         blackholes: local.blocks.iter().copied().collect(),
@@ -420,7 +422,14 @@ fn speaker(
             Err(error) => match running {
                 Some(peer) => {
                     problems.push(format!("{what} keeps its old settings: {error}"));
-                    peers.add(key, &what, peer.clone(), problems);
+                    // But for those of a drain, which may be over.
+                    let peer = PeerConfig {
+                        graceful_shutdown: object.spec.graceful_shutdown
+                            || configuration.graceful_shutdown,
+                        export_scope: ExportScope::All,
+                        ..peer.clone()
+                    };
+                    peers.add(key, &what, peer, problems);
                 }
                 None if waits_for_password(view, &object.spec) => {
                     problems.push(format!(

@@ -52,6 +52,8 @@ async fn discover(speaker: &SpeakerHandle) {
         };
         if let Err(error) = failure {
             tracing::warn!(%error, "peers on interfaces cannot be found");
+            // Those that are wanted by now.
+            let interfaces = self::interfaces(&wanted.borrow());
             discovery.fail(speaker, interfaces, &explain(&error)).await;
             tokio::time::sleep(REST).await;
         }
@@ -133,6 +135,8 @@ impl Discovery {
                 }
                 received = sources.socket.receive(&mut buffer) => {
                     let received = received?;
+                    // Whoever floods the socket keeps nobody else on this thread waiting.
+                    tokio::task::consume_budget().await;
                     let octets = buffer.get(..received.octets).unwrap_or_default();
                     self.hear(received, octets);
                 }

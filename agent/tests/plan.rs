@@ -99,6 +99,15 @@ fn a_node_that_is_drained_tells_every_peer_and_keeps_its_sessions() {
     assert!(withdrawn.peers.values().all(|peer| peer.graceful_shutdown && own_only(peer)));
     assert!(withdrawn.originate.keys().eq(&[blocks[1].into()]), "{:?}", withdrawn.originate);
 
+    // What is kept of a peer whose policies are gone is not the drain's.
+    let mut broken = view.clone();
+    for peer in broken.bgp_peers.values_mut() {
+        peer.spec.import_policies = vec!["gone".into()];
+    }
+    let kept = Local { running: Some(&withdrawn), ..Local::new(&blocks, &reachable, None) };
+    let undone = plan(&broken, "n1", &kept).speaker.expect("a configuration");
+    assert!(undone.peers.values().all(|peer| !peer.graceful_shutdown && !own_only(peer)));
+
     // The leader learns of the wish by the BGPNode.
     let topology = |view: &ClusterView| {
         let plan = plan(view, "n1", &Local::new(&blocks, &reachable, None));

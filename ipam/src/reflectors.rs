@@ -95,9 +95,15 @@ fn choose(asn: u32, members: &[Member], now: &Reflectors) -> Reflectors {
         (_, false) => 3,
     };
     let usable = || members.iter().filter(|member| member.wish != Wish::Never);
-    // That all leave is more likely a mistake than a reason to have each peer with each.
-    let all_leave = usable().all(|member| member.leaves);
-    let usable = usable().filter(|member| all_leave || !member.leaves);
+    // That all leave is more likely a mistake than a reason to have each peer with each: who reflects goes on, and
+    // nobody who has left is called back as long as one of these is there.
+    let all_leave = usable().filter(|member| !member.silent).all(|member| member.leaves);
+    let reflects = |member: &Member| !member.silent && now.contains(&member.name);
+    let any_reflects = usable().any(reflects);
+    let usable = usable().filter(|member| match all_leave {
+        true => !any_reflects || reflects(member),
+        false => !member.leaves,
+    });
     let weight =
         |member: &Member| spread(&[b"reflector", &asn.to_be_bytes(), member.name.as_bytes()]);
     let mut left: Vec<&Member> = usable.collect();

@@ -56,6 +56,7 @@ fn a_node_that_is_drained_hands_over_unless_all_are() {
     assert!(two.len() == 2 && two.is_disjoint(&three), "{two:?}");
     members.iter_mut().for_each(|member| member.leaves = true);
     assert_eq!(chosen(&members, &three), three, "nobody takes their place");
+    assert_eq!(chosen(&members, &set(&["node-1"])), set(&["node-1"]), "nor is called back");
     members[0].wish = Wish::First;
     members[0].leaves = true;
     members[4].leaves = false;

@@ -121,7 +121,8 @@ pub(crate) fn rank<C, V: CandidateView<C>>(
 }
 
 /// Of more equals than there is room for, moves those that repeat a next hop behind the others, which stay in
-/// their order: several reflectors that show one next hop leave room for another.
+/// their order: several reflectors that show one next hop leave room for another. Equal link-local ones may be of
+/// different links.
 fn distinct_next_hops_first<C>(
     view: &impl CandidateView<C>,
     candidates: &mut [C],
@@ -133,7 +134,8 @@ fn distinct_next_hops_first<C>(
     for index in 1..equals {
         let Some((before, [candidate, ..])) = candidates.split_at_checked(index) else { return };
         let mut known = before.iter().take(distinct).map(next_hop);
-        if known.any(|known| known == next_hop(candidate)) {
+        let here = next_hop(candidate);
+        if here.is_some_and(|here| !here.is_link_local()) && known.any(|known| known == here) {
             continue;
         }
         if let Some(between) = candidates.get_mut(distinct..=index) {

@@ -283,10 +283,13 @@ impl<A: AddressFamily> Group<A> {
         !waits && self.advertised_routes(peer, id).next().is_some()
     }
 
-    /// Whether nothing is left that a peer is to be told; of one that is no member there is nothing.
+    /// Whether nothing is left that a peer is to be told, End-of-RIB included: until then it keeps what it knew of an
+    /// earlier session. Of one that is no member there is nothing.
     pub(crate) fn has_told_all(&self, peer: PeerId) -> bool {
         let member = self.members.iter().find(|member| member.peer == peer);
-        member.is_none_or(|member| self.is_told() && member.pending.is_none())
+        member.is_none_or(|member| {
+            self.is_told() && member.pending.is_none() && !member.owes_end_of_rib
+        })
     }
 
     /// The prefixes that a member has been told, in no order.

@@ -52,7 +52,7 @@ use foldhash::fast::FixedState;
 
 use crate::config::{Multipath, Origination};
 use crate::prefix::{Families, Family, Prefix};
-use crate::wire::{Community, Origin, PathAttributes};
+use crate::wire::{Community, Origin, PathAttributes, SessionSort};
 
 use attributes::Interner;
 use export::{ExportContext, GroupKey};
@@ -287,7 +287,9 @@ impl Rib {
         let identity_changed = peer.router_id != session.router_id;
         peer.session = Some(session);
         peer.router_id = session.router_id;
-        peer.link = session.addresses.link;
+        // Within an AS a link-local next hop may be of another router's link, passed on by mistake.
+        let speaks_of_link = peer.config.sort == SessionSort::Ebgp || peer.config.is_link_local();
+        peer.link = session.addresses.link.filter(|_| speaks_of_link);
         (peer.room, peer.catch_up_room) = (0, 0);
         for family in Family::ALL {
             let in_use = session.families.contains(family);

@@ -62,6 +62,13 @@ pub struct RibPeerConfig {
     pub export: Vec<Arc<Policy>>,
 }
 
+impl RibPeerConfig {
+    /// Whether the session runs between link-local addresses.
+    pub(crate) fn is_link_local(&self) -> bool {
+        matches!(self.address, IpAddr::V6(address) if address.is_unicast_link_local())
+    }
+}
+
 /// What the RIB has to know of an established session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PeerSession {

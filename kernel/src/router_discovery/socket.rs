@@ -97,7 +97,7 @@ impl RouterSocket {
             match receive(ready.get_inner(), buffer) {
                 Ok(Some(received)) => return Ok(received),
                 // Without address or interface nobody knows whose it is.
-                Ok(None) => {}
+                Ok(None) => tokio::task::consume_budget().await,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready.clear_ready(),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::io("receive router advertisements", &error)),
