@@ -406,7 +406,7 @@ async fn pools_of_the_same_second_and_of_the_same_name_share_no_address(api: Api
     until("a pod", || n1.add("pod").is_ok()).await;
     // The same names, other UIDs and sizes, while a pod lives in a block of the old ones: somebody
     // takes the finalizers away by force.
-    for (name, size) in [("a", 28), ("b", 27)] {
+    for (name, size) in [("a", 29), ("b", 27)] {
         cluster.server.delete(POOLS, None, name).expect("deleted");
         let force = json!({"metadata": {"finalizers": null}});
         // The pool that nobody held is gone already.
