@@ -191,11 +191,12 @@ impl Model<'_> {
     pub fn forwards(&self, host: usize, heard: &Heard, prefix: Prefix) -> Vec<IpAddr> {
         let mut next_hops = Vec::new();
         let paths_max = usize::from(self.plan[host].paths_max);
-        for (source, route) in self.selected(host, heard, prefix).iter().take(paths_max) {
+        for (source, route) in self.selected(host, heard, prefix) {
             if source.is_some() && !next_hops.contains(&route.next_hop) {
                 next_hops.push(route.next_hop);
             }
         }
+        next_hops.truncate(paths_max);
         next_hops
     }
 
