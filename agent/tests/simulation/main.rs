@@ -260,6 +260,6 @@ const TRIES: u64 = 40;
 /// Seeds that each path is tried with while every rule holds.
 const PATH_SEEDS: u64 = 20;
 /// Seeds of one run of the tests; `make sim` plays more.
-const SEEDS: u64 = 1_600;
+const SEEDS: u64 = 1_000;
 /// After so many seeds that found something no more are played.
 const VIOLATIONS_MAX: usize = 8;
