@@ -564,7 +564,14 @@ async fn another_machine_that_hears_nobody_leaves_the_blocks_of_the_first_alone(
         .until("it hears the first", |h| h.problems.iter().any(|p| p.contains("peer tor1")))
         .await;
     assert!(!Node::open(&heard).contains(&block));
+    // Its own sessions end: that nothing is heard any more says nothing.
+    second.peers.set_deaf(true);
     second.peers.withdraw(block);
+    let deaf = second
+        .until("it is asked again", |h| h.problems.iter().any(|p| p.contains("had it before")))
+        .await;
+    assert!(!Node::open(&deaf).contains(&block));
+    second.peers.set_deaf(false);
     second.until("the first is off", |h| Node::open(h).contains(&block)).await;
 }
 

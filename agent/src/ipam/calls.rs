@@ -96,11 +96,11 @@ impl Ears {
     /// nothing then, and takes up nothing.
     async fn trust(
         &self,
-        term: Term,
+        is_doubtful: bool,
         rules: Rules,
         what: impl FnOnce() -> String,
     ) -> Result<(), IpamError> {
-        if term.history == 0 || !rules.hold(Rule::HearFirst) {
+        if !is_doubtful || !rules.hold(Rule::HearFirst) {
             return Ok(());
         }
         match self.witness.why_deaf(Duration::ZERO).await {
@@ -184,12 +184,22 @@ async fn verification(
     // A restored API may show one that this node had given back, and whose next owner it forgot.
     if question.newly_claimed || question.vacant {
         ears.open().await;
-        let what =
-            || format!("block {cidr} is not used yet: the API server's history went backwards");
-        ears.trust(question.term, question.rules, what).await?;
     }
     let heard = ears.witness.heard(cidr).await;
     let heard = heard.iter().find(counts).map(announcement);
+    // Sessions may have ended since it was decided to ask.
+    if heard.is_none() && (question.newly_claimed || question.vacant) {
+        let of_another_machine = question.inherited && question.vacant;
+        let what = || {
+            let why = match of_another_machine {
+                true => "another machine had it before",
+                false => "the API server's history went backwards",
+            };
+            format!("block {cidr} is not used yet: {why}")
+        };
+        let is_doubtful = question.term.history > 0 || of_another_machine;
+        ears.trust(is_doubtful, question.rules, what).await?;
+    }
     if !question.newly_claimed {
         return Ok(heard.map_or(answer, Verification::Overlaps));
     }
@@ -204,7 +214,7 @@ pub(super) async fn claim(api: BlockApi, ears: Ears, attempt: Attempt) -> Done {
     let Attempt { term, rules, node, claim, taken, reserved } = attempt;
     let mut claimed = Claimed { term, ..Claimed::default() };
     let what = || "no block is claimed: the API server's history went backwards".to_owned();
-    if let Err(error) = ears.trust(term, rules, what).await {
+    if let Err(error) = ears.trust(term.history > 0, rules, what).await {
         claimed.error = Some(error);
         return Done::Claimed(Box::new(claimed));
     }
