@@ -425,8 +425,12 @@ impl Agent {
         let tunnels = self.tunnels.borrow_and_update().clone();
         let underlay = self.underlay.borrow_and_update().clone();
         let before = self.known_addresses(&view, &underlay.own);
-        let usage = self.usage.borrow().clone();
-        self.drain.know(Instant::now(), view.node.as_ref(), &usage, &holdings.announced);
+        self.drain.know(
+            Instant::now(),
+            view.node.as_ref(),
+            &self.usage.borrow(),
+            &holdings.announced,
+        );
         let departure = self.drain.departure();
         let local = Local {
             blocks: &holdings.announced,

@@ -324,7 +324,11 @@ impl Drain {
         if let Some(node) = node {
             self.facts.wish = Wish::of(node).unwrap_or_default();
         }
-        self.facts.pods = Pods::of(usage, announced);
+        // Of a node in use nobody asks.
+        self.facts.pods = match self.facts.wish {
+            Wish::Stay => Pods::default(),
+            Wish::Leave | Wish::LeaveWithPods => Pods::of(usage, announced),
+        };
         // What was heard was about what was announced before.
         if self.departure() != before {
             self.begin(now);

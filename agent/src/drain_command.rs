@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 
 use crate::api_client;
 use crate::drain::{NOW, NOW_WITH_PODS, ON_CORDON, Wish};
-use crate::ipam_command::call;
+use crate::ipam_command::{CallError, call};
 
 /// Options of `cairn drain`.
 #[derive(Args)]
@@ -80,15 +80,17 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         println!("would patch Node {name}: {patch}");
         return Ok(ExitCode::SUCCESS);
     }
-    let what = format!("cannot read BGPNodeStatus {name}");
-    let before = call(&what, statuses.get_opt(name)).await?;
+    let before = match options.no_wait {
+        true => None,
+        false => status_of(&statuses, name).await?,
+    };
     let what = format!("cannot write to Node {name}");
     let params = PatchParams::default();
     let wished = node.metadata.resource_version;
     let node = call(&what, nodes.patch(name, &params, &Patch::Merge(&patch))).await?;
     // A write that changes nothing keeps the version: what the agent says then is about this wish.
     let is_new = node.metadata.resource_version != wished;
-    let old = Old { status: before.and_then(|status| status.spec.drain), is_new };
+    let old = Old { status: before, is_new };
     match options.value() {
         Some(value) => println!("node {name} has {ANNOTATION_DRAIN}={value}"),
         None => println!("node {name} has no {ANNOTATION_DRAIN} any more"),
@@ -121,6 +123,15 @@ impl Old {
     }
 }
 
+/// What the agent of a node says of its drain.
+async fn status_of(
+    statuses: &Api<BGPNodeStatus>,
+    name: &str,
+) -> Result<Option<DrainStatus>, CallError> {
+    let status = call(&format!("cannot read BGPNodeStatus {name}"), statuses.get_opt(name)).await?;
+    Ok(status.and_then(|status| status.spec.drain))
+}
+
 fn patch(node: &Node, value: Option<&str>) -> Value {
     json!({"metadata": {
         "uid": node.metadata.uid,
@@ -135,20 +146,14 @@ async fn follow(
     old: &Old,
 ) -> anyhow::Result<ExitCode> {
     let name = &options.node;
-    let what = format!("cannot read BGPNodeStatus {name}");
     let started = Instant::now();
     let mut last = String::new();
     loop {
-        let read = call(&what, statuses.get_opt(name)).await;
+        let read = status_of(statuses, name).await;
         let elapsed = started.elapsed();
         let seen = match read {
-            Ok(status) => {
-                let status = status.and_then(|status| status.spec.drain);
-                match old.may_be(status.as_ref(), elapsed) {
-                    true => Seen::NotYet(None),
-                    false => seen(options, status, elapsed),
-                }
-            }
+            Ok(status) if old.may_be(status.as_ref(), elapsed) => Seen::NotYet(None),
+            Ok(status) => seen(options, status, elapsed),
             // It may be drained for the sake of the machine under the API server.
             Err(error) => Seen::NotYet(Some(error.to_string())),
         };

@@ -39,8 +39,7 @@ async fn discover(speaker: &SpeakerHandle) {
     let mut wanted = speaker.configuration();
     let mut discovery = Discovery::default();
     loop {
-        let interfaces = interfaces(&wanted.borrow_and_update());
-        if interfaces.is_empty() {
+        if interfaces(&wanted.borrow_and_update()).is_empty() {
             if wanted.changed().await.is_err() {
                 return;
             }
@@ -53,7 +52,7 @@ async fn discover(speaker: &SpeakerHandle) {
         if let Err(error) = failure {
             tracing::warn!(%error, "peers on interfaces cannot be found");
             // Those that are wanted by now.
-            let interfaces = self::interfaces(&wanted.borrow());
+            let interfaces = interfaces(&wanted.borrow());
             discovery.fail(speaker, interfaces, &explain(&error)).await;
             tokio::time::sleep(REST).await;
         }

@@ -2,6 +2,7 @@
 
 mod speaker_net;
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use cairn_bgp::config::{Origination, SpeakerConfig};
@@ -9,7 +10,7 @@ use cairn_bgp::prefix::Prefix;
 use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::{Announcement, Delivery, Reception, SpeakerHandle};
 use cairn_bgp::wire::MessageType;
-use speaker_net::{FakePeer, Net, Node, connect, fake_open, originate, until};
+use speaker_net::{FakePeer, Net, Node, Setup, connect, fake_open, originate, until};
 
 fn prefix(text: &str) -> Prefix {
     text.parse().expect("a prefix")
@@ -90,15 +91,21 @@ async fn those_who_are_told_have_received_it_when_their_kernel_says_so() {
     until_is(&a.handle, &mut later, &Reception::Acknowledged).await;
 }
 
-#[tokio::test]
-async fn a_peer_that_does_not_read_is_awaited_and_what_follows_does_not_matter() {
-    let net = Net::new();
+/// Two peers, the first of which has more to say than a third one, which connects to it from the address, will read.
+fn pair_and_silent(net: &Net) -> (Setup, Setup, Ipv4Addr) {
     let (mut a, b) = net.pair(65001, 65001);
     let from = net.address();
     let silent = speaker_net::peer(a.config.listen[0].ip(), from.into(), 65001, true);
     a.config.peers.insert("silent".into(), silent);
-    let to = a.config.listen[0];
     flood(&mut a.config, 0);
+    (a, b, from)
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_awaited_and_what_follows_does_not_matter() {
+    let net = Net::new();
+    let (a, b, from) = pair_and_silent(&net);
+    let to = a.config.listen[0];
     let (a, _b) = (Node::start(a), Node::start(b));
     let mut silent = FakePeer::with_little_room(from, to, fake_open(65001, from)).await;
     until_established(&a.handle, "silent").await;
@@ -131,12 +138,8 @@ async fn a_peer_that_does_not_read_is_awaited_and_what_follows_does_not_matter()
 #[tokio::test]
 async fn all_has_arrived_when_the_last_change_before_the_question_has() {
     let net = Net::new();
-    let (mut a, b) = net.pair(65001, 65001);
-    let from = net.address();
-    let silent = speaker_net::peer(a.config.listen[0].ip(), from.into(), 65001, true);
-    a.config.peers.insert("silent".into(), silent);
+    let (a, b, from) = pair_and_silent(&net);
     let to = a.config.listen[0];
-    flood(&mut a.config, 0);
     let a = Node::start(a);
     let ask = async |asked: Delivery| a.handle.delivery(asked).await.expect("the speaker runs");
     assert_eq!(ask(Delivery::default()).await.reception(), &Reception::Nobody, "no session");

@@ -68,6 +68,17 @@ impl Drop for Janitor {
     }
 }
 
+/// Has the kernel kill what the command starts when the thread that starts it ends.
+pub fn end_with_thread(command: &mut Command) -> &mut Command {
+    // SAFETY: only a system call between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            Ok(())
+        })
+    }
+}
+
 /// A process, killed when dropped and when the thread that started it ends.
 #[derive(Debug)]
 pub struct Process {
@@ -84,13 +95,7 @@ impl Process {
         let errors = log.try_clone().expect("a log");
         let mut command = Command::new(program);
         command.args(arguments).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
-        // SAFETY: only a system call between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        end_with_thread(&mut command);
         let child = command.spawn().unwrap_or_else(|e| panic!("{}: {e}", program.display()));
         Process { child }
     }

@@ -1,6 +1,5 @@
 //! `cairn speaker`, the program itself, on our side of a link.
 
-use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use serde_json::Value;
 
 use crate::daemon::Process;
 use crate::link::{self, Far, Link};
+use crate::process;
 
 /// A running `cairn speaker -f FILE`. Killed when dropped.
 #[derive(Debug)]
@@ -56,13 +56,7 @@ impl Program {
         command.arg("speaker").arg("-f").arg(far.path(FILE)).arg("--run-dir");
         command.arg(far.path(RUN_DIR)).args(options).env_remove("CAIRN_LOG");
         command.stdin(Stdio::null()).stdout(output).stderr(errors);
-        // SAFETY: only a system call between fork and exec.
-        unsafe {
-            command.pre_exec(|| {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                Ok(())
-            });
-        }
+        process::end_with_thread(&mut command);
         let process = Process(command.spawn().expect("the program starts"));
         let program = Program { process, far };
         link::wait_for("it answers", || program.ask(&["peers"]).is_some(), || program.log());

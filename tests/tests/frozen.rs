@@ -1,14 +1,13 @@
 //! Two `cairn speaker` and two `cairn bfd` on a link, and one of the speakers stands still for a while, as one does
 //! whose machine swaps or whose virtual machine is moved.
 
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use cairn_tests::daemon;
 use cairn_tests::link::{Link, wait_for};
-use cairn_tests::process::Scratch;
+use cairn_tests::process::{Scratch, end_with_thread};
 use cairn_tests::program::built;
 use serde_json::Value;
 
@@ -113,13 +112,7 @@ impl Side {
 /// A command on this side, which ends with the test.
 fn here(program: &Path) -> Command {
     let mut command = Command::new(program);
-    // SAFETY: only a system call between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
+    end_with_thread(&mut command);
     command
 }
 

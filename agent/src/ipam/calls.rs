@@ -91,9 +91,9 @@ impl Ears {
         }
     }
 
-    /// After history went backwards the API server may have forgotten whose a block is. Its owner says it
-    /// again as soon as it notices, but announces it all the while: who hears too few peers claims
-    /// nothing then, and takes up nothing.
+    /// Whose a block is may be in doubt: after history went backwards the API server may have forgotten it, and
+    /// another machine of this Node may still have pods in what it claimed. Who has it announces it all the
+    /// while: who hears too few peers claims nothing then, and takes up nothing.
     async fn trust(
         &self,
         is_doubtful: bool,
@@ -179,7 +179,8 @@ async fn verification(
     // This node announces a block only once it is confirmed, so that of one just claimed even a
     // looped announcement is not of this process; nor is one of a block that rested without a pod. Any
     // other that was found it may have announced before.
-    let of_another = question.newly_claimed || (question.inherited && question.vacant);
+    let inherited = question.inherited && question.vacant;
+    let of_another = question.newly_claimed || inherited;
     let counts = |heard: &&Heard| of_another || !heard.looped;
     // A restored API may show one that this node had given back, and whose next owner it forgot.
     if question.newly_claimed || question.vacant {
@@ -189,15 +190,14 @@ async fn verification(
     let heard = heard.iter().find(counts).map(announcement);
     // Sessions may have ended since it was decided to ask.
     if heard.is_none() && (question.newly_claimed || question.vacant) {
-        let of_another_machine = question.inherited && question.vacant;
         let what = || {
-            let why = match of_another_machine {
+            let why = match inherited {
                 true => "another machine had it before",
                 false => "the API server's history went backwards",
             };
             format!("block {cidr} is not used yet: {why}")
         };
-        let is_doubtful = question.term.history > 0 || of_another_machine;
+        let is_doubtful = question.term.history > 0 || inherited;
         ears.trust(is_doubtful, question.rules, what).await?;
     }
     if !question.newly_claimed {

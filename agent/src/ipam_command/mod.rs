@@ -29,7 +29,7 @@ use kube::Client;
 
 use crate::api_client;
 
-pub(crate) use read::call;
+pub(crate) use read::{CallError, call};
 
 /// Options of `cairn ipam`.
 #[derive(Args)]

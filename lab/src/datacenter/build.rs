@@ -84,7 +84,7 @@ impl DataCenter {
     /// [`Error::Kernel`] when the link cannot be cut.
     pub fn lose(&mut self, node: &Node) -> Result<(), Error> {
         let name = node.name();
-        let tor = self.layout.racks.iter().find(|rack| rack.number == node.rack).map(Rack::tor);
+        let tor = self.layout.rack_of(node).map(Rack::tor);
         if let Some(tor) = tor.and_then(|tor| self.machines.get(&tor)) {
             let mut routes = tor.routes();
             let port = link::find(routes.netlink(), &name)

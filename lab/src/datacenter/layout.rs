@@ -136,6 +136,11 @@ impl Layout {
         self.racks.iter().flat_map(|rack| &rack.nodes)
     }
 
+    /// The rack in which a node stands.
+    pub fn rack_of(&self, node: &Node) -> Option<&Rack> {
+        self.racks.iter().find(|rack| rack.number == node.rack)
+    }
+
     /// The names of all machines with their roles: spine, routers, nodes.
     pub fn machines(&self) -> Vec<(String, Role)> {
         let mut machines = vec![(SPINE.to_owned(), Role::Spine)];

@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::cast::{Cast, Flows};
 use super::{network, node_routes, some_of, spread};
 use crate::cluster::Block;
+use crate::datacenter::Rack;
 use crate::error::Error;
 use crate::interrupt::{Interrupt, Seen};
 use crate::lab::Lab;
@@ -30,9 +31,7 @@ pub fn drained(
     let layout = &lab.centre.layout;
     // Routers know no node where the pods' packets are in tunnels.
     let watcher = match layout.fabric_knows_pods() {
-        true => {
-            layout.racks.iter().find(|rack| rack.number == cast.victim.rack).map(|rack| rack.tor())
-        }
+        true => layout.rack_of(&cast.victim).map(Rack::tor),
         false => None,
     };
     let watcher = watcher.unwrap_or_else(|| cast.near.name());

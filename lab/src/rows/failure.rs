@@ -167,8 +167,7 @@ fn rebooted(
     workspace: &Workspace,
     interrupt: &Interrupt,
 ) -> Result<Row, Error> {
-    let racks = &lab.centre.layout.racks;
-    let rack = racks.iter().find(|rack| rack.number == node.rack).cloned();
+    let rack = lab.centre.layout.rack_of(node).cloned();
     let what =
         format!("the router of the rack of {} reboots, dark for {}", node.name(), millis(DOWN));
     let expected = format!("passes within {} of its start, then 0 lost", millis(REBOOTED));

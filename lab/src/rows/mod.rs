@@ -65,11 +65,8 @@ fn way(layout: &Layout, encap: Encap, from: &Node, to: &Node, like: &IpNet) -> O
         let gateway = if v4 { of_family(to.addresses()) } else { Some(link_local()) };
         return Some(Way { device: encap.tunnel(v4)?.device_name().into(), gateway });
     }
-    let addresses = if from.rack == to.rack {
-        to.addresses()
-    } else {
-        layout.racks.iter().find(|rack| rack.number == from.rack)?.gateways()
-    };
+    let addresses =
+        if from.rack == to.rack { to.addresses() } else { layout.rack_of(from)?.gateways() };
     Some(Way { device: UPLINK.into(), gateway: of_family(addresses) })
 }
 

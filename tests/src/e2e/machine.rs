@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use crate::process::Scratch;
+use crate::process::{self, Scratch};
 
 /// Runs the test of this name again, on a machine of its own: processes, mounts, network and cgroups that nobody else
 /// sees. In there it gets the directory for its files; out here it gets `None` when the test has
@@ -27,13 +27,7 @@ pub fn on_its_own(test: &str) -> Option<PathBuf> {
     command.arg(&name).arg(std::env::current_exe().expect("its own path"));
     command.args(["--exact", test, "--ignored", "--nocapture"]);
     command.env(DIRECTORY, scratch.path()).stdin(Stdio::null()).process_group(0);
-    // SAFETY: only a system call between fork and exec.
-    unsafe {
-        command.pre_exec(|| {
-            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-            Ok(())
-        });
-    }
+    process::end_with_thread(&mut command);
     let status = command.status().expect("machine.sh starts");
     assert!(status.success(), "the test on its own machine: {status}: see above");
     None
