@@ -19,7 +19,7 @@ use cairn_api::{
     RepairsStatus, RoutesStatus, TunnelKind,
 };
 use cairn_bgp::config::{PeerConfig, PeerName, SpeakerConfig};
-use cairn_bgp::speaker::{Shutdown, SpeakerHandle, SpeakerOptions};
+use cairn_bgp::speaker::{Delivery, Shutdown, SpeakerHandle, SpeakerOptions};
 use cairn_ipam::Family;
 use clap::Args;
 use futures::FutureExt;
@@ -30,7 +30,7 @@ use tokio::sync::{oneshot, watch};
 use crate::announced::{ANNOUNCEMENT_WAIT, Announced};
 use crate::bfd::follow::Follower;
 use crate::disabled::DisabledPeers;
-use crate::drain::{Drain, Told};
+use crate::drain::{Answer, Drain, Told};
 use crate::fib::{Fib, FirstRoutes, RouteMemory, RouteSettings, Wrapping};
 use crate::firewall::{self, Keeper};
 use crate::ipam::Holdings;
@@ -212,7 +212,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         announced: Announced::default(),
         drain,
         drain_told: drain_out,
-        refused: false,
+        unapplied: Some("nothing is known of the cluster yet".into()),
         disabled,
         speaker_for_questions: speaker,
         bgp_node,
@@ -276,8 +276,8 @@ struct Agent {
     drain: Drain,
     /// For the IPAM and its events.
     drain_told: watch::Sender<Told>,
-    /// The speaker did not take what was planned last.
-    refused: bool,
+    /// Why BGP does not run as was planned last.
+    unapplied: Option<String>,
     disabled: Arc<DisabledPeers>,
     /// For `cairn bgp`.
     speaker_for_questions: watch::Sender<Option<SpeakerHandle>>,
@@ -307,6 +307,24 @@ struct Running {
     handle: SpeakerHandle,
     changes: watch::Receiver<u64>,
     config: Arc<SpeakerConfig>,
+    started: Instant,
+    /// Peers that wait for their passwords.
+    waiting: Vec<PeerName>,
+}
+
+impl Running {
+    /// How far peers are with what is announced, for a drain that has asked about `delivery`.
+    async fn answer(&self, delivery: Delivery) -> anyhow::Result<Answer> {
+        let delivery = self.handle.delivery(delivery).await?;
+        let restarts = self.config.peers.values().filter_map(|peer| peer.graceful_restart.as_ref());
+        let restart_secs = restarts.map(|restart| restart.restart_time_secs).max().unwrap_or(0);
+        Ok(Answer::Delivery {
+            missing: delivery.missing().iter().chain(&self.waiting).cloned().collect(),
+            delivery,
+            started: self.started,
+            restart_time: Duration::from_secs(restart_secs.into()),
+        })
+    }
 }
 
 impl Agent {
@@ -491,11 +509,13 @@ impl Agent {
         }
         self.ending = plan.ending;
         self.problems.extend(plan.problems);
-        if let Some(config) = plan.speaker
-            && (self.speaker.is_some() || self.may_start(&view, &local))
-        {
-            self.apply(config, &plan.waiting, fib);
-        }
+        self.unapplied = match plan.speaker {
+            Some(config) if self.speaker.is_some() || self.may_start(&view, &local) => {
+                self.apply(config, &plan.waiting, fib).err()
+            }
+            Some(_) => Some("it waits for the blocks of this node".into()),
+            None => Some(plan.no_speaker.unwrap_or_else(|| "this node is not known".into())),
+        };
         crate::send_if_changed(&self.drain_told, self.drain.told());
         self.judge();
     }
@@ -515,11 +535,15 @@ impl Agent {
 
     /// Asks how far peers are with what a node that is drained announces, and goes on to the next phase.
     async fn follow_drain(&mut self, fib: &mut Fib) -> anyhow::Result<()> {
-        let delivery = match self.speaker.as_ref().filter(|_| !self.refused) {
-            Some(running) => Some(running.handle.delivery(self.drain.delivery()).await?),
-            None => None,
+        let answer = match (&self.speaker, &self.unapplied) {
+            (Some(running), None) => running.answer(self.drain.delivery()).await?,
+            (Some(_), Some(reason)) => Answer::Not(format!("BGP keeps its old settings: {reason}")),
+            (None, reason) => Answer::Not(match reason {
+                Some(reason) => format!("BGP does not run: {reason}"),
+                None => "BGP does not run".into(),
+            }),
         };
-        if self.drain.heard(Instant::now(), delivery) {
+        if self.drain.heard(Instant::now(), answer) {
             self.plan(fib);
         }
         crate::send_if_changed(&self.drain_told, self.drain.told());
@@ -653,21 +677,22 @@ impl Agent {
     }
 
     /// Hands the speaker its configuration. One that cannot work leaves the last one in force.
+    ///
+    /// # Errors
+    /// What is wrong with it, which is a problem, too.
     fn apply(
         &mut self,
         config: SpeakerConfig,
         waiting: &BTreeMap<PeerName, PeerConfig>,
         fib: &mut Fib,
-    ) {
-        self.refused = false;
+    ) -> Result<(), String> {
         match &mut self.speaker {
             Some(running) if *running.config == config => {}
             Some(running) => match running.handle.apply(config.clone()) {
                 Ok(()) => running.config = Arc::new(config),
                 Err(error) => {
-                    self.refused = true;
                     self.problems.push(format!("BGP keeps its old settings: {error}"));
-                    return;
+                    return Err(error.to_string());
                 }
             },
             None => {
@@ -681,15 +706,22 @@ impl Agent {
                         fib.follow(feed);
                         let changes = handle.changes();
                         self.speaker_for_questions.send_replace(Some(handle.clone()));
-                        self.speaker = Some(Running { handle, changes, config: Arc::new(config) });
+                        let (config, started) = (Arc::new(config), Instant::now());
+                        let waiting = Vec::new();
+                        self.speaker = Some(Running { handle, changes, config, started, waiting });
                     }
-                    Err(error) => self.problems.push(format!("BGP does not start: {error:#}")),
+                    Err(error) => {
+                        self.problems.push(format!("BGP does not start: {error:#}"));
+                        return Err(format!("{error:#}"));
+                    }
                 }
             }
         }
-        if let Some(running) = &self.speaker {
+        if let Some(running) = &mut self.speaker {
+            running.waiting = waiting.keys().cloned().collect();
             self.bfd.want(&running.config, waiting, &running.handle);
         }
+        Ok(())
     }
 
     /// Gathers the report for `cairn status` and the status object, and tells the log what is new;

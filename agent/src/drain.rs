@@ -5,10 +5,12 @@
 //!  what peers have acknowledged ─────┼─► step() ───┤
 //!  pods, role as a reflector ────────┘             └─► status() ──► BGPNodeStatus, events
 //!
-//!  Leaving ──heard, settled, reflects for nobody──► Withdrawing ──no pods, heard──► Drained
-//!     ▲                                                  ▲───────a pod has begun───────┘
-//!     └── it reflects again
+//!  Leaving ──heard, settled, has handed over──► Withdrawing ──no pods, heard, has handed over──► Drained
+//!                                                   ▲──a pod has begun, another may reflect───────┘
 //! ```
+//!
+//! To hand over is a route reflector's: to another node, where one may take its place. Until then it goes on
+//! passing on what other nodes hear of each other by it.
 //!
 //! No session ends for it, so that the way back is one UPDATE long, whenever it is gone. The phase outlives
 //! the process: an agent that restarts on a drained node announces nothing.
@@ -18,6 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cairn_api::{ANNOTATION_DRAIN, DrainPhase, DrainStatus};
+use cairn_bgp::config::PeerName;
 use cairn_bgp::speaker::{Delivery, Reception};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
@@ -88,6 +91,37 @@ impl Departure {
     }
 }
 
+/// What a node is for what other nodes of its AS hear of each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Reflection {
+    /// Nothing.
+    #[default]
+    None,
+    /// A route reflector, until the leader has recorded another in its place.
+    Replaceable,
+    /// A route reflector in whose place no other node may come.
+    Alone,
+}
+
+/// What BGP says of what is to be announced.
+#[derive(Debug)]
+pub enum Answer {
+    /// It runs as planned.
+    Delivery {
+        /// How far peers with a session are.
+        delivery: Delivery,
+        /// Peers that should have a session and have none.
+        missing: Vec<PeerName>,
+        /// When BGP has started: what peers heard before that they keep until they have a session, or for
+        /// `restart_time`.
+        started: Instant,
+        /// How long peers are asked to keep it.
+        restart_time: Duration,
+    },
+    /// It does not run, or not as planned: why.
+    Not(String),
+}
+
 /// What other parts of the agent hear of a drain.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Told {
@@ -128,13 +162,7 @@ impl Pods {
     }
 
     fn some(&self) -> String {
-        let mut named: Vec<&str> = self.names.iter().take(NAMED_MAX).map(String::as_str).collect();
-        let more = self.names.len().saturating_sub(NAMED_MAX);
-        let rest = format!("{more} more");
-        if more > 0 {
-            named.push(&rest);
-        }
-        named.join(", ")
+        some_of(self.names.iter().map(String::as_str))
     }
 
     fn count(&self) -> String {
@@ -150,21 +178,21 @@ impl Pods {
 struct Facts {
     wish: Wish,
     pods: Pods,
-    /// It is a route reflector by the leader's record.
-    reflects: bool,
+    reflects: Reflection,
     /// How far peers are with what is to be announced.
     reception: Reception,
     /// Since when they have all of it.
     heard: Option<Instant>,
-    /// Sessions are expected: that nobody hears says nothing.
-    expects: bool,
+    /// Peers that may have had a session before the agent restarted, and keep what they heard then.
+    missing: Vec<PeerName>,
+    /// Why BGP does not do as planned.
+    hindrance: Option<String>,
 }
 
 impl Facts {
     fn is_heard(&self) -> bool {
         match self.reception {
-            Reception::Acknowledged => true,
-            Reception::Nobody => !self.expects,
+            Reception::Acknowledged | Reception::Nobody => self.missing.is_empty(),
             Reception::Unknown | Reception::Awaited(_) => false,
         }
     }
@@ -179,14 +207,15 @@ impl Facts {
         if self.wish == Wish::Stay {
             return None;
         }
-        let phase = phase.unwrap_or(DrainPhase::Leaving);
-        Some(match phase {
-            _ if self.reflects => DrainPhase::Leaving,
-            DrainPhase::Leaving if self.settles_at().is_some_and(|at| at <= now) => {
+        let hands_over = self.reflects == Reflection::Replaceable;
+        Some(match phase.unwrap_or(DrainPhase::Leaving) {
+            DrainPhase::Leaving if !hands_over && self.settles_at().is_some_and(|at| at <= now) => {
                 DrainPhase::Withdrawing
             }
-            DrainPhase::Withdrawing if self.is_heard() && !self.is_needed() => DrainPhase::Drained,
-            DrainPhase::Drained if self.is_needed() => DrainPhase::Withdrawing,
+            DrainPhase::Withdrawing if self.is_heard() && !self.is_needed() && !hands_over => {
+                DrainPhase::Drained
+            }
+            DrainPhase::Drained if self.is_needed() || hands_over => DrainPhase::Withdrawing,
             phase => phase,
         })
     }
@@ -207,23 +236,42 @@ impl Facts {
 
     /// What is the case, in words.
     fn message(&self, phase: DrainPhase) -> String {
+        let mut text = self.step(phase);
+        match (self.reflects, phase) {
+            (Reflection::None, _) | (Reflection::Replaceable, DrainPhase::Drained) => {}
+            (Reflection::Replaceable, _) => {
+                text += "; waits for the leader to choose other route reflectors, and until then passes on \
+                         the routes of other nodes";
+            }
+            (Reflection::Alone, _) => {
+                text += "; it goes on passing on the routes of other nodes, as no other node may take its place \
+                         as a route reflector: undo the drain of one, or take the label \
+                         cairn.network/route-reflector=false from one, before this machine goes";
+            }
+        }
+        text
+    }
+
+    /// The same, without what concerns a route reflector.
+    fn step(&self, phase: DrainPhase) -> String {
         let awaited = match &self.reception {
-            Reception::Awaited(peers) => Some(peers.join(", ")),
+            Reception::Awaited(peers) => Some(some_of(peers.iter().map(|peer| &**peer))),
             Reception::Unknown | Reception::Nobody | Reception::Acknowledged => None,
         };
         let begins = self.reception == Reception::Unknown;
         match (phase, awaited) {
-            (DrainPhase::Leaving | DrainPhase::Withdrawing, _)
-                if self.expects && self.reception == Reception::Nobody =>
-            {
-                "the agent has restarted: waits for its sessions".into()
+            (DrainPhase::Leaving | DrainPhase::Withdrawing, _) if self.hindrance.is_some() => {
+                format!("waits: {}", self.hindrance.as_deref().unwrap_or_default())
+            }
+            (DrainPhase::Leaving | DrainPhase::Withdrawing, _) if !self.missing.is_empty() => {
+                format!(
+                    "the agent has started: waits for its sessions with {}",
+                    some_of(self.missing.iter().map(|peer| &**peer))
+                )
             }
             (DrainPhase::Leaving, _) if begins => "all is being announced to be used last".into(),
             (DrainPhase::Leaving, Some(peers)) => {
                 format!("all is announced to be used last; waits for {peers} to acknowledge")
-            }
-            (DrainPhase::Leaving, None) if self.reflects => {
-                "all is announced to be used last; waits for the leader to choose other route reflectors".into()
             }
             (DrainPhase::Leaving, None) => format!(
                 "all is announced to be used last{}; others have {} s to move their traffic",
@@ -270,8 +318,6 @@ pub struct Drain {
     /// What peers are asked about.
     delivery: Delivery,
     look: Option<Instant>,
-    /// Until then sessions of before the restart of the agent may come up, and peers keep what they knew.
-    sessions_until: Option<Instant>,
 }
 
 impl Drain {
@@ -291,8 +337,7 @@ impl Drain {
         let wish = if phase.is_some() { Wish::Leave } else { Wish::Stay };
         let facts = Facts { wish, ..Facts::default() };
         let look = phase.map(|_| Instant::now());
-        let sessions_until = look.map(|now| now + SESSIONS_WITHIN);
-        Drain { storage, owner, phase, facts, delivery: Delivery::default(), look, sessions_until }
+        Drain { storage, owner, phase, facts, delivery: Delivery::default(), look }
     }
 
     /// Whether the node is drained, or on the way.
@@ -336,11 +381,15 @@ impl Drain {
         self.step(now);
     }
 
-    /// Takes in whether the node is a route reflector.
-    pub fn reflects(&mut self, now: Instant, reflects: bool) {
-        if std::mem::replace(&mut self.facts.reflects, reflects) != reflects && self.is_under_way()
-        {
-            self.look = Some(now);
+    /// Takes in whether the node is a route reflector, before that is applied.
+    pub fn reflects(&mut self, now: Instant, reflects: Reflection) {
+        let before = std::mem::replace(&mut self.facts.reflects, reflects);
+        match self.phase {
+            Some(_) if before == reflects => {}
+            Some((DrainPhase::Leaving, _)) => self.look = Some(now),
+            // What it passed on is withdrawn, or it passes on again.
+            Some(_) => self.begin(now),
+            None => {}
         }
     }
 
@@ -361,30 +410,41 @@ impl Drain {
         self.delivery.clone()
     }
 
-    /// Takes in what it has answered, nothing when BGP has not started; true when something else is to be
-    /// announced than before.
-    pub fn heard(&mut self, now: Instant, answered: Option<Delivery>) -> bool {
+    /// Takes in what it has answered; true when something else is to be announced than before.
+    pub fn heard(&mut self, now: Instant, answer: Answer) -> bool {
         let before = self.departure();
-        self.delivery = answered.unwrap_or_default();
-        let was = std::mem::replace(&mut self.facts.reception, self.delivery.reception().clone());
-        self.facts.expects = self.sessions_until.is_some_and(|until| now < until);
-        // Who hears now has not heard before.
-        if was == Reception::Nobody && self.facts.reception != was {
-            self.facts.heard = None;
-        }
-        self.facts.heard = self.facts.is_heard().then(|| self.facts.heard.unwrap_or(now));
+        self.take(now, answer);
         self.step(now);
         let differs = self.departure() != before;
         if !differs {
             let phase = self.phase.map(|(phase, _)| phase);
             let settles = self.facts.settles_at().filter(|_| phase == Some(DrainPhase::Leaving));
-            self.look = match self.facts.is_heard() {
-                false => Some(now + LOOK_INTERVAL),
+            self.look = match (&self.facts.hindrance, self.facts.is_heard()) {
+                (Some(_), _) => Some(now + HINDERED_INTERVAL),
+                (None, false) => Some(now + LOOK_INTERVAL),
                 // A reflector waits for the leader's record, which makes a new plan.
-                true => settles.filter(|at| *at > now),
+                (None, true) => settles.filter(|at| *at > now),
             };
         }
         differs
+    }
+
+    fn take(&mut self, now: Instant, answer: Answer) {
+        let (delivery, missing, hindrance) = match answer {
+            Answer::Not(reason) => (Delivery::default(), Vec::new(), Some(reason)),
+            Answer::Delivery { delivery, missing, started, restart_time } => {
+                let may_come = now < started + restart_time.max(SESSIONS_WITHIN);
+                (delivery, if may_come { missing } else { Vec::new() }, None)
+            }
+        };
+        self.delivery = delivery;
+        let was = std::mem::replace(&mut self.facts.reception, self.delivery.reception().clone());
+        (self.facts.missing, self.facts.hindrance) = (missing, hindrance);
+        // Who hears now has not heard before.
+        if was == Reception::Nobody && self.facts.reception != was {
+            self.facts.heard = None;
+        }
+        self.facts.heard = self.facts.is_heard().then(|| self.facts.heard.unwrap_or(now));
     }
 
     /// Something else is announced from now on: nobody has heard of it.
@@ -426,6 +486,16 @@ impl Drain {
     }
 }
 
+/// The first few of `names`, and how many more there are.
+fn some_of<'a>(mut names: impl Iterator<Item = &'a str>) -> String {
+    let named: Vec<&str> = names.by_ref().take(NAMED_MAX).collect();
+    let named = named.join(", ");
+    match names.count() {
+        0 => named,
+        more => format!("{named}, {more} more"),
+    }
+}
+
 /// What outlives the process.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -442,11 +512,13 @@ pub(crate) const ON_CORDON: &str = "on-cordon";
 /// How long others have to move their traffic once the last peer has heard: it passes the word on to its own
 /// peers, and their hardware takes its time.
 pub const SETTLE: Duration = Duration::from_secs(10);
-/// After a restart of the agent: as long as its sessions may take, with what routers keep meanwhile.
+/// How long sessions may take to come up again after a restart of the agent, also where peers keep nothing.
 const SESSIONS_WITHIN: Duration = Duration::from_secs(30);
 /// Between two looks at whether peers have acknowledged.
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
-/// Pods that a message names.
+/// Between two looks at whether BGP does as planned.
+const HINDERED_INTERVAL: Duration = Duration::from_secs(2);
+/// Pods, or peers, that a message names.
 const NAMED_MAX: usize = 5;
 const FILE: &str = "drain.json";
 const FORMAT: u32 = 1;

@@ -86,11 +86,9 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     };
     let what = format!("cannot write to Node {name}");
     let params = PatchParams::default();
-    let wished = node.metadata.resource_version;
+    let wished = Wish::of(&node);
     let node = call(&what, nodes.patch(name, &params, &Patch::Merge(&patch))).await?;
-    // A write that changes nothing keeps the version: what the agent says then is about this wish.
-    let is_new = node.metadata.resource_version != wished;
-    let old = Old { status: before, is_new };
+    let old = Old { status: before, is_new: is_new(&wished, &Wish::of(&node)) };
     match options.value() {
         Some(value) => println!("node {name} has {ANNOTATION_DRAIN}={value}"),
         None => println!("node {name} has no {ANNOTATION_DRAIN} any more"),
@@ -105,10 +103,16 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
     follow(&statuses, &options, &old).await
 }
 
+/// Whether an agent has to do something else than before: a word that is none is as none.
+fn is_new(before: &Result<Wish, String>, after: &Result<Wish, String>) -> bool {
+    let wish = |read: &Result<Wish, String>| *read.as_ref().unwrap_or(&Wish::Stay);
+    wish(before) != wish(after)
+}
+
 /// What the agent said before the wish was written.
 struct Old {
     status: Option<DrainStatus>,
-    /// The wish is another one than before.
+    /// The wish is another one than before. If not, what the agent says is about this one.
     is_new: bool,
 }
 
@@ -214,3 +218,31 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const STALE_FOR: Duration = Duration::from_secs(5);
 /// An agent hears of its Node within a second.
 const SILENT_AFTER: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_of_before_counts_when_nothing_else_is_wanted() {
+        let word = || Err("a word that is none".to_owned());
+        let same = [
+            (Ok(Wish::Leave), Ok(Wish::Leave)),
+            (Ok(Wish::Stay), Ok(Wish::Stay)),
+            (word(), Ok(Wish::Stay)),
+        ];
+        let drained = || {
+            let drain = json!({"phase": "Drained", "since": "2026-01-01T00:00:00Z", "message": ""});
+            serde_json::from_value::<DrainStatus>(drain).expect("a status")
+        };
+        let may_be = |before, after| {
+            let old = Old { status: Some(drained()), is_new: is_new(&before, &after) };
+            old.may_be(Some(&drained()), Duration::ZERO)
+        };
+        for (before, after) in same {
+            assert!(!may_be(before.clone(), after.clone()), "{before:?} {after:?}");
+        }
+        assert!(may_be(Ok(Wish::Leave), Ok(Wish::LeaveWithPods)));
+        assert!(may_be(Ok(Wish::Stay), Ok(Wish::Leave)));
+    }
+}

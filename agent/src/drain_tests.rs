@@ -36,6 +36,22 @@ fn node(value: Option<&str>, unschedulable: bool) -> Node {
     .expect("a Node")
 }
 
+/// What BGP that has been running for long says.
+fn answer(reception: Reception) -> Answer {
+    answer_since(Instant::now() - Duration::from_secs(3600), reception, &[])
+}
+
+fn answer_since(started: Instant, reception: Reception, missing: &[&str]) -> Answer {
+    Answer::Delivery {
+        delivery: Delivery::answered(reception),
+        missing: missing.iter().map(|name| PeerName::from(*name)).collect(),
+        started,
+        restart_time: RESTART_TIME,
+    }
+}
+
+const RESTART_TIME: Duration = Duration::from_secs(120);
+
 #[test]
 fn the_annotation_says_what_is_wanted_and_anything_else_is_told() {
     #[rustfmt::skip]
@@ -62,7 +78,7 @@ fn each_phase_follows_from_what_is_so() {
         blocks: ["10.0.0.0/26".parse().expect("a block")].into(),
         names: ["default/a".to_owned()].into(),
     };
-    let facts = |wish, has_pods, reflects, heard| Facts {
+    let facts = |wish, has_pods, reflects, heard: bool| Facts {
         wish,
         pods: if has_pods { pods.clone() } else { Pods::default() },
         reflects,
@@ -71,33 +87,37 @@ fn each_phase_follows_from_what_is_so() {
             false => Reception::Awaited(vec!["mesh/n2".into()]),
         },
         heard: heard.then_some(start),
-        expects: false,
+        ..Facts::default()
     };
+    use Reflection::{Alone, None as Nobody, Replaceable};
     let (soon, later) = (start + SETTLE - Duration::from_millis(1), start + SETTLE);
     let (yes, no) = (true, false);
     // Phase before, wish, pods, reflects, heard at the start, now, phase after.
     #[rustfmt::skip]
     let rows = [
-        (None, Wish::Stay, yes, yes, yes, later, None),
-        (None, Wish::Leave, no, no, no, start, Some(Leaving)),
-        (None, Wish::Leave, no, no, yes, later, Some(Withdrawing)),
-        (Some(Leaving), Wish::Leave, no, no, no, later, Some(Leaving)),
-        (Some(Leaving), Wish::Leave, no, no, yes, soon, Some(Leaving)),
-        (Some(Leaving), Wish::Leave, yes, no, yes, later, Some(Withdrawing)),
-        (Some(Leaving), Wish::LeaveWithPods, no, yes, yes, later, Some(Leaving)),
-        (Some(Withdrawing), Wish::Leave, no, no, no, later, Some(Withdrawing)),
-        (Some(Withdrawing), Wish::Leave, yes, no, yes, later, Some(Withdrawing)),
-        (Some(Withdrawing), Wish::LeaveWithPods, yes, no, no, later, Some(Withdrawing)),
-        (Some(Withdrawing), Wish::LeaveWithPods, yes, no, yes, start, Some(Drained)),
-        (Some(Withdrawing), Wish::Leave, no, no, yes, start, Some(Drained)),
-        (Some(Withdrawing), Wish::Leave, no, yes, yes, later, Some(Leaving)),
-        (Some(Drained), Wish::Leave, no, no, no, start, Some(Drained)),
-        (Some(Drained), Wish::Leave, yes, no, no, start, Some(Withdrawing)),
-        (Some(Drained), Wish::LeaveWithPods, yes, no, no, start, Some(Drained)),
-        (Some(Drained), Wish::Leave, no, yes, yes, later, Some(Leaving)),
-        (Some(Leaving), Wish::Stay, no, no, no, start, None),
-        (Some(Withdrawing), Wish::Stay, yes, no, no, start, None),
-        (Some(Drained), Wish::Stay, no, no, yes, start, None),
+        (None, Wish::Stay, yes, Replaceable, yes, later, None),
+        (None, Wish::Leave, no, Nobody, no, start, Some(Leaving)),
+        (None, Wish::Leave, no, Nobody, yes, later, Some(Withdrawing)),
+        (Some(Leaving), Wish::Leave, no, Nobody, no, later, Some(Leaving)),
+        (Some(Leaving), Wish::Leave, no, Nobody, yes, soon, Some(Leaving)),
+        (Some(Leaving), Wish::Leave, yes, Nobody, yes, later, Some(Withdrawing)),
+        (Some(Leaving), Wish::LeaveWithPods, no, Replaceable, yes, later, Some(Leaving)),
+        (Some(Withdrawing), Wish::Leave, no, Nobody, no, later, Some(Withdrawing)),
+        (Some(Withdrawing), Wish::Leave, yes, Nobody, yes, later, Some(Withdrawing)),
+        (Some(Withdrawing), Wish::LeaveWithPods, yes, Nobody, no, later, Some(Withdrawing)),
+        (Some(Withdrawing), Wish::LeaveWithPods, yes, Nobody, yes, start, Some(Drained)),
+        (Some(Withdrawing), Wish::Leave, no, Nobody, yes, start, Some(Drained)),
+        (Some(Leaving), Wish::Leave, no, Alone, yes, later, Some(Withdrawing)),
+        (Some(Withdrawing), Wish::Leave, no, Replaceable, yes, later, Some(Withdrawing)),
+        (Some(Withdrawing), Wish::Leave, no, Alone, yes, later, Some(Drained)),
+        (Some(Drained), Wish::Leave, no, Nobody, no, start, Some(Drained)),
+        (Some(Drained), Wish::Leave, yes, Nobody, no, start, Some(Withdrawing)),
+        (Some(Drained), Wish::LeaveWithPods, yes, Nobody, no, start, Some(Drained)),
+        (Some(Drained), Wish::Leave, no, Replaceable, yes, later, Some(Withdrawing)),
+        (Some(Drained), Wish::Leave, no, Alone, no, later, Some(Drained)),
+        (Some(Leaving), Wish::Stay, no, Nobody, no, start, None),
+        (Some(Withdrawing), Wish::Stay, yes, Nobody, no, start, None),
+        (Some(Drained), Wish::Stay, no, Nobody, yes, start, None),
     ];
     for (phase, wish, pods, reflects, heard, now, after) in rows {
         let facts = facts(wish, pods, reflects, heard);
@@ -115,7 +135,7 @@ fn a_node_is_drained_step_by_step_and_an_agent_that_restarts_goes_on() {
     let storage = Arc::new(Memory::default());
     let (mut drain, start) = (open(&storage), Instant::now());
     let (usage, own) = (Usage::default(), ["10.0.0.0/26".parse().expect("a block")]);
-    let acknowledged = || Some(Delivery::answered(Reception::Acknowledged));
+    let acknowledged = || answer(Reception::Acknowledged);
     drain.know(start, Some(&node(None, false)), &usage, &own);
     assert_eq!((drain.departure(), drain.status()), (Departure::None, None));
     assert_eq!(drain.next_deadline(), None);
@@ -123,9 +143,12 @@ fn a_node_is_drained_step_by_step_and_an_agent_that_restarts_goes_on() {
     drain.know(start, Some(&node(Some("now"), false)), &usage, &own);
     assert_eq!((drain.departure(), drain.next_deadline()), (Departure::Leaving, Some(start)));
     // BGP has not started; then one peer is slow.
-    assert!(!drain.heard(start, None));
-    let awaited = Delivery::answered(Reception::Awaited(vec!["bgppeer/tor".into()]));
-    assert!(!drain.heard(start, Some(awaited)));
+    assert!(!drain.heard(start, Answer::Not("BGP does not run: no AS".into())));
+    let message = drain.status().expect("a status").message;
+    assert_eq!(message, "waits: BGP does not run: no AS");
+    assert!(drain.next_deadline().is_some_and(|at| at > start), "it is looked at again");
+    let awaited = answer(Reception::Awaited(vec!["bgppeer/tor".into()]));
+    assert!(!drain.heard(start, awaited));
     let message = drain.status().expect("a status").message;
     assert!(message.contains("waits for bgppeer/tor to acknowledge"), "{message}");
     let heard = start + Duration::from_secs(60);
@@ -156,28 +179,82 @@ fn after_a_restart_sessions_are_waited_for() {
     let (usage, own) = (Usage::default(), ["10.0.0.0/26".parse().expect("a block")]);
     let wish = node(Some("now"), false);
     drain.know(start, Some(&wish), &usage, &own);
-    let nobody = || Some(Delivery::answered(Reception::Nobody));
-    let acknowledged = || Some(Delivery::answered(Reception::Acknowledged));
+    let said = |drain: &Drain| drain.status().expect("a status").message;
 
+    // BGP starts late, and one of two sessions comes up: the other peer still has what it heard before.
     let (mut again, start) = (open(&storage), Instant::now());
     again.know(start, Some(&wish), &usage, &own);
     assert!(again.next_deadline().is_some(), "peers are asked without a further sign");
-    assert!(!again.heard(start, nobody()));
-    assert!(!again.heard(start + SETTLE, nobody()), "nobody has heard");
-    let message = again.status().expect("a status").message;
-    assert!(message.contains("waits for its sessions"), "{message}");
-    let up = start + SETTLE;
-    assert!(!again.heard(up, acknowledged()));
-    assert!(!again.heard(up + SETTLE - Duration::from_millis(1), acknowledged()));
-    assert!(again.heard(up + SETTLE, acknowledged()), "ten seconds after they heard");
+    let started = start + Duration::from_secs(600);
+    let nobody = |missing| answer_since(started, Reception::Nobody, missing);
+    let acknowledged = |missing| answer_since(started, Reception::Acknowledged, missing);
+    assert!(!again.heard(started, nobody(&["mesh/n2", "mesh/n3"])));
+    assert!(!again.heard(started + SETTLE, nobody(&["mesh/n2", "mesh/n3"])), "nobody has heard");
+    assert!(
+        said(&again).contains("waits for its sessions with mesh/n2, mesh/n3"),
+        "{}",
+        said(&again)
+    );
+    let first = started + SETTLE;
+    assert!(!again.heard(first, acknowledged(&["mesh/n3"])));
+    assert!(!again.heard(first + 2 * SETTLE, acknowledged(&["mesh/n3"])), "one has not heard");
+    assert!(said(&again).ends_with("waits for its sessions with mesh/n3"), "{}", said(&again));
+    let up = first + 3 * SETTLE;
+    assert!(!again.heard(up, acknowledged(&[])));
+    assert!(!again.heard(up + SETTLE - Duration::from_millis(1), acknowledged(&[])));
+    assert!(again.heard(up + SETTLE, acknowledged(&[])), "ten seconds after they heard");
 
-    // No session comes.
-    let (mut again, start) = (open(&storage), Instant::now());
-    again.know(start, Some(&wish), &usage, &own);
-    again.heard(start, nobody());
+    // One never comes: it is waited for as long as it keeps routes, and no longer.
+    let (mut again, started) = (open(&storage), Instant::now());
+    again.know(started, Some(&wish), &usage, &own);
+    let gone = || answer_since(started, Reception::Acknowledged, &["mesh/n3"]);
+    again.heard(started, gone());
     assert_eq!(again.status().expect("a status").phase, DrainPhase::Withdrawing);
-    again.heard(start + SESSIONS_WITHIN + SETTLE, nobody());
+    let over = started + RESTART_TIME;
+    again.heard(over - Duration::from_millis(1), gone());
+    assert_eq!(again.status().expect("a status").phase, DrainPhase::Withdrawing);
+    again.heard(over, gone());
     assert_eq!(again.status().expect("a status").phase, DrainPhase::Drained);
+}
+
+/// Without another node in its place it is drained all the same, and says what hangs on it.
+#[test]
+fn a_route_reflector_that_nobody_can_replace_goes_on_passing_on() {
+    let storage = Arc::new(Memory::default());
+    let (mut drain, start) = (open(&storage), Instant::now());
+    let (usage, own) = (Usage::default(), ["10.0.0.0/26".parse().expect("a block")]);
+    drain.know(start, Some(&node(Some("now"), false)), &usage, &own);
+    drain.reflects(start, Reflection::Replaceable);
+    let acknowledged = || answer(Reception::Acknowledged);
+    assert!(!drain.heard(start, acknowledged()));
+    assert!(!drain.heard(start + 2 * SETTLE, acknowledged()));
+    let said = |drain: &Drain| drain.status().map(|status| (status.phase, status.message));
+    let (phase, message) = said(&drain).expect("a status");
+    assert_eq!(phase, DrainPhase::Leaving);
+    assert!(message.contains("waits for the leader to choose other route reflectors"), "{message}");
+
+    drain.reflects(start + 2 * SETTLE, Reflection::Alone);
+    assert!(drain.next_deadline().is_some_and(|at| at <= start + 2 * SETTLE));
+    assert!(drain.heard(start + 2 * SETTLE, acknowledged()));
+    assert!(!drain.heard(start + 2 * SETTLE, acknowledged()));
+    let (phase, message) = said(&drain).expect("a status");
+    assert_eq!(phase, DrainPhase::Drained);
+    assert!(message.contains("no other node may take its place as a route reflector"), "{message}");
+
+    // One is back: the machine is still needed until the leader has it. Then that has to be heard.
+    let back = start + 3 * SETTLE;
+    drain.reflects(back, Reflection::Replaceable);
+    assert_eq!(drain.next_deadline(), Some(back));
+    drain.heard(back, acknowledged());
+    assert_eq!(said(&drain).expect("a status").0, DrainPhase::Withdrawing);
+    drain.reflects(back, Reflection::None);
+    let awaited = answer(Reception::Awaited(vec!["mesh/n2".into()]));
+    drain.heard(back, awaited);
+    assert_eq!(said(&drain).expect("a status").0, DrainPhase::Withdrawing);
+    drain.heard(back, acknowledged());
+    let (phase, message) = said(&drain).expect("a status");
+    assert_eq!(phase, DrainPhase::Drained);
+    assert!(!message.contains("reflector"), "{message}");
 }
 
 #[test]
@@ -190,7 +267,7 @@ fn what_was_heard_of_other_routes_counts_for_nothing() {
         let address = "10.0.0.1".parse().expect("an address");
         Usage { outside: if used { vec![(address, id)] } else { Vec::new() }, ..Usage::default() }
     };
-    let acknowledged = || Some(Delivery::answered(Reception::Acknowledged));
+    let acknowledged = || answer(Reception::Acknowledged);
     let wish = node(Some("now"), true);
     drain.know(start, Some(&wish), &pod(true), &blocks);
     drain.heard(start, acknowledged());

@@ -113,7 +113,8 @@ mod tests {
             "metadata": {"name": "p", "uid": "u"}, "spec": {"cidr": "10.0.0.0/16"},
         });
         let ipv4 = Some(Ipv4Addr::new(192, 0, 2, 2));
-        let peer = PeerNode { asn: 64512, ipv4, ipv6: Some(Ipv6Addr::LOCALHOST) };
+        let peer =
+            PeerNode { asn: 64512, ipv4, ipv6: Some(Ipv6Addr::LOCALHOST), no_reflector: true };
         let namespace = Namespace { labels: BTreeMap::new(), pools: Some("p".into()) };
         ClusterView {
             synced: true,

@@ -23,7 +23,7 @@ use cairn_ipam::Family as AddressFamily;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 
-use crate::drain::{Departure, Wish};
+use crate::drain::{Departure, Reflection, Wish};
 use crate::node_address::{self, AddressChooser, OwnAddress};
 use crate::objects::{self, DefaultPolicies, Policies};
 use crate::topology::{Ending, MESH, Role, Topology as NodeTopology};
@@ -35,12 +35,14 @@ use crate::view::{ClusterView, PeerNode};
 pub struct NodePlan {
     /// The speaker's configuration; `None` while the node's own address or AS is not known.
     pub speaker: Option<SpeakerConfig>,
+    /// Why there is none: one of the problems.
+    pub no_speaker: Option<String>,
     /// Peers that are left out of it only until the API server shows their passwords: their BFD goes on.
     pub waiting: BTreeMap<PeerName, PeerConfig>,
     /// What of the sessions in it ends with the change-over of the topology, while there is one.
     pub ending: Option<Ending>,
-    /// Other nodes of its AS hear of each other by this one.
-    pub reflects: bool,
+    /// Whether other nodes of its AS hear of each other by this one.
+    pub reflects: Reflection,
     /// The node's own BGPNode and the Node that owns it; `None` while the Node does not exist.
     pub bgp_node: Option<(ObjectReference, BGPNodeSpec)>,
     /// The node's addresses, at most one a family.
@@ -116,6 +118,10 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
         before: local.before,
     };
     let identity = Identity::of(view, name, &configuration, Some(&chooser), &mut problems);
+    let no_speaker = match identity {
+        Some(_) => None,
+        None => problems.last().cloned(),
+    };
     let addresses = identity.as_ref().map(|me| me.addresses.clone()).unwrap_or_default();
     let ways = Ways::of(view, &addresses, settings.vxlan);
     let mut waiting = BTreeMap::new();
@@ -125,17 +131,21 @@ pub fn plan(view: &ClusterView, name: &str, local: &Local<'_>) -> NodePlan {
     let topology = identity.as_ref().map(|me| NodeTopology::of(view, name, me.asn));
     let ending = (topology.as_ref().zip(speaker.as_ref()))
         .and_then(|(topology, speaker)| topology.ending(speaker.peers.keys()));
+    // The record stays while nobody peers by it.
+    let peers_by_it = topology.as_ref().filter(|_| configuration.topology != Topology::Disabled);
+    let reflects = (peers_by_it.zip(identity.as_ref()))
+        .map(|(topology, me)| topology.reflection(view, me.asn))
+        .unwrap_or_default();
     let bgp_node = identity.as_ref().and_then(|me| {
         let owner = me.owner.clone()?;
         Some((owner, me.bgp_node(&ways, local)))
     });
     NodePlan {
         speaker,
+        no_speaker,
         waiting,
         ending,
-        // The record stays while nobody peers by it.
-        reflects: configuration.topology != Topology::Disabled
-            && topology.is_some_and(|topology| topology.reflects(name)),
+        reflects,
         bgp_node,
         addresses,
         blackholes: local.blocks.iter().copied().collect(),
@@ -465,14 +475,15 @@ fn speaker(
     }
 }
 
-/// Has all sessions tell that the node is being drained. They stay, so that it is taken back at once.
+/// Has all sessions tell that the node is being drained. They stay, so that it is taken back at once. What other
+/// nodes hear of each other only by this one they hear for as long as it is a route reflector.
 fn leave(departure: &Departure, peers: &mut BTreeMap<PeerName, PeerConfig>) {
     if *departure == Departure::None {
         return;
     }
-    for peer in peers.values_mut() {
+    for (name, peer) in peers {
         peer.graceful_shutdown = true;
-        if matches!(departure, Departure::Withdrawn { .. }) {
+        if matches!(departure, Departure::Withdrawn { .. }) && !name.starts_with(MESH) {
             peer.export_scope = ExportScope::OriginatedOnly;
         }
     }

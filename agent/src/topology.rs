@@ -15,7 +15,8 @@ use cairn_bgp::config::PeerName;
 use cairn_bgp::rib::Leaving;
 use cairn_ipam::reflectors::{Reflectors, reflectors_of};
 
-use crate::view::ClusterView;
+use crate::drain::Reflection;
+use crate::view::{ClusterView, PeerNode};
 
 /// What a session with another node of the AS is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,6 +73,17 @@ impl<'a> Topology<'a> {
     /// Whether other nodes hear of each other by `node`.
     pub(crate) fn reflects(&self, node: &str) -> bool {
         self.shapes.iter().any(|reflectors| reflectors.contains(node))
+    }
+
+    /// Whether other nodes hear of each other by this one, and whether another may take its place.
+    pub(crate) fn reflection(&self, view: &ClusterView, asn: u32) -> Reflection {
+        let may = |node: &PeerNode| node.asn == asn && !node.no_reflector;
+        let is_current = self.shapes.first().is_some_and(|current| current.contains(self.own));
+        match self.reflects(self.own) {
+            false => Reflection::None,
+            true if !is_current || view.peer_nodes.values().any(may) => Reflection::Replaceable,
+            true => Reflection::Alone,
+        }
     }
 
     /// Whether this node has a session with `other`, and what for.

@@ -5,9 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use cairn_api::{
-    BGPAdvertisement, BGPConfiguration, BGPNodeSpec, BGPPeer, BGPPolicy, IPBlock, IPPool,
-    IPReservation, NodeConfiguration, TunnelKind,
+    ANNOTATION_DRAIN, BGPAdvertisement, BGPConfiguration, BGPNodeSpec, BGPPeer, BGPPolicy, IPBlock,
+    IPPool, IPReservation, LABEL_ROUTE_REFLECTOR, NodeConfiguration, TunnelKind,
 };
+use cairn_ipam::reflectors::Wish;
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,9 @@ pub struct PeerNode {
     pub ipv4: Option<Ipv4Addr>,
     /// Its IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
+    /// It is not to become a route reflector: people want it so, or it is being drained.
+    #[serde(default)]
+    pub no_reflector: bool,
 }
 
 /// A node, as its BGPNode tells how to reach its blocks.
@@ -125,7 +129,10 @@ impl From<&BGPNodeSpec> for Member {
 impl From<&BGPNodeSpec> for PeerNode {
     /// Of each family the first address counts.
     fn from(spec: &BGPNodeSpec) -> PeerNode {
-        let mut node = PeerNode { asn: spec.asn, ipv4: None, ipv6: None };
+        let label = |key| spec.topology.get(key).map(String::as_str);
+        let unwanted = Wish::of_label(label(LABEL_ROUTE_REFLECTOR)) == Wish::Never;
+        let no_reflector = unwanted || label(ANNOTATION_DRAIN).is_some();
+        let mut node = PeerNode { asn: spec.asn, ipv4: None, ipv6: None, no_reflector };
         for address in spec.addresses.iter().filter_map(|text| text.parse().ok()) {
             match address {
                 IpAddr::V4(address) => drop(node.ipv4.get_or_insert(address)),

@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cairn_agent::drain::Departure;
+use cairn_agent::drain::{Departure, Reflection};
 use cairn_agent::plan::{Local, NodePlan, plan};
 use cairn_agent::view::{ClusterView, PeerNode};
 use cairn_api::{
-    ANNOTATION_DRAIN, AsTopology, BGPConfigurationStatus, BGPNode, TopologyMode, TopologyShape,
+    ANNOTATION_DRAIN, AsTopology, BGPConfigurationStatus, BGPNode, BGPNodeSpec,
+    LABEL_ROUTE_REFLECTOR, TopologyMode, TopologyShape,
 };
 use cairn_bgp::config::{ExportScope, PeerConfig};
 use cairn_bgp::rib::Leaving;
@@ -149,6 +150,10 @@ fn one_as_makes_one_mesh() {
 /// Five nodes of one AS, as `node` sees them, with what the leader has recorded: the reflectors, and those
 /// before; no reflectors are a mesh.
 fn reflected(node: &str, current: &[&str], previous: Option<&[&str]>) -> NodePlan {
+    plan(&reflected_view(node, current, previous), node, &Local::new(&[], &NOTHING, None))
+}
+
+fn reflected_view(node: &str, current: &[&str], previous: Option<&[&str]>) -> ClusterView {
     let mut cluster =
         String::from("kind: BGPConfiguration\nmetadata:\n  name: default\nspec: {}\n");
     for n in 1..=5 {
@@ -176,7 +181,48 @@ fn reflected(node: &str, current: &[&str], previous: Option<&[&str]>) -> NodePla
     let topologies = vec![record];
     let configuration = view.bgp_configuration.as_mut().expect("it is in the cluster");
     configuration.status = Some(BGPConfigurationStatus { topologies, ..Default::default() });
-    plan(&view, node, &Local::new(&[], &NOTHING, None))
+    view
+}
+
+#[test]
+fn a_reflector_that_is_drained_passes_on_until_another_has_its_place() {
+    let two: &[&str] = &["n1", "n2"];
+    assert_eq!(reflected("n5", two, None).reflects, Reflection::None);
+    assert_eq!(reflected("n1", two, None).reflects, Reflection::Replaceable);
+    let mut view = reflected_view("n1", two, None);
+    let withdrawn = Departure::Withdrawn { but: BTreeSet::new() };
+    let local = Local { departure: &withdrawn, ..Local::new(&[], &NOTHING, None) };
+    let refuse = |view: &mut ClusterView| {
+        for peer in Arc::make_mut(&mut view.peer_nodes).values_mut() {
+            peer.no_reflector = true;
+        }
+    };
+    refuse(&mut view);
+    let alone = plan(&view, "n1", &local);
+    assert_eq!(alone.reflects, Reflection::Alone);
+    let peers = alone.speaker.expect("known").peers;
+    assert!(peers.values().all(|p| p.graceful_shutdown && p.export_scope == ExportScope::All));
+    // Another has been chosen, and not all have its routes.
+    let mut view = reflected_view("n1", &["n2"], Some(two));
+    refuse(&mut view);
+    assert_eq!(plan(&view, "n1", &local).reflects, Reflection::Replaceable);
+}
+
+#[test]
+fn who_may_not_reflect_is_known_of_other_nodes() {
+    let of = |key: &str, value: &str| {
+        let spec = BGPNodeSpec {
+            addresses: vec!["192.0.2.2".into()],
+            asn: 64512,
+            router_id: "192.0.2.2".into(),
+            topology: BTreeMap::from([(key.to_owned(), value.to_owned())]),
+            tunnels: Vec::new(),
+            blocks: Vec::new(),
+        };
+        PeerNode::from(&spec).no_reflector
+    };
+    assert!(of(ANNOTATION_DRAIN, "true") && of(LABEL_ROUTE_REFLECTOR, "false"));
+    assert!(!of(LABEL_ROUTE_REFLECTOR, "true") && !of("topology.kubernetes.io/zone", "a"));
 }
 
 #[test]

@@ -5,7 +5,7 @@ mod speaker_net;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
 
-use cairn_bgp::config::{Origination, SpeakerConfig};
+use cairn_bgp::config::{Origination, PeerName, SpeakerConfig};
 use cairn_bgp::prefix::Prefix;
 use cairn_bgp::session::SessionState;
 use cairn_bgp::speaker::{Announcement, Delivery, Reception, SpeakerHandle};
@@ -142,7 +142,12 @@ async fn all_has_arrived_when_the_last_change_before_the_question_has() {
     let to = a.config.listen[0];
     let a = Node::start(a);
     let ask = async |asked: Delivery| a.handle.delivery(asked).await.expect("the speaker runs");
-    assert_eq!(ask(Delivery::default()).await.reception(), &Reception::Nobody, "no session");
+    let nobody = ask(Delivery::default()).await;
+    assert_eq!(nobody.reception(), &Reception::Nobody, "no session");
+    assert_eq!(nobody.missing(), [PeerName::from("b"), "silent".into()]);
+    a.handle.set_enabled("b".into(), false).await.expect("a peer");
+    assert_eq!(ask(nobody).await.missing(), [PeerName::from("silent")], "nobody waits for b");
+    a.handle.set_enabled("b".into(), true).await.expect("a peer");
     let _b = Node::start(b);
     let mut silent = FakePeer::with_little_room(from, to, fake_open(65001, from)).await;
     until_established(&a.handle, "silent").await;
@@ -159,6 +164,7 @@ async fn all_has_arrived_when_the_last_change_before_the_question_has() {
     .await;
     delivery = ask(delivery).await;
     assert_eq!(delivery.reception(), &awaited("silent"), "it does not read");
+    assert_eq!(delivery.missing(), [] as [PeerName; 0]);
 
     let mut asked_again = 0;
     while *delivery.reception() != Reception::Acknowledged {

@@ -88,7 +88,9 @@ pub fn wanted(topology: Topology, asn: u32, members: &[Member], now: &Reflectors
 /// between AS, and from the zones that have the fewest.
 fn choose(asn: u32, members: &[Member], now: &Reflectors) -> Reflectors {
     let place = |member: &Member| match (member.wish, now.contains(&member.name)) {
-        _ if member.silent => 4,
+        // Who comes back first is not known: those that reflect stay, as each change costs sessions.
+        (_, true) if member.silent => 4,
+        (_, false) if member.silent => 5,
         (Wish::First, true) => 0,
         (Wish::First, false) => 1,
         (_, true) => 2,

@@ -102,6 +102,32 @@ fn a_silent_node_is_replaced_while_there_is_another() {
     assert_eq!(chosen(&members, &three), three, "better than two");
 }
 
+/// As when the whole cluster comes back from a loss of power, or is about to be switched off.
+#[test]
+fn of_nodes_that_are_all_silent_or_drained_those_reflect_that_did() {
+    let mut members = members(12);
+    let now = set(&["node-0", "node-4", "node-8"]);
+    assert_eq!(zones(&members, &now).len(), 1, "a new choice would spread");
+    members.iter_mut().for_each(|member| member.silent = true);
+    assert_eq!(chosen(&members, &now), now, "nobody better is there");
+    assert_eq!(chosen(&members, &Reflectors::new()).len(), 3, "any, before each with each");
+    members.iter_mut().for_each(|member| member.leaves = true);
+    assert_eq!(chosen(&members, &now), now);
+
+    // One is heard, although it is being drained: it is called back, as who reflects is silent.
+    members[5].silent = false;
+    let back = chosen(&members, &now);
+    assert!(back.contains("node-5") && back.len() == 3, "{back:?}");
+    assert_eq!(back.intersection(&now).count(), 2, "the silent ones stay beside it: {back:?}");
+    // One that is in use takes their place, alone if need be: others would be of no use.
+    members[7].silent = false;
+    members[7].leaves = false;
+    assert_eq!(chosen(&members, &back), set(&["node-7"]));
+    members.iter_mut().for_each(|member| member.leaves = false);
+    let three = chosen(&members, &set(&["node-7"]));
+    assert!(three.contains("node-7") && three.contains("node-5"), "{three:?}");
+}
+
 /// Plays a record through what becomes of its nodes.
 struct Record {
     members: Vec<Member>,

@@ -33,16 +33,19 @@ pub(super) enum Seen {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Other {
     asn: u32,
+    no_reflector: bool,
     member: Arc<Member>,
 }
 
 impl Other {
     fn of(spec: &BGPNodeSpec) -> Other {
-        Other { asn: spec.asn, member: Arc::new(Member::from(spec)) }
+        let PeerNode { asn, no_reflector, .. } = PeerNode::from(spec);
+        Other { asn, no_reflector, member: Arc::new(Member::from(spec)) }
     }
 
     fn peer(&self) -> PeerNode {
-        PeerNode { asn: self.asn, ipv4: self.member.ipv4, ipv6: self.member.ipv6 }
+        let Member { ipv4, ipv6, .. } = *self.member;
+        PeerNode { asn: self.asn, ipv4, ipv6, no_reflector: self.no_reflector }
     }
 }
 

@@ -52,7 +52,8 @@ fn view(nodes: usize, racks: Racks) -> Result<ClusterView> {
     let peers = (0..nodes).filter(|n| *n != OWN && objects::asn(*n, racks) == own_asn);
     let peers = peers.map(|number| {
         let ipv4 = Some(objects::address(number));
-        (Arc::from(objects::name(number)), PeerNode { asn: own_asn, ipv4, ipv6: None })
+        let node = PeerNode { asn: own_asn, ipv4, ipv6: None, no_reflector: false };
+        (Arc::from(objects::name(number)), node)
     });
     let namespaces = (0..1000).map(|number| {
         let labels = BTreeMap::from([("team".to_owned(), number.to_string())]);

@@ -32,6 +32,7 @@ pub struct Announcement {
 #[derive(Clone, Debug, Default)]
 pub struct Delivery {
     reception: Reception,
+    missing: Vec<PeerName>,
     /// The octets of each peer's connection up to the end of the last UPDATE.
     marks: BTreeMap<PeerKey, (ConnectionId, u64)>,
 }
@@ -45,6 +46,11 @@ impl Delivery {
     /// How far the peers were when the speaker was last asked.
     pub fn reception(&self) -> &Reception {
         &self.reception
+    }
+
+    /// The peers without an established session then, but for those that an operator has disabled.
+    pub fn missing(&self) -> &[PeerName] {
+        &self.missing
     }
 }
 
@@ -151,12 +157,19 @@ impl Owner {
 
     /// Looks how far the peers are with all that they are to be told.
     pub(super) fn follow_all(&self, delivery: &mut Delivery) {
-        let Delivery { reception, marks } = delivery;
+        let Delivery { reception, missing, marks } = delivery;
         let mut counts_any = false;
         let mut awaited = Vec::new();
+        missing.clear();
         for (key, peer) in &self.peers {
-            let Some(session) = peer.session.established() else { continue };
-            let Some(connection) = peer.connections.get(&session.connection) else { continue };
+            let session = peer.session.established();
+            let connection = session.and_then(|s| peer.connections.get(&s.connection));
+            let Some((session, connection)) = session.zip(connection) else {
+                if !peer.disabled {
+                    missing.push(PeerName::clone(&peer.name));
+                }
+                continue;
+            };
             counts_any = true;
             let marked = marks.get(key).filter(|(id, _)| *id == session.connection);
             let mark = marked
