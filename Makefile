@@ -21,7 +21,7 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab lab-deps test check fmt clippy doc core deny typos shellcheck generated render \
-        e2e e2e-deps sim bench bench-bgp bench-cni bench-ipam bench-kernel bench-reflector crds fuzz image tools test-deps clean
+        e2e e2e-deps sim bench bench-bgp bench-cni bench-failures bench-ipam bench-kernel bench-reflector crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -117,6 +117,10 @@ bench-cni: ## Pods that start and end, beside other plugins (root; BENCH_ARGS="-
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(CARGO) rustc --locked --release -p cairn-cni --bin cairn-cni -- -C target-feature=+crt-static
 	$(TARGET_DIR)/release/cairn-bench cni $(BENCH_ARGS)
+
+bench-failures: ## Dead paths, and sessions on an overloaded machine (root; BENCH_ARGS="--only overload --seconds 300")
+	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
+	$(TARGET_DIR)/release/cairn-bench failures $(BENCH_ARGS)
 
 bench-ipam: ## The IPAM at the size of a cluster, against a real API server (root; BENCH_ARGS="--api embedded")
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench

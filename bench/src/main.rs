@@ -8,6 +8,7 @@
 //! cairn-bench [--quick] [--only wire|rib|kernel|ipam]... [-o json]
 //! cairn-bench bgp ...       our speaker beside other daemons: see [`bgp`]
 //! cairn-bench reflector ... a route reflector with 1,000 clients beside BIRD 2: see [`bgp::reflector`]
+//! cairn-bench failures ...  dead paths and an overloaded machine: see [`bgp::failures`]
 //! cairn-bench ipam ...      the IPAM at the size of a cluster: see [`cluster`]
 //! cairn-bench kernel ...    routes in the kernel beside other writers of them: see [`fib`]
 //! cairn-bench cni ...       pods that start and end, beside other plugins: see [`cni`]
@@ -119,6 +120,7 @@ fn main() -> ExitCode {
         Some("kernel") => return fib::main(arguments.skip(1)),
         Some("cni") => return cni::main(arguments.skip(1)),
         Some("reflector") => return bgp::reflector::main(arguments.skip(1)),
+        Some("failures") => return bgp::failures::main(arguments.skip(1)),
         Some("latency") => return latency::main(arguments.skip(1)),
         Some("bgp-copier") => return bgp::copier::main(arguments.skip(1)),
         _ => {}

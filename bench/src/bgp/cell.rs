@@ -73,19 +73,7 @@ impl Cell {
                 self.prefixes_per_set,
                 &[peer_asn(sender), TRANSIT],
             );
-            let next_hop = NextHop::new(peer_address(sender).into());
-            let (mut announcements, mut withdrawals) = (Vec::new(), Vec::new());
-            for set in &sets {
-                let prefixes = set.prefixes.iter().copied();
-                for update in Announcements::new(FORMAT, FAMILY, &set.path, next_hop, prefixes)? {
-                    announcements.extend_from_slice(&update.bytes);
-                }
-            }
-            let all = sets.iter().flat_map(|set| set.prefixes.iter().copied());
-            for message in Withdrawals::new(FORMAT, FAMILY, all) {
-                withdrawals.extend_from_slice(&message);
-            }
-            tables.senders.push((announcements, withdrawals));
+            tables.senders.push(encode(sender, &sets)?);
             // Of equal routes that of the lowest BGP identifier wins, which is the first sender's.
             if sender == 0 || !self.shared {
                 tables.expect(&sets);
@@ -106,6 +94,26 @@ impl Tables {
             }
         }
     }
+}
+
+/// The messages that announce these routes as a peer does, and those that withdraw them.
+///
+/// # Errors
+/// The routes cannot be encoded, which they can.
+pub fn encode(peer: u32, sets: &[feed::AttributeSet]) -> Result<(Vec<u8>, Vec<u8>)> {
+    let next_hop = NextHop::new(peer_address(peer).into());
+    let (mut announcements, mut withdrawals) = (Vec::new(), Vec::new());
+    for set in sets {
+        let prefixes = set.prefixes.iter().copied();
+        for update in Announcements::new(FORMAT, FAMILY, &set.path, next_hop, prefixes)? {
+            announcements.extend_from_slice(&update.bytes);
+        }
+    }
+    let all = sets.iter().flat_map(|set| set.prefixes.iter().copied());
+    for message in Withdrawals::new(FORMAT, FAMILY, all) {
+        withdrawals.extend_from_slice(&message);
+    }
+    Ok((announcements, withdrawals))
 }
 
 /// The AS of a peer: outside of two octets, as most are.
@@ -177,7 +185,8 @@ const CELLS: [Cell; 6] = [
     },
 ];
 
-const FAMILY: Family = Family::Ipv4Unicast;
+/// Of all routes.
+pub const FAMILY: Family = Family::Ipv4Unicast;
 const TRANSIT: u32 = 64501;
 const FIRST_PEER: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 1);
 /// What every daemon takes.

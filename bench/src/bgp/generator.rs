@@ -67,7 +67,7 @@ impl Generator {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut peers = Vec::new();
         for number in 0..cell.peers() {
-            let (stream, rest) = handshake(number)?;
+            let (stream, rest) = handshake(number, 0)?;
             stream.set_nonblocking(true)?;
             // The end of a table must not wait for an acknowledgement.
             stream.set_nodelay(true)?;
@@ -252,11 +252,14 @@ impl Peer {
 }
 
 /// A session's beginning, by blocking reads: nothing is measured yet. Also returns what came after it.
-fn handshake(peer: u32) -> Result<(TcpStream, Vec<u8>)> {
+///
+/// # Errors
+/// The daemon does not take the session in time.
+pub fn handshake(peer: u32, hold_time_secs: u16) -> Result<(TcpStream, Vec<u8>)> {
     let started = Instant::now();
     let mut problem;
     loop {
-        match try_handshake(peer) {
+        match try_handshake(peer, hold_time_secs) {
             Ok(established) => return Ok(established),
             Err(error) => problem = error,
         }
@@ -268,13 +271,13 @@ fn handshake(peer: u32) -> Result<(TcpStream, Vec<u8>)> {
     }
 }
 
-fn try_handshake(peer: u32) -> Result<(TcpStream, Vec<u8>)> {
+fn try_handshake(peer: u32, hold_time_secs: u16) -> Result<(TcpStream, Vec<u8>)> {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
     bind(&socket, &SocketAddr::from((peer_address(peer), 0)))?;
     connect(&socket, &SocketAddr::from((DAEMON_ADDRESS, DAEMON_PORT)))?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(START_PATIENCE))?;
-    stream.write_all(&open(peer_asn(peer), peer_address(peer)))?;
+    stream.write_all(&open_with(peer_asn(peer), peer_address(peer), hold_time_secs, &[]))?;
     let mut buffer = vec![0; 4096];
     let mut seen = Vec::new();
     let mut types = Vec::new();
@@ -311,17 +314,22 @@ pub fn next_type(seen: &mut Vec<u8>) -> Option<u8> {
 
 /// An OPEN without hold time: a peer that is busy sending sends no KEEPALIVE.
 pub fn open(asn: u32, router_id: std::net::Ipv4Addr) -> Vec<u8> {
-    open_with(asn, router_id, &[])
+    open_with(asn, router_id, 0, &[])
 }
 
-/// The same with more capabilities, encoded.
-pub fn open_with(asn: u32, router_id: std::net::Ipv4Addr, more: &[u8]) -> Vec<u8> {
+/// The same with a hold time and with more capabilities, encoded.
+pub fn open_with(
+    asn: u32,
+    router_id: std::net::Ipv4Addr,
+    hold_time_secs: u16,
+    more: &[u8],
+) -> Vec<u8> {
     let mut capabilities = vec![1, 4, 0, 1, 0, 1, 65, 4];
     capabilities.extend(asn.to_be_bytes());
     capabilities.extend(more);
     let mut body = vec![4];
     body.extend(AS_TRANS.to_be_bytes());
-    body.extend([0, 0]);
+    body.extend(hold_time_secs.to_be_bytes());
     body.extend(router_id.octets());
     body.extend([capabilities.len() as u8 + 2, 2, capabilities.len() as u8]);
     body.extend(capabilities);

@@ -3,10 +3,10 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use cairn_bgp::prefix::Families;
+use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::wire::{
     AttributeTypes, FrameHeader, HEADER_OCTETS, MESSAGE_OCTETS_MAX, MessageType, SessionSort,
-    UpdateBody, UpdateContext,
+    Update, UpdateBody, UpdateContext,
 };
 
 use super::cell::Tables;
@@ -84,39 +84,17 @@ impl Ledger {
     /// # Errors
     /// A message is malformed, ends the session, or has an unknown prefix.
     pub fn read(&mut self, recording: &Recording) -> Result<()> {
-        let context = UpdateContext {
-            sort: SessionSort::Ebgp,
-            as4: true,
-            families: Families::from_iter(cairn_bgp::prefix::Family::ALL),
-            extended_next_hop: false,
-            first_as: None,
-            discard_attributes: AttributeTypes::NONE,
-            path_ids: Families::NONE,
-        };
         let before = self.octets;
         let mut reads = recording.reads.iter().skip_while(|(_, octets)| *octets <= before);
         let mut read = reads.next();
         loop {
             let rest = recording.octets.get(self.octets..).unwrap_or_default();
-            let header = FrameHeader::peek(rest, MESSAGE_OCTETS_MAX);
-            let Some(header) = header.map_err(|error| error.to_string())? else { return Ok(()) };
-            let body = rest.get(HEADER_OCTETS..header.octets).unwrap_or_default();
-            self.octets += header.octets;
+            let Some((octets, update)) = next_message(rest)? else { return Ok(()) };
+            self.octets += octets;
             while read.is_some_and(|(_, octets)| *octets < self.octets) {
                 read = reads.next();
             }
-            match header.message_type {
-                MessageType::Update => {}
-                MessageType::Notification => {
-                    return Err(format!("the daemon ended a session: {body:02x?}").into());
-                }
-                _ => continue,
-            }
-            let update = UpdateBody::split(body).and_then(|body| body.decode(&context));
-            let update = update.map_err(|error| format!("a malformed UPDATE: {error}"))?;
-            if !update.errors.is_empty() {
-                return Err(format!("errors in an UPDATE: {:?}", update.errors).into());
-            }
+            let Some(update) = update else { continue };
             let at = read.map(|(at, _)| *at);
             for prefix in update.withdrawn() {
                 self.set(prefix, |_| Route::Absent)?;
@@ -138,11 +116,7 @@ impl Ledger {
         }
     }
 
-    fn set(
-        &mut self,
-        prefix: cairn_bgp::prefix::Prefix,
-        route: impl FnOnce(&[u32]) -> Route,
-    ) -> Result<()> {
+    fn set(&mut self, prefix: Prefix, route: impl FnOnce(&[u32]) -> Route) -> Result<()> {
         let index = self.tables.index.get(&prefix);
         let index = *index.ok_or_else(|| format!("nobody announced {prefix}"))? as usize;
         let expected = &self.tables.paths[index];
@@ -161,6 +135,40 @@ impl Ledger {
         self.empty_at = (self.absent == all).then(|| self.empty_at.or(at)).flatten();
     }
 }
+
+/// The first message in `octets` of an eBGP session, once all of it has come: its length, and what an UPDATE says.
+///
+/// # Errors
+/// It is malformed, or a NOTIFICATION.
+pub fn next_message(octets: &[u8]) -> Result<Option<(usize, Option<Update<'_>>)>> {
+    let header = FrameHeader::peek(octets, MESSAGE_OCTETS_MAX);
+    let Some(header) = header.map_err(|error| error.to_string())? else { return Ok(None) };
+    let body = octets.get(HEADER_OCTETS..header.octets).unwrap_or_default();
+    match header.message_type {
+        MessageType::Update => {}
+        MessageType::Notification => {
+            return Err(format!("the daemon ended a session: {body:02x?}").into());
+        }
+        _ => return Ok(Some((header.octets, None))),
+    }
+    let update = UpdateBody::split(body).and_then(|body| body.decode(&CONTEXT));
+    let update = update.map_err(|error| format!("a malformed UPDATE: {error}"))?;
+    match update.errors.is_empty() {
+        true => Ok(Some((header.octets, Some(update)))),
+        false => Err(format!("errors in an UPDATE: {:?}", update.errors).into()),
+    }
+}
+
+/// What the sessions of the load generator negotiate at most.
+const CONTEXT: UpdateContext = UpdateContext {
+    sort: SessionSort::Ebgp,
+    as4: true,
+    families: Families::NONE.with(Family::Ipv4Unicast).with(Family::Ipv6Unicast),
+    extended_next_hop: false,
+    first_as: None,
+    discard_attributes: AttributeTypes::NONE,
+    path_ids: Families::NONE,
+};
 
 #[cfg(test)]
 mod tests {

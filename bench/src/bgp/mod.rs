@@ -22,6 +22,7 @@
 mod cell;
 pub mod copier;
 mod daemon;
+pub mod failures;
 pub mod generator;
 mod ledger;
 pub mod namespace;

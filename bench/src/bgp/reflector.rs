@@ -377,7 +377,7 @@ impl Client {
                 return Err(error);
             }
             let id = peer_address(self.number as u32);
-            stream.write_all(&open_with(DAEMON_ASN, id, &GRACEFUL_RESTART))?;
+            stream.write_all(&open_with(DAEMON_ASN, id, 0, &GRACEFUL_RESTART))?;
             let data = epoll::EventData::new_u64(self.number as u64);
             epoll::modify(epoll, &*stream, data, epoll::EventFlags::IN)?;
             self.state = State::OpenSent;
