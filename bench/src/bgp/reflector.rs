@@ -1,12 +1,13 @@
 //! `cairn-bench reflector`: one route reflector with many clients, from outside, beside BIRD 2.
 //!
-//! All clients are on one thread and connect in the same moment, as nodes do after a power cut; each
+//! All clients are on one thread and connect in the same second, as nodes do after a power cut, and not in
+//! the same moment: BIRD's queue of connections that wait to be accepted has room for eight. Each
 //! announces its prefixes and waits for those of all others (*start*). Then one after the other announces
 //! one prefix more, as a node that claims a block, and it is measured until the last client has it
 //! (*block*); and once more while one client, which does not count, comes and goes without pause
 //! (*flapping*). In the end the daemon is killed and started again, with graceful restart on both sides, and all
-//! clients connect again as soon as they can, each until it has everything anew (*restart*). The generator shares the machine with the daemon: it reads every octet, which is a part
-//! of what is measured, the same for all daemons.
+//! clients connect again, each once a second, until each has everything anew (*restart*). The generator shares the
+//! machine with the daemon: it reads every octet, which is a part of what is measured, the same for all daemons.
 
 use std::fmt::Write as _;
 use std::io::{self, Read, Write};
@@ -30,6 +31,10 @@ use crate::process::Process;
 struct Options {
     runs: usize,
     clients: u32,
+    daemons: Vec<Daemon>,
+    /// In which all clients connect, spread evenly, and after which each tries again.
+    within: Duration,
+    patience: Duration,
     cairn: PathBuf,
 }
 
@@ -45,7 +50,7 @@ fn measure(options: &Options) -> Result<()> {
     );
     println!("|---|---|---|---|---|---|---|---|---|---|---|---|---|---|");
     for _ in 0..options.runs {
-        for daemon in [Daemon::Bird, Daemon::Cairn] {
+        for daemon in options.daemons.iter().copied() {
             let options = options.clone();
             // Its namespace goes with it.
             let measuring = std::thread::spawn(move || {
@@ -73,7 +78,7 @@ fn measure_once(daemon: Daemon, options: &Options) -> Result<String> {
     until_listening()?;
     let told = |error| format!("{error}\nthe daemon said: {}", process.log());
     let cpu = process.cpu()?;
-    let mut clients = Clients::new(count as usize)?;
+    let mut clients = Clients::new(options)?;
     let (up, routes) = clients.start().map_err(told)?;
     let start_cpu = process.cpu()? - cpu;
     let (_, peak) = process.memory()?;
@@ -136,6 +141,7 @@ fn start(
                 text,
                 "protocol bgp p{client} {{ local {DAEMON_ADDRESS} port {DAEMON_PORT} as {DAEMON_ASN}; \
                  neighbor {address} as {DAEMON_ASN}; rr client; passive; graceful restart on; \
+                 error wait time 1, 1; error forget time 1; connect retry time 1; connect delay time 1; \
                  ipv4 {{ import all; export where source = RTS_BGP; }}; }}"
             );
         }
@@ -188,6 +194,9 @@ struct Clients {
     next: usize,
     refused: usize,
     flaps: usize,
+    /// See [`Options`].
+    within: Duration,
+    patience: Duration,
 }
 
 struct Client {
@@ -205,7 +214,7 @@ struct Client {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
-    Down { since: Instant },
+    Down { until: Instant },
     Connecting,
     OpenSent,
     Up,
@@ -219,14 +228,15 @@ struct Times {
 }
 
 impl Clients {
-    fn new(count: usize) -> Result<Clients> {
+    fn new(options: &Options) -> Result<Clients> {
+        let count = options.clients as usize;
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let next = count * PREFIXES;
         let words = (next + 2 * BLOCKS).div_ceil(64);
         let client = |number| Client {
             number,
             stream: None,
-            state: State::Down { since: Instant::now() },
+            state: State::Down { until: Instant::now() },
             inbox: Vec::new(),
             has: vec![0; words],
             count: 0,
@@ -234,15 +244,14 @@ impl Clients {
             up_at: None,
         };
         let clients = (0..count).map(client).collect();
-        Ok(Clients { epoll, clients, next, refused: 0, flaps: 0 })
+        let (within, patience) = (options.within, options.patience);
+        Ok(Clients { epoll, clients, next, refused: 0, flaps: 0, within, patience })
     }
 
-    /// Connects all at once; returns when all sessions were up, and when all had all routes.
+    /// Connects all; returns when all sessions were up, and when all had all routes.
     fn start(&mut self) -> Result<(Duration, Duration)> {
         let started = Instant::now();
-        for client in &mut self.clients {
-            client.connect(&self.epoll)?;
-        }
+        self.close_all(started);
         self.until_complete(started)?;
         let routes = started.elapsed();
         let up = self.clients.iter().filter_map(|client| client.up_at).max().unwrap_or(started);
@@ -251,15 +260,23 @@ impl Clients {
 
     /// Waits until all have all routes of another process of the daemon.
     fn again(&mut self, killed: Instant) -> Result<()> {
-        self.clients.iter_mut().for_each(Client::close);
+        self.close_all(killed);
         self.until_complete(killed)
+    }
+
+    /// Closes all, which connect one after the other from `since` on.
+    fn close_all(&mut self, since: Instant) {
+        let count = self.clients.len() as u32;
+        for (client, place) in self.clients.iter_mut().zip(0..) {
+            client.close(since + self.within * place / count);
+        }
     }
 
     fn until_complete(&mut self, since: Instant) -> Result<()> {
         let wanted = (self.clients.len() - 1) * PREFIXES;
         while !self.clients.iter().all(|client| client.count >= wanted) {
             self.turn(usize::MAX)?;
-            if since.elapsed() > PATIENCE {
+            if since.elapsed() > self.patience {
                 let up = self.clients.iter().filter(|client| client.state == State::Up).count();
                 let least = self.clients.iter().map(|client| client.count).min();
                 return Err(format!("{up} up, one has {least:?} of {wanted} prefixes").into());
@@ -291,7 +308,7 @@ impl Clients {
             while self.clients.iter().any(|client| counts(client) && client.came.is_none()) {
                 self.flap(flapping)?;
                 self.turn(prefix)?;
-                if started.elapsed() > PATIENCE {
+                if started.elapsed() > self.patience {
                     return Err("a prefix does not arrive".into());
                 }
             }
@@ -309,7 +326,7 @@ impl Clients {
             return Ok(());
         };
         if client.state == State::Up && client.count > 0 {
-            client.close();
+            client.close(Instant::now() + FLAP);
             self.flaps += 1;
         }
         Ok(())
@@ -318,8 +335,8 @@ impl Clients {
     /// Waits for sockets once. The time at which `awaited` comes is noted.
     fn turn(&mut self, awaited: usize) -> Result<()> {
         for client in &mut self.clients {
-            if let State::Down { since } = client.state
-                && since.elapsed() > RETRY
+            if let State::Down { until } = client.state
+                && until <= Instant::now()
             {
                 client.connect(&self.epoll)?;
             }
@@ -335,7 +352,7 @@ impl Clients {
             let Some(client) = self.clients.get_mut(number) else { continue };
             if client.handle(&self.epoll, awaited).is_err() {
                 self.refused += 1;
-                client.close();
+                client.close(Instant::now() + self.within.max(RETRY_MIN));
             }
         }
         Ok(())
@@ -360,10 +377,11 @@ impl Client {
         Ok(())
     }
 
-    fn close(&mut self) {
+    /// Ends the session until then.
+    fn close(&mut self, until: Instant) {
         // A closed socket leaves epoll by itself.
         self.stream = None;
-        self.state = State::Down { since: Instant::now() };
+        self.state = State::Down { until };
         self.inbox.clear();
         self.has.fill(0);
         self.count = 0;
@@ -495,7 +513,17 @@ impl Options {
     ) -> std::result::Result<Option<Options>, String> {
         let own = std::env::current_exe().unwrap_or_default();
         let cairn = own.with_file_name("cairn");
-        let mut options = Options { runs: 3, clients: CLIENTS, cairn };
+        let mut options = Options {
+            runs: 3,
+            clients: CLIENTS,
+            daemons: vec![Daemon::Bird, Daemon::Cairn],
+            within: Duration::from_secs(1),
+            patience: PATIENCE,
+            cairn,
+        };
+        let number = |text: String, option: &str| {
+            text.parse::<u64>().map_err(|_| format!("{option} takes a number"))
+        };
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} takes a value"));
             match argument.as_str() {
@@ -508,6 +536,19 @@ impl Options {
                 "--runs" => {
                     let runs = value()?.parse().ok().filter(|runs| (1..=1000).contains(runs));
                     options.runs = runs.ok_or("--runs takes a number from 1 on")?;
+                }
+                "--daemon" => {
+                    options.daemons = match value()?.as_str() {
+                        "bird" => vec![Daemon::Bird],
+                        "cairn" => vec![Daemon::Cairn],
+                        _ => return Err("--daemon takes bird or cairn".into()),
+                    };
+                }
+                "--within-ms" => {
+                    options.within = Duration::from_millis(number(value()?, "--within-ms")?);
+                }
+                "--patience" => {
+                    options.patience = Duration::from_secs(number(value()?, "--patience")?);
                 }
                 "--cairn" => options.cairn = PathBuf::from(value()?),
                 "-h" | "--help" => return Ok(None),
@@ -533,11 +574,13 @@ const PREFIXES: usize = 20;
 /// Prefixes that are announced one by one, with and without a client that flaps.
 const BLOCKS: usize = 100;
 const PAUSE: Duration = Duration::from_millis(20);
-const RETRY: Duration = Duration::from_millis(20);
+/// Of a client that flaps, and of all that try again.
+const FLAP: Duration = Duration::from_millis(20);
+const RETRY_MIN: Duration = Duration::from_millis(20);
 const PATIENCE: Duration = Duration::from_secs(120);
 const READ_OCTETS: usize = 64 * 1024;
 /// Prefixes are 20.0.0.0/24 and those after it.
 const FIRST_OCTET: u8 = 20;
 
-const USAGE: &str =
-    "usage: cairn-bench reflector [--quick] [--clients N] [--runs N] [--cairn PATH]";
+const USAGE: &str = "usage: cairn-bench reflector [--quick] [--clients N] [--runs N] [--daemon bird|cairn] [--within-ms N] \
+                     [--patience SECONDS] [--cairn PATH]";
