@@ -6,7 +6,9 @@
 //! ```
 //!
 //! Without a record, or when none of its reflectors is there, every node peers with every node. While a
-//! record names the shape before, the sessions of both stand and reflectors of both reflect.
+//! record names the shape before, the sessions of both stand and reflectors of both reflect, each to who is its
+//! client in one of them: what two nodes hear of each other by a third they go on hearing until their own
+//! session can be there.
 
 use std::collections::BTreeMap;
 
@@ -91,18 +93,25 @@ impl<'a> Topology<'a> {
         if !self.shapes.iter().any(|shape| joins(shape, self.own, other)) {
             return None;
         }
-        Some(match (self.reflects(self.own), self.reflects(other)) {
+        Some(match (self.reflects(self.own), self.is_client(other, self.own)) {
             (false, _) => Role::Plain,
-            (true, false) => Role::ToClient,
-            (true, true) => Role::ToReflector,
+            (true, true) => Role::ToClient,
+            (true, false) => Role::ToReflector,
         })
+    }
+
+    /// Whether `node` is a client of the reflector `of` in one of the shapes.
+    fn is_client(&self, node: &str, of: &str) -> bool {
+        self.shapes.iter().any(|shape| shape.contains(of) && !shape.contains(node))
     }
 
     /// What ends, of sessions with these peers, with the change-over that is under way.
     pub(crate) fn ending<'p>(&self, peers: impl Iterator<Item = &'p PeerName>) -> Option<Ending> {
         let current = self.shapes.first().filter(|_| self.changing)?;
         let ends = |other: &str| {
-            let stops = self.reflects(other) && !current.contains(other);
+            // Who becomes a reflector itself is nobody's client any more, and has a session with everybody.
+            let stops = self.reflects(other) && !current.contains(other)
+                || current.contains(self.own) && self.is_client(self.own, other);
             match joins(current, self.own, other) {
                 false => Some(Leaving::Session),
                 true => stops.then_some(Leaving::Reflection),

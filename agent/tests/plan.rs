@@ -273,6 +273,17 @@ fn a_change_over_has_the_sessions_of_both_shapes() {
     let reflects = reflected("n1", mesh, Some(three)).speaker.expect("known");
     assert!(reflects.peers["mesh/n5"].route_reflector_client);
 
+    // Who is still a client of an old one stays it beside others that are to reflect: these may have no
+    // session with each other yet. What it hears so ends, and has to be there without.
+    let old = reflected("n1", &["n2", "n3"], Some(&["n1"]));
+    let peers_of = |plan: &NodePlan| plan.speaker.clone().expect("known").peers;
+    assert!(peers_of(&old)["mesh/n2"].route_reflector_client);
+    assert!(peers_of(&old)["mesh/n3"].route_reflector_client);
+    let new = reflected("n2", &["n1", "n2", "n3"], Some(&["n1"]));
+    assert!(!peers_of(&new)["mesh/n3"].route_reflector_client);
+    assert_eq!(ending(&new), [("mesh/n1".to_owned(), Leaving::Reflection)]);
+    assert_eq!(ending(&reflected("n1", &["n1", "n2"], Some(&["n1"]))), []);
+
     // One reflector takes the place of another.
     let client = reflected("n5", &["n2", "n3", "n4"], Some(three));
     assert_eq!(peers(&client).len(), 4);
