@@ -8,7 +8,7 @@
 //!
 //! Without such a peer there is neither a socket nor an advertisement. Nothing is changed in the kernel.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use cairn_bgp::config::{InterfaceName, SpeakerConfig};
 use cairn_bgp::speaker::{Located, Neighbour, SpeakerHandle};
 use cairn_kernel::link::{self, Address, Link, Mac};
 use cairn_kernel::monitor::{KernelEvent, Monitor};
+use cairn_kernel::router_discovery::wire::Message;
 use cairn_kernel::router_discovery::{LinkEnd, LinkRouters, Received, RouterSocket, wire};
 use cairn_kernel::{Errno, Error, Netlink};
 use tokio::sync::watch;
@@ -95,6 +96,43 @@ impl Sources {
 struct Discovery {
     links: BTreeMap<InterfaceName, LinkState>,
     told: BTreeMap<InterfaceName, Neighbour>,
+    own: Own,
+    /// The socket hears which addresses are on links.
+    hears_addresses: bool,
+}
+
+/// What is this machine's own: where two of its interfaces are on one segment, it hears itself.
+#[derive(Default)]
+struct Own {
+    macs: BTreeSet<Mac>,
+    addresses: BTreeSet<Ipv6Addr>,
+    /// Something may have changed since.
+    stale: bool,
+}
+
+impl Own {
+    fn read(netlink: &mut Netlink, addresses: &[Address]) -> Result<Own, Error> {
+        let macs = link::list(netlink)?.into_iter().filter_map(|link| link.mac);
+        let link_local = addresses.iter().filter_map(|held| match held.address.addr() {
+            IpAddr::V6(own) if own.is_unicast_link_local() => Some(own),
+            _ => None,
+        });
+        Ok(Own {
+            macs: macs.filter(|mac| *mac != Mac([0; 6])).collect(),
+            addresses: link_local.collect(),
+            stale: false,
+        })
+    }
+
+    /// Whether a message is of this machine. Link-local addresses may be the same on several links, so that of
+    /// one that names its Ethernet address that counts alone.
+    fn sent(&self, source: Ipv6Addr, message: &Message) -> bool {
+        match message {
+            Message::Advertisement { mac: Some(mac), .. } => self.macs.contains(mac),
+            Message::Advertisement { mac: None, .. } => self.addresses.contains(&source),
+            Message::Solicitation | Message::Present { .. } => false,
+        }
+    }
 }
 
 /// An interface that a peer is known by.
@@ -102,8 +140,6 @@ struct LinkState {
     routers: LinkRouters,
     /// The interface of this name, as far as there is one.
     index: Option<u32>,
-    /// The socket hears there what routers hear.
-    joined: bool,
     mac: Option<Mac>,
     /// Why the link cannot be used.
     problem: Option<String>,
@@ -119,16 +155,23 @@ impl Discovery {
     ) -> Result<(), Error> {
         let mut buffer = [0; MESSAGE_OCTETS_MAX];
         // Another socket hears nothing of what the one before did.
-        self.links.values_mut().for_each(|link| link.joined = false);
+        self.hears_addresses = false;
         self.want(sources, interfaces(&wanted.borrow_and_update()))?;
         while !self.links.is_empty() {
-            self.send_due(&sources.socket, Instant::now());
+            let doubts = self.links.values().any(|link| link.routers.doubts());
+            if doubts != self.hears_addresses {
+                sources.socket.hear_addresses(doubts)?;
+                self.hears_addresses = doubts;
+            }
+            self.send_due(&sources.socket, speaker).await;
             self.tell(speaker).await;
             let deadline =
                 self.links.values().filter_map(|link| link.routers.next_deadline()).min();
             tokio::select! {
                 events = sources.monitor.next() => {
-                    if events?.iter().any(|event| self.concerns(event)) {
+                    let events = events?;
+                    self.own.stale |= !events.is_empty();
+                    if events.iter().any(|event| self.concerns(event)) {
                         self.look(sources, Instant::now())?;
                     }
                 }
@@ -137,7 +180,7 @@ impl Discovery {
                     // Whoever floods the socket keeps nobody else on this thread waiting.
                     tokio::task::consume_budget().await;
                     let octets = buffer.get(..received.octets).unwrap_or_default();
-                    self.hear(received, octets);
+                    self.hear(&mut sources.netlink, received, octets)?;
                 }
                 changed = wanted.changed() => {
                     if changed.is_err() {
@@ -180,7 +223,6 @@ impl Discovery {
             self.links.entry(name).or_insert_with_key(|name| LinkState {
                 routers: LinkRouters::new(RandomState::new().hash_one(name)),
                 index: None,
-                joined: false,
                 mac: None,
                 problem: None,
             });
@@ -204,18 +246,16 @@ impl Discovery {
     fn look(&mut self, sources: &mut Sources, now: Instant) -> Result<(), Error> {
         let Sources { socket, netlink, .. } = sources;
         let addresses = link::addresses(netlink)?;
+        self.own = Own::read(netlink, &addresses)?;
         for (name, state) in &mut self.links {
             let found = link::find(netlink, name)?;
             let index = found.as_ref().map(|link| link.index);
             if state.index != index {
-                state.index.filter(|_| state.joined).inspect(|gone| socket.leave(*gone));
-                (state.index, state.joined) = (index, false);
+                state.index.inspect(|gone| socket.leave(*gone));
+                state.index = index;
             }
-            let joined = match index.filter(|_| !state.joined) {
-                Some(index) => socket.join(index),
-                None => Ok(()),
-            };
-            state.joined = index.is_some() && joined.is_ok();
+            // An interface that was away for a moment, in another namespace perhaps, is in no group any more.
+            let joined = index.map_or(Ok(()), |index| socket.join(index));
             state.mac = found.as_ref().and_then(|link| link.mac);
             let usable = usable(name, found.as_ref(), &addresses, state.routers.end());
             // Where IPv6 is off there is no group to join, and no address either, which says more.
@@ -229,19 +269,43 @@ impl Discovery {
         Ok(())
     }
 
-    fn hear(&mut self, received: Received, octets: &[u8]) {
+    fn hear(
+        &mut self,
+        netlink: &mut Netlink,
+        received: Received,
+        octets: &[u8],
+    ) -> Result<(), Error> {
         let Received { source, index, hop_limit, .. } = received;
         let mut links = self.links.iter_mut();
-        let Some((name, state)) = links.find(|(_, link)| link.index == Some(index)) else { return };
-        match wire::decode(octets, source, hop_limit) {
-            Ok(message) => state.routers.handle(Instant::now(), source, message),
-            Err(why) => tracing::debug!(interface = %name, %source, %why, "a message is dropped"),
+        let Some((name, state)) = links.find(|(_, link)| link.index == Some(index)) else {
+            return Ok(());
+        };
+        let message = match wire::decode(octets, source, hop_limit) {
+            Ok(message) => message,
+            Err(why) => {
+                tracing::debug!(interface = %name, %source, %why, "a message is dropped");
+                return Ok(());
+            }
+        };
+        if self.own.stale {
+            let addresses = link::addresses(netlink)?;
+            self.own = Own::read(netlink, &addresses)?;
         }
+        match self.own.sent(source, &message) {
+            true => tracing::debug!(interface = %name, %source, "an advertisement of our own"),
+            false => state.routers.handle(Instant::now(), source, message),
+        }
+        Ok(())
     }
 
-    fn send_due(&mut self, socket: &RouterSocket, now: Instant) {
+    async fn send_due(&mut self, socket: &RouterSocket, speaker: &SpeakerHandle) {
         for (name, state) in &mut self.links {
-            let due = state.routers.poll(now);
+            let due = state.routers.poll(Instant::now());
+            if due.judgement {
+                // One that has ended holds nothing.
+                let stands = speaker.is_established_on(name.clone()).await.unwrap_or(false);
+                state.routers.judge(stands);
+            }
             let Some(end) = state.routers.end() else { continue };
             if let Err(error) = socket.send(end, state.mac, due) {
                 tracing::debug!(interface = %name, %error, "not advertised this time");

@@ -46,6 +46,30 @@ fn a_session_over_its_prefix_limit_says_when_it_returns() {
     }
 }
 
+/// A link that comes and goes meanwhile says nothing about the peer's routes.
+#[test]
+fn a_rest_after_a_prefix_limit_outlasts_what_becomes_of_the_neighbour() {
+    let gone = || Event::Stop(StopReason::Neighbour { text: "no carrier".to_owned() });
+    for restart_after_secs in [Some(120), None] {
+        let mut bench = Bench::new(config(1, 2, 65001, 65002));
+        bench.establish();
+        let family = Family::Ipv6Unicast;
+        let limit = StopReason::PrefixLimit { family, prefixes_max: 7, restart_after_secs };
+        bench.handle(Event::Stop(limit));
+        let comes_back = bench.session.comes_back_at();
+        assert!(bench.handle(gone()).is_empty());
+        assert!(bench.session.rests(bench.now));
+        assert_eq!(bench.session.comes_back_at(), comes_back);
+        let error = bench.session.last_error().expect("an error");
+        assert_eq!(error.kind, ErrorKind::PrefixLimit, "it is why there is no session");
+        // What an operator says counts, and what the link says after that.
+        bench.handle(Event::Stop(StopReason::Reset { text: String::new() }));
+        assert!(!bench.session.rests(bench.now));
+        bench.handle(gone());
+        assert_eq!(bench.session.last_error().map(|e| e.kind), Some(ErrorKind::NoNeighbour));
+    }
+}
+
 /// RFC 4486 subcodes, with the text of RFC 9003 where there is one.
 #[test]
 fn what_the_peer_is_told_at_a_stop() {

@@ -61,11 +61,9 @@ impl Link {
         assert_eq!(result, 0, "network namespaces need root: run the tests as root ({error})");
         let far = Arc::new(Far::new());
         run("ip link set lo up");
-        run(&format!("ip link add uplink type veth peer name uplink netns {}", far.holder.id()));
-        run("ip link set uplink up");
         let link = Link { far };
         link.inside("ip link set lo up");
-        link.inside("ip link set uplink up");
+        link.add("uplink");
         link
     }
 
@@ -74,12 +72,18 @@ impl Link {
     /// # Panics
     /// When there is one already.
     pub fn second(&self) {
-        run(&format!(
-            "ip link add second type veth peer name second netns {}",
-            self.far.holder.id()
-        ));
-        run("ip link set second up");
-        self.inside("ip link set second up");
+        self.add("second");
+    }
+
+    /// Adds a link of this name on both sides, without addresses.
+    ///
+    /// # Panics
+    /// When there is one already.
+    pub fn add(&self, name: &str) {
+        let holder = self.far.holder.id();
+        run(&format!("ip link add {name} type veth peer name {name} netns {holder}"));
+        run(&format!("ip link set {name} up"));
+        self.inside(&format!("ip link set {name} up"));
     }
 
     /// Runs a command on our side.

@@ -52,7 +52,7 @@ fn add_loopbacks(link: &Link) {
 
 /// A `cairn speaker` on the other side.
 struct Other {
-    _process: Process,
+    process: Process,
     far: Arc<Far>,
 }
 
@@ -66,7 +66,7 @@ impl Other {
         let mut command = far.command(&program);
         command.args(["speaker", "--fib", "-f", "/run/other.yaml", "--run-dir", &run_dir]);
         let process = far.spawn(command.stdout(output).stderr(errors));
-        Other { _process: Process(process), far }
+        Other { process: Process(process), far }
     }
 
     fn log(&self) -> String {
@@ -158,12 +158,21 @@ fn two_speakers_over_a_link_without_addresses() {
     ours.until_peer("uplink", "is back", |peer| peer["state"] == "Established");
     wait_for("the routes are back", || gateways("10.255.0.2").len() == 1, why);
 
-    // It is made anew, with another index.
+    // It is made anew, with another index: after a while, and at once.
     link.here("ip link del uplink");
     ours.until_peer("uplink", "misses its interface", |peer| {
         peer["lastError"]["text"].to_string().contains("there is no interface uplink")
     });
     assert_eq!(gateways("10.255.0.2"), []);
+    for (address, at_once) in [("fe80::5", false), ("fe80::6", true)] {
+        if at_once {
+            link.here("ip link del uplink");
+        }
+        link.add("uplink");
+        readdress(&link, "uplink", address);
+        until_routes(address);
+        ping(&link);
+    }
 }
 
 /// Two links to one router, which has the same address on both: the sessions are told apart by their
@@ -215,14 +224,97 @@ fn a_second_router_on_the_link_is_a_problem_and_no_peer() {
     let program = built("cairn").display().to_string();
     let mut command = far.command(&program);
     command.args(["speaker", "-f", "/run/third.yaml", "--run-dir", &run_dir]);
+    // The peer says nothing for a while, as one that is being upgraded: it advertises nothing either, but its
+    // kernel has its address.
+    other.process.signal(libc::SIGSTOP);
     let third = far.log("/run/third.log");
     let _third = Process(far.spawn(command.stdout(third.0).stderr(third.1)));
     ours.until_peer("uplink", "is in doubt", |peer| {
         peer["doubt"].as_str().is_some_and(|doubt| doubt.contains("fe80::7"))
     });
+    other.process.signal(libc::SIGCONT);
     let peer = ours.peer("uplink");
     assert_eq!((&peer["state"], &peer["address"]), (&"Established".into(), &"fe80::2".into()));
     assert_eq!(peer["establishedCount"], 1, "{}", other.log());
+}
+
+/// A session over its prefix limit rests, whatever becomes of its link, until it is reset.
+#[test]
+fn a_rest_outlasts_the_link() {
+    let link = Link::without_addresses();
+    readdress(&link, "uplink", "fe80::2");
+    let ours = file(65001, 1, 65002, &["uplink"])
+        .replace("importPolicies", "prefixesMax: 1, restartAfterSecs: 0, importPolicies");
+    let ours = Program::start(&link, &ours);
+    let two = file(65002, 2, 65001, &["uplink"]).replace("cidrs: [", "cidrs: [10.255.9.2/32, ");
+    let _other = Other::start(&link, &two);
+    let rests = |peer: &Value| {
+        let error = peer["lastError"]["text"].as_str().unwrap_or_default();
+        peer["state"] == "Idle" && error.contains("when an operator resets it")
+    };
+    ours.until_peer("uplink", "rests", rests);
+    link.inside("ip link set uplink down");
+    ours.until_peer("uplink", "knows nobody", |peer| peer["address"] == "::" && rests(peer));
+    link.inside("ip link set uplink up");
+    readdress(&link, "uplink", "fe80::3");
+    ours.until_peer("uplink", "knows where the peer is", |peer| peer["address"] == "fe80::3");
+    // As long as a session takes to come up.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    let peer = ours.peer("uplink");
+    assert!(rests(&peer) && peer["establishedCount"] == 1, "{peer:#}");
+    let _ = ours.ask(&["reset", "uplink"]);
+    ours.until_peer("uplink", "tries again", |peer| peer["establishedCount"] == 2);
+}
+
+/// Two of our interfaces are on one segment: we hear ourselves, and nobody else.
+#[test]
+fn the_own_second_interface_is_nobody() {
+    let link = Link::without_addresses();
+    readdress(&link, "uplink", "fe80::2");
+    link.here("ip link add second link uplink type macvlan mode bridge");
+    link.here("ip link set second up");
+    let ours = Program::start(&link, &file(65001, 1, 65002, &["uplink", "second"]));
+    let hears_nobody = |peer: &Value| {
+        let error = peer["lastError"]["text"].as_str().unwrap_or_default();
+        peer["address"] == "::" && error.contains("no router advertisement has been heard")
+    };
+    for interface in ["uplink", "second"] {
+        ours.until_peer(interface, "hears nobody", hears_nobody);
+    }
+    // Two rounds of advertisements of its own.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    for interface in ["uplink", "second"] {
+        let peer = ours.peer(interface);
+        assert!(hears_nobody(&peer), "{peer:#}");
+    }
+    let _other = Other::start(&link, &file(65002, 2, 65001, &["uplink"]));
+    ours.until_peer("uplink", "is there", |peer| peer["address"] == "fe80::2");
+}
+
+/// A range with a password holds all addresses but those of links: the kernel knows no key that is none.
+#[test]
+fn a_range_with_a_password_keeps_no_peer_of_an_interface_out() {
+    let link = Link::without_addresses();
+    add_loopbacks(&link);
+    readdress(&link, "uplink", "fe80::2");
+    let range = "---
+apiVersion: cairn.network/v1alpha1
+kind: BGPPeer
+metadata: {name: anybody}
+spec: {address: '::/0', asn: 65003, passwordSecretRef: {name: bgp}}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: bgp}
+stringData: {password: secret}
+";
+    // Whoever listens has the key.
+    let ours = file(65001, 1, 65002, &["uplink"])
+        .replace("importPolicies", "passive: true, importPolicies");
+    let ours = Program::start_with(&link, &(ours + range), &["--fib"]);
+    let other = Other::start(&link, &file(65002, 2, 65001, &["uplink"]));
+    let why = || format!("{:#}\n{}\n{}", ours.peer("uplink"), ours.log(), other.log());
+    until_route("10.255.0.2", &[("fe80::2", "uplink")], why);
 }
 
 /// FRR's `neighbor uplink interface remote-as external`.

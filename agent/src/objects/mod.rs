@@ -269,13 +269,19 @@ fn discard_attributes(types: &[u8]) -> Result<BTreeSet<u8>, FieldError> {
 /// A peer at its address, at the first one of a range, or on its interface; all else is as by default.
 fn place(spec: &BGPPeerSpec) -> Result<PeerConfig, FieldError> {
     if let Some(addresses) = range(spec) {
+        let first = addresses.network();
+        if matches!(first, IpAddr::V6(v6) if v6.is_unicast_link_local()) {
+            let text =
+                "is link-local and says nothing without its link: write spec.interface instead";
+            return Err(FieldError::new("spec.address", format!("{addresses} {text}")));
+        }
         if spec.bfd.is_some_and(|bfd| bfd.enabled) {
             return Err(FieldError::new(
                 "spec.bfd",
                 "is not for a range of addresses: name each peer",
             ));
         }
-        return Ok(PeerConfig::new(addresses.network(), spec.asn));
+        return Ok(PeerConfig::new(first, spec.asn));
     }
     match (&spec.address, &spec.interface) {
         (Some(text), None) => Ok(PeerConfig::new(address_of_peer(text)?, spec.asn)),
@@ -533,6 +539,8 @@ mod tests {
             ("{address: tor1, asn: 65001}", "spec.address"),
             ("{address: 0.0.0.0, asn: 65001}", "spec.address"),
             ("{address: 'fe80::1', asn: 65001}", "spec.address"),
+            ("{address: 'fe80::/64', asn: 65001}", "spec.address"),
+            ("{address: 'febf::/16', asn: 65001}", "spec.address"),
             ("{asn: 65001}", "spec.address"),
             ("{address: 192.0.2.1, interface: eth0, asn: 65001}", "spec.interface"),
             ("{interface: eth/0, asn: 65001}", "spec.interface"),

@@ -8,7 +8,7 @@ use crate::wire::{CeaseReason, FsmError, MessageType, Notification, Notification
 use super::error::explain_received;
 use super::open;
 use super::stale::{Due, Loss, Stale};
-use super::state::{Handshake, Outgoing, Phase, State};
+use super::state::{Handshake, Outgoing, Phase, Rest, State};
 use super::timers::{HOLD_PUT_OFF, Jitter, SendHold, earliest};
 use super::{
     Action, ConnectionId, DownReason, ErrorKind, Established, Event, LastError, Message, Received,
@@ -39,7 +39,7 @@ impl Session {
             config,
             restart,
             jitter,
-            state: State::Idle { start_at: None },
+            state: State::Idle { rest: None },
             stale: Stale::default(),
             connections: 0,
             last_error: None,
@@ -99,8 +99,16 @@ impl Session {
     /// When a session that rests comes back by itself.
     pub fn comes_back_at(&self) -> Option<Instant> {
         match &self.state {
-            State::Idle { start_at } => *start_at,
+            State::Idle { rest } => rest.and_then(Rest::ends_at),
             _ => None,
+        }
+    }
+
+    /// Whether it rests after it has gone over its prefix limit, and for some time yet.
+    pub fn rests(&self, now: Instant) -> bool {
+        match &self.state {
+            State::Idle { rest: Some(rest) } => rest.ends_at().is_none_or(|at| at > now),
+            _ => false,
         }
     }
 
@@ -141,7 +149,7 @@ impl Session {
     /// When [`Event::Tick`] is due.
     pub fn next_deadline(&self) -> Option<Instant> {
         let own = match &self.state {
-            State::Idle { start_at } => *start_at,
+            State::Idle { rest } => rest.and_then(Rest::ends_at),
             State::Opening { outgoing, incoming } => {
                 let outgoing = match outgoing {
                     Outgoing::Passive => None,
@@ -228,15 +236,19 @@ impl Session {
     }
 
     fn stop(&mut self, now: Instant, reason: StopReason, actions: &mut Vec<Action>) {
-        let start_at = match reason {
-            StopReason::PrefixLimit { restart_after_secs, .. } => {
-                restart_after_secs.map(|secs| now + Duration::from_secs(secs.into()))
+        if matches!(reason, StopReason::Neighbour { .. }) && self.rests(now) {
+            return;
+        }
+        let rest = match reason {
+            StopReason::PrefixLimit { restart_after_secs: Some(secs), .. } => {
+                Some(Rest::Until(now + Duration::from_secs(secs.into())))
             }
+            StopReason::PrefixLimit { restart_after_secs: None, .. } => Some(Rest::ForGood),
             _ => None,
         };
         let farewell = reason.notification();
         let stays = self.keeps(&DownReason::Stopped(reason.clone()));
-        let state = std::mem::replace(&mut self.state, State::Idle { start_at });
+        let state = std::mem::replace(&mut self.state, State::Idle { rest });
         let established = match &state {
             State::Established(up) => Some(&up.established),
             _ => None,
@@ -453,8 +465,8 @@ impl Session {
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
         match &mut self.state {
-            State::Idle { start_at } => {
-                if start_at.is_some_and(|at| at <= now) {
+            State::Idle { rest } => {
+                if rest.and_then(Rest::ends_at).is_some_and(|at| at <= now) {
                     self.start(now, actions);
                 }
             }

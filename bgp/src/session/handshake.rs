@@ -166,7 +166,7 @@ impl Session {
         connection: ConnectionId,
         actions: &mut Vec<Action>,
     ) {
-        let waiting = State::Idle { start_at: None };
+        let waiting = State::Idle { rest: None };
         let State::Opening { outgoing, incoming } = std::mem::replace(&mut self.state, waiting)
         else {
             return;

@@ -15,14 +15,32 @@ use super::{
 #[derive(Clone, Debug)]
 pub(super) enum State {
     Idle {
-        /// When a rest that the session imposed on itself is over.
-        start_at: Option<Instant>,
+        /// The session has gone over its prefix limit, and rests for it.
+        rest: Option<Rest>,
     },
     Opening {
         outgoing: Outgoing,
         incoming: Option<Handshake>,
     },
     Established(Box<Up>),
+}
+
+/// How long a session rests that has gone over its prefix limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    Until(Instant),
+    /// Until somebody starts it again.
+    ForGood,
+}
+
+impl Rest {
+    /// When it is over, if it ends by itself.
+    pub(super) fn ends_at(self) -> Option<Instant> {
+        match self {
+            Rest::Until(at) => Some(at),
+            Rest::ForGood => None,
+        }
+    }
 }
 
 /// What the side that connects out does while no session is established.

@@ -50,7 +50,13 @@ impl Listeners {
         });
         let mut changed = self.by_address.len() != before;
         let named = config.peers.values().map(|peer| (IpNet::from(peer.address), peer));
-        let of_ranges = config.ranges.values().map(|r| (IpNet::from(r.addresses), &r.template));
+        let mut ranges: Vec<_> = config.ranges.values().collect();
+        // Of what ranges share, the narrowest has the say.
+        ranges.sort_by_key(|range| range.addresses.len());
+        let of_ranges = ranges.into_iter().flat_map(|range| {
+            let addresses = md5::without_link_local(IpNet::from(range.addresses));
+            addresses.into_iter().map(|addresses| (addresses, &range.template))
+        });
         let keys: BTreeMap<IpNet, Password> = (of_ranges.chain(named))
             .filter_map(|(addresses, peer)| Some((addresses, peer.password.clone()?)))
             .collect();

@@ -2,11 +2,11 @@
 
 use std::io;
 use std::mem::{MaybeUninit, size_of};
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::os::fd::RawFd;
 use std::time::{Duration, Instant};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv6Net};
 use socket2::SockAddr;
 
 use super::socket::set_option;
@@ -49,6 +49,23 @@ pub(super) fn set_key(fd: RawFd, addresses: IpNet, key: Option<&str>) -> io::Res
         Err(error) if key.is_empty() && error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
         result => result,
     }
+}
+
+/// `addresses` but for link-local ones: who connects from these is known by an interface and has no password, and
+/// no key of the kernel says that there is none.
+pub(super) fn without_link_local(addresses: IpNet) -> Vec<IpNet> {
+    let IpNet::V6(range) = addresses else { return vec![addresses] };
+    let len = range.prefix_len();
+    if len >= LINK_LOCAL_LEN || !range.contains(&LINK_LOCAL) {
+        return vec![addresses];
+    }
+    // On the way to fe80::/10, the other half each time.
+    let halves = (len + 1..=LINK_LOCAL_LEN).filter_map(|len| {
+        let other = LINK_LOCAL.to_bits() ^ (1 << (128 - u32::from(len)));
+        let other = Ipv6Net::new(Ipv6Addr::from_bits(other), len).ok()?;
+        Some(IpNet::V6(other.trunc()))
+    });
+    halves.collect()
 }
 
 /// What the kernel has counted of segments with wrong signatures, in this network namespace.
@@ -167,12 +184,38 @@ struct Md5Signature {
 const MD5_KEY_OCTETS_MAX: usize = 80;
 /// `TCP_MD5SIG_FLAG_PREFIX` of linux/tcp.h.
 const MD5_FLAG_PREFIX: u8 = 1;
+/// fe80::/10 (RFC 4291 section 2.5.6).
+const LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 0);
+const LINK_LOCAL_LEN: u8 = 10;
 /// Time between two looks at the counters.
 const LOOK_REST: Duration = Duration::from_secs(2);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_range_has_no_key_for_link_local_addresses() {
+        let of = |text: &str| without_link_local(text.parse().expect("a network"));
+        for text in ["10.0.0.0/8", "2001:db8::/32", "fd00::/8", "fec0::/10", "fe80::/64"] {
+            assert_eq!(
+                of(text),
+                [text.parse().expect("a network")],
+                "it has none, or nothing else"
+            );
+        }
+        assert_eq!(of("fe00::/9").len(), 1);
+        let all = of("::/0");
+        assert_eq!(all.len(), 10);
+        let holds = |address: &str| {
+            let address: std::net::IpAddr = address.parse().expect("an address");
+            all.iter().filter(|part| part.contains(&address)).count()
+        };
+        for address in ["::1", "2001:db8::1", "fd00::1", "fe7f::1", "fec0::1", "ff02::1"] {
+            assert_eq!(holds(address), 1, "{address}");
+        }
+        assert_eq!((holds("fe80::1"), holds("febf:ffff::1")), (0, 0));
+    }
 
     #[test]
     fn counters_are_found_by_their_names() {

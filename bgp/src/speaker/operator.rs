@@ -61,6 +61,7 @@ pub(crate) enum Operation {
     PathDead(PeerName, DeadPath, Answer<()>),
     Underlay(Arc<dyn Underlay>, Answer<()>),
     Neighbours(BTreeMap<InterfaceName, Neighbour>, Answer<()>),
+    IsEstablishedOn(InterfaceName, Answer<bool>),
 }
 
 type Answer<T> = oneshot::Sender<Result<T, NoSuchPeer>>;
@@ -155,6 +156,9 @@ impl Owner {
             Operation::Neighbours(neighbours, answer) => {
                 self.set_neighbours(neighbours);
                 let _ = answer.send(Ok(()));
+            }
+            Operation::IsEstablishedOn(interface, answer) => {
+                let _ = answer.send(Ok(self.is_established_on(&interface)));
             }
             Operation::CarrierLost(interface, answer) => {
                 self.carrier_lost(interface);

@@ -280,6 +280,7 @@ impl Owner {
             {
                 peer.session.put_off_hold(now);
             }
+            self.end_rest(key, now);
             self.handle(key, Event::Tick);
         }
     }

@@ -117,7 +117,9 @@ impl Owner {
     ) {
         let Some(peer) = self.peers.get(&key) else { return };
         let needed = peer.config.needs_reset(config);
-        let reset = identity_changed || needed.is_some();
+        // A link that comes and goes, or a peer that changes its address, ends no rest.
+        let rests = peer.session.rests(now()) && Owner::only_moves(&peer.config, config);
+        let reset = identity_changed || needed.is_some() && !rests;
         if peer.config == *config && !reset {
             return;
         }
@@ -144,6 +146,9 @@ impl Owner {
         let mut actions = Vec::new();
         peer.session.configure(now(), SessionConfig::new(&self.config, config), &mut actions);
         self.perform(key, actions);
+        if comes_back {
+            self.handle(key, Event::Stop(StopReason::ConfigurationChange { same_peer: true }));
+        }
         if reset || comes_back {
             self.begin(key);
         }

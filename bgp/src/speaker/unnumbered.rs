@@ -3,9 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::net::{Ipv6Addr, SocketAddr};
+use std::time::Instant;
 
 use crate::config::{InterfaceName, PeerConfig, SpeakerConfig};
-use crate::session::StopReason;
+use crate::session::{Event, StopReason};
 
 use super::interface::in_scope;
 use super::operator::Operation;
@@ -46,6 +47,14 @@ impl SpeakerHandle {
         self.operate(|answer| Operation::Neighbours(neighbours, answer)).await
     }
 
+    /// Whether the session with the peer on an interface is established.
+    ///
+    /// # Errors
+    /// The speaker has ended.
+    pub async fn is_established_on(&self, interface: InterfaceName) -> Result<bool, Error> {
+        self.operate(|answer| Operation::IsEstablishedOn(interface, answer)).await
+    }
+
     /// The configuration that is wanted, to watch.
     pub fn configuration(&self) -> tokio::sync::watch::Receiver<SpeakerConfig> {
         self.config.subscribe()
@@ -74,6 +83,12 @@ impl Owner {
                 self.begin(key);
             }
         }
+    }
+
+    pub(super) fn is_established_on(&self, interface: &InterfaceName) -> bool {
+        let mut on_it =
+            self.peers.values().filter(|peer| peer.config.interface.as_ref() == Some(interface));
+        on_it.any(|peer| peer.session.established().is_some())
     }
 
     /// Where to listen: as configured, and at the own ends of links with peers that are known by these, unless a
@@ -113,6 +128,27 @@ impl Owner {
             format!("nobody has said yet who is at the other end of {interface}")
         });
         Some(StopReason::Neighbour { text })
+    }
+
+    /// Says what is missing of a peer whose rest is over while nobody knows where it is.
+    pub(super) fn end_rest(&mut self, key: PeerKey, now: Instant) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        if peer.session.comes_back_at().is_some_and(|at| at <= now)
+            && let Some(reason) = self.why_unlocated(&peer.config)
+        {
+            self.handle(key, Event::Stop(reason));
+        }
+    }
+
+    /// Whether nothing differs between configurations of a peer but its place, as far as its interface says it.
+    pub(super) fn only_moves(old: &PeerConfig, new: &PeerConfig) -> bool {
+        let there = PeerConfig {
+            address: new.address,
+            source_address: new.source_address,
+            scope_id: new.scope_id,
+            ..old.clone()
+        };
+        old.interface.is_some() && there.needs_reset(new).is_none()
     }
 
     /// Why the session with a peer ends that is elsewhere under the new configuration; `None` when it is not.

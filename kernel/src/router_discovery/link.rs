@@ -18,8 +18,10 @@ pub struct LinkEnd {
 /// What is known of the routers on one link, and what is to be sent there.
 ///
 /// The first router that is heard is the neighbour and stays it. When another one is heard, the link is asked
-/// who is there: a neighbour that does not answer is gone, and the other one takes its place; if it answers,
-/// there are two, which is told. A neighbour that is merely silent stays: whether it lives, its session knows.
+/// who is there, and whether the neighbour's address is: a neighbour whose address nobody has is gone, and the
+/// other one takes its place. One that advertises itself stays, and so does one that only has its address for
+/// as long as its session stands: anybody on the link can advertise, and who does proves nothing about others.
+/// Then there are two, which is told. A neighbour that is merely silent stays: whether it lives, its session knows.
 #[derive(Clone, Debug)]
 pub struct LinkRouters {
     end: Option<LinkEnd>,
@@ -27,6 +29,10 @@ pub struct LinkRouters {
     neighbour: Option<Ipv6Addr>,
     /// Another router has been heard: since when it is asked whether the neighbour is there.
     doubt: Option<Instant>,
+    /// When somebody last had the neighbour's address.
+    present: Option<Instant>,
+    /// At the end of the last doubt the neighbour was there, too.
+    crowded: bool,
     advertise_at: Option<Instant>,
     advertised_at: Option<Instant>,
     /// How many advertisements follow each other faster than later ones.
@@ -43,6 +49,11 @@ pub struct Due {
     pub advertisement: bool,
     /// A solicitation to all routers.
     pub solicitation: bool,
+    /// The question whether this address is on the link.
+    pub ask_for: Option<Ipv6Addr>,
+    /// The neighbour has its address and does not advertise itself, and another one does:
+    /// [`LinkRouters::judge`] is to be told whether its session stands.
+    pub judgement: bool,
 }
 
 impl LinkRouters {
@@ -53,6 +64,8 @@ impl LinkRouters {
             heard: BTreeMap::new(),
             neighbour: None,
             doubt: None,
+            present: None,
+            crowded: false,
             advertise_at: None,
             advertised_at: None,
             initial_left: 0,
@@ -74,7 +87,7 @@ impl LinkRouters {
 
     /// The routers heard lately besides the neighbour, while that is there too.
     pub fn others(&self, now: Instant) -> Vec<Ipv6Addr> {
-        if self.doubt.is_some() {
+        if self.doubt.is_some() && !self.crowded {
             return Vec::new();
         }
         let lately = |(address, at): (&Ipv6Addr, &Instant)| {
@@ -82,6 +95,11 @@ impl LinkRouters {
             other.then_some(*address)
         };
         self.heard.iter().filter_map(lately).collect()
+    }
+
+    /// Whether it is doubtful who is there, so that it matters which addresses are on the link.
+    pub fn doubts(&self) -> bool {
+        self.doubt.is_some()
     }
 
     /// Takes in what the own end has become. A new one begins to advertise and asks who is there. Without one
@@ -93,7 +111,7 @@ impl LinkRouters {
         let same_link = self.end.zip(end).is_some_and(|(before, end)| before.index == end.index);
         if !same_link {
             self.heard.clear();
-            (self.neighbour, self.doubt) = (None, None);
+            (self.neighbour, self.doubt, self.crowded) = (None, None, false);
         }
         self.end = end;
         (self.advertised_at, self.initial_left) = (None, INITIAL_ADVERTISEMENTS);
@@ -115,6 +133,10 @@ impl LinkRouters {
                 self.advertise_at = self.advertise_at.map(|at| at.min(answer));
             }
             Message::Advertisement { .. } => self.hear(now, source),
+            Message::Present { target } if self.neighbour == Some(target) => {
+                self.present = Some(now);
+            }
+            Message::Present { .. } => {}
         }
     }
 
@@ -141,8 +163,7 @@ impl LinkRouters {
     /// What is to be sent now. An advertisement or a solicitation that cannot be sent is as lost as one that
     /// does not arrive: the next follows.
     pub fn poll(&mut self, now: Instant) -> Due {
-        let mut due = Due::default();
-        self.settle_doubt(now);
+        let mut due = Due { judgement: self.settle_doubt(now), ..Due::default() };
         if self.advertise_at.is_some_and(|at| at <= now) {
             due.advertisement = true;
             self.advertised_at = Some(now);
@@ -155,6 +176,7 @@ impl LinkRouters {
         }
         if self.solicit_at.is_some_and(|at| at <= now) {
             due.solicitation = true;
+            due.ask_for = self.neighbour.filter(|_| self.doubt.is_some());
             self.solicitations_left = self.solicitations_left.saturating_sub(1);
             // Until somebody is there, all the time: a router that does not advertise by itself answers.
             let rest = match self.solicitations_left {
@@ -173,15 +195,34 @@ impl LinkRouters {
         [self.advertise_at, self.solicit_at, doubt].into_iter().flatten().min()
     }
 
-    /// Decides who is the neighbour once everybody has had the time to answer.
-    fn settle_doubt(&mut self, now: Instant) {
-        let Some(since) = self.doubt.filter(|since| *since + DOUBT <= now) else { return };
-        self.doubt = None;
+    /// Takes in whether the session with a neighbour stands whose address is there, but that does not advertise
+    /// itself: then it stays.
+    pub fn judge(&mut self, session_stands: bool) {
+        match session_stands {
+            true => (self.doubt, self.crowded) = (None, true),
+            false => self.move_on(),
+        }
+    }
+
+    /// Decides who is the neighbour once everybody has had the time to answer; true when its session decides.
+    fn settle_doubt(&mut self, now: Instant) -> bool {
+        let Some(since) = self.doubt.filter(|since| *since + DOUBT <= now) else { return false };
         let heard_since =
             |address: &Ipv6Addr| self.heard.get(address).is_some_and(|at| *at >= since);
         if self.neighbour.as_ref().is_some_and(heard_since) {
-            return;
+            (self.doubt, self.crowded) = (None, true);
+            return false;
         }
+        if self.present.is_some_and(|at| at >= since) {
+            return true;
+        }
+        self.move_on();
+        false
+    }
+
+    /// The neighbour is who was heard last of the others.
+    fn move_on(&mut self) {
+        (self.doubt, self.crowded) = (None, false);
         if let Some(gone) = self.neighbour.take() {
             self.heard.remove(&gone);
         }
@@ -232,7 +273,7 @@ const TOLD_FOR: Duration = Duration::from_secs(60);
 mod tests {
     use super::*;
 
-    const ADVERTISEMENT: Message = Message::Advertisement { lifetime_secs: 0 };
+    const ADVERTISEMENT: Message = Message::Advertisement { lifetime_secs: 0, mac: None };
 
     fn address(last: u16) -> Ipv6Addr {
         Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, last)
@@ -273,6 +314,25 @@ mod tests {
             }
             self.now = end;
             (advertised, solicited)
+        }
+
+        /// Until this second; who was asked for, and whether a judgement was.
+        fn asked_until(&mut self, secs: u64) -> (Vec<Ipv6Addr>, bool) {
+            let end = self.start + Duration::from_secs(secs);
+            let mut asked = Vec::new();
+            loop {
+                let due = self.routers.poll(self.now);
+                asked.extend(due.ask_for);
+                if due.judgement {
+                    return (asked, true);
+                }
+                match self.routers.next_deadline() {
+                    Some(next) if next <= end => self.now = next,
+                    _ => break,
+                }
+            }
+            self.now = end;
+            (asked, false)
         }
 
         fn hear(&mut self, last: u16, message: Message) {
@@ -357,6 +417,48 @@ mod tests {
         assert_eq!(run.routers.neighbour(), Some(address(3)), "the other has not answered");
         run.until(130);
         assert_eq!(run.routers.others(run.now), [] as [Ipv6Addr; 0]);
+    }
+
+    /// Who has the neighbour's address cannot be hidden by whoever else is on the link.
+    #[test]
+    fn advertisements_of_others_end_no_session_while_the_address_is_there() {
+        for (session_stands, neighbour) in [(true, address(2)), (false, address(3))] {
+            let mut run = Run::new(1);
+            run.until(1);
+            run.hear(2, ADVERTISEMENT);
+            run.until(5);
+            run.hear(3, ADVERTISEMENT);
+            assert!(run.routers.doubts());
+            run.until(6);
+            run.hear(2, Message::Present { target: address(2) });
+            run.hear(3, Message::Present { target: address(3) });
+            let (asked, judgement) = run.asked_until(20);
+            assert!(judgement && asked == [address(2); 2], "{asked:?}");
+            run.routers.judge(session_stands);
+            assert_eq!(run.routers.neighbour(), Some(neighbour));
+            assert!(!run.routers.doubts());
+            let told = if session_stands { vec![address(3)] } else { Vec::new() };
+            assert_eq!(run.routers.others(run.now), told);
+        }
+        // It goes on like that, and is told all the time.
+        let mut run = Run::new(1);
+        run.until(1);
+        run.hear(2, ADVERTISEMENT);
+        for secs in (5..200).step_by(10) {
+            run.until(secs);
+            run.hear(3, ADVERTISEMENT);
+            run.hear(2, Message::Present { target: address(2) });
+            if run.asked_until(secs + 7).1 {
+                run.routers.judge(true);
+            }
+            assert_eq!(run.routers.neighbour(), Some(address(2)), "at {secs} s");
+            assert_eq!(run.routers.others(run.now), [address(3)], "at {secs} s");
+        }
+        // Its address goes.
+        run.until(210);
+        run.hear(3, ADVERTISEMENT);
+        assert!(!run.asked_until(220).1);
+        assert_eq!(run.routers.neighbour(), Some(address(3)));
     }
 
     #[test]

@@ -12,12 +12,12 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use super::link::{Due, LinkEnd};
-use super::wire::{self, ADVERTISEMENT, HOP_LIMIT, SOLICITATION};
+use super::wire::{self, ADVERTISEMENT, HOP_LIMIT, NEIGHBOUR_ADVERTISEMENT, SOLICITATION};
 use crate::error::Error;
 use crate::link::Mac;
 
-/// A raw socket that hears solicitations and advertisements, and nothing else. It belongs to the network
-/// namespace that it was opened in.
+/// A raw socket that hears solicitations and advertisements, on demand also which addresses are on links, and
+/// nothing else. It belongs to the network namespace that it was opened in.
 #[derive(Debug)]
 pub struct RouterSocket {
     fd: AsyncFd<OwnedFd>,
@@ -80,7 +80,21 @@ impl RouterSocket {
         if due.advertisement {
             self.send_to(end, ALL_NODES, &wire::advertisement(mac))?;
         }
+        if let Some(target) = due.ask_for {
+            let question = wire::neighbour_solicitation(target, mac);
+            self.send_to(end, solicited_node(target), &question)?;
+        }
         Ok(())
+    }
+
+    /// Hears which addresses are on links, or does not any more: a machine with many pods hears that all the
+    /// time.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn hear_addresses(&self, hears: bool) -> Result<(), Error> {
+        filter(self.fd.get_ref(), hears)
+            .map_err(|errno| Error::system("choose the ICMPv6 messages to hear", errno))
     }
 
     /// Waits for the next message. Dropping the future loses nothing.
@@ -116,17 +130,29 @@ fn open() -> Result<OwnedFd, Errno> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let protocol: Option<Protocol> = Some(ipproto::ICMPV6);
     let fd = rustix::net::socket_with(AddressFamily::INET6, SocketType::RAW, flags, protocol)?;
-    // A set bit keeps a type out (RFC 3542 section 3.2).
-    let mut filter = [u32::MAX; 8];
-    for kind in [SOLICITATION, ADVERTISEMENT] {
-        filter[usize::from(kind) / 32] &= !(1 << (kind % 32));
-    }
-    set_option(&fd, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &filter)?;
+    filter(&fd, false)?;
     set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVHOPLIMIT, &1_i32)?;
     set_option(&fd, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, &1_i32)?;
     sockopt::set_ipv6_multicast_hops(&fd, HOP_LIMIT.into())?;
     sockopt::set_ipv6_multicast_loop(&fd, false)?;
     Ok(fd)
+}
+
+fn filter(fd: &OwnedFd, addresses: bool) -> Result<(), Errno> {
+    // A set bit keeps a type out (RFC 3542 section 3.2).
+    let mut filter = [u32::MAX; 8];
+    let addresses = addresses.then_some(NEIGHBOUR_ADVERTISEMENT);
+    for kind in [SOLICITATION, ADVERTISEMENT].into_iter().chain(addresses) {
+        filter[usize::from(kind) / 32] &= !(1 << (kind % 32));
+    }
+    set_option(fd, libc::IPPROTO_ICMPV6, ICMPV6_FILTER, &filter)
+}
+
+/// The group that whoever has `address` hears (RFC 4291 section 2.7.1).
+fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+    let mut octets = SOLICITED_NODE.octets();
+    octets[13..].copy_from_slice(&address.octets()[13..]);
+    Ipv6Addr::from(octets)
 }
 
 fn set_option<T>(fd: &OwnedFd, level: c_int, option: c_int, value: &T) -> Result<(), Errno> {
@@ -229,3 +255,4 @@ const ICMPV6_FILTER: c_int = 1;
 /// RFC 4291 section 2.7.1.
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ALL_ROUTERS: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 2);
+const SOLICITED_NODE: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00, 0);

@@ -1,4 +1,5 @@
-//! Router solicitations and advertisements on the wire (RFC 4861 sections 4.1 and 4.2).
+//! Router solicitations and advertisements on the wire (RFC 4861 sections 4.1 and 4.2), and the question whether
+//! an address is on the link (sections 4.3 and 4.4).
 
 use std::net::Ipv6Addr;
 
@@ -13,6 +14,13 @@ pub enum Message {
     Advertisement {
         /// For how many seconds hosts may use it as default router; 0 is not at all.
         lifetime_secs: u16,
+        /// The Ethernet address from which it says that it sends.
+        mac: Option<Mac>,
+    },
+    /// An address is on the link.
+    Present {
+        /// That address.
+        target: Ipv6Addr,
     },
 }
 
@@ -25,7 +33,7 @@ pub enum Invalid {
     /// An advertisement comes from a link-local address.
     #[error("its source is not link-local")]
     Source,
-    /// Neither a solicitation nor an advertisement.
+    /// None of these.
     #[error("it has another type or code")]
     Type,
     /// It ends too early.
@@ -44,36 +52,47 @@ pub fn decode(octets: &[u8], source: Ipv6Addr, hop_limit: u8) -> Result<Message,
     if hop_limit != HOP_LIMIT {
         return Err(Invalid::HopLimit);
     }
-    let (fixed, message) = match octets {
-        [SOLICITATION, 0, ..] => (SOLICITATION_OCTETS, Message::Solicitation),
-        [ADVERTISEMENT, 0, _, _, _, _, high, low, ..] => {
-            let lifetime_secs = u16::from_be_bytes([*high, *low]);
-            (ADVERTISEMENT_OCTETS, Message::Advertisement { lifetime_secs })
+    let fixed = match octets {
+        [SOLICITATION, 0, ..] => SOLICITATION_OCTETS,
+        [ADVERTISEMENT, 0, ..] => ADVERTISEMENT_OCTETS,
+        [NEIGHBOUR_ADVERTISEMENT, 0, ..] => NEIGHBOUR_OCTETS,
+        [SOLICITATION | ADVERTISEMENT | NEIGHBOUR_ADVERTISEMENT] | [] => {
+            return Err(Invalid::Short);
         }
-        [SOLICITATION | ADVERTISEMENT] | [ADVERTISEMENT, 0, ..] | [] => return Err(Invalid::Short),
         _ => return Err(Invalid::Type),
     };
-    let options = octets.get(fixed..).ok_or(Invalid::Short)?;
-    let has_source_link = scan_options(options)?;
-    match message {
-        Message::Advertisement { .. } if !source.is_unicast_link_local() => Err(Invalid::Source),
-        Message::Solicitation if source.is_unspecified() && has_source_link => {
+    let (head, options) = octets.split_at_checked(fixed).ok_or(Invalid::Short)?;
+    let source_link = scan_options(options)?;
+    match head {
+        [SOLICITATION, ..] if source.is_unspecified() && source_link.is_some() => {
             Err(Invalid::Options)
         }
-        message => Ok(message),
+        [SOLICITATION, ..] => Ok(Message::Solicitation),
+        _ if !source.is_unicast_link_local() => Err(Invalid::Source),
+        [ADVERTISEMENT, _, _, _, _, _, high, low, ..] => Ok(Message::Advertisement {
+            lifetime_secs: u16::from_be_bytes([*high, *low]),
+            mac: source_link.and_then(|octets| octets.try_into().ok()).map(Mac),
+        }),
+        _ => {
+            let target = head.last_chunk::<16>().ok_or(Invalid::Short)?;
+            Ok(Message::Present { target: Ipv6Addr::from(*target) })
+        }
     }
 }
 
-/// Whether a source link-layer address is among the options, which are not read further.
-fn scan_options(mut octets: &[u8]) -> Result<bool, Invalid> {
-    let mut has_source_link = false;
+/// The source link-layer address among the options, which are not read further.
+fn scan_options(mut octets: &[u8]) -> Result<Option<&[u8]>, Invalid> {
+    let mut source_link = None;
     while let [kind, eights, ..] = octets {
         let length = usize::from(*eights) * 8;
-        let rest = octets.get(length..).filter(|_| length > 0);
-        has_source_link |= *kind == SOURCE_LINK_ADDRESS;
-        octets = rest.ok_or(Invalid::Options)?;
+        let option = octets.split_at_checked(length).filter(|_| length > 0);
+        let (option, rest) = option.ok_or(Invalid::Options)?;
+        if *kind == SOURCE_LINK_ADDRESS {
+            source_link = option.get(2..);
+        }
+        octets = rest;
     }
-    if octets.is_empty() { Ok(has_source_link) } else { Err(Invalid::Options) }
+    if octets.is_empty() { Ok(source_link) } else { Err(Invalid::Options) }
 }
 
 /// A router solicitation from a link with this Ethernet address. The kernel writes the checksum.
@@ -93,6 +112,15 @@ pub fn advertisement(mac: Option<Mac>) -> Vec<u8> {
     octets
 }
 
+/// The question whether `target` is on the link (RFC 4861 section 4.3). The kernel writes the checksum.
+pub fn neighbour_solicitation(target: Ipv6Addr, mac: Option<Mac>) -> Vec<u8> {
+    let mut octets = vec![0; NEIGHBOUR_OCTETS - 16];
+    octets[0] = NEIGHBOUR_SOLICITATION;
+    octets.extend(target.octets());
+    push_source_link(&mut octets, mac);
+    octets
+}
+
 fn push_source_link(octets: &mut Vec<u8>, mac: Option<Mac>) {
     if let Some(Mac(mac)) = mac {
         octets.extend([SOURCE_LINK_ADDRESS, 1]);
@@ -105,11 +133,15 @@ pub(super) const HOP_LIMIT: u8 = 255;
 /// ICMPv6 types (RFC 4861 sections 4.1 and 4.2).
 pub(super) const SOLICITATION: u8 = 133;
 pub(super) const ADVERTISEMENT: u8 = 134;
+/// RFC 4861 sections 4.3 and 4.4.
+const NEIGHBOUR_SOLICITATION: u8 = 135;
+pub(super) const NEIGHBOUR_ADVERTISEMENT: u8 = 136;
 /// RFC 4861 section 4.6.1.
 const SOURCE_LINK_ADDRESS: u8 = 1;
 /// Octets before the options.
 const SOLICITATION_OCTETS: usize = 8;
 const ADVERTISEMENT_OCTETS: usize = 16;
+const NEIGHBOUR_OCTETS: usize = 24;
 
 #[cfg(test)]
 mod tests {
@@ -123,8 +155,8 @@ mod tests {
         Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1)
     }
 
-    fn advertised() -> Message {
-        Message::Advertisement { lifetime_secs: 0 }
+    fn advertised(mac: Option<Mac>) -> Message {
+        Message::Advertisement { lifetime_secs: 0, mac }
     }
 
     #[test]
@@ -134,7 +166,7 @@ mod tests {
         assert_eq!(octets[16..], [1, 1, 2, 0, 0, 0, 0, 1]);
         assert_eq!(solicitation(Some(MAC)), [133, 0, 0, 0, 0, 0, 0, 0, 1, 1, 2, 0, 0, 0, 0, 1]);
         for mac in [None, Some(MAC)] {
-            assert_eq!(decode(&advertisement(mac), link_local(), 255), Ok(advertised()));
+            assert_eq!(decode(&advertisement(mac), link_local(), 255), Ok(advertised(mac)));
             let solicited = decode(&solicitation(mac), link_local(), 255);
             assert_eq!(solicited, Ok(Message::Solicitation));
         }
@@ -147,7 +179,23 @@ mod tests {
             134, 0, 0x5a, 0x21, 64, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 7, 1, 0, 0, 0, 0, 0x27, 0x10,
             1, 1, 0x6a, 0xa5, 0x0e, 1, 2, 3,
         ];
-        assert_eq!(decode(&octets, link_local(), 255), Ok(advertised()));
+        let mac = Some(Mac([0x6a, 0xa5, 0x0e, 1, 2, 3]));
+        assert_eq!(decode(&octets, link_local(), 255), Ok(advertised(mac)));
+    }
+
+    #[test]
+    fn an_address_is_asked_for_and_answers() {
+        let target = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 2);
+        let asked = neighbour_solicitation(target, Some(MAC));
+        assert_eq!(asked[..9], [135, 0, 0, 0, 0, 0, 0, 0, 0xfe]);
+        assert_eq!(asked[23..], [2, 1, 1, 2, 0, 0, 0, 0, 1]);
+        // As Linux answers: solicited, with the target's link-layer address.
+        let mut answer = vec![136, 0, 0x12, 0x34, 0x60, 0, 0, 0];
+        answer.extend(target.octets());
+        answer.extend([2, 1, 2, 0, 0, 0, 0, 9]);
+        assert_eq!(decode(&answer, target, 255), Ok(Message::Present { target }));
+        assert_eq!(decode(&answer, target, 64), Err(Invalid::HopLimit));
+        assert_eq!(decode(&answer[..20], target, 255), Err(Invalid::Short));
     }
 
     #[test]
@@ -186,7 +234,7 @@ mod tests {
         #[test]
         fn any_octets(
             octets in proptest::collection::vec(any::<u8>(), 0..64),
-            begins in prop_oneof![Just([133, 0]), Just([134, 0]), any::<[u8; 2]>()],
+            begins in prop_oneof![Just([133, 0]), Just([134, 0]), Just([136, 0]), any::<[u8; 2]>()],
             hop_limit in prop_oneof![Just(255_u8), any::<u8>()],
         ) {
             let octets: Vec<u8> = begins.into_iter().chain(octets).collect();
@@ -195,6 +243,7 @@ mod tests {
                 let (begins, length) = match message {
                     Message::Solicitation => (133, 8),
                     Message::Advertisement { .. } => (134, 16),
+                    Message::Present { .. } => (136, 24),
                 };
                 prop_assert!(octets[0] == begins && octets[1] == 0 && octets.len() >= length);
                 prop_assert_eq!(octets.len() % 8, 0);
@@ -211,8 +260,10 @@ mod tests {
                 octets.extend([kind, eights]);
                 octets.extend(vec![0xa5; usize::from(eights) * 8 - 2]);
             }
-            let expected = Message::Advertisement { lifetime_secs: 1800 };
-            prop_assert_eq!(decode(&octets, link_local(), 255), Ok(expected));
+            let message = decode(&octets, link_local(), 255);
+            let is_as_sent =
+                matches!(message, Ok(Message::Advertisement { lifetime_secs: 1800, .. }));
+            prop_assert!(is_as_sent, "{message:?}");
         }
     }
 }
