@@ -9,7 +9,7 @@ use super::topology::graceful_restart;
 use cairn_bgp::prefix::{Families, Family};
 use cairn_bgp::session::{Event, Restart, StopReason};
 
-use super::plan::{PeerPlan, RulePlan, Set, Then, When};
+use super::plan::{Drain, PeerPlan, RulePlan, Set, Then, When};
 use super::topology::{COMMUNITY, communities, own_prefix, peer, shared_prefix};
 use super::world::{Task, World};
 
@@ -20,8 +20,10 @@ impl World {
     /// One fault or one operator's action.
     pub fn disturb(&mut self) {
         let host = self.dice.roll(self.hosts.len());
-        match self.dice.roll(21) {
+        match self.dice.roll(24) {
             20 => self.lose_carrier(host),
+            21 | 22 => self.lose_path(host),
+            23 => self.drain_somehow(host),
             0 => self.cut(),
             1 => self.silence_link(),
             2 => self.partition(),
@@ -84,6 +86,35 @@ impl World {
         }
         self.wake(host, self.now);
         self.later(time, Task::EndSilence(reason));
+    }
+
+    /// BFD finds a path dead, on one side or both: because it is, or wrongly. What it says of a peer that has no
+    /// session, or that does not want BFD any more (AdminDown), ends nothing.
+    fn lose_path(&mut self, host: usize) {
+        let Some(to) = self.any_peer(host) else { return };
+        let (time, reason) = (self.dice.millis(100, 20_000), self.dice.next());
+        let (is_dead, both) = (self.dice.one_in(2), self.dice.one_in(2));
+        self.note(format!("BFD between h{host} and h{to}: down; dead {is_dead}, both {both}"));
+        if is_dead {
+            self.net.silence(host, to, reason);
+            self.later(time, Task::EndSilence(reason));
+        }
+        let independent = self.dice.one_in(2);
+        for (host, to) in [(host, to), (to, host)].into_iter().take(1 + usize::from(both)) {
+            let detection = self.dice.millis(0, 900);
+            self.later(detection, Task::PathDead { host, to, independent });
+        }
+    }
+
+    fn drain_somehow(&mut self, host: usize) {
+        let drain = self.dice.pick(&[Drain::InUse, Drain::Leaving, Drain::Withdrawn]);
+        self.drain(host, drain);
+    }
+
+    pub fn drain(&mut self, host: usize, drain: Drain) {
+        self.note(format!("h{host}: {drain:?}"));
+        self.plan[host].drain = drain;
+        self.configure(host);
     }
 
     fn partition(&mut self) {
@@ -308,6 +339,9 @@ impl World {
     pub fn make_plan_whole(&mut self) {
         for peer in self.plan.iter_mut().flat_map(|speaker| speaker.peers.values_mut()) {
             peer.prefix_limit = None;
+        }
+        if self.dice.one_in(2) {
+            self.plan.iter_mut().for_each(|speaker| speaker.drain = Drain::InUse);
         }
         let plan = self.plan.clone();
         for (host, speaker) in plan.iter().enumerate() {

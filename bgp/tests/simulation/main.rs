@@ -16,6 +16,7 @@ mod faults;
 mod model;
 mod network;
 mod plan;
+mod reflectors;
 mod speaker;
 mod tap;
 mod topology;
@@ -24,9 +25,11 @@ mod world;
 use std::time::Duration;
 
 use cairn_bgp::config::GracefulRestart;
+use cairn_bgp::prefix::Prefix;
 use cairn_bgp::session::StopReason;
 use dice::Dice;
 use model::Mistake;
+use plan::Drain;
 use speaker::Sabotage;
 use topology::{TOPOLOGIES, Topology};
 use world::{Failure, World};
@@ -157,6 +160,112 @@ fn calm_operation(_: u64, world: &mut World) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Lets something happen, and come to rest. Who has a route in the end has had it all the time, or it is new; but
+/// for prefixes that are `spared`.
+fn breaks_nothing(
+    world: &mut World,
+    spared: impl Fn(&Prefix) -> bool,
+    happens: impl FnOnce(&mut World) -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    world.watch();
+    happens(world)?;
+    come_to_rest(world, RECOVERY)?;
+    world.check(Mistake::None)?;
+    for (host, lost) in world.lost.iter().enumerate() {
+        let has = |prefix: &&Prefix| world.hosts[host].fib.contains_key(prefix);
+        if let Some(prefix) = lost.iter().filter(has).find(|prefix| !spared(prefix)) {
+            return Err(format!("h{host} lost {prefix} for a moment, and has it again"));
+        }
+    }
+    Ok(())
+}
+
+/// Originates nothing that is not for everybody: a better way that is told to fewer hides one that was told to all.
+fn originate_for_all(world: &mut World) {
+    let originated = world.plan.iter_mut().flat_map(|speaker| speaker.originate.values_mut());
+    originated.for_each(|communities| communities.retain(|c| *c == topology::COMMUNITY));
+}
+
+/// A host is drained step by step: while it leaves, others move to what else there is, so that nothing is
+/// missed when it withdraws, nor when it comes back.
+fn drains(_: u64, world: &mut World) -> Result<(), Failure> {
+    originate_for_all(world);
+    recover(world, Mistake::None)?;
+    for host in 0..world.hosts.len() {
+        world.plan[host].drain = Drain::InUse;
+        world.configure(host);
+    }
+    come_to_rest(world, RECOVERY)?;
+    for _ in 0..3 {
+        let host = world.dice.roll(world.hosts.len());
+        let nothing = |_: &Prefix| false;
+        breaks_nothing(world, nothing, |world| {
+            world.drain(host, Drain::Leaving);
+            Ok(())
+        })?;
+        // Where parts of an AS hear of each other by others only, what is the best way for these may be of no use.
+        let lost = world.lost.iter().position(|lost| !lost.is_empty());
+        if let Some(other) = lost.filter(|_| !topology::has_parted_as(&world.plan)) {
+            return Err(format!(
+                "h{other} has lost {:?}, and nothing is withdrawn",
+                world.lost[other]
+            ));
+        }
+        if !world.dice.one_in(4) {
+            breaks_nothing(world, nothing, |world| {
+                world.drain(host, Drain::Withdrawn);
+                Ok(())
+            })?;
+        }
+        // Who hears first of a better way to what others originate, too, takes back its own word of those, with
+        // some before the better way is there. That is so whenever something is announced.
+        let news = world.plan[host].originate.clone();
+        breaks_nothing(
+            world,
+            |prefix| news.contains_key(prefix),
+            |world| {
+                world.drain(host, Drain::InUse);
+                Ok(())
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Other hosts of an AS become its reflectors, or none: as agents do it, with the sessions of both shapes until
+/// nobody would lose a route. Each host hears of each step in its own time.
+fn reflectors_change(_: u64, world: &mut World) -> Result<(), Failure> {
+    originate_for_all(world);
+    let mut shape = reflectors::any(world);
+    reflectors::peer_by(world, &[shape.clone()]);
+    for host in 0..world.hosts.len() {
+        world.configure(host);
+    }
+    come_to_rest(world, RECOVERY)?;
+    for _ in 0..3 {
+        let next = reflectors::any(world);
+        breaks_nothing(
+            world,
+            |_| false,
+            |world| {
+                reflectors::peer_by(world, &[next.clone(), shape.clone()]);
+                reflectors::spread_word(world)?;
+                come_to_rest(world, RECOVERY)?;
+                if let Some((host, loss)) = reflectors::loses(world, &next) {
+                    return Err(format!("from {shape:?} to {next:?}: h{host} would lose {loss:?}"));
+                }
+                reflectors::peer_by(world, &[next.clone()]);
+                reflectors::spread_word(world)
+            },
+        )?;
+        if let Some(host) = world.lost.iter().position(|lost| !lost.is_empty()) {
+            return Err(format!("h{host} has lost {:?}", world.lost[host]));
+        }
+        shape = next;
+    }
+    Ok(())
+}
+
 /// What is stale goes after a restart time, the wait for End-of-RIB, and the time as a last resort.
 const STALE_SECS_MAX: u64 = 60 + 300 + 60 + 30;
 
@@ -275,6 +384,19 @@ fn restarts_at_the_same_moment_lose_no_route() {
 }
 
 #[test]
+fn a_drain_breaks_nothing() {
+    // Without circles: where there are some, what is marked is no better than the echo of what it was before.
+    for topology in [Topology::Chain, Topology::Mesh, Topology::Reflector, Topology::Racks] {
+        for_seeds("a_drain_breaks_nothing", topology, SEEDS / 4, drains);
+    }
+}
+
+#[test]
+fn other_reflectors_break_nothing() {
+    for_seeds("other_reflectors_break_nothing", Topology::Cluster, SEEDS, reflectors_change);
+}
+
+#[test]
 fn who_does_not_come_back_is_forgotten() {
     all_topologies("who_does_not_come_back_is_forgotten", SEEDS / 2, never_back);
 }
@@ -304,6 +426,14 @@ mod what_the_checks_find {
         never_back(0, world)
     }
 
+    fn somebody_is_drained(world: &mut World, mistake: Mistake) -> Result<(), Failure> {
+        recover(world, Mistake::None)?;
+        let outside = world.hosts.len() - 1;
+        world.drain(outside, Drain::Leaving);
+        come_to_rest(world, RECOVERY)?;
+        world.check(mistake)
+    }
+
     fn some_history(world: &mut World, mistake: Mistake) -> Result<(), Failure> {
         world.suffer(15)?;
         recover(world, mistake)
@@ -321,6 +451,7 @@ mod what_the_checks_find {
         ] {
             finds(Sabotage::None, mistake, some_history);
         }
+        finds(Sabotage::None, Mistake::IgnoresDrains, somebody_is_drained);
     }
 
     #[test]

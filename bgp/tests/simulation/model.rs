@@ -7,7 +7,7 @@ use cairn_bgp::config::{ExportScope, NextHopMode};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 use cairn_bgp::wire::Origin;
 
-use super::plan::{PeerPlan, Plan, RulePlan, SpeakerPlan, Then, When, local_addresses};
+use super::plan::{Drain, PeerPlan, Plan, RulePlan, SpeakerPlan, Then, When, local_addresses};
 
 /// A route as it is on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ pub enum Mistake {
     KeepsMed,
     PrefersHigherIdentifier,
     ForgetsNoExport,
+    IgnoresDrains,
 }
 
 pub struct Model<'a> {
@@ -67,16 +68,21 @@ impl Model<'_> {
                 && (route.originator == Some(here.router_id)
                     || route.clusters.contains(&here.router_id)))
             || self.own_address(host, prefix.family()) == Some(route.next_hop);
-        match looped {
-            true => None,
-            false => apply(&here.peers.get(&peer)?.import, prefix, route),
+        if looped {
+            return None;
         }
+        let mut route = route.clone();
+        let marked = self.is_ebgp(host, peer) && route.communities.contains(&GRACEFUL_SHUTDOWN);
+        if (marked || here.drain != Drain::InUse) && self.mistake != Mistake::IgnoresDrains {
+            route.local_pref = Some(0);
+        }
+        apply(&here.peers.get(&peer)?.import, prefix, &route)
     }
 
     /// The usable routes to a prefix, best first, then the equals.
     pub fn selected(&self, host: usize, heard: &Heard, prefix: Prefix) -> Vec<Candidate> {
         let here = &self.plan[host];
-        if let Some(communities) = here.originate.get(&prefix) {
+        if let Some(communities) = here.announces(prefix) {
             return vec![(None, originated(communities))];
         }
         let mut left: Vec<(usize, Route)> = heard
@@ -131,7 +137,8 @@ impl Model<'_> {
             || self.mistake == Mistake::ReflectsEverything;
         let no_export = [0xffff_ff01, 0xffff_ff03];
         if *source == Some(to)
-            || (source.is_some() && peer.scope == ExportScope::OriginatedOnly)
+            || (source.is_some()
+                && here.scope(self.plan[to].asn, peer) == ExportScope::OriginatedOnly)
             || (learned_inside && !ebgp && !reflects)
             || route.communities.contains(&0xffff_ff02)
             || (ebgp
@@ -156,6 +163,10 @@ impl Model<'_> {
                 route.originator.get_or_insert(self.plan[source].router_id);
                 route.clusters.insert(0, here.router_id);
             }
+        }
+        if here.drain != Drain::InUse {
+            route.communities.insert(GRACEFUL_SHUTDOWN);
+            route.local_pref = route.local_pref.map(|_| 0);
         }
         let own = match (source, peer.next_hop) {
             (None, _) | (_, NextHopMode::SelfAddress) => true,
@@ -184,7 +195,9 @@ impl Model<'_> {
     /// Everything that a host knows of.
     pub fn prefixes(&self, host: usize, heard: &Heard) -> BTreeSet<Prefix> {
         let learned = heard.values().flat_map(|(_, routes)| routes.keys());
-        learned.chain(self.plan[host].originate.keys()).copied().collect()
+        let here = &self.plan[host];
+        let own = here.originate.keys().filter(|prefix| here.announces(**prefix).is_some());
+        learned.chain(own).copied().collect()
     }
 
     /// The next hops that a host forwards to: of the best route and its equals.
@@ -288,6 +301,9 @@ fn apply(rules: &[RulePlan], prefix: Prefix, route: &Route) -> Option<Route> {
 /// Whether the routes of all these speakers have one possible end, whatever came first: MED and
 /// LOCAL_PREF of one's own can make several.
 pub fn has_one_end(plan: &[SpeakerPlan]) -> bool {
+    if plan.iter().any(|speaker| speaker.drain != Drain::InUse) {
+        return false;
+    }
     let rules = plan.iter().flat_map(|s| s.peers.values());
     let mut rules = rules.flat_map(|p| p.import.iter().chain(&p.export));
     rules.all(|rule| match rule.then {
@@ -296,5 +312,7 @@ pub fn has_one_end(plan: &[SpeakerPlan]) -> bool {
     })
 }
 
+/// RFC 8326.
+pub const GRACEFUL_SHUTDOWN: u32 = 0xffff_0000;
 /// More than the longest path through any of the topologies, several times over.
 const ROUNDS_MAX: usize = 100;

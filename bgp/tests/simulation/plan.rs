@@ -28,6 +28,18 @@ pub struct SpeakerPlan {
     pub originate: BTreeMap<Prefix, Vec<u32>>,
     /// Peers by the host that they are on.
     pub peers: BTreeMap<usize, PeerPlan>,
+    pub drain: Drain,
+}
+
+/// How far a host is taken out of use, as an agent does it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Drain {
+    #[default]
+    InUse,
+    /// All is announced to be used last (RFC 8326).
+    Leaving,
+    /// Nothing is announced but what other hosts of its AS hear of each other by it.
+    Withdrawn,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -96,6 +108,20 @@ pub fn host_of(address: IpAddr) -> usize {
 }
 
 impl SpeakerPlan {
+    /// What it originates.
+    pub fn announces(&self, prefix: Prefix) -> Option<&Vec<u32>> {
+        self.originate.get(&prefix).filter(|_| self.drain != Drain::Withdrawn)
+    }
+
+    /// What it passes on to one of its peers, which is of the AS `asn`.
+    pub fn scope(&self, asn: u32, peer: &PeerPlan) -> ExportScope {
+        let reflects = asn == self.asn && self.peers.values().any(|peer| peer.client);
+        match self.drain {
+            Drain::Withdrawn if !reflects => ExportScope::OriginatedOnly,
+            _ => peer.scope,
+        }
+    }
+
     /// What the product is told.
     pub fn config(&self, plan: &Plan) -> SpeakerConfig {
         let peers = self.peers.iter().map(|(host, peer)| {
@@ -103,7 +129,8 @@ impl SpeakerPlan {
                 passive: peer.passive,
                 route_reflector_client: peer.client,
                 next_hop: peer.next_hop,
-                export_scope: peer.scope,
+                export_scope: self.scope(plan[*host].asn, peer),
+                graceful_shutdown: self.drain != Drain::InUse,
                 families: peer.families,
                 hold_time_secs: peer.hold_time_secs,
                 send_hold_time_secs: 30,
@@ -125,8 +152,8 @@ impl SpeakerPlan {
             peers: peers.collect(),
             originate: self
                 .originate
-                .iter()
-                .map(|(prefix, communities)| (*prefix, origination(communities)))
+                .keys()
+                .filter_map(|prefix| Some((*prefix, origination(self.announces(*prefix)?))))
                 .collect(),
             selection_deferral_secs: DEFERRAL_SECS,
             multipath: Multipath { paths_max: self.paths_max, same_as_path: false },

@@ -577,6 +577,25 @@ impl Speaker {
         }
     }
 
+    /// BFD has found the path to a peer dead: what the speaker makes of it in each state.
+    pub fn path_dead(&mut self, now: Instant, net: &mut Network, key: Key, independent: bool) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if peer.is_up {
+            let reason = StopReason::PathDead { text: "simulation".to_owned() };
+            self.handle(now, net, key, Event::Stop(reason));
+            self.handle(now, net, key, Event::Start);
+        } else if independent {
+            let mut actions = Vec::new();
+            peer.session.drop_stale(&mut actions);
+            self.perform(now, net, key, actions);
+        } else {
+            return;
+        }
+        let Some(peer) = self.peers.get(&key) else { return };
+        let left = Family::ALL.map(|family| self.rib.counts(peer.rib_id, family).received);
+        assert_eq!(left, [0; 2], "nothing of {} is kept when BFD says that it is dead", peer.name);
+    }
+
     /// Ends all sessions in the given way.
     pub fn stop(&mut self, now: Instant, net: &mut Network, reason: &StopReason) {
         for key in self.peers.keys().copied().collect::<Vec<_>>() {

@@ -1,13 +1,13 @@
 //! Plans to begin with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
 use cairn_bgp::config::{ExportScope, GracefulRestart, LongLived, NextHopMode};
 use cairn_bgp::prefix::{Families, Family, Prefix};
 
 use super::dice::Dice;
-use super::plan::{PeerPlan, Plan, SpeakerPlan};
+use super::plan::{Drain, PeerPlan, Plan, SpeakerPlan};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Topology {
@@ -21,6 +21,8 @@ pub enum Topology {
     Racks,
     /// Any graph of any ASes.
     Random,
+    /// Nodes of one AS, whose sessions follow from who reflects.
+    Cluster,
 }
 
 pub const TOPOLOGIES: [Topology; 5] =
@@ -34,6 +36,7 @@ impl Topology {
             Topology::Reflector => reflector(dice),
             Topology::Racks => racks(),
             Topology::Random => random(dice),
+            Topology::Cluster => cluster(dice),
         };
         for (host, speaker) in plan.iter_mut().enumerate() {
             for number in 0..dice.roll(4) {
@@ -86,6 +89,7 @@ fn speaker(host: usize, asn: u32) -> SpeakerPlan {
         paths_max: 1 + (host % 3) as u16,
         originate: BTreeMap::new(),
         peers: BTreeMap::new(),
+        drain: Drain::InUse,
     }
 }
 
@@ -189,6 +193,11 @@ fn racks() -> Plan {
     plan
 }
 
+fn cluster(dice: &mut Dice) -> Plan {
+    let hosts = 4 + dice.roll(3);
+    (0..hosts).map(|host| speaker(host, 65000)).collect()
+}
+
 fn random(dice: &mut Dice) -> Plan {
     let hosts = 3 + dice.roll(4);
     let mut plan: Plan =
@@ -204,6 +213,20 @@ fn random(dice: &mut Dice) -> Plan {
         }
     }
     plan
+}
+
+/// Whether an AS is in parts that have no way to each other inside it.
+pub fn has_parted_as(plan: &Plan) -> bool {
+    (0..plan.len()).any(|host| {
+        let asn = plan[host].asn;
+        let mut reached = BTreeSet::from([host]);
+        let mut left = vec![host];
+        while let Some(at) = left.pop() {
+            let inside = plan[at].peers.keys().filter(|peer| plan[**peer].asn == asn);
+            left.extend(inside.filter(|peer| reached.insert(**peer)));
+        }
+        (0..plan.len()).any(|other| plan[other].asn == asn && !reached.contains(&other))
+    })
 }
 
 /// A community that policies look for.

@@ -9,7 +9,7 @@ use cairn_bgp::session::{ConnectionId, Restart};
 
 use super::dice::Dice;
 use super::network::{Network, Notice};
-use super::plan::Plan;
+use super::plan::{Plan, peer_name};
 use super::speaker::{Fib, Input, Key, Sabotage, Speaker, Start};
 
 pub struct World {
@@ -54,6 +54,7 @@ pub enum Task {
     Call { host: usize, life: u64, key: Key, connection: ConnectionId, to: usize, attempt: u32 },
     Boot { host: usize, restart: Restart },
     EndSilence(u64),
+    PathDead { host: usize, to: usize, independent: bool },
 }
 
 /// What is wrong.
@@ -304,6 +305,16 @@ impl World {
                     self.boot(host, restart);
                 }
             }
+            Task::PathDead { host, to, independent } => {
+                let name = peer_name(to);
+                if let Some(speaker) = &mut self.hosts[host].speaker
+                    && let Some((key, _)) = speaker.peers.iter().find(|(_, p)| p.name == name)
+                {
+                    let key = *key;
+                    speaker.path_dead(self.now, &mut self.net, key, independent);
+                    self.wake(host, self.now);
+                }
+            }
             Task::EndSilence(reason) => {
                 self.net.end_silence(reason);
                 self.note(format!("silence {reason} is over"));
@@ -315,7 +326,8 @@ impl World {
     pub fn heal(&mut self) {
         self.note("all faults end".to_owned());
         self.net.end_all_silence();
-        self.agenda.retain(|_, task| !matches!(task, Task::EndSilence(_)));
+        let is_fault = |task: &Task| matches!(task, Task::EndSilence(_) | Task::PathDead { .. });
+        self.agenda.retain(|_, task| !is_fault(task));
         for host in 0..self.hosts.len() {
             let this = &mut self.hosts[host];
             this.slow = None;
