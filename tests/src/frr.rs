@@ -227,6 +227,10 @@ fn configuration(setup: &Setup) -> String {
         if let Some(max) = setup.prefixes_max {
             text += &format!("  neighbor {remote} maximum-prefix {max}\n");
         }
+        // It takes several paths from whoever offers them, as bgpd does by default.
+        if setup.add_path && family == Transport::V4 {
+            text += &format!("  neighbor {remote} addpath-tx-all-paths\n");
+        }
         for route in setup.routes_of(family) {
             text += &format!("  {}\n", network(route));
         }

@@ -2,8 +2,16 @@
 
 mod interop;
 
-use cairn_tests::daemon::{Setup, Transport};
+use cairn_bgp::config::{AddPath, PrefixLimit, PrefixLimitAction};
+use cairn_bgp::prefix::Family;
+use cairn_bgp::rib::CandidateInfo;
+use cairn_bgp::speaker::SpeakerOptions;
+use cairn_bgp::status::PeerSnapshot;
+use cairn_tests::bird::Bird;
+use cairn_tests::daemon::{Daemon, Setup, Transport, text};
 use cairn_tests::frr::Frr;
+use cairn_tests::link::Link;
+use cairn_tests::us::{self, Us};
 
 fn ebgp() -> Setup {
     Setup::new(Transport::V4, 65002, 65001)
@@ -146,4 +154,79 @@ async fn extended_messages() {
 #[tokio::test]
 async fn reflects() {
     interop::transit::reflects::<Frr>(ibgp()).await;
+}
+
+/// RFC 7911, both ways: two paths of a BIRD go through us to FRR, and two of FRR come to us; one goes and leaves the
+/// other, our limits hold, and no session ends.
+#[tokio::test]
+async fn several_paths() {
+    const PASSED: &str = "10.2.0.0/24";
+    const OWN: &str = "10.3.0.0/24";
+    let link = Link::new();
+    link.host(3);
+    let mut theirs = Setup { add_path: true, ..ebgp() }.announcing(&[OWN]);
+    theirs.routes[0].as_path = vec![65020];
+    let other = Setup { add_path: true, ..Setup::new(Transport::V4, 65003, 65001).at(3) };
+    let mut other = other.announcing(&[PASSED, PASSED]);
+    other.routes[1].as_path = vec![65010];
+    // Where nobody is: what has an address takes no route with it as next hop.
+    other.next_hops = Transport::ALL.map(|family| family.address(9));
+    let frr = Frr::start(&link, &theirs);
+    let mut bird = Bird::start(&link, &other);
+    let mut us = Us::with(us::config(&[&theirs, &other], &[]), SpeakerOptions::default());
+    let negotiated = us.until_established().await.negotiated.expect("an established session");
+    assert!(negotiated.receives_paths.contains(&Family::Ipv4Unicast), "{negotiated:?}");
+    assert!(negotiated.sends_paths.contains(&Family::Ipv4Unicast), "{negotiated:?}");
+
+    // From us: both, no more than we may send, both again, and one when the other has gone.
+    let learned = |frr: &Frr| {
+        let answer = frr.json(&format!("show bgp ipv4 unicast {PASSED} json"));
+        let paths = answer["paths"].as_array().cloned().unwrap_or_default();
+        let mut paths: Vec<_> = paths.iter().map(|path| text(&path["aspath"]["string"])).collect();
+        paths.sort();
+        paths
+    };
+    let (short, long) = ("65001 65003", "65001 65003 65010");
+    frr.until("both paths arrive", |frr| learned(frr) == [short, long]).await;
+    us.apply_to_peer(|peer| peer.add_path = AddPath { send_max: 1, ..peer.add_path });
+    frr.until("only the best path is left", |frr| learned(frr) == [short]).await;
+    us.apply_to_peer(|peer| peer.add_path = AddPath { send_max: 4, ..peer.add_path });
+    frr.until("both paths are back", |frr| learned(frr) == [short, long]).await;
+    bird.apply(|setup| drop(setup.routes.pop()));
+    frr.until("one path is left", |frr| learned(frr) == [short]).await;
+
+    // From FRR: the second path is a route of its kernel.
+    let redistribute = |word: &str| {
+        let family = "address-family ipv4 unicast";
+        let line = format!("{word}redistribute kernel");
+        let answer = frr.ask(&["configure terminal", "router bgp 65002", family, &line]);
+        assert!(answer.is_some(), "FRR refuses {line}");
+    };
+    // With all paths FRR sends ours back, too, which we receive, and refuse as loops.
+    let routes_of = |accepted: usize, drops: bool| {
+        move |peer: &PeerSnapshot| {
+            let routes = peer.routes[&Family::Ipv4Unicast];
+            (routes.received, routes.accepted) == (accepted + 1, accepted)
+                && (routes.dropped > 0) == drops
+        }
+    };
+    us.until_peer("one path", routes_of(1, false)).await;
+    link.inside(&format!("ip route add {OWN} via 10.0.0.9"));
+    redistribute("");
+    us.until_peer("both paths", routes_of(2, false)).await;
+    let paths = |candidates: &[CandidateInfo]| {
+        candidates.iter().map(|candidate| candidate.as_path.clone()).collect::<Vec<_>>()
+    };
+    let candidates = us.candidates(OWN).await;
+    assert_eq!(paths(&candidates), ["65002", "65002 65020"]);
+    assert!(candidates.iter().all(|candidate| candidate.path_id.is_some()), "{candidates:?}");
+    redistribute("no ");
+    us.until_peer("one path again", routes_of(1, false)).await;
+    assert_eq!(paths(&us.candidates(OWN).await), ["65002 65020"]);
+    let limit = PrefixLimit { prefixes_max: 2, action: PrefixLimitAction::Drop };
+    us.apply_to_peer(|peer| peer.prefix_limit = Some(limit));
+    redistribute("");
+    us.until_peer("the second path is dropped", routes_of(1, true)).await;
+    assert_eq!(paths(&us.candidates(OWN).await), ["65002 65020"]);
+    assert_eq!(us.peer().await.established_count, 1);
 }
