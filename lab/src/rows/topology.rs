@@ -41,7 +41,7 @@ pub fn changed_live(
     let (row, shape) = change(lab, Topology::RouteReflectors, flows, interrupt)?;
     rows.push(row);
     if let [reflector, other, ..] = &shape.reflectors[..] {
-        rows.push(reflector_drained(lab, other, flows, interrupt)?);
+        rows.push(reflector_drained(lab, other, shape.reflectors.len(), flows, interrupt)?);
         rows.push(reflector_killed(lab, reflector, flows, workspace, interrupt)?);
     }
     rows.push(change(lab, Topology::FullMesh, flows, interrupt)?.0);
@@ -113,10 +113,11 @@ fn change(
     Ok((Row::new(format!("topology changed from {what}"), "0 lost", seen, ok), shape))
 }
 
-/// Drains a reflector and takes it back. Its pods keep it from the last step.
+/// Drains a reflector of `count` and takes it back. Its pods keep it from the last step.
 fn reflector_drained(
     lab: &mut Lab,
     reflector: &str,
+    count: usize,
     flows: &Flows,
     interrupt: &Interrupt,
 ) -> Result<Row, Error> {
@@ -139,6 +140,11 @@ fn reflector_drained(
         let Some(record) = record.filter(|record| record.previous.is_none()) else {
             return Ok(Seen::NotYet("the topology changes over".into()));
         };
+        // The choice without it stands until the leader has read that it is taken back.
+        let reflectors = record.current.reflectors.len();
+        if reflectors != count {
+            return Ok(Seen::NotYet(format!("{reflectors}/{count} reflectors")));
+        }
         let (up, wanted) = (lab.established_on(&nodes(lab)), sessions(lab, &record.current));
         let drained = lab.report(reflector).is_none_or(|report| report.drain.is_some());
         Ok(match up == wanted && !drained {
