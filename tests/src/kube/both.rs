@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use cairn_lab::apiserver::{ApiError, ApiServer, Options, PatchType, Serving, Snapshot};
@@ -47,8 +48,20 @@ pub struct Cluster {
     pub server: Server,
     /// Where it answers.
     pub serving: Place,
-    /// Of the tests that use the real one, one at a time.
+    /// Of the tests that use a real one, one at a time.
     _turn: Option<MutexGuard<'static, ()>>,
+}
+
+/// A control plane that tests use in turn.
+struct Shared {
+    turn: Mutex<()>,
+    plane: OnceLock<ControlPlane>,
+}
+
+impl Shared {
+    const fn new() -> Shared {
+        Shared { turn: Mutex::const_new(()), plane: OnceLock::new() }
+    }
 }
 
 /// Where a server answers in plain HTTP; a request without a token is the administrator's.
@@ -176,8 +189,12 @@ impl Cluster {
     /// # Panics
     /// When it does not start, or when a definition is refused.
     pub async fn real(definitions: &[Value]) -> Cluster {
-        let turn = TURN.lock().await;
-        let plane = ControlPlane::shared();
+        let (turn, plane) = tokio::select! {
+            biased;
+            turn = SHARED[0].turn.lock() => (turn, &SHARED[0].plane),
+            turn = SHARED[1].turn.lock() => (turn, &SHARED[1].plane),
+        };
+        let plane = plane.get_or_init(ControlPlane::start);
         let (front, objects) = (plane.front(), plane.objects());
         // What a test before left on its way must not arrive after the sweep.
         front.pause();
@@ -410,5 +427,7 @@ async fn work(work: impl FnOnce() + Send + 'static) {
 const BACKUP: &str = "backup";
 /// Longer than the server takes for one write.
 const IN_FLIGHT: Duration = Duration::from_millis(20);
-static TURN: Mutex<()> = Mutex::const_new(());
+/// Control planes of this process, started when they are needed: tests wait for time to pass more than they
+/// compute.
+static SHARED: [Shared; 2] = [const { Shared::new() }; 2];
 const DEFINITIONS: &str = "customresourcedefinitions.apiextensions.k8s.io";

@@ -18,7 +18,7 @@ mod processes;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -68,15 +68,6 @@ struct Ports {
 }
 
 impl ControlPlane {
-    /// The one that this binary's tests share, started by the first that asks.
-    ///
-    /// # Panics
-    /// As [`ControlPlane::start`].
-    pub fn shared() -> &'static ControlPlane {
-        static SHARED: OnceLock<ControlPlane> = OnceLock::new();
-        SHARED.get_or_init(ControlPlane::start)
-    }
-
     /// Starts one and waits until it is ready.
     ///
     /// # Panics

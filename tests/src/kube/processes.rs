@@ -1,10 +1,12 @@
 //! The programs of a control plane, etcd and kube-apiserver, and how they are started.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::Write;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Mutex;
 
 /// The directory with the programs, built now if it has to be.
 ///
@@ -37,8 +39,15 @@ fn programs_of(arguments: &[&str]) -> PathBuf {
 /// When there is none.
 #[must_use]
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
+    // Two that start at once must not be given the same one: neither listens yet.
+    static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+    loop {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let port = listener.local_addr().expect("an address").port();
+        if GIVEN.lock().expect("the ports").insert(port) {
+            return port;
+        }
+    }
 }
 
 /// The arguments of etcdutl that make etcd's `data` of a `database`, with numbers raised by `by`.
