@@ -144,11 +144,12 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         clock: ipam::Clock::boottime(),
     };
     let (speaker, speakers) = watch::channel(None);
+    let (waiting, waiting_told) = watch::channel(0);
     let channels = ipam::IpamChannels {
         view: views.clone(),
         usage: pods.usage(),
         routes: fib.learned.clone(),
-        witness: Arc::new(SpeakerWitness::new(speakers.clone())),
+        witness: Arc::new(SpeakerWitness::new(speakers.clone(), waiting_told)),
         storage,
         relist,
         drain: drain_told,
@@ -215,6 +216,7 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         unapplied: Some("nothing is known of the cluster yet".into()),
         disabled,
         speaker_for_questions: speaker,
+        waiting,
         bgp_node,
         status,
         report: report_out,
@@ -281,6 +283,8 @@ struct Agent {
     disabled: Arc<DisabledPeers>,
     /// For `cairn bgp`.
     speaker_for_questions: watch::Sender<Option<SpeakerHandle>>,
+    /// How many peers wait for their passwords.
+    waiting: watch::Sender<usize>,
     bgp_node: watch::Sender<Wanted<cairn_api::BGPNodeSpec>>,
     status: watch::Sender<Wanted<BGPNodeStatusSpec>>,
     report: watch::Sender<Arc<Report>>,
@@ -508,6 +512,7 @@ impl Agent {
             });
         }
         self.ending = plan.ending;
+        self.waiting.send_replace(plan.waiting.len());
         self.problems.extend(plan.problems);
         self.unapplied = match plan.speaker {
             Some(config) if self.speaker.is_some() || self.may_start(&view, &local) => {

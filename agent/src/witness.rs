@@ -15,6 +15,7 @@ use ipnet::IpNet;
 use tokio::sync::watch;
 
 use crate::ipam::{Heard, Witness};
+use crate::topology::MESH;
 
 /// Asks whichever speaker runs at that time. While none does nothing is heard: there are no peers.
 ///
@@ -24,17 +25,63 @@ use crate::ipam::{Heard, Witness};
 #[derive(Clone, Debug)]
 pub struct SpeakerWitness {
     speaker: watch::Receiver<Option<SpeakerHandle>>,
+    /// How many BGPPeers the speaker does not know of yet: they wait for their passwords.
+    waiting: watch::Receiver<usize>,
     /// The sessions whose tables were waited for last.
     heard_out: Arc<Mutex<Option<BTreeSet<Session>>>>,
+}
+
+/// Of which peers it is asked what they tell.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whom {
+    All,
+    /// Those that a BGPPeer names.
+    Routers,
 }
 
 /// A session: the peer's name, since when it is up in Unix seconds, and how many it had until then.
 type Session = (String, u64, u64);
 
 impl SpeakerWitness {
-    /// A witness that asks the speaker of this channel.
-    pub fn new(speaker: watch::Receiver<Option<SpeakerHandle>>) -> SpeakerWitness {
-        SpeakerWitness { speaker, heard_out: Arc::default() }
+    /// A witness that asks the speaker of this channel, of which so many BGPPeers are kept yet.
+    pub fn new(
+        speaker: watch::Receiver<Option<SpeakerHandle>>,
+        waiting: watch::Receiver<usize>,
+    ) -> SpeakerWitness {
+        SpeakerWitness { speaker, waiting, heard_out: Arc::default() }
+    }
+
+    /// Why too few of `whom` have told what they announce.
+    fn why_unheard(&self, lasting: Duration, whom: Whom) -> BoxFuture<'static, Option<String>> {
+        let (speaker, waiting) = (self.speaker.borrow().clone(), *self.waiting.borrow());
+        async move {
+            let Some(speaker) = speaker else {
+                return Some("no BGP speaker runs on this node".to_owned());
+            };
+            let Some(snapshot) = snapshot(&speaker).await else {
+                return Some("this node's BGP speaker does not answer".to_owned());
+            };
+            let is_meant = |name: &str| whom == Whom::All || !name.starts_with(MESH);
+            let peers = snapshot.peers.iter().filter(|(name, _)| is_meant(name));
+            let configured = waiting + peers.clone().count();
+            let wanted = waiting + peers.clone().filter(|(_, peer)| !peer.disabled).count();
+            let told = peers.filter(|(_, peer)| {
+                // Times are in whole seconds, and a table follows its session.
+                peer.state == SessionState::Established
+                    && Duration::from_secs(peer.lasts_secs) > lasting.max(TABLE_WAIT)
+            });
+            let told = told.count();
+            let what = match whom {
+                Whom::Routers if configured == 0 => {
+                    return Some("no BGPPeer of this node would tell of it".to_owned());
+                }
+                Whom::Routers => "BGPPeers",
+                Whom::All => "BGP peers",
+            };
+            let why = || format!("this node hears {told} of its {configured} {what}");
+            (!suffices(told, wanted, configured)).then(why)
+        }
+        .boxed()
     }
 }
 
@@ -85,23 +132,12 @@ impl Witness for SpeakerWitness {
 
     /// Half of the peers is one of two top-of-rack routers, or most of a mesh of which many are gone.
     fn why_deaf(&self, lasting: Duration) -> BoxFuture<'static, Option<String>> {
-        let speaker = self.speaker.borrow().clone();
-        async move {
-            let Some(speaker) = speaker else {
-                return Some("no BGP speaker runs on this node".to_owned());
-            };
-            let Some(snapshot) = snapshot(&speaker).await else {
-                return Some("this node's BGP speaker does not answer".to_owned());
-            };
-            let told = snapshot.peers.values().filter(|peer| {
-                // Times are in whole seconds, and a table follows its session.
-                peer.state == SessionState::Established
-                    && Duration::from_secs(peer.lasts_secs) > lasting.max(TABLE_WAIT)
-            });
-            let (told, all) = (told.count(), snapshot.peers.len());
-            (!suffices(told, all)).then(|| format!("this node hears {told} of its {all} BGP peers"))
-        }
-        .boxed()
+        self.why_unheard(lasting, Whom::All)
+    }
+
+    /// Only what a BGPPeer names can have a session with it: the mesh, and reflectors, have this node.
+    fn why_deaf_to_namesake(&self, lasting: Duration) -> BoxFuture<'static, Option<String>> {
+        self.why_unheard(lasting, Whom::Routers)
     }
 }
 
@@ -110,9 +146,9 @@ async fn snapshot(speaker: &SpeakerHandle) -> Option<SpeakerSnapshot> {
     tokio::time::timeout(ANSWER_WAIT, speaker.snapshot()).await.ok()?.ok()
 }
 
-/// Whether what these many of all peers tell stands for what all do.
-fn suffices(told: usize, all: usize) -> bool {
-    told >= all.div_ceil(2)
+/// Whether what these many tell stands for what all do of whom a session is wanted.
+fn suffices(told: usize, wanted: usize, configured: usize) -> bool {
+    told >= wanted.div_ceil(2) && (told > 0 || configured == 0)
 }
 
 fn heard(route: HeardRoute) -> Heard {
@@ -135,9 +171,18 @@ mod tests {
 
     #[test]
     fn half_of_the_peers_stand_for_all() {
-        let enough = [(0, 0), (1, 1), (1, 2), (2, 3), (2, 4), (4, 4)];
-        assert!(enough.iter().all(|(told, all)| suffices(*told, *all)));
-        let too_few = [(0, 1), (0, 2), (1, 3), (1, 4)];
-        assert!(!too_few.iter().any(|(told, all)| suffices(*told, *all)));
+        let enough = [
+            (0, 0, 0),
+            (1, 1, 1),
+            (1, 2, 2),
+            (2, 3, 3),
+            (2, 4, 4),
+            (4, 4, 4),
+            (1, 1, 4),
+            (1, 0, 4),
+        ];
+        assert!(enough.iter().all(|(told, wanted, all)| suffices(*told, *wanted, *all)));
+        let too_few = [(0, 1, 1), (0, 2, 2), (1, 3, 3), (1, 4, 4), (0, 0, 2)];
+        assert!(!too_few.iter().any(|(told, wanted, all)| suffices(*told, *wanted, *all)));
     }
 }

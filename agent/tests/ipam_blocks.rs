@@ -530,7 +530,7 @@ async fn another_machine_uses_the_blocks_of_the_first_only_after_its_promise(api
     let mut second = Node::start(&cluster, "n1", "boot2", offline);
     let own = second.until_open(1).await;
     assert!(!own.contains(&block), "a new one at once");
-    assert!(says(&second, "another machine had this Node before"));
+    assert!(says(&second, "another machine that had this Node before"));
     first
         .until("the first hears", |h| h.problems.iter().any(|p| p.contains("another machine")))
         .await;
@@ -549,7 +549,10 @@ async fn another_machine_that_hears_nobody_leaves_the_blocks_of_the_first_alone(
     let mut first = Node::start(&cluster, "n1", "boot1", offline);
     let block = first.until_open(1).await[0];
     cluster.boot("n1", "boot2", "m2");
-    let mut second = Node::start(&cluster, "n1", "boot2", offline);
+    let outside = Surroundings::default();
+    let start =
+        || Node::set_up_in(Setup { offline, ..setup(&cluster, "n1", "boot2") }, outside.clone());
+    let mut second = start();
     second.peers.set_deaf(true);
     second.until_open(1).await;
     // The first one's, with this node's AS in the path.
@@ -564,15 +567,25 @@ async fn another_machine_that_hears_nobody_leaves_the_blocks_of_the_first_alone(
         .until("it hears the first", |h| h.problems.iter().any(|p| p.contains("peer tor1")))
         .await;
     assert!(!Node::open(&heard).contains(&block));
+    // What its next process knows of the first one stands in the block.
+    second.tasks.shutdown().await;
+    let mut second = start();
+    let heard = second
+        .until("it hears the first", |h| h.problems.iter().any(|p| p.contains("peer tor1")))
+        .await;
+    assert!(!Node::open(&heard).contains(&block));
     // Its own sessions end: that nothing is heard any more says nothing.
     second.peers.set_deaf(true);
     second.peers.withdraw(block);
     let deaf = second
-        .until("it is asked again", |h| h.problems.iter().any(|p| p.contains("had it before")))
+        .until("it is asked again", |h| h.problems.iter().any(|p| p.contains("claimed it")))
         .await;
     assert!(!Node::open(&deaf).contains(&block));
     second.peers.set_deaf(false);
     second.until("the first is off", |h| Node::open(h).contains(&block)).await;
+    let object = cluster.object(block).expect("it");
+    let claimed_by = object["metadata"]["annotations"]["cairn.network/claimed-by"].as_str();
+    assert!(claimed_by.is_some_and(|by| by.ends_with("/boot2")), "{object}");
 }
 
 async fn the_same_machine_after_a_reboot_goes_on_at_once_and_so_does_one_whose_other_is_off(

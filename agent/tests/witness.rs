@@ -39,6 +39,11 @@ fn reject() -> Arc<Policy> {
 }
 
 fn start(own: Ipv4Addr, other: Ipv4Addr, prefixes: &[&str]) -> (SpeakerHandle, FibFeed) {
+    let config = config("tor", own, other, prefixes);
+    Speaker::start(config, SpeakerOptions::default()).expect("a valid configuration")
+}
+
+fn config(name: &str, own: Ipv4Addr, other: Ipv4Addr, prefixes: &[&str]) -> SpeakerConfig {
     let peer = PeerConfig {
         port: 1790,
         source_address: Some(own.into()),
@@ -52,26 +57,30 @@ fn start(own: Ipv4Addr, other: Ipv4Addr, prefixes: &[&str]) -> (SpeakerHandle, F
         let origination = Origination { source, communities: Vec::new(), local_pref: None };
         (prefix.parse().expect("a prefix"), origination)
     };
-    let config = SpeakerConfig {
+    SpeakerConfig {
         origins: Default::default(),
         ranges: Default::default(),
         asn: 65001,
         router_id: own,
         cluster_id: None,
         listen: vec![SocketAddr::new(own.into(), 1790)],
-        peers: BTreeMap::from([("tor".into(), peer)]),
+        peers: BTreeMap::from([(name.into(), peer)]),
         originate: prefixes.iter().map(origination).collect(),
         selection_deferral_secs: 1,
         multipath: Multipath { paths_max: 1, same_as_path: false },
-    };
-    Speaker::start(config, SpeakerOptions::default()).expect("a valid configuration")
+    }
 }
 
 #[tokio::test]
 async fn the_speaker_that_runs_says_what_peers_announce() {
     two_addresses();
     let speaker = watch::Sender::new(None);
-    let witness = SpeakerWitness::new(speaker.subscribe());
+    let waiting = watch::Sender::new(0);
+    let witness = SpeakerWitness::new(speaker.subscribe(), waiting.subscribe());
+    let namesake = async || {
+        let why = witness.why_deaf_to_namesake(Duration::from_secs(1)).await;
+        why.unwrap_or_default()
+    };
     let ask = |cidr: &str| witness.heard(cidr.parse().expect("a block"));
     assert_eq!(ask("10.1.0.64/26").await, [], "no speaker, no peers");
     let lasting = Duration::from_secs(1);
@@ -82,6 +91,9 @@ async fn the_speaker_that_runs_says_what_peers_announce() {
     let (ours, _our_feed) = start(OURS, THEIRS, &["10.1.0.0/26"]);
     speaker.send_replace(Some(ours.clone()));
     assert_eq!(why_deaf().await, "this node hears 0 of its 1 BGP peers");
+    waiting.send_replace(2);
+    assert_eq!(why_deaf().await, "this node hears 0 of its 3 BGP peers");
+    waiting.send_replace(0);
     let heard = async || loop {
         let heard = ask("10.1.0.64/26").await;
         if !heard.is_empty() {
@@ -100,6 +112,11 @@ async fn the_speaker_that_runs_says_what_peers_announce() {
         }
     };
     tokio::time::timeout(Duration::from_secs(20), hears()).await.expect("it hears");
+    assert_eq!(namesake().await, "", "the peer is a router");
+    // Nodes have no session with another machine of this name.
+    let mesh = config("mesh/n2", OURS, THEIRS, &[]);
+    ours.apply(mesh).expect("a valid configuration");
+    assert_eq!(namesake().await, "no BGPPeer of this node would tell of it");
 
     ours.shutdown(Shutdown::KeepRoutes).await;
     assert_eq!(ask("10.1.0.64/26").await, [], "a speaker that has ended hears nothing");
@@ -129,7 +146,7 @@ fn a_speaker_that_does_not_answer_lets_no_claim_and_no_return_go_on() {
     let started = async { Speaker::start(config, SpeakerOptions::default()) };
     let (speaker, _feed) = standing.block_on(started).expect("a valid configuration");
     let speaker = watch::Sender::new(Some(speaker));
-    let witness = SpeakerWitness::new(speaker.subscribe());
+    let witness = SpeakerWitness::new(speaker.subscribe(), watch::Sender::new(0).subscribe());
     let block = "10.1.0.64/26".parse().expect("a block");
     let heard = running.block_on(witness.heard(block));
     let [only] = &heard[..] else { panic!("{heard:?}") };

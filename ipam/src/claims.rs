@@ -338,8 +338,8 @@ fn closed(block: &OwnBlock, known: &Knowledge<'_>) -> Option<String> {
         }
         BlockState::OtherMachine => {
             return Some(
-                "another machine had this Node before, and may hand out from it until its promise \
-                 ends; if that one is off, cairn ipam fence NODE marks it, and not this machine"
+                "another machine that had this Node before may still use it; if every such machine is \
+                 off: cairn ipam fence NODE --earlier, which does not mean this one"
                     .to_owned(),
             );
         }

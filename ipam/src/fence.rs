@@ -18,7 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use crate::mark::Holder;
+use crate::mark::{Claimant, Holder};
 
 /// The most time between two looks at the Leases. After a longer gap every wait starts anew: the
 /// API may have been away, and nodes unable to write.
@@ -107,6 +107,12 @@ pub struct LeaseSeen {
     /// Another machine had the Node before, and may hand out within a promise of its own. Neither the
     /// mark nor a taint speaks of that one: its promise ends with the wait for this Lease.
     pub others_rest: bool,
+    /// The holder as blocks name it.
+    pub claimant: Claimant,
+    /// An operator says that every machine which had the Node before the holder is off.
+    pub earlier_off: bool,
+    /// The boot id of the machine that the mark names.
+    pub marked_boot: Option<String>,
 }
 
 /// A Node that owns blocks, whether it still exists or not.
@@ -277,7 +283,16 @@ mod tests {
         let holder = Holder { node_uid: uid.into(), boot_id: "b1".into() };
         let promise = secs(promise);
         let version = version.to_owned();
-        let seen = LeaseSeen { version, holder, promise, machine_off: false, others_rest: false };
+        let seen = LeaseSeen {
+            version,
+            holder,
+            promise,
+            machine_off: false,
+            others_rest: false,
+            claimant: Claimant::default(),
+            earlier_off: false,
+            marked_boot: None,
+        };
         BTreeMap::from([("n1".to_owned(), seen)])
     }
 

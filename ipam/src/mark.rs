@@ -5,6 +5,8 @@
 //!                         metadata.annotations[ANNOTATION_MACHINE_OFF] NODE_UID/BOOT_ID  an operator
 //!                         metadata.annotations[ANNOTATION_MACHINE]     MACHINE_ID/SYSTEM_UUID
 //!                         metadata.annotations[ANNOTATION_TAKEN_OVER]  NODE_UID/BOOT_ID, or SEVERAL
+//!                         metadata.annotations[ANNOTATION_EARLIER_OFF] NODE_UID/BOOT_ID  an operator
+//! IPBlock                 metadata.annotations[ANNOTATION_CLAIMED_BY]  MACHINE_ID/SYSTEM_UUID/BOOT_ID
 //! ```
 //!
 //! The mark names one boot of one machine under one Node object. A machine that boots again, or a
@@ -27,6 +29,14 @@ pub const ANNOTATION_TAKEN_OVER: &str = "cairn.network/taken-over-from";
 
 /// What [`ANNOTATION_TAKEN_OVER`] says of more than one machine. No mark speaks for more than one.
 pub const SEVERAL: &str = "several";
+
+/// The annotation of a node's Lease that names the holder before whom every machine that had the Node is
+/// off, as an operator says.
+pub const ANNOTATION_EARLIER_OFF: &str = "cairn.network/earlier-machines-off";
+
+/// The annotation of an IPBlock that names the machine which claimed it, or took it up last: a
+/// [`Claimant`].
+pub const ANNOTATION_CLAIMED_BY: &str = "cairn.network/claimed-by";
 
 /// One boot of a machine under one Node object: who writes a node's Lease.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -119,6 +129,59 @@ impl From<&str> for Machine {
     }
 }
 
+/// Who claimed a block: one boot of a machine.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claimant {
+    /// The machine.
+    pub machine: Machine,
+    /// The boot id of its kernel.
+    pub boot_id: String,
+}
+
+impl Claimant {
+    /// What this one, who finds a block, has to think of the one who claimed it.
+    pub fn likeness(&self, other: &Claimant) -> Likeness {
+        let same_boot = !self.boot_id.is_empty() && self.boot_id == other.boot_id;
+        match () {
+            () if same_boot || self.machine.is_certainly(&other.machine) => Likeness::Same,
+            () if self.machine == other.machine => Likeness::Like,
+            // Its system was installed anew.
+            () if self.machine.has_own_uuid()
+                && self.machine.system_uuid == other.machine.system_uuid =>
+            {
+                Likeness::Like
+            }
+            () => Likeness::Other,
+        }
+    }
+}
+
+impl fmt::Display for Claimant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.machine, self.boot_id)
+    }
+}
+
+/// The claimant that an annotation names; what cannot be read is one of whom nothing is known.
+impl From<&str> for Claimant {
+    fn from(text: &str) -> Claimant {
+        let (machine, boot_id) = text.rsplit_once('/').unwrap_or_default();
+        Claimant { machine: Machine::from(machine), boot_id: boot_id.to_owned() }
+    }
+}
+
+/// How far two claimants are one machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Likeness {
+    /// They are.
+    #[default]
+    Same,
+    /// They look the same, as a machine after a reboot or a new installation does, and a copy of it.
+    Like,
+    /// They are not.
+    Other,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -187,5 +250,26 @@ mod tests {
             let machine = Machine { machine_id: ID.into(), system_uuid: uuid.into() };
             assert_eq!(machine.is_certainly(&machine), expected, "{uuid}");
         }
+    }
+
+    #[test]
+    fn a_claimant_is_the_same_one_by_its_boot_or_by_what_no_other_machine_has() {
+        let claimant = |text: &str| Claimant::from(text);
+        let rows = [
+            ("m1/u1/b1", "m1/u1/b1", Likeness::Same),
+            ("m1/u1/b1", "m1/u1/b2", Likeness::Same),
+            ("m1/u1/b1", "m2/u1/b2", Likeness::Like),
+            ("m1/m1/b1", "m2/m2/b2", Likeness::Other),
+            ("m1/u1/b1", "m2/u2/b1", Likeness::Same),
+            // The machine id in the place of a UUID, and nothing at all.
+            ("m1/m1/b1", "m1/m1/b2", Likeness::Like),
+            ("//b1", "//b2", Likeness::Like),
+            ("//", "//", Likeness::Like),
+            ("m1/u1/b1", "what", Likeness::Other),
+        ];
+        for (own, other, expected) in rows {
+            assert_eq!(claimant(own).likeness(&claimant(other)), expected, "{own} {other}");
+        }
+        assert_eq!(claimant("m1/u1/b1").to_string(), "m1/u1/b1");
     }
 }

@@ -189,6 +189,7 @@ mod tests {
             device: false,
             terminating: false,
             finalizers: Default::default(),
+            claimed_by: Default::default(),
         }
     }
 

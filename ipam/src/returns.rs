@@ -17,6 +17,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::fence::{LeaseSeen, LeaseWatch, Owner, Return};
+use crate::mark::{Claimant, Likeness};
 use crate::rules::{Rule, Rules};
 
 /// A block as the leader needs it. It holds tens of thousands at a time, so that what many of them
@@ -41,6 +42,8 @@ pub struct BlockSeen {
     pub terminating: bool,
     /// What holds the object.
     pub finalizers: Arc<[String]>,
+    /// Which machine claimed it or took it up ([`crate::mark::Claimant`]); empty when that is not known.
+    pub claimed_by: Arc<str>,
 }
 
 /// Why blocks may be returned.
@@ -250,6 +253,16 @@ pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rul
     let successor_over = |lease: &LeaseSeen| planned.successor.as_ref() == Some(&lease.version);
     let successor_off =
         |lease: &LeaseSeen| lease.machine_off && (!lease.others_rest || successor_over(lease));
+    // A person's word is about one machine.
+    let by_word = matches!(planned.ground, Ground::MachineOff | Ground::OutOfService);
+    if by_word && look.lease.as_ref().is_some_and(|lease| is_of_another(block, lease)) {
+        let node = &owner.name;
+        return Fate::Stays(format!(
+            "block {} of node {node} stays: another machine that had the node claimed it; if every such \
+             machine is off: cairn ipam fence {node} --earlier",
+            block.cidr
+        ));
+    }
     match planned.ground {
         Ground::Deleted => Fate::Returns,
         Ground::MachineOff => returns(
@@ -287,6 +300,15 @@ pub fn fate(planned: &NodeReturn, block: &BlockSeen, look: &LastLook, rules: Rul
             _ => Fate::Returns,
         },
     }
+}
+
+/// Whether another machine than the Lease's holder claimed the block, and nobody says that it is off.
+fn is_of_another(block: &BlockSeen, lease: &LeaseSeen) -> bool {
+    let claimed_by = Claimant::from(&*block.claimed_by);
+    !lease.earlier_off
+        && !block.claimed_by.is_empty()
+        && lease.marked_boot.as_ref() != Some(&claimed_by.boot_id)
+        && lease.claimant.likeness(&claimed_by) == Likeness::Other
 }
 
 /// What keeps the block of an agent that left, and what to do. Such an agent hands out within its promise,
@@ -344,13 +366,55 @@ mod tests {
             device: false,
             terminating: false,
             finalizers: Arc::default(),
+            claimed_by: "m1/u1/b1".into(),
         }
     }
 
     fn lease(version: &str, uid: &str, machine_off: bool) -> LeaseSeen {
         let holder = Holder { node_uid: uid.into(), boot_id: "b1".into() };
         let version = version.to_owned();
-        LeaseSeen { version, holder, promise: secs(100), machine_off, others_rest: false }
+        let claimant = Claimant::from("m1/u1/b1");
+        LeaseSeen {
+            version,
+            holder,
+            promise: secs(100),
+            machine_off,
+            others_rest: false,
+            claimant,
+            earlier_off: false,
+            marked_boot: None,
+        }
+    }
+
+    #[test]
+    fn a_word_about_one_machine_returns_no_block_of_another() {
+        let returns = |claimed_by: &str, earlier_off, ground| {
+            let block = BlockSeen { claimed_by: claimed_by.into(), ..block("u1") };
+            let marked_boot = Some("marked".to_owned());
+            let lease = LeaseSeen { earlier_off, marked_boot, ..lease("7", "u1", true) };
+            let planned = NodeReturn {
+                owner: owner("u1"),
+                ground,
+                lease: Some("7".into()),
+                successor: None,
+                blocks: Vec::new(),
+            };
+            let node_uid = Some("u1".to_owned());
+            let lease = Some(lease);
+            let look = LastLook { node_uid, out_of_service: true, lease, ..LastLook::default() };
+            fate(&planned, &block, &look, Rules::ALL)
+        };
+        for ground in [Ground::MachineOff, Ground::OutOfService] {
+            // This boot, an earlier one of the same machine, a version that did not say.
+            for own in ["m1/u1/b1", "m1/u1/b0", ""] {
+                assert_eq!(returns(own, false, ground), Fate::Returns, "{own} {ground:?}");
+            }
+            let stays = returns("m0/u0/b0", false, ground);
+            let says = |why: &String| why.contains("cairn ipam fence n1 --earlier");
+            assert!(matches!(&stays, Fate::Stays(why) if says(why)), "{stays:?}");
+            assert_eq!(returns("m0/u0/b0", true, ground), Fate::Returns, "{ground:?}");
+            assert_eq!(returns("m0/u0/marked", false, ground), Fate::Returns, "{ground:?}");
+        }
     }
 
     /// Held by a machine that took the Node over from one whose promise may stand.

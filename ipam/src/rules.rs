@@ -45,6 +45,10 @@ pub enum Rule {
     /// 3, 5: what another machine of the Node may hold, or another node after history went backwards, is
     /// used only by a node that hears its peers.
     HearFirst,
+    /// 5: a block that another machine claimed stays in doubt until it is decided, whatever restarts.
+    DoubtLasts,
+    /// 3: that history went backwards is known to later processes.
+    AlarmLasts,
     /// 6: the alias is written before the interface can carry traffic, and half-done ones go.
     AliasFirst,
     /// 6: a host route is created only where none is.
@@ -65,7 +69,7 @@ pub enum Rule {
 
 impl Rule {
     /// Every rule.
-    pub const ALL: [Rule; 26] = [
+    pub const ALL: [Rule; 28] = [
         Rule::VerifyAfterClaim,
         Rule::PoolWaitsForBlocks,
         Rule::CloseBeforeDelete,
@@ -84,6 +88,8 @@ impl Rule {
         Rule::OtherMachineWaits,
         Rule::LeaseAfterFound,
         Rule::HearFirst,
+        Rule::DoubtLasts,
+        Rule::AlarmLasts,
         Rule::AliasFirst,
         Rule::ExclusiveHostRoute,
         Rule::KernelIsRecord,

@@ -1,10 +1,13 @@
 //! Calls about blocks. Every read that a hand-out or a delete stands on leaves the resourceVersion
 //! unset, so that the answer is not older than the call (IPAM rule 2).
 
+use std::collections::BTreeMap;
+
 use cairn_api::{
     FINALIZER, IPBlock, IPBlockSpec, IPPool, ObjectReference, block_name, block_range,
 };
 use cairn_ipam::claims::{overlap, overlapped_by};
+use cairn_ipam::mark::{ANNOTATION_CLAIMED_BY, Claimant};
 use cairn_ipam::{Pool, Rule, Rules};
 use ipnet::IpNet;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ListMeta;
@@ -21,6 +24,14 @@ use super::reads;
 /// The annotation that the owner writes when it takes up a block that it finds: only a write that
 /// changes the object voids a DELETE still on its way.
 const TAKEN_UP: &str = "cairn.network/taken-up";
+
+/// For whom a block is claimed.
+#[derive(Clone, Debug)]
+pub(super) struct Owner {
+    pub(super) node: ObjectReference,
+    /// The machine that has the Node.
+    pub(super) claimant: Claimant,
+}
 
 /// Blocks and pools at the API server.
 #[derive(Clone, Debug)]
@@ -40,8 +51,10 @@ pub(super) enum Verification {
     Gone,
     /// Its pool is gone, ends, is disabled, or an older pool overlaps it.
     PoolUnfit(String),
-    /// Another node's block overlaps it.
+    /// Another node's block overlaps it, or another node announces it.
     Overlaps(String),
+    /// Nobody announces it any more, but somebody did a short while ago.
+    JustHeard,
 }
 
 impl BlockApi {
@@ -59,8 +72,9 @@ impl BlockApi {
         &self,
         cidr: IpNet,
         pool: &Pool,
-        node: ObjectReference,
+        owner: Owner,
     ) -> Result<IPBlock, IpamError> {
+        let Owner { node, claimant } = owner;
         let spec = IPBlockSpec {
             cidr: cidr.to_string(),
             range: block_range(cidr),
@@ -69,6 +83,7 @@ impl BlockApi {
         };
         let mut block = IPBlock::new(&block_name(cidr), spec);
         block.metadata.finalizers = Some(vec![FINALIZER.to_owned()]);
+        block.annotations_mut().insert(ANNOTATION_CLAIMED_BY.to_owned(), claimant.to_string());
         let what = || format!("cannot claim block {cidr}");
         let mark = self.history.mark(Kind::Block);
         let created = call(what, self.blocks.create(&PostParams::default(), &block)).await?;
@@ -77,13 +92,20 @@ impl BlockApi {
     }
 
     /// Changes a block that was found, not claimed by this process, so that no earlier DELETE with
-    /// its resourceVersion can still be carried out.
-    pub(super) async fn take_up(&self, block: &IPBlock, by: &str) -> Result<IPBlock, IpamError> {
+    /// its resourceVersion can still be carried out. It is `claimant`'s from then on, if one is named.
+    pub(super) async fn take_up(
+        &self,
+        block: &IPBlock,
+        by: &str,
+        claimant: Option<&Claimant>,
+    ) -> Result<IPBlock, IpamError> {
         let name = block.name_any();
+        let mut annotations = BTreeMap::from([(TAKEN_UP, by.to_owned())]);
+        annotations.extend(claimant.map(|of| (ANNOTATION_CLAIMED_BY, of.to_string())));
         let patch = json!({"metadata": {
             "uid": block.metadata.uid,
             "resourceVersion": block.metadata.resource_version,
-            "annotations": {TAKEN_UP: by},
+            "annotations": annotations,
         }});
         let what = || format!("cannot take up block {}", block.spec.cidr);
         let params = PatchParams::default();

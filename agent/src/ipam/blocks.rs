@@ -28,7 +28,7 @@ use futures::{FutureExt, StreamExt};
 use ipnet::IpNet;
 
 use super::Shared;
-use super::api::BlockApi;
+use super::api::{BlockApi, Owner};
 use super::calls::{self, Attempt, Done, Ears, Question, Term};
 use super::held::{Backoff, Held, Ledger, Phase};
 use super::history::{Kind, number};
@@ -48,7 +48,7 @@ pub(super) async fn run(shared: Shared) {
         view.mark_unchanged();
         usage.mark_unchanged();
         history.mark_unchanged();
-        let promised = *promise.borrow_and_update();
+        let promised = promise.borrow_and_update().clone();
         calls.extend(blocks.step(&promised, now));
         let wake = blocks.next_wake(&promised.fence, now);
         tokio::select! {
@@ -172,6 +172,7 @@ impl Blocks {
             }
         }
         self.begin_term(Term { fence: fence.term(), history });
+        self.ledger.history_doubted = self.shared.history.is_doubtful();
         let membership = self.shared.membership();
         if let Ok(uid) = &membership
             && is_synced
@@ -202,7 +203,9 @@ impl Blocks {
         let outside = if keeps { usage.outside.as_slice() } else { &[] };
         let unplaced = self.ledger.find(outside, &self.site.pools);
         let lease_read = promise.told.is_some();
-        self.ledger.hear_lease(promise.told, self.shared.options.rules);
+        let claimant = self.shared.claimant();
+        let rules = self.shared.options.rules;
+        self.ledger.hear_lease(promise.told.as_ref(), &claimant, rules, now);
         self.ask_lease();
         let own = self.ledger.own(&usages, now);
         let short: Vec<Demand> = usage.exhausted.iter().cloned().collect();
@@ -373,7 +376,10 @@ impl Blocks {
         let sent = self.pending.iter().map(|(cidr, (_, pool))| (*cidr, pool.clone()));
         let held = self.ledger.held.iter();
         let unverified = held.filter(|(_, held)| {
-            held.phase == Phase::Unverified && !held.terminating && !self.ledger.rests(held)
+            held.phase == Phase::Unverified
+                && !held.terminating
+                && !held.is_inherited()
+                && !self.ledger.rests(held)
         });
         sent.chain(unverified.map(|(cidr, held)| (*cidr, held.pool.uid.clone()))).collect()
     }
@@ -412,9 +418,10 @@ impl Blocks {
         let mut calls = Vec::new();
         let Ok(node_uid) = self.shared.membership() else { return calls };
         let node = ObjectReference { name: self.shared.options.node.clone(), uid: node_uid };
+        let owner = Owner { node, claimant: self.shared.claimant() };
         let listening = usize::from(self.under_way.contains(&Way::Witness));
         while self.under_way.len() < CALLS_MAX + listening
-            && let Some((way, call)) = self.next_call(decision, &node, own, usages, now)
+            && let Some((way, call)) = self.next_call(decision, &owner, own, usages, now)
         {
             self.under_way.insert(way);
             calls.push(async move { (way, call.await) }.boxed());
@@ -425,7 +432,7 @@ impl Blocks {
     fn next_call(
         &mut self,
         decision: &Decision,
-        node: &ObjectReference,
+        owner: &Owner,
         own: &[OwnBlock],
         usages: &BTreeMap<IpNet, BlockUsage>,
         now: Duration,
@@ -463,7 +470,7 @@ impl Blocks {
         }
         let unverified = self.ledger.held.iter().find(|(cidr, held)| {
             matches!(held.phase, Phase::Unverified | Phase::Unfit(_) | Phase::Conflict(_))
-                && !held.terminating
+                && (!held.terminating || held.is_inherited())
                 && !self.ledger.rests(held)
                 && !self.ledger.is_found(held)
                 && held.backoff.is_due(now)
@@ -471,14 +478,14 @@ impl Blocks {
         });
         if let Some((cidr, held)) = unverified {
             let vacant = usages.get(cidr).is_none_or(BlockUsage::is_vacant);
-            return Some((Way::Block(*cidr), self.verify(*cidr, held, vacant)));
+            return Some((Way::Block(*cidr), self.verify(*cidr, held, vacant, owner, now)));
         }
         let lost = decision.reasserts.iter().find(|(cidr, _)| {
             let lost = self.ledger.lost.get(cidr);
             lost.is_some_and(|lost| lost.backoff.is_due(now)) && idle(cidr)
         });
         if let Some((cidr, pool)) = lost {
-            let call = calls::reassert(self.api.clone(), *cidr, pool.clone(), node.clone());
+            let call = calls::reassert(self.api.clone(), *cidr, pool.clone(), owner.clone());
             return Some((Way::Block(*cidr), call.boxed()));
         }
         // They take turns, so that one without a free block does not keep the others waiting.
@@ -493,8 +500,9 @@ impl Blocks {
             taken.extend(own.iter().map(|block| block.cidr));
             let attempt = Attempt {
                 term: self.term,
+                history_doubted: self.ledger.history_doubted,
                 rules,
-                node: node.clone(),
+                owner: owner.clone(),
                 claim: claim.clone(),
                 taken,
                 reserved: self.site.reserved.clone(),
@@ -515,8 +523,16 @@ impl Blocks {
         Some((Way::Block(*unseen.0), call.boxed()))
     }
 
-    fn verify(&self, cidr: IpNet, held: &Held, vacant: bool) -> BoxFuture<'static, Done> {
+    fn verify(
+        &self,
+        cidr: IpNet,
+        held: &Held,
+        vacant: bool,
+        owner: &Owner,
+        now: Duration,
+    ) -> BoxFuture<'static, Done> {
         let rules = self.shared.options.rules;
+        let quiet = QUIET_MIN.min(self.shared.options.offline / 4);
         let by = || format!("{} {}", self.shared.options.boot_id, self.shared.now().as_nanos());
         let found = !held.newly_claimed && rules.hold(Rule::TakeUpBlocks);
         let question = Question {
@@ -525,9 +541,14 @@ impl Blocks {
             pool: held.pool.clone(),
             term: self.term,
             newly_claimed: held.newly_claimed,
-            inherited: held.inherited,
+            claimed_by: held.claimed_by,
+            just_heard: held.heard.is_some_and(|at| now < at.saturating_add(quiet)),
+            terminating: held.terminating,
+            forgotten: held.forgotten,
+            history_doubted: self.ledger.history_doubted,
             vacant,
-            take_up: (found && held.phase == Phase::Unverified).then(by),
+            take_up: (found && (held.phase == Phase::Unverified || held.is_inherited()))
+                .then(|| (by(), owner.claimant.clone())),
             rules,
         };
         calls::verify(self.api.clone(), self.ears(), question).boxed()
@@ -539,6 +560,8 @@ impl Blocks {
             witness: Arc::clone(&self.shared.witness),
             clock: self.shared.options.clock.clone(),
             deaf_until: self.deaf_until,
+            lasting: self.shared.lasting(),
+            node: self.shared.options.node.clone(),
         }
     }
 
@@ -592,6 +615,9 @@ const LISTEN_INTERVAL: Duration = Duration::from_secs(3);
 /// Sessions have this long to come up after the start of the process before a first claim is used. Below
 /// the patience of an ADD that waits for it.
 const DEAF_MAX: Duration = Duration::from_secs(5);
+/// Another machine's announcement of what it claimed has to be gone for so long, or for a quarter of the
+/// promise where that is shorter: longer than kubelet waits to start an agent that has crashed.
+const QUIET_MIN: Duration = Duration::from_secs(600);
 /// The watch has this long to show a block that was claimed.
 const UNSEEN_MAX: Duration = Duration::from_secs(10);
 const WAKE_MIN: Duration = Duration::from_millis(10);

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use cairn_api::{IPBlock, ObjectReference};
 use cairn_ipam::claims::{CANDIDATES_MAX, candidate, free_index};
+use cairn_ipam::mark::{Claimant, Likeness};
 use cairn_ipam::{Claim, Pool, Rule, Rules};
 use ipnet::IpNet;
 use tokio::sync::watch;
 
-use super::api::{BlockApi, Verification};
+use super::api::{BlockApi, Owner, Verification};
 use super::error::IpamError;
 use super::seams::{Clock, Heard, Witness};
 
@@ -63,12 +64,19 @@ pub(super) struct Question {
     /// The term in which this is asked.
     pub(super) term: Term,
     pub(super) newly_claimed: bool,
-    /// Another machine of this Node might hand out from it until a moment ago.
-    pub(super) inherited: bool,
+    /// What the machine that claimed it is to this one, and whether that was heard a short while ago.
+    pub(super) claimed_by: Likeness,
+    pub(super) just_heard: bool,
+    /// It ends. All that is asked is whether another machine that claimed it is heard.
+    pub(super) terminating: bool,
+    /// It was found when history had gone backwards a short while before.
+    pub(super) forgotten: bool,
+    /// History went backwards a short while ago.
+    pub(super) history_doubted: bool,
     /// No pod of this node is known to be in it, so that it can wait for what peers say.
     pub(super) vacant: bool,
-    /// What to write into the block first, different each time.
-    pub(super) take_up: Option<String>,
+    /// What to write into the block first, different each time, and this machine.
+    pub(super) take_up: Option<(String, Claimant)>,
     pub(super) rules: Rules,
 }
 
@@ -80,6 +88,10 @@ pub(super) struct Ears {
     pub(super) clock: Clock,
     /// Peers that say nothing until then, in time since boot, are not waited for any more.
     pub(super) deaf_until: Duration,
+    /// How long a session has to have lasted for what it has brought to be all.
+    pub(super) lasting: Duration,
+    /// The node's name.
+    pub(super) node: String,
 }
 
 impl Ears {
@@ -91,30 +103,90 @@ impl Ears {
         }
     }
 
-    /// Whose a block is may be in doubt: after history went backwards the API server may have forgotten it, and
-    /// another machine of this Node may still have pods in what it claimed. Who has it announces it all the
-    /// while: who hears too few peers claims nothing then, and takes up nothing.
-    async fn trust(
-        &self,
-        is_doubtful: bool,
-        rules: Rules,
-        what: impl FnOnce() -> String,
-    ) -> Result<(), IpamError> {
-        if !is_doubtful || !rules.hold(Rule::HearFirst) {
-            return Ok(());
-        }
+    /// After history went backwards the API server may have forgotten whose a block is, or show one that
+    /// this node had given back. Who has it announces it all the while: who hears too few peers claims
+    /// nothing then, and takes up nothing.
+    async fn trust_history(&self, what: impl FnOnce() -> String) -> Result<(), IpamError> {
         match self.witness.why_deaf(Duration::ZERO).await {
-            Some(why) => Err(IpamError::Deaf { what: what(), why }),
+            Some(why) => {
+                let what = format!("{}: the API server's history went backwards", what());
+                Err(IpamError::Deaf { what, why, otherwise: String::new() })
+            }
             None => Ok(()),
         }
+    }
+
+    /// Another machine may have pods in a block that it claimed under this Node. A machine that looks the
+    /// same, as after a reboot, is thought to be no copy where the mesh is heard.
+    async fn trust_namesake(&self, cidr: IpNet, is_like: bool) -> Result<(), IpamError> {
+        let why = match is_like {
+            true => self.witness.why_deaf(self.lasting).await,
+            false => self.witness.why_deaf_to_namesake(self.lasting).await,
+        };
+        why.map_or(Ok(()), |why| Err(self.deaf_to_namesake(cidr, why)))
+    }
+
+    fn deaf_to_namesake(&self, cidr: IpNet, why: String) -> IpamError {
+        let what = format!("block {cidr} is not used yet: another machine of this Node claimed it");
+        let otherwise = format!(
+            ", or if every machine that had this Node before is off: cairn ipam fence {} --earlier",
+            self.node
+        );
+        IpamError::Deaf { what, why, otherwise }
+    }
+}
+
+impl Question {
+    /// Nothing that this node has handed out is in it, so that it can wait for what peers say.
+    fn waits(&self) -> bool {
+        self.newly_claimed || self.vacant
+    }
+
+    fn is_inherited(&self) -> bool {
+        self.claimed_by != Likeness::Same
+    }
+
+    /// Writes that the block is taken up, and that it is this machine's. False when it is gone.
+    async fn take_up(&self, api: &BlockApi, is_own: bool) -> Result<bool, IpamError> {
+        let Some((by, claimant)) = &self.take_up else { return Ok(true) };
+        let found = api.read(self.cidr).await?;
+        let found = found.filter(|block| block.metadata.uid.as_ref() == Some(&self.uid));
+        let Some(block) = found else { return Ok(false) };
+        api.take_up(&block, by, is_own.then_some(claimant)).await?;
+        Ok(true)
+    }
+
+    /// Whether hearing nothing of the block says something.
+    async fn trust(&self, ears: &Ears) -> Result<(), IpamError> {
+        if !self.rules.hold(Rule::HearFirst) {
+            return Ok(());
+        }
+        if !self.waits() {
+            // This node announces it, too.
+            let why =
+                "pods of this machine run in it, and announcements do not tell whose they are";
+            return match self.claimed_by {
+                Likeness::Other => Err(ears.deaf_to_namesake(self.cidr, why.to_owned())),
+                Likeness::Same | Likeness::Like => Ok(()),
+            };
+        }
+        if self.history_doubted {
+            ears.trust_history(|| format!("block {} is not used yet", self.cidr)).await?;
+        }
+        if self.is_inherited() {
+            ears.trust_namesake(self.cidr, self.claimed_by == Likeness::Like).await?;
+        }
+        Ok(())
     }
 }
 
 /// A claim to be tried.
 pub(super) struct Attempt {
     pub(super) term: Term,
+    /// History went backwards a short while ago.
+    pub(super) history_doubted: bool,
     pub(super) rules: Rules,
-    pub(super) node: ObjectReference,
+    pub(super) owner: Owner,
     pub(super) claim: Claim,
     /// Prefixes of blocks that somebody has.
     pub(super) taken: Vec<IpNet>,
@@ -161,17 +233,47 @@ async fn verification(
     question: &Question,
 ) -> Result<Verification, IpamError> {
     let cidr = question.cidr;
-    if let Some(by) = &question.take_up {
-        let Some(block) = api.read(cidr).await? else { return Ok(Verification::Gone) };
-        if block.metadata.uid.as_ref() != Some(&question.uid) {
-            return Ok(Verification::Gone);
+    // A restored API may show one that this node had given back, and whose next owner it forgot.
+    if question.rules.hold(Rule::SecondWitness) {
+        if question.waits() {
+            ears.open().await;
         }
-        api.take_up(&block, by).await?;
+        question.trust(ears).await?;
+        if question.is_inherited() && question.waits() {
+            if let Some(heard) = ears.witness.heard(cidr).await.first() {
+                return Ok(Verification::Overlaps(announcement(heard)));
+            }
+            if question.just_heard && question.claimed_by == Likeness::Other {
+                return Ok(Verification::JustHeard);
+            }
+        }
+    }
+    if question.terminating {
+        return Ok(Verification::Sole);
+    }
+    let is_inherited = question.is_inherited();
+    // That it is this machine's is written when that is decided.
+    if !question.take_up(api, !is_inherited).await? {
+        return Ok(Verification::Gone);
     }
     let answer = match question.rules.hold(Rule::VerifyAfterClaim) {
         true => api.verify(question).await?,
         false => Verification::Sole,
     };
+    let answer = witnessed(answer, ears, question).await?;
+    if answer == Verification::Sole && is_inherited && !question.take_up(api, true).await? {
+        return Ok(Verification::Gone);
+    }
+    Ok(answer)
+}
+
+/// What others' announcements make of what the API server says.
+async fn witnessed(
+    answer: Verification,
+    ears: &Ears,
+    question: &Question,
+) -> Result<Verification, IpamError> {
+    let cidr = question.cidr;
     // The second witness: history of the API may have gone back (IPAM rule 3).
     if answer != Verification::Sole || !question.rules.hold(Rule::SecondWitness) {
         return Ok(answer);
@@ -179,26 +281,14 @@ async fn verification(
     // This node announces a block only once it is confirmed, so that of one just claimed even a
     // looped announcement is not of this process; nor is one of a block that rested without a pod. Any
     // other that was found it may have announced before.
-    let inherited = question.inherited && question.vacant;
-    let of_another = question.newly_claimed || inherited;
+    let in_doubt = question.is_inherited() || question.forgotten;
+    let of_another = question.newly_claimed || (in_doubt && question.vacant);
     let counts = |heard: &&Heard| of_another || !heard.looped;
-    // A restored API may show one that this node had given back, and whose next owner it forgot.
-    if question.newly_claimed || question.vacant {
-        ears.open().await;
-    }
     let heard = ears.witness.heard(cidr).await;
     let heard = heard.iter().find(counts).map(announcement);
-    // Sessions may have ended since it was decided to ask.
-    if heard.is_none() && (question.newly_claimed || question.vacant) {
-        let what = || {
-            let why = match inherited {
-                true => "another machine had it before",
-                false => "the API server's history went backwards",
-            };
-            format!("block {cidr} is not used yet: {why}")
-        };
-        let is_doubtful = question.term.history > 0 || inherited;
-        ears.trust(is_doubtful, question.rules, what).await?;
+    // Sessions may have ended meanwhile.
+    if heard.is_none() {
+        question.trust(ears).await?;
     }
     if !question.newly_claimed {
         return Ok(heard.map_or(answer, Verification::Overlaps));
@@ -211,21 +301,23 @@ async fn verification(
 
 /// Claims the block that is named, or tries candidates of the pools in order until one is created.
 pub(super) async fn claim(api: BlockApi, ears: Ears, attempt: Attempt) -> Done {
-    let Attempt { term, rules, node, claim, taken, reserved } = attempt;
+    let Attempt { term, history_doubted, rules, owner, claim, taken, reserved } = attempt;
     let mut claimed = Claimed { term, ..Claimed::default() };
-    let what = || "no block is claimed: the API server's history went backwards".to_owned();
-    if let Err(error) = ears.trust(term.history > 0, rules, what).await {
+    if history_doubted
+        && rules.hold(Rule::HearFirst)
+        && let Err(error) = ears.trust_history(|| "no block is claimed".to_owned()).await
+    {
         claimed.error = Some(error);
         return Done::Claimed(Box::new(claimed));
     }
     match claim {
-        Claim::Block(pool, cidr) => claim_block(&api, &pool, cidr, node, &mut claimed).await,
+        Claim::Block(pool, cidr) => claim_block(&api, &pool, cidr, owner, &mut claimed).await,
         Claim::OneOf(pools) => {
             claimed.pools = pools.iter().map(|pool| pool.name.clone()).collect();
             for pool in &pools {
                 let mut index = free_index(pool, &taken);
                 reserved.iter().for_each(|prefix| index.take_inside(*prefix));
-                if claim_any(&api, pool, &node, index, &mut claimed).await {
+                if claim_any(&api, pool, &owner, index, &mut claimed).await {
                     break;
                 }
             }
@@ -238,17 +330,17 @@ pub(super) async fn claim(api: BlockApi, ears: Ears, attempt: Attempt) -> Done {
 async fn claim_any(
     api: &BlockApi,
     pool: &Pool,
-    node: &ObjectReference,
+    owner: &Owner,
     mut index: cairn_ipam::FreeIndex,
     claimed: &mut Claimed,
 ) -> bool {
     for attempt in 0..CANDIDATES_MAX {
         let attempt = u32::try_from(attempt).unwrap_or(u32::MAX);
-        let Some(cidr) = candidate(&node.name, pool, &index, attempt) else {
+        let Some(cidr) = candidate(&owner.node.name, pool, &index, attempt) else {
             claimed.full.push(pool.name.clone());
             return false;
         };
-        match api.claim(cidr, pool, node.clone()).await {
+        match api.claim(cidr, pool, owner.clone()).await {
             Ok(block) => {
                 claimed.claimed = Some((cidr, block));
                 return true;
@@ -270,15 +362,16 @@ async fn claim_block(
     api: &BlockApi,
     pool: &Pool,
     cidr: IpNet,
-    node: ObjectReference,
+    owner: Owner,
     claimed: &mut Claimed,
 ) {
-    match api.claim(cidr, pool, node.clone()).await {
+    let node = owner.node.clone();
+    match api.claim(cidr, pool, owner).await {
         Ok(block) => claimed.claimed = Some((cidr, block)),
         Err(error) if error.is_conflict() => match api.read(cidr).await {
             // An earlier try that seemed to fail: the watch shows it.
             Ok(Some(block)) if block.spec.node == node => {}
-            Ok(Some(block)) => claimed.owned = Some((cidr, owner(&block, &node))),
+            Ok(Some(block)) => claimed.owned = Some((cidr, owned_by(&block, &node))),
             // Returned a moment ago: the next try gets it.
             Ok(None) => {}
             Err(error) => claimed.error = Some(error),
@@ -287,7 +380,7 @@ async fn claim_block(
     }
 }
 
-fn owner(block: &IPBlock, node: &ObjectReference) -> String {
+fn owned_by(block: &IPBlock, node: &ObjectReference) -> String {
     let (cidr, owner) = (&block.spec.cidr, &block.spec.node.name);
     if *owner == node.name {
         return format!("block {cidr} is owned by an earlier Node object named {owner}");
@@ -306,17 +399,13 @@ impl Claimed {
 }
 
 /// Creates the object of a block in which pods live once more.
-pub(super) async fn reassert(
-    api: BlockApi,
-    cidr: IpNet,
-    pool: Pool,
-    node: ObjectReference,
-) -> Done {
+pub(super) async fn reassert(api: BlockApi, cidr: IpNet, pool: Pool, owner: Owner) -> Done {
+    let node = owner.node.clone();
     let answer = async {
-        match api.claim(cidr, &pool, node.clone()).await {
+        match api.claim(cidr, &pool, owner).await {
             Err(error) if error.is_conflict() => match api.read(cidr).await? {
                 Some(block) if block.spec.node == node => Ok(Assertion::Ours(Box::new(block))),
-                Some(block) => Ok(Assertion::Theirs(owner(&block, &node))),
+                Some(block) => Ok(Assertion::Theirs(owned_by(&block, &node))),
                 None => Err(error),
             },
             created => created.map(|block| Assertion::Ours(Box::new(block))),

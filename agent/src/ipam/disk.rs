@@ -78,6 +78,8 @@ pub struct Kept {
     pub lease: Option<LeaseWrite>,
     /// The highest resourceVersion seen; 0 when none was.
     pub version: u64,
+    /// History of the API server went backwards in this boot.
+    pub alarm: bool,
     /// The blocks that may hand out while the Lease's promise lasts.
     pub blocks: BTreeMap<IpNet, KeptBlock>,
 }
@@ -195,19 +197,6 @@ impl Disk {
         self.write(&mut state)
     }
 
-    /// Forgets every block, as when history went backwards: none hands out until it is confirmed.
-    ///
-    /// # Errors
-    /// A later process may find the blocks.
-    pub fn forget_all(&self) -> Result<(), DiskError> {
-        let mut state = self.state();
-        if state.kept.blocks.is_empty() && !state.behind {
-            return Ok(());
-        }
-        state.kept.blocks.clear();
-        self.write(&mut state)
-    }
-
     /// The Lease was written, and the fence is in `term` with it. A new term forgets all blocks in
     /// the same document, before the new promise can make them count. Called before anything is
     /// confirmed in the new term.
@@ -249,20 +238,29 @@ impl Disk {
         state.kept.version = state.kept.version.max(version);
     }
 
-    /// The API server's history was put back, and all has been listed anew: what counts from now on
-    /// is `version`.
+    /// The API server's history was put back: what counts from now on is `version`, and no block hands
+    /// out until it is confirmed. `alarm`: later processes have to know.
     ///
     /// # Errors
-    /// A later process notices the old history once more.
-    pub fn begin_history(&self, version: u64) -> Result<(), DiskError> {
+    /// A later process may find the blocks, and notices the old history once more.
+    pub fn begin_history(&self, version: u64, alarm: bool) -> Result<(), DiskError> {
         let mut state = self.state();
+        state.kept.blocks.clear();
         state.kept.version = version;
+        state.kept.alarm |= alarm;
         self.write(&mut state)
+    }
+
+    /// Whether history went backwards in this boot.
+    pub fn alarm(&self) -> bool {
+        self.state().kept.alarm
     }
 
     fn write(&self, state: &mut State) -> Result<(), DiskError> {
         let document = Document::from(&state.kept);
-        let (storage, format) = (self.storage.as_ref(), *FORMATS.end());
+        let storage = self.storage.as_ref();
+        // What says no more than the version before knows, that reads, too.
+        let format = FORMATS.end() - u32::from(!document.alarm);
         let written = write_if_new(storage, &self.owner, CLAIMS, format, &document, None);
         state.behind = written.is_err();
         written?;
@@ -281,6 +279,9 @@ struct Document {
     node_uid: Option<String>,
     lease: Option<LeaseDocument>,
     version: u64,
+    /// Not there before format 3.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    alarm: bool,
     blocks: BTreeMap<IpNet, KeptBlock>,
 }
 
@@ -307,6 +308,7 @@ impl From<&Kept> for Document {
             node_uid: kept.node_uid.clone(),
             lease,
             version: kept.version,
+            alarm: kept.alarm,
             blocks: kept.blocks.clone(),
         }
     }
@@ -323,6 +325,7 @@ impl From<Document> for Kept {
             node_uid: document.node_uid,
             lease,
             version: document.version,
+            alarm: document.alarm,
             blocks: document.blocks,
         }
     }
@@ -450,10 +453,10 @@ fn checksum(bytes: &[u8]) -> u64 {
     })
 }
 
-/// The formats of `claims.json` that are read, of which the last is written: raised by every change of
+/// The formats of `claims.json` that are read, of which the last is written where it is needed: raised by every change of
 /// what stands in it. An upgrade keeps the blocks and the highest version seen only if the format before
 /// it is among these.
-const FORMATS: RangeInclusive<u32> = 1..=2;
+const FORMATS: RangeInclusive<u32> = 1..=3;
 const CLAIMS: &str = "claims.json";
 
 #[cfg(test)]

@@ -30,13 +30,15 @@ pub enum IpamError {
     /// Others may hold what is asked for, and announce it unheard.
     #[error(
         "{what}: {why}, so that a machine that has pods in it may announce it unheard; mend the \
-         sessions (cairn bgp peers)"
+         sessions (cairn bgp peers){otherwise}"
     )]
     Deaf {
         /// What was wanted.
         what: String,
         /// Why hearing nothing says nothing.
         why: String,
+        /// What else would end it, as a clause that goes on, or nothing.
+        otherwise: String,
     },
     /// The node's Lease carries the mark that this machine is off.
     #[error("Lease {lease} says that this machine is off: nothing is written to it")]

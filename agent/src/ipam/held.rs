@@ -7,12 +7,14 @@ use std::time::Duration;
 use cairn_api::{IPBlock, ObjectReference, block_name};
 use cairn_ipam::claims::{block_of, overlap};
 use cairn_ipam::fence::OwnFence;
+use cairn_ipam::mark::{ANNOTATION_CLAIMED_BY, Claimant, Likeness};
 use cairn_ipam::{AttachmentId, BlockState, BlockUsage, OwnBlock, Pool, Rule, Rules};
 use ipnet::IpNet;
+use kube::ResourceExt;
 
 use super::disk::KeptBlock;
 use super::history::number;
-use super::lease::Told;
+use super::lease::{Off, Told};
 use crate::view::ClusterView;
 
 /// A block whose object names this Node.
@@ -23,9 +25,18 @@ pub(super) struct Held {
     pub(super) phase: Phase,
     /// This process claimed it.
     pub(super) newly_claimed: bool,
-    /// It was found while another machine of this Node might still hand out from it, and is not
-    /// confirmed since.
-    pub(super) inherited: bool,
+    /// Which machine claimed it, as its object says.
+    pub(super) claimant: Option<Claimant>,
+    /// What that is to this machine. One that is not the same may have pods in it, until it is decided
+    /// that the block is this machine's.
+    pub(super) claimed_by: Likeness,
+    /// It is decided, though its object still names another.
+    pub(super) decided: bool,
+    /// When another machine that claimed it was heard last, or may have been.
+    pub(super) heard: Option<Duration>,
+    /// It was found when history had gone backwards a short while before: this node may have given it
+    /// back, and the API server have forgotten its next owner.
+    pub(super) forgotten: bool,
     pub(super) terminating: bool,
     /// The watch has shown it.
     pub(super) seen: bool,
@@ -119,12 +130,25 @@ impl Backoff {
 
 impl Held {
     pub(super) fn new(block: &IPBlock, uid: String, now: Duration) -> Held {
+        Held { claimant: claimant(block), ..Held::found(uid, block.spec.pool.clone(), now) }
+    }
+
+    /// A block that an earlier process of this boot had confirmed.
+    pub(super) fn kept(block: KeptBlock, now: Duration) -> Held {
+        Held { phase: Phase::Confirmed, seen: true, ..Held::found(block.uid, block.pool, now) }
+    }
+
+    fn found(uid: String, pool: ObjectReference, now: Duration) -> Held {
         Held {
             uid,
-            pool: block.spec.pool.clone(),
+            pool,
             phase: Phase::Unverified,
             newly_claimed: false,
-            inherited: false,
+            claimant: None,
+            claimed_by: Likeness::Same,
+            decided: false,
+            heard: None,
+            forgotten: false,
             terminating: false,
             seen: false,
             version: 0,
@@ -135,28 +159,22 @@ impl Held {
         }
     }
 
-    /// A block that an earlier process of this boot had confirmed.
-    pub(super) fn kept(block: KeptBlock, now: Duration) -> Held {
-        Held {
-            uid: block.uid,
-            pool: block.pool,
-            phase: Phase::Confirmed,
-            newly_claimed: false,
-            inherited: false,
-            terminating: false,
-            seen: true,
-            version: 0,
-            since: now,
-            idle_since: None,
-            foreign: None,
-            backoff: Backoff::default(),
-        }
+    /// Takes in what the watch shows.
+    fn show(&mut self, block: &IPBlock) {
+        (self.seen, self.version) = (true, version(block));
+        self.claimant = claimant(block);
+    }
+
+    /// Whether another machine that claimed it may have pods in it.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.claimed_by != Likeness::Same
     }
 
     /// The list that begins a new history shows the block if it is in it: also one that was gone in the
     /// old one, and goes once more.
     pub(super) fn begin_history(&mut self) {
         (self.seen, self.version) = (true, 0);
+        self.forgotten |= self.phase != Phase::Confirmed;
         if self.phase == Phase::Gone {
             self.phase = Phase::Releasing { sent: true };
             self.backoff = Backoff::default();
@@ -210,16 +228,6 @@ impl Held {
         }
     }
 
-    /// Whether another machine of this Node announces the block: its pods live on when its promise is
-    /// over. The object is theirs as much as ours, so that no emptiness of this side is a reason to
-    /// delete it.
-    fn is_used_elsewhere(&self, now: Duration) -> bool {
-        // One that ends is verified no more, so that what is heard now says whether it goes on.
-        let goes_on = !self.terminating || self.foreign.is_some();
-        let conflict = matches!(self.phase, Phase::Conflict(_)) && goes_on;
-        self.inherited && (conflict || self.contested(now).is_some())
-    }
-
     fn state(&self, now: Duration) -> BlockState {
         match &self.phase {
             Phase::Releasing { .. } | Phase::Gone => BlockState::Releasing,
@@ -241,6 +249,8 @@ pub(super) struct Ledger {
     pub(super) lost: BTreeMap<IpNet, Lost>,
     /// Another machine had this Node before, and may still hand out from its blocks.
     pub(super) others_rest: bool,
+    /// History went backwards a short while ago.
+    pub(super) history_doubted: bool,
     /// When the Lease was written last, or before: it tells nothing of blocks that were found later.
     pub(super) lease_sent: Duration,
     /// The lists of this node's blocks that were looked at ([`ClusterView::own_lists`]).
@@ -301,16 +311,40 @@ impl Ledger {
         held.may_be_others() && self.lease_sent < held.since
     }
 
-    /// Takes in whether another machine may still hand out from blocks that this one has found.
-    pub(super) fn hear_lease(&mut self, told: Option<Told>, rules: Rules) {
-        let others_rest = told.is_some_and(|told| told.others_rest);
+    /// Takes in what the Lease tells of other machines, and whose the blocks are that `own`, this machine,
+    /// has found.
+    pub(super) fn hear_lease(
+        &mut self,
+        told: Option<&Told>,
+        own: &Claimant,
+        rules: Rules,
+        now: Duration,
+    ) {
         let asks = rules.hold(Rule::LeaseAfterFound);
         // Nothing is asked of blocks before the first write.
         self.lease_sent = told.filter(|_| asks).map_or(Duration::MAX, |told| told.sent);
-        self.others_rest = others_rest;
+        self.others_rest = told.is_some_and(|told| told.others_rest);
+        let off = told.map_or(&Off::None, |told| &told.off);
         for held in self.held.values_mut() {
-            held.inherited |= others_rest && !held.newly_claimed;
-            held.inherited &= held.phase != Phase::Confirmed;
+            let claimed_by = match &held.claimant {
+                _ if !rules.hold(Rule::DoubtLasts) => match self.others_rest {
+                    true => Likeness::Other,
+                    false => held.claimed_by,
+                },
+                // By a version that said nothing of it.
+                None => Likeness::Like,
+                Some(claimant) => match off {
+                    Off::Earlier => Likeness::Same,
+                    Off::Boot(boot) if claimant.boot_id == **boot => Likeness::Same,
+                    Off::Boot(_) | Off::None => own.likeness(claimant),
+                },
+            };
+            let is_own = held.newly_claimed || held.decided || held.phase == Phase::Confirmed;
+            held.claimed_by = if is_own { Likeness::Same } else { claimed_by };
+            // It may have been heard a moment ago, by an earlier process.
+            if held.claimed_by == Likeness::Other {
+                held.heard.get_or_insert(now);
+            }
         }
     }
 
@@ -349,15 +383,16 @@ impl Ledger {
             let terminating = block.metadata.deletion_timestamp.is_some();
             match self.held.get_mut(&cidr) {
                 Some(held) if held.uid == uid => {
-                    (held.seen, held.version) = (true, version(block));
+                    held.show(block);
                     held.terminating |= terminating;
                 }
                 // The watch is behind a claim that has just succeeded.
                 Some(held) if !held.seen => {}
                 _ => {
                     let mut held = Held::new(block, uid, now);
-                    (held.seen, held.version) = (true, version(block));
+                    held.show(block);
                     held.terminating = terminating;
+                    held.forgotten = self.history_doubted;
                     self.held.insert(cidr, held);
                 }
             }
@@ -438,7 +473,7 @@ impl Ledger {
             pool_uid: held.pool.uid.clone(),
             state: match held.state(now) {
                 BlockState::Unverified | BlockState::Conflict | BlockState::Terminating
-                    if self.rests(held) || held.is_used_elsewhere(now) =>
+                    if self.rests(held) || held.is_inherited() =>
                 {
                     BlockState::OtherMachine
                 }
@@ -464,6 +499,11 @@ impl Ledger {
     }
 }
 
+/// The machine that claimed a block.
+fn claimant(block: &IPBlock) -> Option<Claimant> {
+    block.annotations().get(ANNOTATION_CLAIMED_BY).map(|text| Claimant::from(text.as_str()))
+}
+
 /// The version of an object; 0 when it is no number.
 fn version(block: &IPBlock) -> u64 {
     let version = block.metadata.resource_version.as_deref();
@@ -485,11 +525,15 @@ mod tests {
     use super::*;
 
     const CIDR: &str = "10.0.0.0/26";
+    const OWN: &str = "m1/u1/b1";
 
     fn block(uid: &str, version: &str) -> IPBlock {
         serde_json::from_value(json!({
             "apiVersion": "cairn.network/v1alpha1", "kind": "IPBlock",
-            "metadata": {"name": "10.0.0.0-26", "uid": uid, "resourceVersion": version},
+            "metadata": {
+                "name": "10.0.0.0-26", "uid": uid, "resourceVersion": version,
+                "annotations": {ANNOTATION_CLAIMED_BY: OWN},
+            },
             "spec": {
                 "cidr": CIDR, "range": "10.0.0.0/16",
                 "pool": {"name": "p", "uid": "pu"}, "node": {"name": "n1", "uid": "nu"},
@@ -577,8 +621,9 @@ mod tests {
         let mut ledger = Ledger::default();
         ledger.reconcile(&view(1, &[block("u", "10")]), "nu", &BTreeMap::new(), secs(10));
         let mut state = |sent: Option<u64>, change: fn(&mut Held), rules| {
-            let told = sent.map(|sent| Told { sent: secs(sent), others_rest: false });
-            ledger.hear_lease(told, rules);
+            let told =
+                sent.map(|sent| Told { sent: secs(sent), others_rest: false, off: Off::None });
+            ledger.hear_lease(told.as_ref(), &Claimant::from(OWN), rules, secs(20));
             change(ledger.held.get_mut(&cidr()).expect("it"));
             ledger.own(&BTreeMap::new(), secs(20))[0].state
         };
@@ -590,6 +635,32 @@ mod tests {
         assert_eq!(state(Some(9), |held| held.terminating = true, all), BlockState::Found);
         assert_eq!(state(Some(10), |held| held.terminating = false, all), BlockState::Unverified);
         assert_eq!(state(Some(9), |held| held.newly_claimed = true, all), BlockState::Unverified);
+    }
+
+    #[test]
+    fn a_block_that_another_machine_claimed_is_that_ones_until_it_is_decided() {
+        let told = |off| Told { sent: Duration::MAX, others_rest: false, off };
+        let state = |own: &str, told: &Told, change: fn(&mut Held)| {
+            let mut ledger = ledger(Phase::Unverified);
+            change(ledger.held.get_mut(&cidr()).expect("it"));
+            ledger.hear_lease(Some(told), &Claimant::from(own), Rules::ALL, Duration::ZERO);
+            ledger.own(&BTreeMap::new(), Duration::ZERO)[0].state
+        };
+        let none = told(Off::None);
+        assert_eq!(state("m1/u1/b2", &none, |_| {}), BlockState::Unverified, "after a reboot");
+        let other = |told: &Told, change| state("m2/u2/b2", told, change);
+        assert_eq!(other(&none, |_| {}), BlockState::OtherMachine);
+        assert_eq!(other(&none, |held| held.terminating = true), BlockState::OtherMachine);
+        assert_eq!(
+            other(&none, |held| held.phase = Phase::Conflict(String::new())),
+            BlockState::OtherMachine
+        );
+        assert_eq!(other(&none, |held| held.newly_claimed = true), BlockState::Unverified);
+        let decided = |held: &mut Held| (held.terminating, held.decided) = (true, true);
+        assert_eq!(other(&none, decided), BlockState::Terminating);
+        assert_eq!(other(&told(Off::Earlier), |_| {}), BlockState::Unverified);
+        assert_eq!(other(&told(Off::Boot("b1".into())), |_| {}), BlockState::Unverified);
+        assert_eq!(other(&told(Off::Boot("b0".into())), |_| {}), BlockState::OtherMachine);
     }
 
     #[test]

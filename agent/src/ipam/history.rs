@@ -84,6 +84,12 @@ impl History {
         *self.relist.borrow()
     }
 
+    /// Whether history went backwards in this boot. Then the API server may not know of a block that
+    /// somebody has, or show one as this node's that it had given back.
+    pub(super) fn is_doubtful(&self) -> bool {
+        self.epoch() > 0 || (self.rules.hold(Rule::AlarmLasts) && self.disk.alarm())
+    }
+
     /// Hears when history goes backwards.
     pub(super) fn subscribe(&self) -> watch::Receiver<u64> {
         self.relist.subscribe()
@@ -111,7 +117,7 @@ impl History {
         }
         let crossed = seen.crossed.saturating_add(u32::from(version >= mark.version));
         *seen = Seen { newest: BTreeMap::from([(mark.kind, version)]), before: 0, crossed };
-        self.begin_anew(version);
+        self.begin_anew(version, version < mark.version);
     }
 
     /// Takes in the version of an object that was shown or written in `epoch`. It proves nothing by
@@ -135,14 +141,15 @@ impl History {
         if self.rules.hold(Rule::NoticeOldHistory) {
             let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
             *seen = Seen { crossed: seen.crossed, ..Seen::default() };
-            self.begin_anew(0);
+            self.begin_anew(0, true);
         }
     }
 
-    fn begin_anew(&self, newest: u64) {
+    /// `is_sure`: not only two kinds of object were compared, which may be in etcds of their own.
+    fn begin_anew(&self, newest: u64, is_sure: bool) {
         tracing::warn!("the API server's history went backwards: everything is read anew");
         // In memory they are closed all the same; what stays on the disk counts within the promise.
-        let forgotten = self.disk.forget_all().and_then(|()| self.disk.begin_history(newest));
+        let forgotten = self.disk.begin_history(newest, is_sure);
         if let Err(error) = forgotten {
             tracing::warn!("{error}");
         }

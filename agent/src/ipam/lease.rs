@@ -8,16 +8,18 @@
 //!                    of another Node object ────────────► take over (its blocks are not ours)
 //!                    another boot, the same machine ────► take over: a reboot ended its pods
 //!                    another boot, another machine ─────► take over; its blocks rest until 1.25 x
-//!                                                         its promise has passed and peers are
-//!                                                         heard, or it is off
+//!                                                         its promise has passed, or it is off,
+//!                                                         and are then asked for one by one
 //!  mark names this boot ────────────────────────────────► write nothing, hand out nothing
 //! ```
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use cairn_ipam::fence::OwnFence;
 use cairn_ipam::mark::{
-    ANNOTATION_MACHINE, ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, SEVERAL, is_off, others_rest,
+    ANNOTATION_EARLIER_OFF, ANNOTATION_MACHINE, ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER,
+    SEVERAL, is_off, others_rest,
 };
 use cairn_ipam::{Holder, Machine, Rule, Standing};
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
@@ -42,7 +44,7 @@ pub(super) fn lease_name(node: &str) -> String {
 pub(super) const LEASE_PREFIX: &str = "cairn-node-";
 
 /// What the Lease allows this node.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Promise {
     /// Until when addresses may be handed out.
     pub(super) fence: OwnFence,
@@ -54,7 +56,7 @@ pub(super) struct Promise {
 }
 
 /// What a write of the Lease told of other machines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Told {
     /// When its request left, or before. Of a machine that has taken the Lease over since it told
     /// nothing, nor of the blocks that this one has claimed.
@@ -62,6 +64,19 @@ pub(super) struct Told {
     /// Whether another machine that had the Node may still hand out: blocks that this process did not
     /// claim rest then.
     pub(super) others_rest: bool,
+    /// What an operator has said of other machines.
+    pub(super) off: Off,
+}
+
+/// Which machines an operator says to be off.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) enum Off {
+    #[default]
+    None,
+    /// That with this boot id.
+    Boot(Arc<str>),
+    /// All that had the Node before this one.
+    Earlier,
 }
 
 impl Promise {
@@ -72,7 +87,7 @@ impl Promise {
 
     /// Whether blocks that this process did not claim rest.
     pub(super) fn others_rest(&self) -> bool {
-        self.told.is_none_or(|told| told.others_rest)
+        self.told.as_ref().is_none_or(|told| told.others_rest)
     }
 }
 
@@ -90,7 +105,6 @@ pub(super) async fn run(shared: Shared) {
             Ok(uid) => match keeper.write(&uid).await {
                 Ok(()) => {
                     problems.extend(keeper.raise(sent));
-                    problems.extend(keeper.deaf.clone());
                     interval
                 }
                 Err(error) => {
@@ -123,7 +137,8 @@ pub(super) async fn run(shared: Shared) {
         };
         // A Node that appears or changes machine is acted on at once, other changes are not. Nor is a
         // block that waits while the Lease cannot be written.
-        let is_written = shared.promise.borrow().told.is_some_and(|told| told.sent == sent);
+        let is_written =
+            shared.promise.borrow().told.as_ref().is_some_and(|told| told.sent == sent);
         tokio::select! {
             biased;
             () = changed => {}
@@ -142,8 +157,8 @@ struct Keeper {
     waits: Option<(String, Duration)>,
     /// What was written last still names that machine.
     others_rest: bool,
-    /// Why its blocks rest although the wait is over.
-    deaf: Option<String>,
+    /// What it says of an operator's word.
+    off: Off,
     /// The version that the last write of which this node heard gave the Lease: this process's, or that
     /// of an earlier one of this boot. And the epoch in which it was written.
     wrote: Option<(u64, u64)>,
@@ -162,7 +177,7 @@ impl Keeper {
             shared,
             waits: None,
             others_rest: false,
-            deaf: None,
+            off: Off::None,
         }
     }
 
@@ -175,10 +190,8 @@ impl Keeper {
         let version = self.wrote.map(|(version, _)| version);
         let lease = LeaseWrite { sent, promise: shared.options.offline, version };
         let kept = shared.disk.wrote_lease(lease, fence.term());
-        let told = Some(Told { sent, others_rest: self.others_rest });
-        shared.promise.send_modify(|promise| {
-            *promise = Promise { fence, marked_off: false, told };
-        });
+        let told = Some(Told { sent, others_rest: self.others_rest, off: self.off.clone() });
+        shared.promise.send_replace(Promise { fence, marked_off: false, told });
         kept.err().map(|error| error.to_string())
     }
 
@@ -211,7 +224,12 @@ impl Keeper {
         let now = MicroTime(Timestamp::now());
         let mut acquired = spec.acquire_time.clone();
         let mut transitions = spec.lease_transitions;
+        let mut earlier_off =
+            annotation(ANNOTATION_EARLIER_OFF).as_ref() == Some(&holder.to_string());
         if spec.holder_identity.as_deref() != Some(&holder.to_string()) {
+            // Of those that had the Node since it was said it says nothing.
+            earlier_off = false;
+            lease.annotations_mut().remove(ANNOTATION_EARLIER_OFF);
             let machine = self.machine(&holder, &name).await?;
             let before = spec.holder_identity.as_deref().map(str::parse::<Holder>);
             let before = before.and_then(Result::ok).filter(|before| before.node_uid == uid);
@@ -230,11 +248,8 @@ impl Keeper {
         }
         let own_secs = i32::try_from(options.offline.as_secs()).unwrap_or(i32::MAX);
         let old_secs = spec.lease_duration_seconds.unwrap_or(0);
-        self.deaf = None;
-        let rest = match taken_over {
-            Some(from) if self.rests(&from, off.as_deref(), old_secs).await => Some(from),
-            _ => None,
-        };
+        let rest =
+            taken_over.filter(|from| !earlier_off && self.rests(from, off.as_deref(), old_secs));
         // The promise of the other machine has to stand there until it is over: a restart of this
         // process waits for it again. One that is longer than what is kept is always safe.
         let secs = if rest.is_some() { own_secs.max(old_secs) } else { own_secs };
@@ -259,6 +274,12 @@ impl Keeper {
             Some(_) => call(what, self.leases.replace(&name, &params, &lease)).await?,
         };
         self.others_rest = rest.is_some();
+        let boot = off.and_then(|mark| Some(mark.parse::<Holder>().ok()?.boot_id));
+        self.off = match boot {
+            _ if earlier_off => Off::Earlier,
+            Some(boot) => Off::Boot(boot.into()),
+            None => Off::None,
+        };
         // The wait begins when the other machine can write the Lease no more.
         let since = self.shared.now();
         self.waits = rest.map(|from| match self.waits.take() {
@@ -322,9 +343,8 @@ impl Keeper {
         }))
     }
 
-    /// Whether the promise of the machine that `from` names may still stand, or its pods may run on
-    /// unheard: who hears its peers knows of them by its announcements (IPAM rules 3 and 5).
-    async fn rests(&mut self, from: &str, off: Option<&str>, promise_secs: i32) -> bool {
+    /// Whether the promise of the machine that `from` names may still stand.
+    fn rests(&self, from: &str, off: Option<&str>, promise_secs: i32) -> bool {
         if !self.shared.options.rules.hold(Rule::OtherMachineWaits) {
             return false;
         }
@@ -332,26 +352,9 @@ impl Keeper {
             return false;
         }
         let promise = Duration::from_secs(u64::try_from(promise_secs).unwrap_or_default());
-        match &self.waits {
-            Some((known, since)) if known == from => {
-                let wait = promise.saturating_add(promise / 4);
-                if self.shared.now() < since.saturating_add(wait) {
-                    return true;
-                }
-            }
-            _ => return true,
-        }
-        if self.shared.options.rules.hold(Rule::HearFirst) {
-            let node = &self.shared.options.node;
-            self.deaf = self.shared.why_deaf().await.map(|why| {
-                format!(
-                    "what the machine that had Node {node} before has claimed stays closed: {why}, so \
-                     that it may still announce that unheard; mend the sessions (cairn bgp peers), or \
-                     if that machine is off: cairn ipam fence {node}"
-                )
-            });
-        }
-        self.deaf.is_some()
+        let wait = promise.saturating_add(promise / 4);
+        let begun = self.waits.as_ref().filter(|(known, _)| known == from);
+        begun.is_none_or(|(_, since)| self.shared.now() < since.saturating_add(wait))
     }
 }
 

@@ -17,7 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cairn_ipam::{Demand, Family, OwnedBlock, PodPool, Rule, Rules, Standing};
+use cairn_ipam::mark::Claimant;
+use cairn_ipam::{Demand, Family, Machine, OwnedBlock, PodPool, Rule, Rules, Standing};
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1::Node;
 use kube::Client;
@@ -187,8 +188,25 @@ impl Shared {
 
     /// Why a machine that is still on may announce its blocks unheard by this node.
     async fn why_deaf(&self) -> Option<String> {
-        let lasting = HEARING_MIN.min(self.options.offline / 8);
-        self.witness.why_deaf(lasting).await
+        self.witness.why_deaf(self.lasting()).await
+    }
+
+    /// How long a session has to have lasted for what it has brought to be all.
+    fn lasting(&self) -> Duration {
+        HEARING_MIN.min(self.options.offline / 8)
+    }
+
+    /// This machine, as its Node names it.
+    fn claimant(&self) -> Claimant {
+        let view = self.view.borrow();
+        let status = view.node.as_ref().and_then(|node| node.status.as_ref());
+        let info = status.and_then(|status| status.node_info.as_ref());
+        let info = info.filter(|info| info.boot_id == self.options.boot_id);
+        let machine = info.map_or_else(Machine::default, |info| Machine {
+            machine_id: info.machine_id.clone(),
+            system_uuid: info.system_uuid.clone(),
+        });
+        Claimant { machine, boot_id: self.options.boot_id.clone() }
     }
 
     /// The UID of the Node for which this agent may act, or why it may not (IPAM rule 5).

@@ -117,6 +117,15 @@ impl Blocks {
             if held.newly_claimed { Phase::Releasing { sent: false } } else { other }
         };
         match answer {
+            // Nobody else uses it: it goes as one of this machine's.
+            Ok(Verification::Sole) if held.terminating => {
+                held.decided = true;
+                self.errors.remove(&key);
+            }
+            Ok(Verification::JustHeard) => {
+                held.backoff.fail(now);
+                self.errors.remove(&key);
+            }
             Ok(Verification::Sole) => {
                 tracing::info!(block = %cidr, pool = held.pool.name, "block confirmed");
                 let kept = KeptBlock { uid: held.uid.clone(), pool: held.pool.clone() };
@@ -128,6 +137,7 @@ impl Blocks {
                     Err(error) => self.errors.insert("disk".to_owned(), error.to_string()),
                 };
                 held.phase = Phase::Confirmed;
+                held.forgotten = false;
                 held.backoff = Backoff::default();
                 self.errors.remove(&key);
             }
@@ -147,6 +157,7 @@ impl Blocks {
                 self.errors.remove(&key);
             }
             Ok(Verification::Overlaps(with)) => {
+                held.heard = held.is_inherited().then_some(now);
                 if held.newly_claimed {
                     self.errors.insert(
                         format!("{GIVEN_UP}{cidr}"),
@@ -168,6 +179,10 @@ impl Blocks {
             }
             Err(error) => {
                 held.backoff.fail(now);
+                // What is not heard meanwhile is no silence.
+                if matches!(error, IpamError::Deaf { .. }) && held.is_inherited() {
+                    held.heard = Some(now);
+                }
                 // A status write came between: the next try reads the new version.
                 if !error.is_conflict() {
                     self.errors.insert(key, error.to_string());

@@ -134,6 +134,12 @@ pub trait Witness: Send + Sync {
     fn why_deaf(&self, _lasting: Duration) -> BoxFuture<'static, Option<String>> {
         Box::pin(std::future::ready(None))
     }
+
+    /// The same of another machine under this Node's name, with which the nodes have ended their
+    /// sessions: its BGPNode is this node's now.
+    fn why_deaf_to_namesake(&self, lasting: Duration) -> BoxFuture<'static, Option<String>> {
+        self.why_deaf(lasting)
+    }
 }
 
 /// A witness that has heard nothing: while no speaker runs.

@@ -148,7 +148,8 @@ impl Blocks {
         // One that another has claimed is not asserted again.
         let lodgings = decision.lodgings.iter().filter(|cidr| !conflicts.contains_key(*cidr));
         let lodgings = lodgings.copied().collect();
-        let found = self.ledger.held.iter().filter(|(_, held)| self.ledger.is_found(held));
+        let found = self.ledger.held.iter();
+        let found = found.filter(|(_, held)| self.ledger.is_found(held) || held.is_inherited());
         let found = found.map(|(cidr, _)| *cidr).collect();
         let site = self.site();
         let mut pools = pod_pools(&site.pools, own);

@@ -10,7 +10,9 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
-use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, Holder};
+use cairn_ipam::mark::{
+    ANNOTATION_EARLIER_OFF, ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, Holder,
+};
 use clap::Args;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::api::{Api, Patch, PatchParams};
@@ -38,6 +40,9 @@ pub(super) struct Options {
     /// although two machines had the node and neither is heard: the earlier one is off.
     #[arg(long)]
     yes: bool,
+    /// Every machine that had the node before the present one is off; the present one is not meant.
+    #[arg(long, conflicts_with_all = ["undo", "yes"])]
+    earlier: bool,
 }
 
 /// What is to be done with the mark.
@@ -47,6 +52,8 @@ enum Step {
     Holder(Holder),
     /// A machine that had the Node before the holder is off.
     Earlier(Holder),
+    /// All that had it before the holder are off.
+    AllEarlier(Holder),
     Remove,
     /// It is as wanted.
     None(String),
@@ -94,7 +101,8 @@ pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result
                 );
             }
         }
-        Step::Earlier(machine) => println!("{}", consequence_of_earlier(node, machine)),
+        Step::Earlier(machine) => println!("{}", consequence_of_earlier(node, Some(machine))),
+        Step::AllEarlier(_) => println!("{}", consequence_of_earlier(node, None)),
         Step::Remove | Step::None(_) => {}
     }
     let patch = patch(&lease, &seen, &step);
@@ -106,10 +114,15 @@ pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result
     let params = PatchParams::default();
     match call(&what, leases.patch(&name, &params, &Patch::Merge(&patch))).await {
         Ok(_) => {}
-        Err(error) if error.code == Some(409) && matches!(step, Step::Earlier(_)) => bail!(
-            "the agent of {node} has written its Lease since it was read: nothing was marked, try \
-             again"
-        ),
+        Err(error)
+            if error.code == Some(409)
+                && matches!(step, Step::Earlier(_) | Step::AllEarlier(_)) =>
+        {
+            bail!(
+                "the agent of {node} has written its Lease since it was read: nothing was marked, \
+                 try again"
+            )
+        }
         Err(error) if error.code == Some(409) => bail!(
             "the agent of {node} has written its Lease since it was read: the machine is on, and \
              nothing was marked"
@@ -122,7 +135,12 @@ pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result
             "marked: the machine that had node {node} before is off (boot id {})",
             machine.boot_id
         ),
-        _ => println!("the mark of node {node} is removed"),
+        Step::AllEarlier(_) => {
+            println!("noted: every machine that had node {node} before the present one is off")
+        }
+        _ => println!(
+            "the mark of node {node} is removed; blocks that were taken up on its word stay where they are"
+        ),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -131,7 +149,7 @@ pub(super) async fn run(from: &Surroundings, options: Options) -> anyhow::Result
 fn decide(options: &Options, lease: &LeaseSeen, now_secs: i64) -> Result<Step, String> {
     let node = &options.node;
     if options.undo {
-        return Ok(match lease.off {
+        return Ok(match lease.off.as_ref().or(lease.earlier_off.as_ref()) {
             Some(_) => Step::Remove,
             None => Step::None(format!("node {node} is not marked: nothing to take back")),
         });
@@ -142,6 +160,12 @@ fn decide(options: &Options, lease: &LeaseSeen, now_secs: i64) -> Result<Step, S
              it, so there is nobody to be marked"
         ));
     };
+    if options.earlier {
+        return Ok(match lease.earlier_off.as_ref() == Some(holder) {
+            true => Step::None(format!("that is said already of node {node}, held by {holder}")),
+            false => Step::AllEarlier(holder.clone()),
+        });
+    }
     if lease.is_off() {
         return Ok(Step::None(format!("node {node} is marked already: {holder}")));
     }
@@ -183,9 +207,10 @@ fn earlier(
             return Ok(None);
         }
         return Err(format!(
-            "more than one machine had node {node} before, each may hand out addresses until its \
-             promise ends, and a mark speaks of one. Wait for {}: then their blocks are free to be \
-             used or returned. The blocks that the present machine has claimed are not concerned",
+            "more than one machine had node {node} before the present one, each may have pods in what \
+             it has claimed, and a mark speaks of one. If all of them are off, say --earlier; or wait \
+             {}: then blocks that no BGP peer announces are used or returned. The blocks that the \
+             present machine has claimed are not concerned",
             lease.wait_secs().map_or("the end of the fence".to_owned(), span)
         ));
     };
@@ -221,13 +246,18 @@ fn describe(node: &str, lease: &LeaseSeen, now_secs: i64) -> String {
     }
 }
 
-/// What the mark of a machine that had the Node before will do.
-fn consequence_of_earlier(node: &str, machine: &Holder) -> String {
+/// What the mark of a machine that had the Node before will do, or the word about all of them.
+fn consequence_of_earlier(node: &str, machine: Option<&Holder>) -> String {
+    let (before, its) = match machine {
+        Some(machine) => {
+            (format!("Marked is the one before it, with the boot id {}", machine.boot_id), "its")
+        }
+        None => ("All that had it before are taken to be off".to_owned(), "their"),
+    };
     format!(
-        "another machine has taken node {node} over, and is not marked: it goes on. Marked is the \
-         one before it, with the boot id {}: its blocks are the present one's as soon as that writes \
-         its Lease, and what still runs on the earlier one loses its addresses",
-        machine.boot_id
+        "another machine has taken node {node} over, and is not marked: it goes on. {before}: {its} \
+         blocks are the present one's as soon as that writes its Lease, and what still runs there \
+         loses its addresses"
     )
 }
 
@@ -253,7 +283,10 @@ fn patch(lease: &Lease, seen: &LeaseSeen, step: &Step) -> Value {
         Step::Holder(machine) | Step::Earlier(machine) => {
             json!({ANNOTATION_MACHINE_OFF: machine.to_string()})
         }
-        Step::Remove | Step::None(_) => json!({ANNOTATION_MACHINE_OFF: null}),
+        Step::AllEarlier(holder) => json!({ANNOTATION_EARLIER_OFF: holder.to_string()}),
+        Step::Remove | Step::None(_) => {
+            json!({ANNOTATION_MACHINE_OFF: null, ANNOTATION_EARLIER_OFF: null})
+        }
     };
     // What the mark says of the earlier machine is overwritten. Without such a word the Lease goes on
     // naming that one, and the leader waits for the end of its promise by its own clock.
@@ -275,8 +308,13 @@ mod tests {
 
     fn options(words: &[&str]) -> Options {
         let has = |word: &str| words.contains(&word);
-        let node = "n1".to_owned();
-        Options { node, undo: has("undo"), dry_run: has("dry-run"), yes: has("yes") }
+        Options {
+            node: "n1".to_owned(),
+            undo: has("undo"),
+            dry_run: has("dry-run"),
+            yes: has("yes"),
+            earlier: has("earlier"),
+        }
     }
 
     fn holder() -> Holder {
@@ -326,14 +364,15 @@ mod tests {
         enum Is {
             Holder,
             Earlier,
+            AllEarlier,
             Nothing,
             Refused,
         }
-        use Is::{Earlier, Nothing, Refused};
+        use Is::{AllEarlier, Earlier, Nothing, Refused};
         // From whom it was taken over, who is marked, age (the wait is 1000 s), words.
         type Row = (&'static str, Option<&'static str>, i64, &'static [&'static str], Is);
         #[rustfmt::skip]
-        let rows: [Row; 15] = [
+        let rows: [Row; 19] = [
             ("u1/b0", None, 1, &[], Earlier),
             ("u1/b0", None, 1, &["yes"], Earlier),
             ("u1/b0", Some("b1"), 1, &[], Earlier),
@@ -351,6 +390,10 @@ mod tests {
             ("several", Some("b1"), 999, &["yes"], Refused),
             ("several", None, 1000, &[], Is::Holder),
             ("several", Some("b1"), 1000, &[], Is::Holder),
+            ("several", None, 1, &["earlier"], AllEarlier),
+            ("several", None, 1000, &["earlier"], AllEarlier),
+            ("u1/b0", None, 999, &["earlier"], AllEarlier),
+            ("", None, 999, &["earlier"], AllEarlier),
         ];
         for (from, off, age, words, expected) in rows {
             let lease = LeaseSeen {
@@ -358,11 +401,13 @@ mod tests {
                 renewed_secs: Some(2000 - age),
                 promise: Some(Duration::from_secs(800)),
                 off: off.map(|boot| Holder { boot_id: boot.into(), ..holder() }),
-                taken_over: Some(from.to_owned()),
+                taken_over: Some(from.to_owned()).filter(|from| !from.is_empty()),
+                earlier_off: None,
             };
             let is = match decide(&options(words), &lease, 2000) {
                 Ok(Step::Holder(machine)) if machine == holder() => Is::Holder,
                 Ok(Step::Earlier(machine)) if machine == before => Earlier,
+                Ok(Step::AllEarlier(machine)) if machine == holder() => AllEarlier,
                 Ok(Step::None(_)) => Nothing,
                 Err(_) => Refused,
                 Ok(other) => panic!("{from} {off:?} {age} {words:?}: {other:?}"),

@@ -78,6 +78,7 @@ fn lease(node: &str, age: i64) -> LeaseSeen {
         promise: Some(Duration::from_secs(8 * 3600)),
         off: None,
         taken_over: None,
+        earlier_off: None,
     }
 }
 

@@ -11,7 +11,7 @@ use cairn_api::{
     BGPNode, BGPNodeStatus, BlockAllocation, ConditionStatus, FINALIZER, IPBlock, IPPool,
     IPReservation,
 };
-use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER};
+use cairn_ipam::mark::{ANNOTATION_EARLIER_OFF, ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER};
 use ipnet::IpNet;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -304,12 +304,14 @@ fn node(node: &Node) -> (String, NodeSeen) {
 pub(super) fn lease(lease: &Lease) -> LeaseSeen {
     let spec = lease.spec.clone().unwrap_or_default();
     let mark = lease.annotations().get(ANNOTATION_MACHINE_OFF);
+    let earlier = lease.annotations().get(ANNOTATION_EARLIER_OFF);
     let promise = spec.lease_duration_seconds.and_then(|secs| u64::try_from(secs).ok());
     LeaseSeen {
         holder: spec.holder_identity.and_then(|holder| holder.parse().ok()),
         renewed_secs: spec.renew_time.map(|time| time.0.as_second()),
         promise: promise.map(Duration::from_secs),
         off: mark.and_then(|mark| mark.parse().ok()),
+        earlier_off: earlier.and_then(|mark| mark.parse().ok()),
         taken_over: lease.annotations().get(ANNOTATION_TAKEN_OVER).cloned(),
     }
 }

@@ -17,6 +17,7 @@ fn lease(age: i64) -> LeaseSeen {
         promise: Some(Duration::from_secs(800)),
         off: None,
         taken_over: None,
+        earlier_off: None,
     }
 }
 

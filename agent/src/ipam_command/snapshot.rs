@@ -106,6 +106,8 @@ pub(super) struct LeaseSeen {
     pub(super) off: Option<Holder>,
     /// The machine that had the Node before and may still hand out, or that there are several.
     pub(super) taken_over: Option<String>,
+    /// The holder before whom an operator says that every machine is off.
+    pub(super) earlier_off: Option<Holder>,
 }
 
 /// A pod with addresses of its own.

@@ -127,7 +127,21 @@ fn no_mark_speaks_for_several_machines() {
     scene.taken_over("n1", "several");
     let said = scene.run(&["fence", "n1", "--yes"]);
     assert_eq!((said.code, scene.mark("n1")), (Some(1), Value::Null), "{said:?}");
-    assert!(said.errors.contains("a mark speaks of one. Wait for 2 min 5 s"), "{said:?}");
+    assert!(said.errors.contains("say --earlier; or wait 2 min 5 s"), "{said:?}");
+    let said = scene.run(&["fence", "n1", "--earlier"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(0), Value::Null), "{said:?}");
+    let lease = scene.cluster.api.get(LEASES, SYSTEM, "cairn-node-n1").expect("a Lease");
+    let annotations = &lease["metadata"]["annotations"];
+    let said_of = &annotations["cairn.network/earlier-machines-off"];
+    assert_eq!(*said_of, lease["spec"]["holderIdentity"], "{annotations}");
+    let said = scene.run(&["fence", "n1", "--earlier"]);
+    assert_eq!((said.code, scene.mark("n1")), (Some(0), Value::Null), "{said:?}");
+    assert!(said.text.contains("said already"), "{said:?}");
+    let said = scene.run(&["fence", "n1", "--undo"]);
+    assert_eq!(said.code, Some(0), "{said:?}");
+    let lease = scene.cluster.api.get(LEASES, SYSTEM, "cairn-node-n1").expect("a Lease");
+    let annotations = &lease["metadata"]["annotations"];
+    assert!(annotations.get("cairn.network/earlier-machines-off").is_none(), "{annotations}");
 
     let holder = scene.agent("n2", 300);
     scene.taken_over("n2", "several");

@@ -25,6 +25,8 @@ struct Network {
     heard: BTreeMap<(MachineId, MachineId), AdjRibIn>,
     /// Machines that no other reaches.
     cut: BTreeSet<MachineId>,
+    /// The Node of each.
+    nodes: BTreeMap<MachineId, String>,
     /// When a machine could speak to others last.
     connected: BTreeMap<MachineId, Instant>,
 }
@@ -50,11 +52,12 @@ impl Fabric {
     }
 
     /// A speaker begins; what it hears comes out as the prefixes of routes.
-    pub fn join(&self, machine: MachineId) -> watch::Receiver<Arc<BTreeSet<IpNet>>> {
+    pub fn join(&self, machine: MachineId, node: &str) -> watch::Receiver<Arc<BTreeSet<IpNet>>> {
         let (routes, heard) = watch::channel(Arc::default());
         let up = Instant::now() + SESSION_UP;
         let mut network = self.network();
         network.heard.retain(|(to, _), _| *to != machine);
+        network.nodes.insert(machine, node.to_owned());
         network.speakers.insert(machine, Speaker { announced: Vec::new(), up, routes });
         heard
     }
@@ -113,13 +116,12 @@ impl Fabric {
     fn heard(&self, machine: MachineId, cidr: IpNet) -> Vec<Heard> {
         let network = self.network();
         let of = network.heard.iter().filter(|((to, _), _)| *to == machine);
+        let node = network.nodes.get(&machine);
         of.flat_map(|((_, from), rib)| {
+            // Of one AS and one router ID, as the machine's own on their way back are.
+            let looped = network.nodes.get(from) == node;
             let inside = rib.routes.iter().filter(move |route| cidr.contains(*route));
-            inside.map(move |route| Heard {
-                prefix: *route,
-                peer: format!("m{from}"),
-                looped: false,
-            })
+            inside.map(move |route| Heard { prefix: *route, peer: format!("m{from}"), looped })
         })
         .collect()
     }

@@ -323,7 +323,7 @@ impl Machine {
         let channels = IpamChannels {
             view,
             usage: pods.usage(),
-            routes: around.fabric.join(self.id),
+            routes: around.fabric.join(self.id, &self.node),
             witness: Arc::new(Ear { fabric: around.fabric.clone(), machine: self.id }),
             storage,
             relist,

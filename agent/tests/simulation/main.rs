@@ -258,8 +258,8 @@ fn with_every_rule_the_same_paths_lead_nowhere() {
 /// Seeds that a rule's path is tried with.
 const TRIES: u64 = 40;
 /// Seeds that each path is tried with while every rule holds.
-const PATH_SEEDS: u64 = 20;
+const PATH_SEEDS: u64 = 10;
 /// Seeds of one run of the tests; `make sim` plays more.
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 400;
 /// After so many seeds that found something no more are played.
 const VIOLATIONS_MAX: usize = 8;

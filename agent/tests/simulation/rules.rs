@@ -94,6 +94,8 @@ pub fn path(rule: Rule) -> Path {
         Rule::OtherMachineWaits => directed(|world| second_machine(world).boxed()),
         Rule::LeaseAfterFound => directed(|world| first_is_back(world).boxed()),
         Rule::HearFirst => directed(|world| second_is_deaf(world).boxed()),
+        Rule::AlarmLasts => directed(|world| deaf_one_restarts_after_restore(world).boxed()),
+        Rule::DoubtLasts => directed(|world| second_restarts_in_doubt(world).boxed()),
         Rule::AliasFirst => directed(|world| node::agent_dies_in_an_add(world).boxed()),
         Rule::ExclusiveHostRoute => directed(|world| node::another_owner_in_an_add(world).boxed()),
         Rule::OwnKernel => directed(|world| node::another_owner_before_the_start(world).boxed()),
@@ -383,6 +385,57 @@ async fn second_is_deaf(world: &mut World) {
     world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(4)).await;
     for _ in 0..4 {
         world.start_many(second, 3);
+        world.go_on(Duration::from_secs(3)).await;
+    }
+}
+
+/// A second machine hears the first one for its own announcements on their way back, and its agent restarts
+/// when the promise of the first is over (5).
+async fn second_restarts_in_doubt(world: &mut World) {
+    world.calm().await;
+    let first = world.follower();
+    world.start_many(first, 3);
+    world.go_on(Duration::from_secs(3)).await;
+    world.story.say(format_args!("m{first}: no way to the API"));
+    world.machines[first].way.cut();
+    let second = world.add_machine(&world.machines[first].node.clone());
+    world.start(second);
+    world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(6)).await;
+    world.story.say(format_args!("m{second}: its agent restarts"));
+    world.machines[second].kill_agents();
+    world.go_on(Duration::from_secs(1)).await;
+    world.machines[second].start_agent();
+    for _ in 0..4 {
+        world.start_many(second, 3);
+        world.go_on(Duration::from_secs(3)).await;
+    }
+}
+
+/// etcd is restored while the owner of blocks does not reach the API, and a node that hears nobody starts
+/// its agent anew (3).
+async fn deaf_one_restarts_after_restore(world: &mut World) {
+    world.calm_after_backup().await;
+    let owner = world.follower();
+    let other = (0..world.machines.len()).find(|machine| *machine != owner).unwrap_or(owner);
+    world.start_many(owner, 8);
+    world.go_on(Duration::from_secs(6)).await;
+    world.story.say(format_args!("m{owner}: no way to the API"));
+    world.machines[owner].way.cut();
+    let backup = world.backup.clone().expect("a backup");
+    world.server.restore(&backup);
+    world.story.say("etcd is restored");
+    for machine in world.machines.iter().filter(|machine| machine.id != owner) {
+        world.register(machine);
+    }
+    // The alarm comes with the next write of the Lease.
+    world.go_on(Duration::from_secs(5)).await;
+    world.story.say(format_args!("m{other}: hears nobody, its agent restarts"));
+    world.around.fabric.set_cut(other, true);
+    world.machines[other].kill_agents();
+    world.go_on(STALE_MAX + Duration::from_secs(2)).await;
+    world.machines[other].start_agent();
+    for _ in 0..4 {
+        world.start_many(other, 4);
         world.go_on(Duration::from_secs(3)).await;
     }
 }

@@ -11,7 +11,10 @@ use std::time::Duration;
 
 use cairn_api::{BGPNode, BGPNodeSpec, BGPNodeStatus, IPBlock, LABEL_CHANGE_OVER};
 use cairn_ipam::fence::{LeaseSeen, Owner};
-use cairn_ipam::mark::{ANNOTATION_MACHINE_OFF, ANNOTATION_TAKEN_OVER, is_off, others_rest};
+use cairn_ipam::mark::{
+    ANNOTATION_CLAIMED_BY, ANNOTATION_EARLIER_OFF, ANNOTATION_MACHINE, ANNOTATION_MACHINE_OFF,
+    ANNOTATION_TAKEN_OVER, Claimant, Holder, Machine, is_off, others_rest,
+};
 use cairn_ipam::returns::{BlockSeen, PodSeen};
 use cairn_ipam::rules::Rules;
 use ipnet::IpNet;
@@ -397,6 +400,7 @@ struct Repeated {
     owners: BTreeSet<Arc<Owner>>,
     pools: BTreeSet<Arc<str>>,
     finalizers: BTreeSet<Arc<[String]>>,
+    claimants: BTreeSet<Arc<str>>,
 }
 
 /// The one of `known` that is as `value`.
@@ -429,13 +433,17 @@ fn block_seen(block: &IPBlock, repeated: &mut Repeated) -> Option<BlockSeen> {
             .is_some_and(|status| status.allocations.iter().any(|held| held.device.is_some())),
         terminating: block.metadata.deletion_timestamp.is_some(),
         finalizers: shared(&mut repeated.finalizers, block.finalizers()),
+        claimed_by: shared(
+            &mut repeated.claimants,
+            block.annotations().get(ANNOTATION_CLAIMED_BY).map_or("", String::as_str),
+        ),
     })
 }
 
 fn lease_seen(lease: &Lease) -> Option<LeaseSeen> {
     let spec = lease.spec.as_ref()?;
     let secs = spec.lease_duration_seconds.and_then(|secs| u64::try_from(secs).ok());
-    let holder = spec.holder_identity.as_ref()?.parse().ok()?;
+    let holder: Holder = spec.holder_identity.as_ref()?.parse().ok()?;
     let annotation = |key| lease.annotations().get(key).map(String::as_str);
     let mark = annotation(ANNOTATION_MACHINE_OFF);
     Some(LeaseSeen {
@@ -443,6 +451,12 @@ fn lease_seen(lease: &Lease) -> Option<LeaseSeen> {
         promise: Duration::from_secs(secs?),
         machine_off: is_off(mark, &holder),
         others_rest: others_rest(annotation(ANNOTATION_TAKEN_OVER), mark),
+        claimant: Claimant {
+            machine: annotation(ANNOTATION_MACHINE).map_or_else(Machine::default, Machine::from),
+            boot_id: holder.boot_id.clone(),
+        },
+        marked_boot: mark.and_then(|mark| Some(mark.parse::<Holder>().ok()?.boot_id)),
+        earlier_off: annotation(ANNOTATION_EARLIER_OFF) == Some(&*holder.to_string()),
         holder,
     })
 }
