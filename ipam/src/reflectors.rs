@@ -183,10 +183,9 @@ pub fn step(
         return Some(record);
     }
     let revision = record.map_or(0, |record| record.revision).saturating_add(1).max(now_unix_secs);
-    let previous = joined(current, earlier, members);
-    // Nothing ends when all that there was goes on.
-    let goes_on = !previous.is_empty() && !wanted.is_empty() && previous.is_subset(wanted);
-    let previous = (!goes_on).then(|| shape_of(&previous));
+    // Also where all that there was goes on: new reflectors are no clients of each other any more, and
+    // hear of each other's blocks by what was until their own session is up.
+    let previous = Some(shape_of(&joined(current, earlier, members)));
     Some(AsTopology { asn, revision, current: shape_of(wanted), previous })
 }
 
