@@ -37,10 +37,13 @@ lab: build lab-deps ## Builds, then runs a small data centre on this machine (ro
 lab-deps: ## Installs what the lab's agents need and this machine lacks, if it can
 	scripts/install-lab-deps.sh
 
+# More than there are cores, by one on two: most of a test's time is waiting for timers.
+TEST_THREADS ?= $(shell echo $$(( $$(nproc) * 3 / 2 )))
+
 # The tests start the two binaries, so these are built first, and the plugin again after them:
 # `cargo test` links a dynamic one to the same place.
 test: test-deps build ## Every test, then the lab in its forms (root)
-	$(CARGO) test --locked --workspace
+	RUST_TEST_THREADS=$(TEST_THREADS) $(CARGO) test --locked --workspace
 	$(MAKE) --no-print-directory build
 	$(CAIRN) lab --check --asn rack
 	$(CAIRN) lab --check --asn single --nodes 5
