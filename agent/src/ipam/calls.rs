@@ -69,9 +69,9 @@ pub(super) struct Question {
     pub(super) just_heard: bool,
     /// It ends. All that is asked is whether another machine that claimed it is heard.
     pub(super) terminating: bool,
-    /// It was found when history had gone backwards a short while before.
+    /// It was found after history had gone backwards.
     pub(super) forgotten: bool,
-    /// History went backwards a short while ago.
+    /// History went backwards in this boot.
     pub(super) history_doubted: bool,
     /// No pod of this node is known to be in it, so that it can wait for what peers say.
     pub(super) vacant: bool,
@@ -183,7 +183,7 @@ impl Question {
 /// A claim to be tried.
 pub(super) struct Attempt {
     pub(super) term: Term,
-    /// History went backwards a short while ago.
+    /// History went backwards in this boot.
     pub(super) history_doubted: bool,
     pub(super) rules: Rules,
     pub(super) owner: Owner,

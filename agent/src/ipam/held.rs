@@ -34,8 +34,8 @@ pub(super) struct Held {
     pub(super) decided: bool,
     /// When another machine that claimed it was heard last, or may have been.
     pub(super) heard: Option<Duration>,
-    /// It was found when history had gone backwards a short while before: this node may have given it
-    /// back, and the API server have forgotten its next owner.
+    /// It was found after history had gone backwards: this node may have given it back, and the API server
+    /// have forgotten its next owner.
     pub(super) forgotten: bool,
     pub(super) terminating: bool,
     /// The watch has shown it.
@@ -249,7 +249,7 @@ pub(super) struct Ledger {
     pub(super) lost: BTreeMap<IpNet, Lost>,
     /// Another machine had this Node before, and may still hand out from its blocks.
     pub(super) others_rest: bool,
-    /// History went backwards a short while ago.
+    /// History went backwards in this boot.
     pub(super) history_doubted: bool,
     /// When the Lease was written last, or before: it tells nothing of blocks that were found later.
     pub(super) lease_sent: Duration,
