@@ -143,6 +143,8 @@ struct LinkState {
     mac: Option<Mac>,
     /// Why the link cannot be used.
     problem: Option<String>,
+    /// What was said last of another router on it, and when.
+    crowd: Option<(Instant, String)>,
 }
 
 impl Discovery {
@@ -162,6 +164,12 @@ impl Discovery {
             if doubts != self.hears_addresses {
                 sources.socket.hear_addresses(doubts)?;
                 self.hears_addresses = doubts;
+            }
+            // What was answered during a pause of this process counts before the time that it took.
+            for _ in 0..ARRIVED_MAX {
+                let Some(received) = sources.socket.receive_now(&mut buffer)? else { break };
+                let octets = buffer.get(..received.octets).unwrap_or_default();
+                self.hear(&mut sources.netlink, received, octets)?;
             }
             self.send_due(&sources.socket, speaker).await;
             self.tell(speaker).await;
@@ -225,6 +233,7 @@ impl Discovery {
                 index: None,
                 mac: None,
                 problem: None,
+                crowd: None,
             });
         }
         self.look(sources, Instant::now())
@@ -304,7 +313,7 @@ impl Discovery {
             if due.judgement {
                 // One that has ended holds nothing.
                 let stands = speaker.is_established_on(name.clone()).await.unwrap_or(false);
-                state.routers.judge(stands);
+                state.routers.judge(Instant::now(), stands);
             }
             let Some(end) = state.routers.end() else { continue };
             if let Err(error) = socket.send(end, state.mac, due) {
@@ -316,8 +325,11 @@ impl Discovery {
     /// Tells the speaker what is known, if it is something else than before.
     async fn tell(&mut self, speaker: &SpeakerHandle) {
         let now = Instant::now();
-        let known: BTreeMap<InterfaceName, Neighbour> =
-            self.links.iter().map(|(name, state)| (name.clone(), state.known(name, now))).collect();
+        let known: BTreeMap<InterfaceName, Neighbour> = self
+            .links
+            .iter_mut()
+            .map(|(name, state)| (name.clone(), state.known(name, now)))
+            .collect();
         if known != self.told {
             self.told.clone_from(&known);
             // One that has ended needs nothing any more.
@@ -327,7 +339,7 @@ impl Discovery {
 }
 
 impl LinkState {
-    fn known(&self, name: &str, now: Instant) -> Neighbour {
+    fn known(&mut self, name: &str, now: Instant) -> Neighbour {
         let (end, remote) = (self.routers.end(), self.routers.neighbour());
         let located = end.zip(remote).map(|(LinkEnd { index, local }, remote)| Located {
             index,
@@ -335,7 +347,13 @@ impl LinkState {
             remote,
         });
         let problem = match remote {
-            Some(remote) => two_routers(name, remote, &self.routers.others(now)),
+            Some(remote) => {
+                let said = two_routers(name, remote, &self.routers.others(now));
+                // Whoever advertises from many addresses is told of once in a while.
+                let lately = self.crowd.take().filter(|(at, _)| *at + TOLD_AGAIN > now);
+                self.crowd = said.map(|said| lately.unwrap_or((now, said)));
+                self.crowd.as_ref().map(|(_, said)| said.clone())
+            }
             None => Some(self.problem.clone().unwrap_or_else(|| {
                 format!(
                     "no router advertisement has been heard on {name} yet: the router at its other end has \
@@ -391,3 +409,7 @@ fn usable(
 const MESSAGE_OCTETS_MAX: usize = 1500;
 /// Between two attempts to hear advertisements.
 const REST: Duration = Duration::from_secs(5);
+/// Messages that are read at once at most before what is due is looked at.
+const ARRIVED_MAX: usize = 64;
+/// Between two that are told of another router on a link.
+const TOLD_AGAIN: Duration = Duration::from_secs(60);

@@ -19,20 +19,26 @@ pub struct LinkEnd {
 ///
 /// The first router that is heard is the neighbour and stays it. When another one is heard, the link is asked
 /// who is there, and whether the neighbour's address is: a neighbour whose address nobody has is gone, and the
-/// other one takes its place. One that advertises itself stays, and so does one that only has its address for
-/// as long as its session stands: anybody on the link can advertise, and who does proves nothing about others.
-/// Then there are two, which is told. A neighbour that is merely silent stays: whether it lives, its session knows.
+/// other one takes its place. One that is there stays while its session stands: anybody on the link can advertise,
+/// and who does proves nothing about others. Then there are two, which is told, and asked again from time to time:
+/// one that advertises itself, and with which no session has come to stand meanwhile, makes room for the other, so
+/// that a router that was away finds its place again. A neighbour that is merely silent stays: whether it lives, its
+/// session knows.
 #[derive(Clone, Debug)]
 pub struct LinkRouters {
     end: Option<LinkEnd>,
     heard: BTreeMap<Ipv6Addr, Instant>,
     neighbour: Option<Ipv6Addr>,
+    /// Since when it is that one.
+    since: Option<Instant>,
     /// Another router has been heard: since when it is asked whether the neighbour is there.
     doubt: Option<Instant>,
     /// When somebody last had the neighbour's address.
     present: Option<Instant>,
     /// At the end of the last doubt the neighbour was there, too.
     crowded: bool,
+    /// When that was.
+    settled_at: Option<Instant>,
     advertise_at: Option<Instant>,
     advertised_at: Option<Instant>,
     /// How many advertisements follow each other faster than later ones.
@@ -51,8 +57,8 @@ pub struct Due {
     pub solicitation: bool,
     /// The question whether this address is on the link.
     pub ask_for: Option<Ipv6Addr>,
-    /// The neighbour has its address and does not advertise itself, and another one does:
-    /// [`LinkRouters::judge`] is to be told whether its session stands.
+    /// The neighbour is there, and another router as well: [`LinkRouters::judge`] is to be told whether the
+    /// neighbour's session stands.
     pub judgement: bool,
 }
 
@@ -63,9 +69,11 @@ impl LinkRouters {
             end: None,
             heard: BTreeMap::new(),
             neighbour: None,
+            since: None,
             doubt: None,
             present: None,
             crowded: false,
+            settled_at: None,
             advertise_at: None,
             advertised_at: None,
             initial_left: 0,
@@ -149,12 +157,13 @@ impl LinkRouters {
         }
         self.heard.insert(router, now);
         let Some(neighbour) = self.neighbour else {
-            self.neighbour = Some(router);
+            (self.neighbour, self.since) = (Some(router), Some(now));
             self.solicit(None);
             return;
         };
         let silent = self.heard.get(&neighbour).is_none_or(|at| *at + SILENT_AFTER <= now);
-        if router != neighbour && self.doubt.is_none() && (is_new || silent) {
+        let again = self.crowded && self.settled_at.is_some_and(|at| at + PATIENCE <= now);
+        if router != neighbour && self.doubt.is_none() && (is_new || silent || again) {
             self.doubt = Some(now);
             self.solicit(Some(now));
         }
@@ -195,13 +204,16 @@ impl LinkRouters {
         [self.advertise_at, self.solicit_at, doubt].into_iter().flatten().min()
     }
 
-    /// Takes in whether the session with a neighbour stands whose address is there, but that does not advertise
-    /// itself: then it stays.
-    pub fn judge(&mut self, session_stands: bool) {
+    /// Takes in whether the session with a neighbour stands that is there beside another router: then it stays.
+    pub fn judge(&mut self, now: Instant, session_stands: bool) {
         match session_stands {
-            true => (self.doubt, self.crowded) = (None, true),
-            false => self.move_on(),
+            true => self.stay(now),
+            false => self.move_on(now),
         }
+    }
+
+    fn stay(&mut self, now: Instant) {
+        (self.doubt, self.crowded, self.settled_at) = (None, true, Some(now));
     }
 
     /// Decides who is the neighbour once everybody has had the time to answer; true when its session decides.
@@ -210,24 +222,29 @@ impl LinkRouters {
         let heard_since =
             |address: &Ipv6Addr| self.heard.get(address).is_some_and(|at| *at >= since);
         if self.neighbour.as_ref().is_some_and(heard_since) {
-            (self.doubt, self.crowded) = (None, true);
-            return false;
+            // A session takes its time to come up.
+            let is_young = self.since.is_some_and(|at| at + PATIENCE > now);
+            if is_young {
+                self.stay(now);
+            }
+            return !is_young;
         }
         if self.present.is_some_and(|at| at >= since) {
             return true;
         }
-        self.move_on();
+        self.move_on(now);
         false
     }
 
     /// The neighbour is who was heard last of the others.
-    fn move_on(&mut self) {
+    fn move_on(&mut self, now: Instant) {
         (self.doubt, self.crowded) = (None, false);
         if let Some(gone) = self.neighbour.take() {
             self.heard.remove(&gone);
         }
         let latest = self.heard.iter().max_by_key(|(_, at)| **at);
         self.neighbour = latest.map(|(address, _)| *address);
+        self.since = self.neighbour.map(|_| now);
     }
 
     fn solicit(&mut self, at: Option<Instant>) {
@@ -264,6 +281,9 @@ const INTERVAL_MIN: Duration = Duration::from_millis(7500);
 const INTERVAL_MAX: Duration = Duration::from_secs(10);
 /// Three solicitations and their answers.
 const DOUBT: Duration = Duration::from_secs(6);
+/// How long a session has to come up before another router that advertises itself may have its place, and
+/// between two questions who is there where there are two.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Longer than three intervals.
 const SILENT_AFTER: Duration = Duration::from_secs(35);
 /// A second router is told of for so long after it was heard.
@@ -298,12 +318,15 @@ mod tests {
             Run { routers, start, now: start }
         }
 
-        /// Until this second; when advertisements and solicitations left, in milliseconds.
+        /// Until this second, without a session; when advertisements and solicitations left, in milliseconds.
         fn until(&mut self, secs: u64) -> (Vec<u128>, Vec<u128>) {
             let end = self.start + Duration::from_secs(secs);
             let (mut advertised, mut solicited) = (Vec::new(), Vec::new());
             loop {
                 let due = self.routers.poll(self.now);
+                if due.judgement {
+                    self.routers.judge(self.now, false);
+                }
                 let at = (self.now - self.start).as_millis();
                 advertised.extend(due.advertisement.then_some(at));
                 solicited.extend(due.solicitation.then_some(at));
@@ -419,6 +442,32 @@ mod tests {
         assert_eq!(run.routers.others(run.now), [] as [Ipv6Addr; 0]);
     }
 
+    #[test]
+    fn a_router_that_was_away_finds_its_place_again_beside_one_that_advertises_all_the_while() {
+        let mut run = Run::new(1);
+        run.until(1);
+        run.hear(2, ADVERTISEMENT);
+        let mut between = |from: u64, to: u64, both: bool| {
+            for secs in (from..to).step_by(5) {
+                run.until(secs);
+                run.hear(3, ADVERTISEMENT);
+                if both {
+                    run.hear(2, ADVERTISEMENT);
+                }
+            }
+            run.until(to);
+            run.routers.neighbour()
+        };
+        assert_eq!(between(5, 40, false), Some(address(3)), "nobody has the first one's address");
+        assert_eq!(between(40, 50, true), Some(address(2)), "no session has come up");
+        assert_eq!(between(50, 75, true), Some(address(2)), "a session takes its time");
+        assert_eq!(
+            between(75, 130, true),
+            Some(address(3)),
+            "they take turns until one has a session"
+        );
+    }
+
     /// Who has the neighbour's address cannot be hidden by whoever else is on the link.
     #[test]
     fn advertisements_of_others_end_no_session_while_the_address_is_there() {
@@ -434,7 +483,7 @@ mod tests {
             run.hear(3, Message::Present { target: address(3) });
             let (asked, judgement) = run.asked_until(20);
             assert!(judgement && asked == [address(2); 2], "{asked:?}");
-            run.routers.judge(session_stands);
+            run.routers.judge(run.now, session_stands);
             assert_eq!(run.routers.neighbour(), Some(neighbour));
             assert!(!run.routers.doubts());
             let told = if session_stands { vec![address(3)] } else { Vec::new() };
@@ -449,7 +498,7 @@ mod tests {
             run.hear(3, ADVERTISEMENT);
             run.hear(2, Message::Present { target: address(2) });
             if run.asked_until(secs + 7).1 {
-                run.routers.judge(true);
+                run.routers.judge(run.now, true);
             }
             assert_eq!(run.routers.neighbour(), Some(address(2)), "at {secs} s");
             assert_eq!(run.routers.others(run.now), [address(3)], "at {secs} s");

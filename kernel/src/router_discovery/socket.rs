@@ -69,22 +69,24 @@ impl RouterSocket {
         let _ = sockopt::set_ipv6_drop_membership(self.fd.get_ref(), &ALL_ROUTERS, index);
     }
 
-    /// Sends what is due on a link.
+    /// Sends what is due on a link: each by itself, whatever becomes of the others.
     ///
     /// # Errors
     /// [`Error::System`]: none of it is worth more than a word, as the next follows.
     pub fn send(&self, end: LinkEnd, mac: Option<Mac>, due: Due) -> Result<(), Error> {
-        if due.solicitation {
-            self.send_to(end, ALL_ROUTERS, &wire::solicitation(mac))?;
-        }
-        if due.advertisement {
-            self.send_to(end, ALL_NODES, &wire::advertisement(mac))?;
-        }
-        if let Some(target) = due.ask_for {
+        let asked = due.ask_for.map_or(Ok(()), |target| {
             let question = wire::neighbour_solicitation(target, mac);
-            self.send_to(end, solicited_node(target), &question)?;
-        }
-        Ok(())
+            self.send_to(end, solicited_node(target), &question)
+        });
+        let solicited = match due.solicitation {
+            true => self.send_to(end, ALL_ROUTERS, &wire::solicitation(mac)),
+            false => Ok(()),
+        };
+        let advertised = match due.advertisement {
+            true => self.send_to(end, ALL_NODES, &wire::advertisement(mac)),
+            false => Ok(()),
+        };
+        asked.and(solicited).and(advertised)
     }
 
     /// Hears which addresses are on links, or does not any more: a machine with many pods hears that all the
@@ -95,6 +97,22 @@ impl RouterSocket {
     pub fn hear_addresses(&self, hears: bool) -> Result<(), Error> {
         filter(self.fd.get_ref(), hears)
             .map_err(|errno| Error::system("choose the ICMPv6 messages to hear", errno))
+    }
+
+    /// A message that has arrived already, if there is one.
+    ///
+    /// # Errors
+    /// When the socket fails.
+    pub fn receive_now(&self, buffer: &mut [u8]) -> Result<Option<Received>, Error> {
+        loop {
+            match receive(self.fd.get_ref(), buffer) {
+                Ok(Some(received)) => return Ok(Some(received)),
+                Ok(None) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::io("receive router advertisements", &error)),
+            }
+        }
     }
 
     /// Waits for the next message. Dropping the future loses nothing.
