@@ -163,12 +163,14 @@ async fn reflectors_are_recorded_and_stay_while_their_nodes_live() {
     tokio::time::sleep(Duration::from_secs(600)).await;
     assert_eq!(cluster.version(), version);
 
-    // One that is gone is replaced, and nothing is there that could end.
+    // One that is gone is replaced. The new one stays a client of the others until it has its sessions.
     cluster.remove(&first[0]);
     takes("another one", SOON, || cluster.reflectors() != first).await;
     let second = cluster.reflectors();
     assert!(second.contains(&first[1]) && second.contains(&first[2]) && second.len() == 3);
-    assert!(!cluster.is_changing());
+    let previous = cluster.record(64512).and_then(|record| record.previous);
+    assert_eq!(previous.map(|shape| shape.reflectors), Some(first[1..].to_vec()));
+    takes("the end", Duration::from_secs(200), || !cluster.is_changing()).await;
 
     // So is one whose agent is silent, but its sessions may still be there.
     cluster.lease_of(&second[0]);

@@ -260,22 +260,27 @@ async fn verification(
         true => api.verify(question).await?,
         false => Verification::Sole,
     };
-    let answer = witnessed(answer, ears, question).await?;
-    if answer == Verification::Sole && is_inherited && !question.take_up(api, true).await? {
+    let answer = match answer {
+        Verification::Sole => witnessed(ears, question).await?,
+        // Whose it is decides what becomes of it then.
+        Verification::PoolUnfit(_) if is_inherited => match witnessed(ears, question).await? {
+            Verification::Sole => answer,
+            heard => heard,
+        },
+        answer => return Ok(answer),
+    };
+    let is_decided = matches!(answer, Verification::Sole | Verification::PoolUnfit(_));
+    if is_inherited && is_decided && !question.take_up(api, true).await? {
         return Ok(Verification::Gone);
     }
     Ok(answer)
 }
 
-/// What others' announcements make of what the API server says.
-async fn witnessed(
-    answer: Verification,
-    ears: &Ears,
-    question: &Question,
-) -> Result<Verification, IpamError> {
-    let cidr = question.cidr;
+/// What others' announcements make of a block that the API server says to be this node's alone.
+async fn witnessed(ears: &Ears, question: &Question) -> Result<Verification, IpamError> {
+    let (cidr, answer) = (question.cidr, Verification::Sole);
     // The second witness: history of the API may have gone back (IPAM rule 3).
-    if answer != Verification::Sole || !question.rules.hold(Rule::SecondWitness) {
+    if !question.rules.hold(Rule::SecondWitness) {
         return Ok(answer);
     }
     // This node announces a block only once it is confirmed, so that of one just claimed even a
