@@ -254,7 +254,7 @@ fn reflectors_change(_: u64, world: &mut World) -> Result<(), Failure> {
                 if let Some((host, loss)) = reflectors::loses(world, &next) {
                     return Err(format!("from {shape:?} to {next:?}: h{host} would lose {loss:?}"));
                 }
-                reflectors::peer_by(world, &[next.clone()]);
+                reflectors::peer_by(world, std::slice::from_ref(&next));
                 reflectors::spread_word(world)
             },
         )?;
