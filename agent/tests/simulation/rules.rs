@@ -175,6 +175,14 @@ impl World {
         self.machines.iter().find(|machine| machine.leads()).map(|machine| machine.id)
     }
 
+    /// So many pods, four times.
+    async fn start_again_and_again(&mut self, machine: usize, pods: usize) {
+        for _ in 0..4 {
+            self.start_many(machine, pods);
+            self.go_on(Duration::from_secs(3)).await;
+        }
+    }
+
     fn start_many(&self, machine: usize, pods: usize) {
         (0..pods).for_each(|_| self.machines[machine].start_pod());
     }
@@ -373,42 +381,35 @@ async fn first_is_back(world: &mut World) {
 /// A machine with pods reaches no API server but the fabric, and a second one takes over its name, which
 /// reaches the API server and hears nobody (5).
 async fn second_is_deaf(world: &mut World) {
+    let second = namesake_of_one_cut_off(world).await;
+    world.around.fabric.set_cut(second, true);
+    world.start(second);
+    world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(4)).await;
+    world.start_again_and_again(second, 3).await;
+}
+
+/// A machine with pods loses its way to the API; another one of its name, which is still off.
+async fn namesake_of_one_cut_off(world: &mut World) -> usize {
     world.calm().await;
     let first = world.follower();
     world.start_many(first, 3);
     world.go_on(Duration::from_secs(3)).await;
     world.story.say(format_args!("m{first}: no way to the API"));
     world.machines[first].way.cut();
-    let second = world.add_machine(&world.machines[first].node.clone());
-    world.around.fabric.set_cut(second, true);
-    world.start(second);
-    world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(4)).await;
-    for _ in 0..4 {
-        world.start_many(second, 3);
-        world.go_on(Duration::from_secs(3)).await;
-    }
+    world.add_machine(&world.machines[first].node.clone())
 }
 
 /// A second machine hears the first one for its own announcements on their way back, and its agent restarts
 /// when the promise of the first is over (5).
 async fn second_restarts_in_doubt(world: &mut World) {
-    world.calm().await;
-    let first = world.follower();
-    world.start_many(first, 3);
-    world.go_on(Duration::from_secs(3)).await;
-    world.story.say(format_args!("m{first}: no way to the API"));
-    world.machines[first].way.cut();
-    let second = world.add_machine(&world.machines[first].node.clone());
+    let second = namesake_of_one_cut_off(world).await;
     world.start(second);
     world.go_on(world.around.offline * 5 / 4 + Duration::from_secs(6)).await;
     world.story.say(format_args!("m{second}: its agent restarts"));
     world.machines[second].kill_agents();
     world.go_on(Duration::from_secs(1)).await;
     world.machines[second].start_agent();
-    for _ in 0..4 {
-        world.start_many(second, 3);
-        world.go_on(Duration::from_secs(3)).await;
-    }
+    world.start_again_and_again(second, 3).await;
 }
 
 /// etcd is restored while the owner of blocks does not reach the API, and a node that hears nobody starts
@@ -434,10 +435,7 @@ async fn deaf_one_restarts_after_restore(world: &mut World) {
     world.machines[other].kill_agents();
     world.go_on(STALE_MAX + Duration::from_secs(2)).await;
     world.machines[other].start_agent();
-    for _ in 0..4 {
-        world.start_many(other, 4);
-        world.go_on(Duration::from_secs(3)).await;
-    }
+    world.start_again_and_again(other, 4).await;
 }
 
 /// A node's agent leaves for good, its pods run on (7).
