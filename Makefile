@@ -21,10 +21,10 @@ export PATH := $(TOOLS)/bin:$(PATH):/usr/sbin:/sbin
 .NOTPARALLEL:
 
 .PHONY: help build lab lab-deps test check fmt clippy doc core deny typos shellcheck generated render \
-        e2e e2e-deps sim bench bench-bgp bench-cni bench-failures bench-ipam bench-kernel bench-reflector crds fuzz image tools test-deps clean
+        e2e e2e-deps sim bench bench-bgp bench-bgp-instr bench-cni bench-failures bench-ipam bench-kernel bench-reflector crds fuzz image tools test-deps clean
 
 help: ## Lists the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 build: ## Builds cairn and the CNI plugin (the profile of the lab and of every test)
 	$(CARGO) build --locked -p cairn-agent --bin cairn
@@ -62,7 +62,7 @@ e2e-deps: ## Installs what that needs and this machine lacks: containerd, Kubern
 	scripts/install-e2e-deps.sh $(TOOLS)
 	scripts/build-kube.sh --e2e
 
-check: tools fmt clippy doc core deny typos shellcheck generated render ## What CI checks besides tests
+check: tools fmt clippy doc core deny typos shellcheck generated render bench-bgp-instr ## What CI checks besides tests
 	@echo "make check: everything passed"
 
 tools: ## Installs what the checks need and this machine lacks
@@ -109,6 +109,9 @@ bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--on
 	scripts/install-bench-deps.sh
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
 	$(TARGET_DIR)/release/cairn-bench bgp $(BENCH_ARGS)
+
+bench-bgp-instr: ## Counts instructions of BGP's core beside the record (CAIRN_BLESS=1 writes it; BENCH_ARGS="rib-announce")
+	$(CARGO) bench --locked -p cairn-bgp --no-default-features --profile instructions --bench instructions -- $(BENCH_ARGS)
 
 bench-reflector: ## A route reflector with 1,000 clients, beside BIRD 2 (root; BENCH_ARGS="--runs 5")
 	scripts/install-bench-deps.sh

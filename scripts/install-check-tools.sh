@@ -22,6 +22,7 @@ version() {
 
 need cc gcc "linking"
 need shellcheck shellcheck "checking scripts"
+need valgrind valgrind "counting instructions"
 if [ "$(version typos)" != "$TYPOS" ]; then
   need pip3 python3-pip "installing typos"
 fi
