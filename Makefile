@@ -5,6 +5,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 CAIRN      := $(TARGET_DIR)/debug/cairn
 # Tools that the checks need and that no distribution has, outside of the checkout.
 TOOLS      ?= $(HOME)/.cache/cairn-tools
+# A newer Debian with other BGP daemons to measure ours against.
+PEERS      ?= $(HOME)/.cache/cairn-peers
 LAB_ARGS   ?=
 BENCH_ARGS ?=
 IMAGE      ?= cairn:dev
@@ -105,10 +107,11 @@ crds: build ## Writes the generated files anew: manifests/crds and docs/referenc
 bench: ## The measurements, in one table of ratios (root; BENCH_ARGS="--only wire -o json")
 	$(CARGO) run --locked --release -p cairn-bench -- $(BENCH_ARGS)
 
-bench-bgp: ## Our speaker beside BIRD 2 on the same load (root; BENCH_ARGS="--only 1x1M --runs 5")
+bench-bgp: ## Our speaker beside other daemons on the same load (root; BENCH_ARGS="--only 1x1M --runs 5")
 	scripts/install-bench-deps.sh
+	scripts/install-bench-peers.sh $(PEERS)
 	$(CARGO) build --locked --release -p cairn-agent --bin cairn -p cairn-bench --bin cairn-bench
-	$(TARGET_DIR)/release/cairn-bench bgp $(BENCH_ARGS)
+	$(TARGET_DIR)/release/cairn-bench bgp --newer $(PEERS)/root $(BENCH_ARGS)
 
 bench-bgp-instr: ## Counts instructions of BGP's core beside the record (CAIRN_BLESS=1 writes it; BENCH_ARGS="rib-announce")
 	$(CARGO) bench --locked -p cairn-bgp --no-default-features --profile instructions --bench instructions -- $(BENCH_ARGS)

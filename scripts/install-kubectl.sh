@@ -7,6 +7,10 @@
 # usage: install-kubectl.sh DIRECTORY
 set -euo pipefail
 
+here=$(dirname "$0")
+# shellcheck source=scripts/lib.sh
+. "$here/lib.sh"
+
 # The first that reads OpenAPI version 3 by default is 1.27; selectable fields came in 1.30.
 MINOR_MIN=30
 SUITE=trixie
@@ -31,12 +35,7 @@ had=none
 echo "missing: kubectl 1.$MINOR_MIN or newer (found: ${had}):" \
   "unpacking Debian $SUITE's kubectl into $directory/bin"
 
-mirror=
-if command -v apt-get >/dev/null; then
-  # shellcheck disable=SC2016 # It is apt that fills this in.
-  mirror=$(apt-get indextargets --format '$(REPO_URI)' \
-    'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' | head -n 1)
-fi
+mirror=$(debian_mirror)
 if [ -z "$mirror" ]; then
   echo "error: this machine has no Debian mirror; put kubectl 1.$MINOR_MIN or newer into your PATH" >&2
   exit 1

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Installing Debian packages for commands that are missing. Sourced.
+# Installing Debian packages for commands that are missing, and where this machine has them from. Sourced.
 
 missing=()
 # The commands for whose sake, in the same order.
@@ -46,4 +46,13 @@ install_missing() {
     fi
   done
   apt-get install -y -q --no-install-recommends "${missing[@]}"
+}
+
+# Prints the URI of this machine's own Debian mirror; nothing when it has none.
+debian_mirror() {
+  if command -v apt-get >/dev/null; then
+    # shellcheck disable=SC2016 # It is apt that fills this in.
+    apt-get indextargets --format '$(REPO_URI)' \
+      'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 'Component: main' | head -n 1
+  fi
 }

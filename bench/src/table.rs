@@ -158,9 +158,10 @@ pub fn print_aligned<const N: usize>(lines: &[[String; N]], left_aligned: &[usiz
     }
 }
 
-/// About three digits.
+/// About three digits; a dash for what is unknown.
 pub fn figure(value: f64) -> String {
     match value {
+        value if value.is_nan() => "-".into(),
         value if value >= 100.0 => format!("{value:.0}"),
         value if value >= 10.0 => format!("{value:.1}"),
         value if value >= 0.1 => format!("{value:.2}"),

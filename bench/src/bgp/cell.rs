@@ -26,6 +26,17 @@ pub struct Cell {
     pub prefixes_per_set: usize,
     /// Whether all senders' tables have the same prefixes.
     pub shared: bool,
+    /// Whether each peer has a /31 of its own with the daemon, which then has another next hop for each.
+    pub own_subnets: bool,
+}
+
+/// The addresses of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ends {
+    /// The peer's, which is its BGP identifier, too.
+    pub peer: Ipv4Addr,
+    /// The daemon's.
+    pub daemon: Ipv4Addr,
 }
 
 /// The messages of a cell and the state that they lead to.
@@ -58,6 +69,22 @@ impl Cell {
         self.senders + self.receivers
     }
 
+    /// The addresses of the session with a peer.
+    pub fn ends(&self, peer: u32) -> Ends {
+        if self.own_subnets {
+            let daemon = FIRST_OWN_SUBNET.to_bits() + 2 * peer;
+            return Ends { peer: Ipv4Addr::from_bits(daemon + 1), daemon: daemon.into() };
+        }
+        Ends::of(peer)
+    }
+
+    /// Those that the daemon listens on.
+    pub fn daemon_addresses(&self) -> Vec<Ipv4Addr> {
+        let mut all: Vec<Ipv4Addr> = (0..self.peers()).map(|peer| self.ends(peer).daemon).collect();
+        all.dedup();
+        all
+    }
+
     /// Encodes everything.
     ///
     /// # Errors
@@ -73,13 +100,20 @@ impl Cell {
                 self.prefixes_per_set,
                 &[peer_asn(sender), TRANSIT],
             );
-            tables.senders.push(encode(sender, &sets)?);
+            tables.senders.push(encode(self.ends(sender).peer, &sets)?);
             // Of equal routes that of the lowest BGP identifier wins, which is the first sender's.
             if sender == 0 || !self.shared {
                 tables.expect(&sets);
             }
         }
         Ok(tables)
+    }
+}
+
+impl Ends {
+    /// Those of a peer in the subnet that all share.
+    pub fn of(peer: u32) -> Ends {
+        Ends { peer: peer_address(peer), daemon: DAEMON_ADDRESS }
     }
 }
 
@@ -96,12 +130,12 @@ impl Tables {
     }
 }
 
-/// The messages that announce these routes as a peer does, and those that withdraw them.
+/// The messages that announce these routes as a peer of this address does, and those that withdraw them.
 ///
 /// # Errors
 /// The routes cannot be encoded, which they can.
-pub fn encode(peer: u32, sets: &[feed::AttributeSet]) -> Result<(Vec<u8>, Vec<u8>)> {
-    let next_hop = NextHop::new(peer_address(peer).into());
+pub fn encode(peer: Ipv4Addr, sets: &[feed::AttributeSet]) -> Result<(Vec<u8>, Vec<u8>)> {
+    let next_hop = NextHop::new(peer.into());
     let (mut announcements, mut withdrawals) = (Vec::new(), Vec::new());
     for set in sets {
         let prefixes = set.prefixes.iter().copied();
@@ -121,7 +155,7 @@ pub fn peer_asn(peer: u32) -> u32 {
     200_001 + peer
 }
 
-/// The address of a peer, which is its BGP identifier, too.
+/// The address of a peer in the subnet that all share.
 pub fn peer_address(peer: u32) -> Ipv4Addr {
     Ipv4Addr::from_bits(FIRST_PEER.to_bits() + peer)
 }
@@ -134,7 +168,7 @@ pub const DAEMON_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 pub const DAEMON_PORT: u16 = 1790;
 
 /// The cells that are measured.
-const CELLS: [Cell; 6] = [
+const CELLS: [Cell; 7] = [
     Cell {
         name: "1x1M",
         senders: 1,
@@ -142,6 +176,7 @@ const CELLS: [Cell; 6] = [
         prefixes: 1_000_000,
         prefixes_per_set: 5,
         shared: false,
+        own_subnets: false,
     },
     Cell {
         name: "10x100k",
@@ -150,6 +185,7 @@ const CELLS: [Cell; 6] = [
         prefixes: 100_000,
         prefixes_per_set: 5,
         shared: false,
+        own_subnets: false,
     },
     Cell {
         name: "2x20k-to-50",
@@ -158,6 +194,16 @@ const CELLS: [Cell; 6] = [
         prefixes: 20_000,
         prefixes_per_set: 5,
         shared: false,
+        own_subnets: false,
+    },
+    Cell {
+        name: "50-own-subnet",
+        senders: 2,
+        receivers: 50,
+        prefixes: 20_000,
+        prefixes_per_set: 5,
+        shared: false,
+        own_subnets: true,
     },
     Cell {
         name: "10xsame-100k",
@@ -166,6 +212,7 @@ const CELLS: [Cell; 6] = [
         prefixes: 100_000,
         prefixes_per_set: 5,
         shared: true,
+        own_subnets: false,
     },
     Cell {
         name: "50x4k",
@@ -174,6 +221,7 @@ const CELLS: [Cell; 6] = [
         prefixes: 4_000,
         prefixes_per_set: 5,
         shared: false,
+        own_subnets: false,
     },
     Cell {
         name: "1x500k-large-sets",
@@ -182,6 +230,7 @@ const CELLS: [Cell; 6] = [
         prefixes: 500_000,
         prefixes_per_set: 1000,
         shared: false,
+        own_subnets: false,
     },
 ];
 
@@ -189,6 +238,8 @@ const CELLS: [Cell; 6] = [
 pub const FAMILY: Family = Family::Ipv4Unicast;
 const TRANSIT: u32 = 64501;
 const FIRST_PEER: Ipv4Addr = Ipv4Addr::new(10, 99, 1, 1);
+/// The even address of a /31 is the daemon's.
+const FIRST_OWN_SUBNET: Ipv4Addr = Ipv4Addr::new(10, 98, 0, 0);
 /// What every daemon takes.
 const FORMAT: MessageFormat =
     MessageFormat { octets_max: 4096, as4: true, extended_next_hop: false };

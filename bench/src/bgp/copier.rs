@@ -53,7 +53,7 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 fn run(peers: usize, only_first: bool) -> Result<()> {
-    let listener = TcpListener::bind((DAEMON_ADDRESS, DAEMON_PORT))?;
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, DAEMON_PORT))?;
     let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let mut copier = Copier { epoll, peers: Vec::new(), paused: false, only_first };
     while copier.peers.len() < peers {

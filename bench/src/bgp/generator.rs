@@ -11,7 +11,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::net::{AddressFamily, RecvFlags, SocketType, bind, connect, recv, socket};
 use rustix::time::{ClockId, clock_gettime};
 
-use super::cell::{Cell, DAEMON_ADDRESS, DAEMON_PORT, Tables, peer_address, peer_asn};
+use super::cell::{Cell, DAEMON_PORT, Ends, Tables, peer_asn};
 use super::ledger::{Ledger, Recording};
 use crate::Result;
 use crate::process::Process;
@@ -50,6 +50,7 @@ pub enum Goal {
 pub struct CutOff(pub Duration);
 
 struct Peer {
+    number: u32,
     stream: TcpStream,
     /// How much of what it has to send has been sent.
     sent: usize,
@@ -67,7 +68,7 @@ impl Generator {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut peers = Vec::new();
         for number in 0..cell.peers() {
-            let (stream, rest) = handshake(number, 0)?;
+            let (stream, rest) = handshake_at(number, cell.ends(number), 0)?;
             stream.set_nonblocking(true)?;
             // The end of a table must not wait for an acknowledgement.
             stream.set_nodelay(true)?;
@@ -80,7 +81,7 @@ impl Generator {
                 recording.octets.reserve(RECORDING_OCTETS_PER_PREFIX * tables.paths.len());
                 (recording, Ledger::new(Arc::clone(tables), prepends))
             });
-            peers.push(Peer { stream, sent: 0, store, drained_at: None });
+            peers.push(Peer { number, stream, sent: 0, store, drained_at: None });
         }
         let (tables, moved_at) = (Arc::clone(tables), Instant::now());
         let mut generator = Generator { epoll, peers, tables, moved_at };
@@ -205,11 +206,8 @@ impl Generator {
 
 impl Peer {
     fn interest(&self, epoll: &OwnedFd, flags: epoll::EventFlags) -> Result<()> {
-        let number = match self.stream.local_addr()? {
-            SocketAddr::V4(address) => address.ip().to_bits() - peer_address(0).to_bits(),
-            SocketAddr::V6(address) => return Err(format!("{address} is no peer's").into()),
-        };
-        Ok(epoll::modify(epoll, &self.stream, epoll::EventData::new_u64(number.into()), flags)?)
+        let data = epoll::EventData::new_u64(self.number.into());
+        Ok(epoll::modify(epoll, &self.stream, data, flags)?)
     }
 
     /// Writes what the socket takes; true at the end.
@@ -256,10 +254,18 @@ impl Peer {
 /// # Errors
 /// The daemon does not take the session in time.
 pub fn handshake(peer: u32, hold_time_secs: u16) -> Result<(TcpStream, Vec<u8>)> {
+    handshake_at(peer, Ends::of(peer), hold_time_secs)
+}
+
+/// The same between any two addresses.
+///
+/// # Errors
+/// See [`handshake`].
+pub fn handshake_at(peer: u32, ends: Ends, hold_time_secs: u16) -> Result<(TcpStream, Vec<u8>)> {
     let started = Instant::now();
     let mut problem;
     loop {
-        match try_handshake(peer, hold_time_secs) {
+        match try_handshake(peer, ends, hold_time_secs) {
             Ok(established) => return Ok(established),
             Err(error) => problem = error,
         }
@@ -271,13 +277,13 @@ pub fn handshake(peer: u32, hold_time_secs: u16) -> Result<(TcpStream, Vec<u8>)>
     }
 }
 
-fn try_handshake(peer: u32, hold_time_secs: u16) -> Result<(TcpStream, Vec<u8>)> {
+fn try_handshake(peer: u32, ends: Ends, hold_time_secs: u16) -> Result<(TcpStream, Vec<u8>)> {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
-    bind(&socket, &SocketAddr::from((peer_address(peer), 0)))?;
-    connect(&socket, &SocketAddr::from((DAEMON_ADDRESS, DAEMON_PORT)))?;
+    bind(&socket, &SocketAddr::from((ends.peer, 0)))?;
+    connect(&socket, &SocketAddr::from((ends.daemon, DAEMON_PORT)))?;
     let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(START_PATIENCE))?;
-    stream.write_all(&open_with(peer_asn(peer), peer_address(peer), hold_time_secs, &[]))?;
+    stream.write_all(&open_with(peer_asn(peer), ends.peer, hold_time_secs, &[]))?;
     let mut buffer = vec![0; 4096];
     let mut seen = Vec::new();
     let mut types = Vec::new();

@@ -16,14 +16,17 @@
 //! with the AS path that it has to have. Senders get each other's routes, too, which they throw away;
 //! the clock runs until the last octet of these.
 //!
-//! The daemons take turns, and which is first changes from run to run. Times are those of this machine
-//! under whatever else runs on it: only ratios within one run of the command mean something.
+//! The daemons take turns, and which is first changes from run to run. One that was cut off or that failed in a cell is
+//! not measured there again. Times are those of this machine under whatever else runs on it: only ratios within one run
+//! of the command mean something.
 
 mod cell;
+mod configuration;
 pub mod copier;
 mod daemon;
 pub mod failures;
 pub mod generator;
+mod idle;
 mod ledger;
 pub mod namespace;
 pub mod reflector;
@@ -35,7 +38,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cell::{Cell, Tables};
-use daemon::Daemon;
+use daemon::{Daemon, Places};
 use generator::{CutOff, Generator, Goal, Phase};
 use report::{Measured, Report};
 
@@ -46,9 +49,13 @@ use crate::{Extent, Result};
 struct Options {
     extent: Extent,
     cells: Vec<Cell>,
+    /// Whether sessions without routes are measured, too.
+    idle: bool,
     daemons: Vec<Daemon>,
+    /// Whether each of `daemons` was asked for by its name, and so has to be there.
+    named: bool,
     runs: Option<usize>,
-    cairn: PathBuf,
+    places: Places,
     format: Format,
 }
 
@@ -62,46 +69,88 @@ pub fn main(arguments: impl Iterator<Item = String>) -> ExitCode {
 
 fn measure(options: &Options) -> Result<Report> {
     let mut report = Report::new(options.extent);
-    for daemon in &options.daemons {
-        report.version(*daemon, daemon.version(&options.cairn)?);
+    let mut daemons = Vec::new();
+    for daemon in options.daemons.iter().copied() {
+        match daemon.version(&options.places) {
+            Ok(version) => {
+                report.version(daemon, version);
+                daemons.push(daemon);
+            }
+            Err(error) if options.named || Daemon::ALWAYS.contains(&daemon) => return Err(error),
+            Err(error) => report.unmeasured(daemon, None, error.to_string()),
+        }
     }
     let runs = options.runs.unwrap_or(options.extent.pick(3, 1));
     for cell in &options.cells {
-        let tables = Arc::new(cell.tables()?);
-        let mut best: Option<Duration> = None;
+        measure_cell(cell, &daemons, runs, &options.places, &mut report)?;
+    }
+    if options.idle {
         for run in 0..runs {
-            for turn in 0..options.daemons.len() {
-                let daemon = options.daemons[(run + turn) % options.daemons.len()];
-                eprintln!("{} run {}: {} ...", cell.name, run + 1, daemon.name());
-                let at_most = best.map_or(PHASE_MAX, |best| {
-                    (best * TIMES_SLOWER_MAX).clamp(PHASE_MIN, PHASE_MAX)
-                });
-                let measured = measure_once(*cell, &tables, daemon, options.cairn.clone(), at_most)
-                    .map_err(|error| format!("{}, {}: {error}", cell.name, daemon.name()))?;
-                if daemon != Daemon::Copier
-                    && let Ok(phase) = &measured.announce
-                {
-                    best = Some(best.map_or(phase.time, |best| best.min(phase.time)));
-                }
-                report.push(cell, daemon, run, measured);
+            for daemon in taking_turns(&daemons, run).filter(|daemon| IDLE.contains(daemon)) {
+                eprintln!("{} run {}: {} ...", idle::NAME, run + 1, daemon.name());
+                let (extent, places) = (options.extent, options.places.clone());
+                let figures = on_a_thread(move || idle::measure(extent, daemon, &places))
+                    .map_err(|error| format!("{}, {}: {error}", idle::NAME, daemon.name()))?;
+                report.push_idle(daemon, figures);
             }
         }
     }
     Ok(report)
 }
 
+fn measure_cell(
+    cell: &Cell,
+    daemons: &[Daemon],
+    runs: usize,
+    places: &Places,
+    report: &mut Report,
+) -> Result<()> {
+    let tables = Arc::new(cell.tables()?);
+    let mut daemons = daemons.to_vec();
+    let mut best: Option<Duration> = None;
+    for run in 0..runs {
+        for daemon in taking_turns(&daemons.clone(), run) {
+            eprintln!("{} run {}: {} ...", cell.name, run + 1, daemon.name());
+            let at_most = best
+                .map_or(PHASE_MAX, |best| (best * TIMES_SLOWER_MAX).clamp(PHASE_MIN, PHASE_MAX));
+            let (cell, tables, places) = (*cell, Arc::clone(&tables), places.clone());
+            let measuring = move || in_namespace(&cell, &tables, daemon, &places, at_most);
+            let measured = match on_a_thread(measuring) {
+                Ok(measured) => measured,
+                // The others are measured all the same.
+                Err(error) if !Daemon::ALWAYS.contains(&daemon) => {
+                    eprintln!("{}, {}: {error}", cell.name, daemon.name());
+                    report.unmeasured(daemon, Some(cell.name), error);
+                    daemons.retain(|other| *other != daemon);
+                    continue;
+                }
+                Err(error) => {
+                    return Err(format!("{}, {}: {error}", cell.name, daemon.name()).into());
+                }
+            };
+            match &measured.announce {
+                Ok(phase) if daemon != Daemon::Copier => {
+                    best = Some(best.map_or(phase.time, |best| best.min(phase.time)));
+                }
+                Ok(_) => {}
+                Err(_) => daemons.retain(|other| *other != daemon),
+            }
+            report.push(&cell, daemon, run, measured);
+        }
+    }
+    Ok(())
+}
+
+/// All of them, in each run from another one on.
+fn taking_turns(daemons: &[Daemon], run: usize) -> impl Iterator<Item = Daemon> + '_ {
+    (0..daemons.len()).map(move |turn| daemons[(run + turn) % daemons.len()])
+}
+
 /// One daemon, started, loaded and unloaded, on a thread that takes its namespace with it.
-fn measure_once(
-    cell: Cell,
-    tables: &Arc<Tables>,
-    daemon: Daemon,
-    cairn: PathBuf,
-    at_most: Duration,
-) -> std::result::Result<Measured, String> {
-    let tables = Arc::clone(tables);
-    let measuring = std::thread::spawn(move || {
-        in_namespace(&cell, &tables, daemon, &cairn, at_most).map_err(|error| error.to_string())
-    });
+fn on_a_thread<T: Send + 'static>(
+    measure: impl FnOnce() -> Result<T> + Send + 'static,
+) -> std::result::Result<T, String> {
+    let measuring = std::thread::spawn(move || measure().map_err(|error| error.to_string()));
     measuring.join().unwrap_or_else(|_| Err("the measuring thread panicked".into()))
 }
 
@@ -109,12 +158,14 @@ fn in_namespace(
     cell: &Cell,
     tables: &Arc<Tables>,
     daemon: Daemon,
-    cairn: &std::path::Path,
+    places: &Places,
     at_most: Duration,
 ) -> Result<Measured> {
     namespace::enter()?;
-    let directory = std::env::temp_dir().join(format!("cairn-bench-{}", std::process::id()));
-    let process = daemon.start(cell, cairn, directory)?;
+    if cell.own_subnets {
+        namespace::add_own_subnets(cell)?;
+    }
+    let process = daemon.start(cell, places)?;
     let told = |error| format!("{error}\nthe daemon said: {}", process.log());
     let mut generator = Generator::connect(cell, tables, daemon.prepends()).map_err(told)?;
     let (idle, _) = process.memory()?;
@@ -134,7 +185,7 @@ impl Options {
         mut arguments: impl Iterator<Item = String>,
     ) -> std::result::Result<Option<Options>, String> {
         let (mut extent, mut runs, mut format) = (Extent::Full, None, Format::Table);
-        let (mut cells, mut daemons, mut cairn) = (Vec::new(), Vec::new(), None);
+        let (mut cells, mut daemons, mut cairn, mut newer) = (Vec::new(), Vec::new(), None, None);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} takes a value"));
             match argument.as_str() {
@@ -150,6 +201,7 @@ impl Options {
                     runs = Some(parsed.ok_or("--runs takes a number from 1 on")?);
                 }
                 "--cairn" => cairn = Some(PathBuf::from(value()?)),
+                "--newer" => newer = Some(PathBuf::from(value()?)),
                 "-o" | "--output" => format = Format::named(Some(&value()?))?,
                 "-h" | "--help" => return Ok(None),
                 other => return Err(format!("what is \"{other}\"?")),
@@ -157,23 +209,29 @@ impl Options {
         }
         let all = Cell::all(extent);
         let known = |name: &String| all.iter().find(|cell| cell.name == name).copied();
-        let known_names = || all.iter().map(|cell| cell.name).collect::<Vec<_>>().join(", ");
+        let names_of_all = all.iter().map(|cell| cell.name).chain([idle::NAME]);
+        let names_of_all = names_of_all.collect::<Vec<_>>().join(", ");
+        let idle = cells.is_empty() || cells.iter().any(|name| name == idle::NAME);
         let mut chosen = Vec::new();
-        for name in &cells {
-            chosen.push(known(name).ok_or_else(|| format!("--only takes {}", known_names()))?);
+        for name in cells.iter().filter(|name| *name != idle::NAME) {
+            chosen.push(known(name).ok_or_else(|| format!("--only takes {names_of_all}"))?);
         }
-        if chosen.is_empty() {
+        if cells.is_empty() {
             chosen = all;
         }
-        if daemons.is_empty() {
-            daemons = Daemon::ALL.to_vec();
+        let named = !daemons.is_empty();
+        if !named {
+            daemons = match newer {
+                Some(_) => Daemon::ALL.to_vec(),
+                None => Daemon::ALWAYS.to_vec(),
+            };
         }
         let beside = || {
             let own = std::env::current_exe().unwrap_or_default();
             own.with_file_name("cairn")
         };
-        let cairn = cairn.unwrap_or_else(beside);
-        Ok(Some(Options { extent, cells: chosen, daemons, runs, cairn, format }))
+        let places = Places { cairn: cairn.unwrap_or_else(beside), newer };
+        Ok(Some(Options { extent, cells: chosen, idle, daemons, named, runs, places, format }))
     }
 }
 
@@ -188,5 +246,8 @@ const PHASE_MIN: Duration = Duration::from_secs(5);
 /// A daemon that takes so many times as long as the fastest is cut off.
 const TIMES_SLOWER_MAX: u32 = 10;
 
+/// Whose sessions without routes are measured.
+const IDLE: [Daemon; 2] = [Daemon::Bird, Daemon::Cairn];
+
 const USAGE: &str = "usage: cairn-bench bgp [--quick] [--only CELL]... [--daemon NAME]... [--runs N] \
-                     [--cairn PATH] [-o json]";
+                     [--cairn PATH] [--newer DIRECTORY] [-o json]";

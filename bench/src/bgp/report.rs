@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::cell::Cell;
 use super::daemon::Daemon;
-use super::{CutOff, Phase};
+use super::{CutOff, Phase, idle};
 use crate::Extent;
 use crate::table::{Format, figure, median, print_aligned, sorted};
 
@@ -34,6 +34,16 @@ pub struct Report {
     versions: Vec<(Daemon, String)>,
     runs: Vec<(&'static str, Daemon, usize, Measured)>,
     cells: Vec<(Cell, Vec<Daemon>)>,
+    idle: Vec<(Daemon, idle::Figures)>,
+    unmeasured: Vec<Unmeasured>,
+}
+
+/// A daemon without figures, in one cell or in all.
+#[derive(Debug, Serialize)]
+struct Unmeasured {
+    daemon: &'static str,
+    cell: Option<&'static str>,
+    reason: String,
 }
 
 /// One daemon in one cell: medians.
@@ -42,8 +52,10 @@ struct Row {
     cell: &'static str,
     daemon: &'static str,
     runs: usize,
-    /// It took longer than it was given: the seconds are what it was given.
+    /// It took longer than it was given: the seconds are what it was given, and the rest is unknown.
     cut_off: bool,
+    /// The same of the withdrawal.
+    withdraw_cut_off: bool,
     seconds: f64,
     seconds_min: f64,
     seconds_max: f64,
@@ -62,24 +74,57 @@ struct Row {
     withdraw_ratio: Option<f64>,
     /// Divided by the copier's seconds of the same run.
     copier_ratio: Option<f64>,
+    /// Divided by the seconds of the fastest of the other routers in the same run.
+    fastest_ratio: Option<f64>,
+}
+
+/// How ours stands in one cell; see [`GOALS`].
+#[derive(Debug, Serialize)]
+struct Verdict {
+    cell: &'static str,
+    /// Whose median is the smallest of the other routers'.
+    fastest: Option<&'static str>,
+    seconds_ratio: Option<f64>,
+    cpu_ratio: Option<f64>,
+    megabytes_ratio: Option<f64>,
 }
 
 #[derive(Serialize)]
 struct Document<'a> {
     quick: bool,
     versions: Vec<(&'static str, &'a str)>,
+    unmeasured: &'a [Unmeasured],
     rows: Vec<Row>,
+    verdicts: Vec<Verdict>,
+    idle: Vec<idle::Row>,
 }
 
 impl Report {
     /// No run yet.
     pub fn new(extent: Extent) -> Report {
-        Report { extent, versions: Vec::new(), runs: Vec::new(), cells: Vec::new() }
+        Report {
+            extent,
+            versions: Vec::new(),
+            runs: Vec::new(),
+            cells: Vec::new(),
+            idle: Vec::new(),
+            unmeasured: Vec::new(),
+        }
     }
 
     /// Notes which build of a daemon is measured.
     pub fn version(&mut self, daemon: Daemon, version: String) {
         self.versions.push((daemon, version));
+    }
+
+    /// Notes why a daemon has no figures, or no more, in one cell or in any.
+    pub fn unmeasured(&mut self, daemon: Daemon, cell: Option<&'static str>, reason: String) {
+        self.unmeasured.push(Unmeasured { daemon: daemon.name(), cell, reason });
+    }
+
+    /// Adds a run of sessions without routes.
+    pub fn push_idle(&mut self, daemon: Daemon, figures: idle::Figures) {
+        self.idle.push((daemon, figures));
     }
 
     /// Adds a run.
@@ -102,12 +147,15 @@ impl Report {
             .iter()
             .flat_map(|(cell, daemons)| daemons.iter().map(|daemon| self.row(cell, *daemon)))
             .collect();
+        let verdicts = verdicts(&rows);
+        let idle = idle::rows(&self.idle);
         let quick = self.extent == Extent::Quick;
         match format {
             Format::Json => {
                 let versions = self.versions.iter();
                 let versions = versions.map(|(daemon, v)| (daemon.name(), v.as_str())).collect();
-                let document = Document { quick, versions, rows };
+                let unmeasured = &self.unmeasured;
+                let document = Document { quick, versions, unmeasured, rows, verdicts, idle };
                 // Strings and numbers cannot fail to be written; what is not finite becomes null.
                 println!("{}", serde_json::to_string_pretty(&document).unwrap_or_default());
             }
@@ -116,9 +164,23 @@ impl Report {
                     println!("A quick run: these figures say only that everything works.");
                 }
                 for (daemon, version) in &self.versions {
-                    println!("{}: {}", daemon.name(), version.lines().next().unwrap_or_default());
+                    println!("{}: {version}", daemon.name());
                 }
-                self.print_table(&rows);
+                for Unmeasured { daemon, cell, reason } in &self.unmeasured {
+                    let reason = reason.lines().next().unwrap_or_default();
+                    println!("{daemon}: not measured in {}: {reason}", cell.unwrap_or("any cell"));
+                }
+                if !rows.is_empty() {
+                    print_table(&rows);
+                }
+                if !idle.is_empty() {
+                    println!();
+                    idle::print(&idle);
+                }
+                if !verdicts.is_empty() {
+                    println!("\n{GOALS}");
+                    print_verdicts(&verdicts);
+                }
             }
         }
     }
@@ -140,22 +202,33 @@ impl Report {
             let ratios = sorted(pairs);
             (!ratios.is_empty()).then(|| median(&ratios))
         };
+        // One that was cut off would have taken longer still, so that the ratio is at most what is shown.
+        let to_fastest = self.runs(cell, daemon).filter_map(|(run, measured)| {
+            let peers = Daemon::ALL.into_iter().filter(|other| other.is_peer() && *other != daemon);
+            let peers = peers.flat_map(|other| self.runs(cell, other));
+            let of_the_same = peers.filter(|(other, _)| *other == run);
+            let fastest =
+                of_the_same.map(|(_, m)| seconds_of_announcement(m)).min_by(f64::total_cmp);
+            Some(seconds_of_announcement(measured) / fastest?)
+        });
+        let to_fastest = sorted(to_fastest.filter(|ratio| ratio.is_finite()));
         let seconds = all(|m| seconds(&m.announce));
         Row {
             cell: cell.name,
             daemon: daemon.name(),
             runs: seconds.len(),
-            cut_off: self
+            cut_off: self.runs(cell, daemon).any(|(_, m)| m.announce.is_err()),
+            withdraw_cut_off: self
                 .runs(cell, daemon)
-                .any(|(_, m)| m.announce.is_err() || m.withdraw.is_err()),
+                .any(|(_, m)| m.announce.is_ok() && m.withdraw.is_err()),
             seconds: median(&seconds),
             seconds_min: seconds.first().copied().unwrap_or(f64::NAN),
             seconds_max: seconds.last().copied().unwrap_or(f64::NAN),
             cpu_seconds: median(&all(|m| cpu(&m.announce))),
             megabytes: median(&all(growth)),
-            megabytes_peak: median(&all(|m| megabytes(m.peak) - megabytes(m.idle))),
+            megabytes_peak: median(&all(|m| growth_to(m, m.peak))),
             megabytes_idle: median(&all(|m| megabytes(m.idle))),
-            megabytes_after_withdrawal: median(&all(|m| megabytes(m.after) - megabytes(m.idle))),
+            megabytes_after_withdrawal: median(&all(|m| growth_to(m, m.after))),
             withdraw_seconds: median(&all(seconds_of_withdrawal)),
             withdraw_cpu_seconds: median(&all(|m| cpu(&m.withdraw))),
             generator_cpu_seconds: median(&all(|m| {
@@ -166,45 +239,83 @@ impl Report {
             megabytes_ratio: ratio(Daemon::Bird, growth),
             withdraw_ratio: ratio(Daemon::Bird, seconds_of_withdrawal),
             copier_ratio: ratio(Daemon::Copier, seconds_of_announcement),
+            fastest_ratio: (!to_fastest.is_empty()).then(|| median(&to_fastest)),
         }
     }
+}
 
-    fn print_table(&self, rows: &[Row]) {
-        let mut lines = vec![HEADING.map(String::from)];
-        for row in rows {
-            let more = if row.cut_off { ">" } else { "" };
-            let times =
-                |ratio: Option<f64>| ratio.map_or("-".into(), |r| format!("{}x", figure(r)));
-            lines.push([
-                row.cell.into(),
-                row.daemon.into(),
-                format!("{more}{}", figure(row.seconds)),
-                format!("{} .. {}", figure(row.seconds_min), figure(row.seconds_max)),
-                row.runs.to_string(),
-                figure(row.cpu_seconds),
-                figure(row.megabytes),
-                figure(row.megabytes_peak),
-                figure(row.withdraw_seconds),
-                figure(row.generator_cpu_seconds),
-                times(row.seconds_ratio),
-                times(row.cpu_ratio),
-                times(row.megabytes_ratio),
-                times(row.withdraw_ratio),
-                times(row.copier_ratio),
-            ]);
-        }
-        // The idle base, of the first cell: it does not depend on the routes.
-        if let Some(cell) = rows.first().map(|row| row.cell) {
-            for row in rows.iter().filter(|row| row.cell == cell) {
-                let mut line = HEADING.map(|_| String::new());
-                line[0] = "idle base".into();
-                line[1] = row.daemon.into();
-                line[6] = figure(row.megabytes_idle);
-                lines.push(line);
-            }
-        }
-        print_aligned(&lines, &[0, 1]);
+fn print_table(rows: &[Row]) {
+    let mut lines = vec![HEADING.map(String::from)];
+    for row in rows {
+        let more = |cut_off| if cut_off { ">" } else { "" };
+        let times = |ratio: Option<f64>| ratio.map_or("-".into(), |r| format!("{}x", figure(r)));
+        lines.push([
+            row.cell.into(),
+            row.daemon.into(),
+            format!("{}{}", more(row.cut_off), figure(row.seconds)),
+            format!("{} .. {}", figure(row.seconds_min), figure(row.seconds_max)),
+            row.runs.to_string(),
+            figure(row.cpu_seconds),
+            figure(row.megabytes),
+            figure(row.megabytes_peak),
+            format!("{}{}", more(row.withdraw_cut_off), figure(row.withdraw_seconds)),
+            figure(row.generator_cpu_seconds),
+            times(row.seconds_ratio),
+            times(row.cpu_ratio),
+            times(row.megabytes_ratio),
+            times(row.withdraw_ratio),
+            times(row.copier_ratio),
+            times(row.fastest_ratio),
+        ]);
     }
+    // The idle base, of the first cell: it does not depend on the routes.
+    if let Some(cell) = rows.first().map(|row| row.cell) {
+        for row in rows.iter().filter(|row| row.cell == cell) {
+            let mut line = HEADING.map(|_| String::new());
+            line[0] = "idle base".into();
+            line[1] = row.daemon.into();
+            line[6] = figure(row.megabytes_idle);
+            lines.push(line);
+        }
+    }
+    print_aligned(&lines, &[0, 1]);
+}
+
+fn verdicts(rows: &[Row]) -> Vec<Verdict> {
+    let ours = rows.iter().filter(|row| row.daemon == Daemon::Cairn.name());
+    let verdict = |ours: &Row| {
+        let peers = Daemon::ALL.into_iter().filter(|daemon| daemon.is_peer()).map(Daemon::name);
+        let peers: Vec<_> = peers.collect();
+        let others = rows.iter().filter(|row| row.cell == ours.cell && peers.contains(&row.daemon));
+        let fastest = others.min_by(|one, other| one.seconds.total_cmp(&other.seconds));
+        Verdict {
+            cell: ours.cell,
+            fastest: fastest.map(|row| row.daemon),
+            seconds_ratio: ours.fastest_ratio,
+            cpu_ratio: ours.cpu_ratio,
+            megabytes_ratio: ours.megabytes_ratio,
+        }
+    };
+    ours.map(verdict).collect()
+}
+
+fn print_verdicts(verdicts: &[Verdict]) {
+    let judged = |ratio: Option<f64>, at_most: f64| match ratio {
+        Some(ratio) if ratio <= at_most => format!("{}x holds", figure(ratio)),
+        Some(ratio) => format!("{}x missed", figure(ratio)),
+        None => "-".into(),
+    };
+    let mut lines = vec![["cell", "fastest peer", "seconds", "CPU", "MB"].map(String::from)];
+    lines.extend(verdicts.iter().map(|verdict| {
+        [
+            verdict.cell.into(),
+            verdict.fastest.unwrap_or("-").into(),
+            judged(verdict.seconds_ratio, SECONDS_RATIO_MAX),
+            judged(verdict.cpu_ratio, 1.0),
+            judged(verdict.megabytes_ratio, 1.0),
+        ]
+    }));
+    print_aligned(&lines, &[0, 1]);
 }
 
 fn seconds(phase: &std::result::Result<Phase, CutOff>) -> f64 {
@@ -219,7 +330,7 @@ fn seconds_of_announcement(measured: &Measured) -> f64 {
 }
 
 fn seconds_of_withdrawal(measured: &Measured) -> f64 {
-    seconds(&measured.withdraw)
+    measured.announce.map_or(f64::NAN, |_| seconds(&measured.withdraw))
 }
 
 fn cpu(phase: &std::result::Result<Phase, CutOff>) -> f64 {
@@ -227,14 +338,22 @@ fn cpu(phase: &std::result::Result<Phase, CutOff>) -> f64 {
 }
 
 fn growth(measured: &Measured) -> f64 {
-    megabytes(measured.full) - megabytes(measured.idle)
+    growth_to(measured, measured.full)
+}
+
+fn growth_to(measured: &Measured, octets: u64) -> f64 {
+    measured.announce.map_or(f64::NAN, |_| megabytes(octets) - megabytes(measured.idle))
 }
 
 fn megabytes(octets: u64) -> f64 {
     octets as f64 / 1e6
 }
 
-const HEADING: [&str; 15] = [
+/// Of ours to the fastest peer's.
+const SECONDS_RATIO_MAX: f64 = 1.0 / 3.0;
+const GOALS: &str = "Goals: at most a third of the fastest peer's seconds, no more CPU time and memory \
+                     than BIRD 2";
+const HEADING: [&str; 16] = [
     "cell",
     "daemon",
     "seconds",
@@ -250,4 +369,5 @@ const HEADING: [&str; 15] = [
     "MB/bird",
     "wd/bird",
     "s/copier",
+    "s/fastest",
 ];

@@ -75,11 +75,11 @@ fn rounds(bed: &mut Bed, size: &Size, times: &mut Times) -> Result<()> {
     let drain = Drain::start()?;
     let mut observer = Observer::connect(feeder + 1)?;
     let table = feed::table_of(FAMILY, 0..size.routes, PREFIXES_PER_SET, &[peer_asn(feeder)]);
-    drain.connect(feeder, &encode(feeder, &table)?.0)?;
+    drain.connect(feeder, &encode(peer_address(feeder), &table)?.0)?;
     for _ in 0..size.rounds {
         paths.until_up(size.supervised as usize)?;
         for peer in 0..size.supervised {
-            drain.connect(peer, &encode(peer, &own_routes(peer, size))?.0)?;
+            drain.connect(peer, &encode(peer_address(peer), &own_routes(peer, size))?.0)?;
         }
         let all = size.routes + size.supervised * PREFIXES_EACH;
         observer.until("all routes", |held| held.len() == all as usize)?;

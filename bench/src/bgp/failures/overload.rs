@@ -185,7 +185,7 @@ struct Feeder {
 impl Feeder {
     fn start(routes: u32) -> Result<Feeder> {
         let table = feed::table_of(FAMILY, 0..routes, PREFIXES_PER_SET, &[peer_asn(FEEDER)]);
-        let (announcements, withdrawals) = encode(FEEDER, &table)?;
+        let (announcements, withdrawals) = encode(peer_address(FEEDER), &table)?;
         let (mut stream, _) = handshake(FEEDER, HOLD_TIME_SECS)?;
         stream.set_read_timeout(Some(Duration::from_secs(HOLD_TIME_SECS.into())))?;
         let reading = stream.try_clone()?;
