@@ -224,13 +224,13 @@ async fn read(
     // A connection that is rejected never sends an OPEN: `drain` reads the peer's.
     let Ok(local) = open.await else { return std::future::pending().await };
     let mut decoder = Decoder::new(local, config);
-    let mut buffer = BytesMut::with_capacity(READ_OCTETS);
+    let mut buffer = BytesMut::new();
     loop {
-        buffer.reserve(READ_OCTETS);
         let read = loop {
             if let Err(error) = stream.readable().await {
                 break Err(error);
             }
+            buffer.reserve(READ_OCTETS);
             // Before the socket is emptied: between the two nothing may look as if it were silent.
             unheard.fetch_add(1, Ordering::Release);
             match stream.try_read_buf(&mut buffer) {
@@ -242,6 +242,10 @@ async fn read(
         };
         let mut items = Vec::new();
         let mut goes_on = decoder.decode(&mut buffer, &mut items);
+        if buffer.is_empty() {
+            // A thousand peers that are silent hold no buffer each: one is enough for those that speak.
+            buffer = BytesMut::new();
+        }
         match read {
             Ok(0) if goes_on => {
                 items.push(Item::Lost(None));
@@ -290,8 +294,9 @@ async fn write(
     own: LocalAddresses,
     mailbox: Mailbox,
 ) {
-    let mut buffer = BytesMut::with_capacity(WRITE_OCTETS);
+    let mut buffer = BytesMut::new();
     while let Some(first) = writes.recv().await {
+        buffer.reserve(WRITE_OCTETS);
         let mut counted = append(&mut buffer, &first, own);
         while buffer.len() < WRITE_OCTETS
             && let Ok(more) = writes.try_recv()
@@ -305,6 +310,9 @@ async fn write(
         };
         let octets = buffer.len() as u64;
         buffer.clear();
+        if writes.is_empty() {
+            buffer = BytesMut::new();
+        }
         // The reader sees the same error and reports it.
         if written.is_err() {
             break;
