@@ -30,6 +30,7 @@ mod fib;
 mod group;
 mod heard;
 mod import;
+mod index;
 mod limit;
 mod listing;
 mod long_lived;
@@ -284,7 +285,9 @@ impl Rib {
     /// Notes that a peer's session is established, and prepares to send it everything.
     pub fn peer_up(&mut self, id: PeerId, session: PeerSession) {
         let Some(peer) = self.peers.peer_mut(id) else { return };
-        let identity_changed = peer.router_id != session.router_id;
+        // Of a peer that has no routes nothing depends on it, and most of those that come up have none.
+        let has_routes = peer.families.iter().any(|family| family.received > 0);
+        let identity_changed = has_routes && peer.router_id != session.router_id;
         peer.session = Some(session);
         peer.router_id = session.router_id;
         // Within an AS a link-local next hop may be of another router's link, passed on by mistake.
