@@ -1,6 +1,7 @@
 //! Address families and prefixes in the packed form that the codec and the RIB use.
 
 use std::fmt;
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
@@ -111,14 +112,14 @@ impl FromIterator<Family> for Families {
 }
 
 /// An IPv4 prefix: host bits are always zero and `len` is at most 32.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ipv4Prefix {
     addr: u32,
     len: u8,
 }
 
 /// An IPv6 prefix: host bits are always zero and `len` is at most 128.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Ipv6Prefix {
     // Two words keep the alignment at 8 octets, which makes a key 24 octets and not 32.
     addr: [u64; 2],
@@ -181,7 +182,7 @@ impl Ipv6Prefix {
 }
 
 /// A prefix of either family.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Prefix {
     /// An IPv4 prefix.
     V4(Ipv4Prefix),
@@ -269,6 +270,35 @@ impl Prefix {
                 a.len <= b.len && Ipv6Prefix::new(b.addr(), a.len) == Some(a)
             }
             _ => false,
+        }
+    }
+}
+
+// In as few words as there are: prefixes are hashed more often than anything else.
+
+impl Hash for Ipv4Prefix {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(u64::from(self.addr) << 8 | u64::from(self.len));
+    }
+}
+
+impl Hash for Ipv6Prefix {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [high, low] = self.addr;
+        state.write_u64(high);
+        state.write_u64(low);
+        state.write_u8(self.len);
+    }
+}
+
+impl Hash for Prefix {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        match self {
+            Prefix::V4(prefix) => prefix.hash(state),
+            Prefix::V6(prefix) => prefix.hash(state),
         }
     }
 }

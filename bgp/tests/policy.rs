@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use cairn_bgp::policy::{
-    Action, AsPathPattern, AsPathPatternError, Changes, CommunityChange, ExtendedCommunity, Match,
-    MedChange, Policy, PrefixList, PrefixRange, Prepend, RouteSort, RouteView, Rule, RuleRef,
-    decide, decide_import,
+    Action, AsPathPattern, AsPathPatternError, AsPathText, Changes, CommunityChange,
+    ExtendedCommunity, Match, MedChange, Policy, PrefixList, PrefixRange, Prepend, RouteSort,
+    RouteView, Rule, RuleRef, decide, decide_import,
 };
 use cairn_bgp::prefix::{Ipv4Prefix, Ipv6Prefix, Prefix};
 use cairn_bgp::wire::{Community, LargeCommunity, NextHop, Origin, PathAttributes};
@@ -57,12 +57,20 @@ fn conditions() {
         ("all together", Match { sorts: vec![RouteSort::Ebgp], origin_as: vec![1], ..all.clone() }, false),
     ];
     for (name, matches, holds) in rows {
-        assert_eq!(matches.holds(&route("10.1.0.0/16", &attributes)), holds, "{name}");
+        assert_eq!(
+            matches.holds(&route("10.1.0.0/16", &attributes, &AsPathText::default())),
+            holds,
+            "{name}"
+        );
     }
     let originated = Match { neighbour_as: vec![0], ..all };
-    assert!(!originated.holds(&route("10.1.0.0/16", &plain)), "an empty path has no neighbour");
+    assert!(
+        !originated.holds(&route("10.1.0.0/16", &plain, &AsPathText::default())),
+        "an empty path has no neighbour"
+    );
     let anywhere = PrefixRange::within("0.0.0.0/0".parse().unwrap());
-    let view = RouteView { peer: None, next_hop: None, ..route("10.1.0.0/16", &plain) };
+    let text = AsPathText::default();
+    let view = RouteView { peer: None, next_hop: None, ..route("10.1.0.0/16", &plain, &text) };
     let from_somewhere = Match { next_hops: list(anywhere), ..Match::default() };
     assert!(!from_somewhere.holds(&view), "what originates here has no next hop");
     let of_peer = Match { peers: vec!["".into()], ..Match::default() };
@@ -89,12 +97,14 @@ fn the_first_rule_that_matches_decides() {
         ("192.168.1.0/24", Action::Accept, Some(("second", 0))),
         ("172.16.0.0/12", Action::Reject, None),
     ] {
-        let decision = decide(&policies, Action::Reject, &route(prefix, &attributes));
+        let decision =
+            decide(&policies, Action::Reject, &route(prefix, &attributes, &AsPathText::default()));
         let by = by.map(|(policy, rule)| RuleRef { policy: policy.into(), rule });
         let said = decision.by.map(|by| by.to_ref());
         assert_eq!((decision.action, said), (action, by), "{prefix}");
     }
-    let decision = decide(&[], Action::Accept, &route("10.0.0.0/8", &attributes));
+    let decision =
+        decide(&[], Action::Accept, &route("10.0.0.0/8", &attributes, &AsPathText::default()));
     assert!(decision.action == Action::Accept && decision.by.is_none());
     assert_eq!(RuleRef { policy: "tor-in".into(), rule: 2 }.to_string(), "tor-in rule 2");
 }
@@ -129,13 +139,18 @@ fn a_default_route_comes_in_only_by_a_rule_that_names_it() {
         ),
     ] {
         let policies = [policy("p", rules)];
-        let decision = decide_import(&policies, Action::Reject, &route("0.0.0.0/0", &attributes));
+        let decision = decide_import(
+            &policies,
+            Action::Reject,
+            &route("0.0.0.0/0", &attributes, &AsPathText::default()),
+        );
         assert_eq!(decision.by.map(|by| by.index), by, "{name}");
     }
     let all = [policy("p", vec![rule(&[], accept)])];
-    let view = route("10.0.0.0/8", &attributes);
+    let text = AsPathText::default();
+    let view = route("10.0.0.0/8", &attributes, &text);
     assert!(decide_import(&all, Action::Reject, &view).by.is_some(), "all but default routes");
-    let view = route("0.0.0.0/0", &attributes);
+    let view = route("0.0.0.0/0", &attributes, &text);
     assert!(
         decide(&all, Action::Reject, &view).by.is_some(),
         "going out it is a prefix like others"
@@ -269,7 +284,7 @@ fn expressions_over_as_paths() {
     for (text, asns, expected) in rows {
         let pattern = AsPathPattern::new(text).expect("an expression");
         assert_eq!(
-            pattern.matches(path(asns).as_path()),
+            pattern.matches(path(asns).as_path(), &AsPathText::default()),
             expected,
             "{text} on {} ASes",
             asns.len()
@@ -337,13 +352,18 @@ fn range(prefix: &str, ge: Option<u8>, le: Option<u8>) -> PrefixRange {
     PrefixRange::new(prefix.parse().unwrap(), ge, le)
 }
 
-fn route<'a>(prefix: &str, attributes: &'a PathAttributes) -> RouteView<'a> {
+fn route<'a>(
+    prefix: &str,
+    attributes: &'a PathAttributes,
+    as_path_text: &'a AsPathText,
+) -> RouteView<'a> {
     RouteView {
         prefix: prefix.parse().unwrap(),
         sort: RouteSort::Ebgp,
         peer: Some("p2"),
         next_hop: Some(NextHop::new("192.0.2.9".parse().unwrap())),
         attributes,
+        as_path_text,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Regular expressions over AS_PATH.
 
+use std::cell::OnceCell;
 use std::fmt;
 
 use regex::bytes::{Regex, RegexBuilder};
@@ -18,6 +19,11 @@ pub struct AsPathPattern {
     text: String,
     regex: Regex,
 }
+
+/// The text of an AS_PATH, written when the first pattern asks for it: there are many rules, and many
+/// routes with the same path.
+#[derive(Clone, Debug, Default)]
+pub struct AsPathText(OnceCell<String>);
 
 /// Why a text is no [`AsPathPattern`].
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,9 +69,9 @@ impl AsPathPattern {
         Ok(AsPathPattern { text: text.to_owned(), regex })
     }
 
-    /// Whether it matches somewhere in `path`.
-    pub fn matches(&self, path: AsPath<'_>) -> bool {
-        self.regex.is_match(path.to_string().as_bytes())
+    /// Whether it matches somewhere in `path`, whose text is kept in `text`.
+    pub fn matches(&self, path: AsPath<'_>, text: &AsPathText) -> bool {
+        self.regex.is_match(text.0.get_or_init(|| path.to_string()).as_bytes())
     }
 
     /// The expression as it was written.

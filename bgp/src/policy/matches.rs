@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::prefix::Prefix;
 use crate::wire::{Community, LargeCommunity, NextHop, PathAttributes};
 
-use super::as_path::AsPathPattern;
+use super::as_path::{AsPathPattern, AsPathText};
 use super::community::ExtendedCommunity;
 use super::list::PrefixList;
 
@@ -62,6 +62,8 @@ pub struct RouteView<'a> {
     pub next_hop: Option<NextHop>,
     /// Its attributes.
     pub attributes: &'a PathAttributes,
+    /// Of no other attributes than these.
+    pub as_path_text: &'a AsPathText,
 }
 
 impl Match {
@@ -86,7 +88,10 @@ impl Match {
                 attributes.extended_communities().map(ExtendedCommunity)
             })
             && any(&self.large_communities, || attributes.large_communities())
-            && self.as_path.as_ref().is_none_or(|pattern| pattern.matches(attributes.as_path()))
+            && self
+                .as_path
+                .as_ref()
+                .is_none_or(|pattern| pattern.matches(attributes.as_path(), route.as_path_text))
     }
 
     /// Whether the prefix is named, not only covered.

@@ -23,7 +23,7 @@ mod matches;
 use std::fmt;
 use std::sync::Arc;
 
-pub use as_path::{AS_PATH_PATTERN_OCTETS_MAX, AsPathPattern, AsPathPatternError};
+pub use as_path::{AS_PATH_PATTERN_OCTETS_MAX, AsPathPattern, AsPathPatternError, AsPathText};
 pub use changes::{Changes, CommunityChange, MedChange, NextHopChange, Prepend};
 pub use community::{CommunityError, ExtendedCommunity};
 pub use list::{PrefixList, PrefixRange};
@@ -85,6 +85,13 @@ pub struct RuleRef {
     pub policy: Arc<str>,
     /// Index into [`Policy::rules`].
     pub rule: usize,
+}
+
+impl Policy {
+    /// Whether what it decides depends on more of a route than the attributes.
+    pub(crate) fn looks_at_prefixes(&self) -> bool {
+        self.rules.iter().any(|rule| rule.matches.prefixes.is_some())
+    }
 }
 
 /// Asks `policies` one after the other until a rule decides; `default` when none does.

@@ -139,10 +139,18 @@ impl Hash for RouteAttributes {
     }
 }
 
+/// Attributes with half of their hash: the table grows, and most others are told apart, without a look at
+/// them.
+#[derive(Debug)]
+struct Interned {
+    hash: u32,
+    attributes: Arc<RouteAttributes>,
+}
+
 /// The attributes in use, each once.
 #[derive(Debug)]
 pub(crate) struct Interner {
-    known: HashTable<Arc<RouteAttributes>>,
+    known: HashTable<Interned>,
     sweep_at: usize,
     /// The most prefixes that there were since the last sweep.
     prefixes_peak: usize,
@@ -156,17 +164,17 @@ impl Interner {
 
     /// The one shared value that equals `attributes`.
     pub(crate) fn intern(&mut self, attributes: Arc<RouteAttributes>) -> Arc<RouteAttributes> {
-        let hash = self.hasher.hash_one(&*attributes);
-        if let Some(known) = self.known.find(hash, |known| **known == *attributes) {
-            return Arc::clone(known);
+        let hash = (self.hasher.hash_one(&*attributes) >> 32) as u32;
+        let is_same = |known: &Interned| known.hash == hash && *known.attributes == *attributes;
+        if let Some(known) = self.known.find(spread(hash), is_same) {
+            return Arc::clone(&known.attributes);
         }
         if self.known.len() >= self.sweep_at {
             // Amortised: the table doubles between two sweeps.
             self.sweep();
         }
-        let hasher = &self.hasher;
-        let rehash = |known: &Arc<RouteAttributes>| hasher.hash_one(&**known);
-        self.known.insert_unique(hash, Arc::clone(&attributes), rehash);
+        let interned = Interned { hash, attributes: Arc::clone(&attributes) };
+        self.known.insert_unique(spread(hash), interned, |known| spread(known.hash));
         attributes
     }
 
@@ -181,24 +189,28 @@ impl Interner {
     pub(crate) fn shrink(&mut self, prefixes: usize) {
         self.prefixes_peak = prefixes;
         self.sweep();
-        let hasher = &self.hasher;
-        self.known.shrink_to(self.sweep_at, |known| hasher.hash_one(&**known));
+        self.known.shrink_to(self.sweep_at, |known| spread(known.hash));
     }
 
     fn sweep(&mut self) {
-        self.known.retain(|known| Arc::strong_count(known) > 1);
+        self.known.retain(|known| Arc::strong_count(&known.attributes) > 1);
         self.sweep_at = (2 * self.known.len()).max(INTERNED_MIN);
     }
 
     /// The next hops of all that is known, each once.
     pub(crate) fn next_hops(&self) -> BTreeSet<IpAddr> {
-        self.known.iter().map(|known| known.next_hop.address).collect()
+        self.known.iter().map(|known| known.attributes.next_hop.address).collect()
     }
 
     /// How many different attributes are known, those not used any more and not swept included.
     pub(crate) fn len(&self) -> usize {
         self.known.len()
     }
+}
+
+/// The half of a hash that is kept, with its bits where the table looks for them: at both ends.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 /// LOCAL_PREF of a route that has none (RFC 4271 leaves it to configuration; all know 100).

@@ -14,9 +14,9 @@
 use std::hash::BuildHasher;
 
 use foldhash::fast::FixedState;
-use hashbrown::HashTable;
 
 use super::family::AddressFamily;
+use super::index::Index;
 use super::table::Entry;
 
 /// The place of a prefix in a [`Entries`] and in everything beside it.
@@ -26,7 +26,7 @@ pub(crate) struct RouteId(u32);
 /// The prefixes of one family.
 #[derive(Debug)]
 pub(crate) struct Entries<A: AddressFamily> {
-    index: HashTable<Indexed>,
+    index: Index,
     slots: Vec<Slot<A::Key>>,
     free: Vec<RouteId>,
     /// Prefixes without routes whose ids are still in use.
@@ -38,13 +38,6 @@ pub(crate) struct Entries<A: AddressFamily> {
     /// How many of these there are of each length.
     by_length: [u32; LENGTHS],
     hasher: FixedState,
-}
-
-/// With half of its hash beside it an id is found, and the table grows, without a look at the slots.
-#[derive(Clone, Copy, Debug)]
-struct Indexed {
-    hash: u32,
-    id: RouteId,
 }
 
 #[derive(Debug)]
@@ -81,7 +74,7 @@ impl RouteId {
 impl<A: AddressFamily> Entries<A> {
     pub(crate) fn new(hasher: FixedState) -> Entries<A> {
         Entries {
-            index: HashTable::new(),
+            index: Index::default(),
             slots: Vec::new(),
             free: Vec::new(),
             gone: Vec::new(),
@@ -124,17 +117,30 @@ impl<A: AddressFamily> Entries<A> {
 
     /// The id of a prefix that has routes or had some.
     pub(crate) fn id(&self, key: &A::Key) -> Option<RouteId> {
-        let hash = self.hash(key);
-        let found = self.index.find(spread(hash), |indexed| self.is_at(indexed, hash, key));
-        found.map(|indexed| indexed.id)
+        self.index.find(self.hash(key), |id| self.is_at(id, key))
+    }
+
+    /// Reads from memory what a look-up of these prefixes is going to need. They are independent of each
+    /// other, and so the processor waits for many of them at once; look-ups, with all that is done in
+    /// between, wait for one after the other.
+    pub(crate) fn touch(&self, keys: impl Iterator<Item = A::Key> + Clone) {
+        let ids = keys.map(|key| self.index.touch(self.hash(&key)));
+        let mut found = [None; TOUCHED_MAX];
+        let mut last = 0;
+        for (place, id) in found.iter_mut().zip(ids) {
+            *place = id;
+            last += 1;
+        }
+        for id in found.iter().take(last).flatten() {
+            std::hint::black_box(self.by_id(*id).is_some_and(Entry::is_empty));
+        }
     }
 
     /// The id of a prefix; without one it gets one.
     pub(crate) fn id_or_insert(&mut self, key: A::Key) -> RouteId {
         let hash = self.hash(&key);
-        let found = self.index.find(spread(hash), |indexed| self.is_at(indexed, hash, &key));
-        if let Some(indexed) = found {
-            return indexed.id;
+        if let Some(id) = self.index.find(hash, |id| self.is_at(id, &key)) {
+            return id;
         }
         let id = match self.free.pop() {
             Some(id) => {
@@ -148,7 +154,7 @@ impl<A: AddressFamily> Entries<A> {
                 RouteId::at(self.slots.len() - 1)
             }
         };
-        self.index.insert_unique(spread(hash), Indexed { hash, id }, |i| spread(i.hash));
+        self.index.insert(hash, id);
         id
     }
 
@@ -166,9 +172,9 @@ impl<A: AddressFamily> Entries<A> {
     }
 
     /// Notes that a prefix that had none has routes now.
-    pub(crate) fn note_filled(&mut self, id: RouteId) {
+    pub(crate) fn note_filled(&mut self, key: A::Key) {
         self.used += 1;
-        if let Some(count) = self.of_length(id) {
+        if let Some(count) = self.of_length(key) {
             *count += 1;
         }
     }
@@ -176,13 +182,13 @@ impl<A: AddressFamily> Entries<A> {
     /// Notes that a prefix has no routes any more.
     pub(crate) fn note_emptied(&mut self, id: RouteId) {
         self.used = self.used.saturating_sub(1);
-        if let Some(count) = self.of_length(id) {
-            *count = count.saturating_sub(1);
-        }
-        if let Some(slot) = self.slots.get_mut(id.index())
-            && !std::mem::replace(&mut slot.entry.is_gone, true)
-        {
+        let Some(slot) = self.slots.get_mut(id.index()) else { return };
+        if !std::mem::replace(&mut slot.entry.is_gone, true) {
             self.gone.push(id);
+        }
+        let key = slot.key;
+        if let Some(count) = self.of_length(key) {
+            *count = count.saturating_sub(1);
         }
     }
 
@@ -198,6 +204,7 @@ impl<A: AddressFamily> Entries<A> {
     /// Frees the ids of prefixes that have gone, except those that `holds` names.
     pub(crate) fn reap(&mut self, holds: impl Fn(RouteId) -> bool) {
         let mut gone = std::mem::take(&mut self.gone);
+        let first = self.free.len();
         gone.retain(|id| {
             let Some(slot) = self.slots.get_mut(id.index()) else { return false };
             if !slot.entry.is_empty() {
@@ -208,16 +215,38 @@ impl<A: AddressFamily> Entries<A> {
                 return true;
             }
             slot.entry.is_gone = false;
-            let hash = (self.hasher.hash_one(slot.key) >> 32) as u32;
-            if let Ok(found) = self.index.find_entry(spread(hash), |indexed| indexed.id == *id) {
-                found.remove();
-            }
             self.free.push(*id);
             false
         });
+        self.take_out(first);
         // Amortised: twice as many before the next look.
         self.reap_at = (2 * gone.len()).max(GONE_MIN);
         self.gone = gone;
+    }
+
+    /// Takes the free ids, from the one at this place on, out of the index.
+    fn take_out(&mut self, first: usize) {
+        let freed = self.free.get(first..).unwrap_or_default();
+        if freed.len() < self.slots.len() / FEW {
+            let mut hashes = [0; TOUCHED_MAX];
+            for some in freed.chunks(TOUCHED_MAX) {
+                for (hash, id) in hashes.iter_mut().zip(some) {
+                    let Some(slot) = self.slots.get(id.index()) else { continue };
+                    *hash = (self.hasher.hash_one(slot.key) >> 32) as u32;
+                    std::hint::black_box(self.index.touch(*hash));
+                }
+                for (hash, id) in hashes.iter().zip(some) {
+                    self.index.remove(*hash, *id);
+                }
+            }
+            return;
+        }
+        // Of many, one walk over the index costs less than finding each.
+        let mut goes = IdSet::default();
+        freed.iter().for_each(|id| {
+            goes.insert(*id);
+        });
+        self.index.retain(|id| !goes.contains(id));
     }
 
     /// Closes the gaps that free ids leave and gives memory back; says how ids have changed.
@@ -241,37 +270,27 @@ impl<A: AddressFamily> Entries<A> {
             at += 1;
             renumbering.kept.contains(RouteId::at(at - 1))
         });
-        for indexed in self.index.iter_mut() {
-            indexed.id = renumbering.new_id(indexed.id).unwrap_or(indexed.id);
-        }
+        self.index.renumber(|id| renumbering.new_id(id).unwrap_or(id));
         for id in &mut self.gone {
             *id = renumbering.new_id(*id).unwrap_or(*id);
         }
         self.slots.shrink_to_fit();
         self.free.shrink_to_fit();
-        self.index.shrink_to_fit(|indexed| spread(indexed.hash));
         renumbering
     }
 
     /// The count of the prefixes as long as this one.
-    fn of_length(&mut self, id: RouteId) -> Option<&mut u32> {
-        let len = A::prefix(self.slots.get(id.index())?.key).len();
-        self.by_length.get_mut(usize::from(len))
+    fn of_length(&mut self, key: A::Key) -> Option<&mut u32> {
+        self.by_length.get_mut(usize::from(A::prefix(key).len()))
     }
 
     fn hash(&self, key: &A::Key) -> u32 {
         (self.hasher.hash_one(key) >> 32) as u32
     }
 
-    fn is_at(&self, indexed: &Indexed, hash: u32, key: &A::Key) -> bool {
-        indexed.hash == hash
-            && self.slots.get(indexed.id.index()).is_some_and(|slot| slot.key == *key)
+    fn is_at(&self, id: RouteId, key: &A::Key) -> bool {
+        self.slots.get(id.index()).is_some_and(|slot| slot.key == *key)
     }
-}
-
-/// The half of a hash that is kept, with its bits where the table looks for them: at both ends.
-fn spread(hash: u32) -> u64 {
-    u64::from(hash).wrapping_mul(0x9e37_79b9_7f4a_7c15)
 }
 
 impl IdSet {
@@ -333,6 +352,10 @@ impl Renumbering {
 
 /// Lengths of prefixes: 0 to 128.
 const LENGTHS: usize = 129;
+/// What [`Entries::touch`] looks at at most: some more than the processor waits for at once.
+pub(crate) const TOUCHED_MAX: usize = 32;
+/// Ids are taken out of the index one by one when they are fewer than one in so many.
+const FEW: usize = 16;
 /// Below so many there is nothing to win by reaping.
 const GONE_MIN: usize = 4096;
 
@@ -352,7 +375,7 @@ mod tests {
         let mut entries = Entries::<Ipv4>::new(FixedState::with_seed(1));
         let ids: Vec<RouteId> = (0..100).map(|number| entries.id_or_insert(key(number))).collect();
         for id in &ids {
-            entries.note_filled(*id);
+            entries.note_filled(entries.key(*id).expect("its slot"));
             entries.note_emptied(*id);
         }
         entries.reap(|id| id == ids[7]);
@@ -369,7 +392,7 @@ mod tests {
         let mut entries = Entries::<Ipv4>::new(FixedState::with_seed(2));
         for number in 0..1000 {
             let id = entries.id_or_insert(key(number));
-            entries.note_filled(id);
+            entries.note_filled(key(number));
             if number % 10 != 3 {
                 entries.note_emptied(id);
             } else {

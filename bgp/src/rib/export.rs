@@ -11,8 +11,8 @@ use std::sync::Arc;
 
 use crate::config::{ExportScope, NextHopMode, SENT_PATHS_MAX};
 use crate::policy::{
-    self, Action, DecidingRule, Decision, NextHopChange, Policy, RouteSort, RouteView, Rule,
-    RuleRef,
+    self, Action, AsPathText, DecidingRule, Decision, NextHopChange, Policy, RouteSort, RouteView,
+    Rule, RuleRef,
 };
 use crate::prefix::{Family, Prefix};
 use crate::wire::{AttributesBuilder, Community, MessageFormat, PathAttributes, SessionSort};
@@ -100,6 +100,8 @@ struct MemoEntry {
     /// Held, so that its address is nobody else's.
     used: Arc<RouteAttributes>,
     stripped: Option<PathAttributes>,
+    /// Of what policy sees.
+    as_path_text: AsPathText,
     /// By the rule that decided: its address, 0 for none.
     exported: Option<(usize, Exported)>,
     /// What all prefixes come to.
@@ -207,7 +209,8 @@ impl GroupKey {
     ) -> Option<Exported> {
         let ExportContext { peers, interner, .. } = context;
         self.permit(peers, context.deferring, best).ok()?;
-        let decision = self.decide(peers, prefix, best, entry.path(used)).ok()?;
+        let path = entry.path(used);
+        let decision = self.decide(peers, prefix, best, path, &entry.as_path_text).ok()?;
         let rule = decision.by.map_or(0, |by| std::ptr::from_ref::<Rule>(by.rule).addr());
         if let Some((_, exported)) = entry.exported.as_ref().filter(|(by, _)| *by == rule) {
             return Some(exported.clone());
@@ -237,7 +240,7 @@ impl GroupKey {
         self.permit(peers, deferring, best)?;
         let stripped = self.strip(peers, best.source, used);
         let path = stripped.as_ref().unwrap_or(&used.path);
-        let decision = self.decide(peers, prefix, best, path)?;
+        let decision = self.decide(peers, prefix, best, path, &AsPathText::default())?;
         let changed = decision.by.and_then(|by| by.rule.set.apply(path));
         let verdict = match decision.by {
             None => ExportVerdict::AnnouncedByDefault,
@@ -250,7 +253,7 @@ impl GroupKey {
             None => Arc::clone(used),
             Some(path) => Arc::new(RouteAttributes::new(used.next_hop, path)),
         };
-        let path = self.path(peers, cluster_id, &attributes, best.source);
+        let path = self.path(peers, cluster_id, &attributes, best.source).build();
         let attributes = Arc::new(RouteAttributes::new(used.next_hop, path));
         let own_next_hop = self.shows_own_next_hop(best.source, used, decision.by);
         Ok((verdict, Exported { attributes, own_next_hop }))
@@ -329,6 +332,7 @@ impl GroupKey {
         prefix: Prefix,
         best: &Candidate,
         path: &PathAttributes,
+        as_path_text: &AsPathText,
     ) -> Result<Decision<'k>, ExportVerdict> {
         let default = match self.sort {
             SessionSort::Ebgp => Action::Reject,
@@ -342,6 +346,7 @@ impl GroupKey {
             peer: source.map(|peer| &*peer.config.name),
             next_hop,
             attributes: path,
+            as_path_text,
         };
         let decision = policy::decide(&self.export, default, &view);
         match (decision.action, decision.by) {
@@ -351,14 +356,16 @@ impl GroupKey {
         }
     }
 
-    /// The path attributes on the wire: what every session of the group's sort changes.
-    pub(crate) fn path(
+    /// The path attributes on the wire, to be built or written: what every session of the group's sort
+    /// changes.
+    #[inline]
+    pub(crate) fn path<'a>(
         &self,
         peers: &Peers,
         cluster_id: Ipv4Addr,
-        attributes: &RouteAttributes,
+        attributes: &'a RouteAttributes,
         source: PeerId,
-    ) -> PathAttributes {
+    ) -> AttributesBuilder<'a> {
         let mut builder = attributes.path.edit();
         if self.graceful_shutdown {
             builder.add_communities(&[Community::GRACEFUL_SHUTDOWN]);
@@ -378,7 +385,7 @@ impl GroupKey {
                 reflect(&mut builder, peers.peer(source), cluster_id, attributes);
             }
         }
-        builder.build()
+        builder
     }
 
     /// Whether the next hop of a route from `source` is our own address on each session.
@@ -435,9 +442,7 @@ impl PrivateAs {
 
 impl Memo {
     pub(crate) fn new(group: &GroupKey) -> Memo {
-        let looks_at_prefix = |rule: &Rule| rule.matches.prefixes.is_some();
-        let mut policies = group.export.iter();
-        Memo { settles: !policies.any(|p| p.rules.iter().any(looks_at_prefix)), last: None }
+        Memo { settles: !group.export.iter().any(|p| p.looks_at_prefixes()), last: None }
     }
 
     fn entry(
@@ -447,14 +452,14 @@ impl Memo {
         strip: impl FnOnce() -> Option<PathAttributes>,
     ) -> &mut MemoEntry {
         let is_same = |entry: &MemoEntry| entry.source == source && Arc::ptr_eq(&entry.used, used);
-        let entry = match self.last.take() {
-            Some(entry) if is_same(&entry) => entry,
-            _ => {
-                let (used, stripped) = (Arc::clone(used), strip());
-                MemoEntry { source, used, stripped, exported: None, settled: None }
-            }
-        };
-        self.last.insert(entry)
+        if !self.last.as_ref().is_some_and(is_same) {
+            self.last = None;
+        }
+        self.last.get_or_insert_with(|| {
+            let (used, stripped) = (Arc::clone(used), strip());
+            let as_path_text = AsPathText::default();
+            MemoEntry { source, used, stripped, as_path_text, exported: None, settled: None }
+        })
     }
 }
 

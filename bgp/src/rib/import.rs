@@ -6,14 +6,17 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use foldhash::fast::FixedState;
+use smallvec::SmallVec;
 
 use crate::config::PrefixLimit;
-use crate::policy::{self, Action, Decision, RouteView, Rule};
+use crate::policy::{self, Action, AsPathText, Decision, RouteView, Rule};
 use crate::prefix::{Families, Family, Prefix};
 use crate::wire::{Community, SessionSort};
 
 use super::attributes::{Interner, RouteAttributes};
 use super::batch::Change;
+use super::entries::{Entries, TOUCHED_MAX};
+use super::family::{Ipv4, Ipv6};
 use super::limit::{PrefixLimitExceeded, UpdateOutcome};
 use super::origin::{OriginTable, OriginVerdict};
 use super::peer::{Peer, PeerId};
@@ -28,10 +31,9 @@ pub(super) fn update(
     batch: UpdateBatch,
 ) -> Result<UpdateOutcome, PrefixLimitExceeded> {
     let mut outcome = UpdateOutcome::default();
-    let mut prefixes = batch.prefixes.as_slice();
+    let mut ahead = Ahead { prefixes: &batch.prefixes, touched: 0 };
     for run in batch.runs {
-        let Some((these, rest)) = prefixes.split_at_checked(run.prefixes) else { break };
-        prefixes = rest;
+        let count = run.prefixes;
         let (path_id, received) = match run.change {
             Change::Announce(attributes) => {
                 (attributes.path_id(), Some(rib.interner.intern(attributes)))
@@ -43,17 +45,42 @@ pub(super) fn update(
             }
         };
         let path = PathKey { source: id, path_id };
-        outcome.add(apply(rib, path, received.as_ref(), these)?);
+        outcome.add(apply(rib, path, received.as_ref(), count, &mut ahead)?);
     }
     Ok(outcome)
 }
 
-/// Announces or withdraws a run of prefixes.
+/// The prefixes of a batch that are still to be taken in.
+struct Ahead<'b> {
+    prefixes: &'b [Prefix],
+    /// How many at the front have been touched.
+    touched: usize,
+}
+
+impl Ahead<'_> {
+    /// The next one, which has been touched by now with some of those behind it.
+    #[inline]
+    fn next(&mut self, ipv4: &Entries<Ipv4>, ipv6: &Entries<Ipv6>) -> Option<Prefix> {
+        if self.touched == 0 {
+            let some = self.prefixes.get(..TOUCHED_MAX).unwrap_or(self.prefixes);
+            ipv4.touch(some.iter().filter_map(|prefix| Ipv4::key(*prefix)));
+            ipv6.touch(some.iter().filter_map(|prefix| Ipv6::key(*prefix)));
+            self.touched = some.len();
+        }
+        let (first, rest) = self.prefixes.split_first()?;
+        self.prefixes = rest;
+        self.touched -= 1;
+        Some(*first)
+    }
+}
+
+/// Announces or withdraws the next `count` prefixes.
 fn apply(
     rib: &mut Rib,
     path: PathKey,
     received: Option<&Arc<RouteAttributes>>,
-    prefixes: &[Prefix],
+    count: usize,
+    ahead: &mut Ahead<'_>,
 ) -> Result<UpdateOutcome, PrefixLimitExceeded> {
     let Rib {
         peers,
@@ -80,24 +107,28 @@ fn apply(
     let drops_from = peer.config.prefix_limit.and_then(PrefixLimit::drops_from);
     let (mut dropped, mut renewed, mut crowded) = ([0_u32; 2], [0_u32; 2], [0_u32; 2]);
     let receives_paths = peer.session.map(|s| s.add_path.receive).unwrap_or_default();
-    for prefix in prefixes {
+    // The usual prefix is one of the only path that a peer may have, and needs no look at what is there.
+    let counts = drops_from.is_some() || peer.families.iter().any(|family| family.stale > 0);
+    let crowds = received.is_some() && receives_paths != Families::NONE;
+    for _ in 0..count {
+        let Some(prefix) = ahead.next(&ipv4.entries, &ipv6.entries) else { break };
         let state = peer.family(prefix.family());
         let epoch = state.epoch;
-        if received.is_some() && receives_paths.contains(prefix.family()) {
+        if crowds && receives_paths.contains(prefix.family()) {
             let (crowded, is_crowded) = match prefix {
-                Prefix::V4(key) => (&mut crowded[0], ipv4.is_crowded(*key, path, epoch)),
-                Prefix::V6(key) => (&mut crowded[1], ipv6.is_crowded(*key, path, epoch)),
+                Prefix::V4(key) => (&mut crowded[0], ipv4.is_crowded(key, path, epoch)),
+                Prefix::V6(key) => (&mut crowded[1], ipv6.is_crowded(key, path, epoch)),
             };
             if is_crowded {
                 *crowded += 1;
                 continue;
             }
         }
-        if drops_from.is_some() || state.stale > 0 {
+        if counts && (drops_from.is_some() || state.stale > 0) {
             let ([dropped4, dropped6], [renewed4, renewed6]) = (&mut dropped, &mut renewed);
             let (delta, dropped, renewed, known) = match prefix {
-                Prefix::V4(key) => (&*delta4, dropped4, renewed4, ipv4.epoch_of(*key, path)),
-                Prefix::V6(key) => (&*delta6, dropped6, renewed6, ipv6.epoch_of(*key, path)),
+                Prefix::V4(key) => (&*delta4, dropped4, renewed4, ipv4.epoch_of(key, path)),
+                Prefix::V6(key) => (&*delta6, dropped6, renewed6, ipv6.epoch_of(key, path)),
             };
             let stale = state.stale.saturating_sub(*renewed);
             let was_stale = stale > 0 && known.is_some_and(|known| known != epoch);
@@ -111,18 +142,19 @@ fn apply(
         }
         let candidate = judge.as_mut().map(|judge| {
             let is_used = || match prefix {
-                Prefix::V4(key) => ipv4.uses(*key, path),
-                Prefix::V6(key) => ipv6.uses(*key, path),
+                Prefix::V4(key) => ipv4.uses(key, path),
+                Prefix::V6(key) => ipv6.uses(key, path),
             };
-            let (verdict, used) = judge.prefix(*prefix, is_used, interner, verdicts);
+            let (verdict, used) = judge.prefix(prefix, is_used, interner, verdicts);
             let received = Arc::clone(judge.received);
             Candidate { source: id, verdict, epoch, has_path_id: path_id != 0, received, used }
         });
         match prefix {
-            Prefix::V4(key) => delta4.add(ipv4.change(context, *key, path, candidate)),
-            Prefix::V6(key) => delta6.add(ipv6.change(context, *key, path, candidate)),
+            Prefix::V4(key) => delta4.add(ipv4.change(context, key, path, candidate)),
+            Prefix::V6(key) => delta6.add(ipv6.change(context, key, path, candidate)),
         }
     }
+    drop(judge);
     let limit = peer.config.prefix_limit;
     let mut outcome = UpdateOutcome::default();
     let mut within = Ok(());
@@ -208,8 +240,11 @@ struct Judge<'a> {
     stopped: Option<Verdict>,
     /// As policy sees them.
     entering: Arc<RouteAttributes>,
-    /// What the rules that decided so far said.
-    said: Vec<Said<'a>>,
+    as_path_text: AsPathText,
+    /// What the rules that decided so far said. Mostly it is one.
+    said: SmallVec<[Said<'a>; 1]>,
+    /// What policy says of every prefix, known with the first one where no rule looks at prefixes.
+    settled: Option<(VerdictId, Option<Arc<RouteAttributes>>)>,
 }
 
 /// A rule, `None` for the default, its verdict, and the attributes under which a route is used.
@@ -227,7 +262,16 @@ impl<'a> Judge<'a> {
             Some(_) => Arc::clone(received),
             None => enter(peer, received, interner),
         };
-        Judge { peer, surroundings, received, stopped, entering, said: Vec::new() }
+        Judge {
+            peer,
+            surroundings,
+            received,
+            stopped,
+            entering,
+            as_path_text: AsPathText::default(),
+            said: SmallVec::new(),
+            settled: None,
+        }
     }
 
     /// The verdict about one prefix, and the attributes under which it is used. The order is that of
@@ -274,6 +318,23 @@ impl<'a> Judge<'a> {
         interner: &mut Interner,
         verdicts: &mut Verdicts,
     ) -> (VerdictId, Option<Arc<RouteAttributes>>) {
+        if let Some(settled) = self.settled.as_ref().filter(|_| prefix.len() > 0) {
+            return settled.clone();
+        }
+        let said = self.policy_anew(prefix, interner, verdicts);
+        if prefix.len() > 0 && !self.peer.config.import.iter().any(|p| p.looks_at_prefixes()) {
+            self.settled = Some(said.clone());
+        }
+        said
+    }
+
+    /// As [`Judge::policy`], without regard to what it has said about other prefixes.
+    fn policy_anew(
+        &mut self,
+        prefix: Prefix,
+        interner: &mut Interner,
+        verdicts: &mut Verdicts,
+    ) -> (VerdictId, Option<Arc<RouteAttributes>>) {
         let config = &self.peer.config;
         let decision = policy::decide_import(
             &config.import,
@@ -284,6 +345,7 @@ impl<'a> Judge<'a> {
                 peer: Some(&config.name),
                 next_hop: Some(self.entering.next_hop),
                 attributes: &self.entering.path,
+                as_path_text: &self.as_path_text,
             },
         );
         if prefix.len() == 0 && decision.by.is_none() {

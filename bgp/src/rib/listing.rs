@@ -357,7 +357,7 @@ impl Rib {
         let exported =
             Exported { attributes: Arc::clone(&sent.attributes), own_next_hop: sent.own_next_hop };
         let next_hop = own_or_given(session, prefix.family(), &exported);
-        let path = key.path(&self.peers, self.cluster_id, &sent.attributes, sent.source);
+        let path = key.path(&self.peers, self.cluster_id, &sent.attributes, sent.source).build();
         Advertised {
             from: self.peers.peer(sent.source).map(|peer| peer.config.name.to_string()),
             verdict: verdict.to_string(),

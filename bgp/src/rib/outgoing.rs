@@ -199,11 +199,13 @@ struct Writing {
     octets: BytesMut,
     /// End of each message, and where its next hop is if it is to be patched.
     messages: Vec<(usize, Option<Range<usize>>)>,
+    /// Those of the set that is being written, to save the allocation.
+    attributes: Vec<u8>,
 }
 
 impl Writing {
     /// Writes messages, in which our own next hop is to be patched or not.
-    fn append<I: Iterator<Item: Nlri>>(&mut self, mut updates: Announcements<I>, own: bool) {
+    fn append<I: Iterator<Item: Nlri>>(&mut self, mut updates: Announcements<'_, I>, own: bool) {
         while let Some(update) = updates.append_to(&mut self.octets) {
             self.messages.push((self.octets.len(), own.then_some(update.next_hop)));
         }
@@ -229,7 +231,9 @@ fn announce<A: AddressFamily>(
     routes: &[(usize, RouteId, A::Key, u8)],
     writing: &mut Writing,
 ) -> Result<(), EncodeError> {
-    let attributes = group.path(context.peers, context.cluster_id, &sent.attributes, sent.source);
+    let new = group.path(context.peers, context.cluster_id, &sent.attributes, sent.source);
+    let mut buffer = std::mem::take(&mut writing.attributes);
+    let attributes = new.write(&mut buffer);
     let own = sent.own_next_hop;
     let next_hop = match (own, A::FAMILY) {
         (false, _) => sent.attributes.next_hop.beyond_its_link(),
@@ -240,13 +244,14 @@ fn announce<A: AddressFamily>(
     };
     if group.paths_max == 0 {
         let prefixes = routes.iter().map(|(_, _, key, _)| A::prefix(*key));
-        let updates = Announcements::new(group.format, A::FAMILY, &attributes, next_hop, prefixes)?;
+        let updates = Announcements::new(group.format, A::FAMILY, attributes, next_hop, prefixes)?;
         writing.append(updates, own);
     } else {
         let paths = routes.iter().map(|(_, _, key, path_id)| path::<A>(*key, *path_id));
-        let updates = Announcements::new(group.format, A::FAMILY, &attributes, next_hop, paths)?;
+        let updates = Announcements::new(group.format, A::FAMILY, attributes, next_hop, paths)?;
         writing.append(updates, own);
     }
+    writing.attributes = buffer;
     Ok(())
 }
 

@@ -33,7 +33,7 @@ pub(crate) struct Marks<A: AddressFamily> {
     fib: VecDeque<RouteId>,
     /// Whether anybody reads changed forwarding entries.
     fib_wanted: bool,
-    /// What was selected before a change, kept to save the allocation.
+    /// For what was selected before a change, kept to save the allocation.
     before: Vec<Identity>,
     /// Prefixes whose best route has changed, while somebody watches.
     pub(crate) watched: Option<Watched<A::Key>>,
@@ -169,12 +169,21 @@ impl<A: AddressFamily> Table<A> {
         };
         let Some(entry) = self.entries.by_id_mut(id) else { return Delta::default() };
         let was_empty = entry.is_empty();
-        self.marks.remember(entry);
-        let delta = entry.replace(path, new);
-        entry.rank(context);
-        self.marks.settle(id, key, entry, &mut self.groups);
+        let delta = if entry.is_alone(path) {
+            let before = entry.best().map(Candidate::identity);
+            let delta = entry.put_alone(new);
+            self.marks.settle(id, key, entry, before.as_slice(), &mut self.groups);
+            delta
+        } else {
+            let before = self.marks.remember(entry);
+            let delta = entry.replace(path, new);
+            entry.rank(context);
+            self.marks.settle(id, key, entry, &before, &mut self.groups);
+            self.marks.before = before;
+            delta
+        };
         match (was_empty, entry.is_empty()) {
-            (true, false) => self.entries.note_filled(id),
+            (true, false) => self.entries.note_filled(key),
             (false, true) => self.entries.note_emptied(id),
             _ => {}
         }
@@ -222,11 +231,13 @@ impl<A: AddressFamily> Table<A> {
             if !entry.candidates().iter().any(|c| c.source == source) {
                 continue;
             }
-            marks.remember(entry);
-            let Some(delta) = entry.revise(source, |old| f(key, old)) else { continue };
-            total.add(delta);
-            entry.rank(context);
-            marks.settle(id, key, entry, groups);
+            let before = marks.remember(entry);
+            if let Some(delta) = entry.revise(source, |old| f(key, old)) {
+                total.add(delta);
+                entry.rank(context);
+                marks.settle(id, key, entry, &before, groups);
+            }
+            marks.before = before;
             if entry.is_empty() {
                 self.entries.note_emptied(id);
             }
@@ -240,9 +251,10 @@ impl<A: AddressFamily> Table<A> {
         for id in (0..self.entries.ids_end()).map(RouteId::at) {
             let Some(key) = self.entries.key(id) else { continue };
             let Some(entry) = self.entries.by_id_mut(id) else { continue };
-            marks.remember(entry);
+            let before = marks.remember(entry);
             entry.rank(context);
-            marks.settle(id, key, entry, groups);
+            marks.settle(id, key, entry, &before, groups);
+            marks.before = before;
         }
     }
 
@@ -298,18 +310,25 @@ impl<A: AddressFamily> Table<A> {
 }
 
 impl<A: AddressFamily> Marks<A> {
-    fn remember(&mut self, entry: &Entry) {
-        self.before.clear();
-        self.before.extend(entry.selected().iter().map(Candidate::identity));
+    /// What is selected now, for [`Marks::settle`] after a change.
+    fn remember(&mut self, entry: &Entry) -> Vec<Identity> {
+        let mut before = std::mem::take(&mut self.before);
+        before.clear();
+        before.extend(entry.selected().iter().map(Candidate::identity));
+        before
     }
 
-    fn best_before(&self) -> Option<Identity> {
-        self.before.first().copied()
-    }
-
-    /// Compares with what was remembered and marks what has to be told.
-    fn settle(&mut self, id: RouteId, key: A::Key, entry: &mut Entry, groups: &mut [Group<A>]) {
-        let is_new = entry.best().map(Candidate::identity) != self.best_before();
+    /// Compares with what was selected `before`, and marks what has to be told.
+    #[inline]
+    fn settle(
+        &mut self,
+        id: RouteId,
+        key: A::Key,
+        entry: &mut Entry,
+        before: &[Identity],
+        groups: &mut [Group<A>],
+    ) {
+        let is_new = entry.best().map(Candidate::identity) != before.first().copied();
         // Where several paths are told, any of them may be another one.
         let of_interest = |group: &&mut Group<A>| is_new || group.key.paths_max > 0;
         groups.iter_mut().filter(of_interest).for_each(|group| group.mark(id));
@@ -319,8 +338,19 @@ impl<A: AddressFamily> Marks<A> {
         if !self.fib_wanted {
             return;
         }
-        let now = entry.selected().iter().map(Candidate::identity);
-        let same = forwarded(now).eq(forwarded(self.before.iter().copied()));
+        let now = entry.selected();
+        let same = match (before, now) {
+            // The usual case without a loop: one route or none, before and after.
+            ([] | [_], [] | [_]) => {
+                let of =
+                    |identity: Option<Identity>| identity.filter(|(by, _)| *by != PeerId::LOCAL);
+                of(now.first().map(Candidate::identity)) == of(before.first().copied())
+            }
+            _ => {
+                let now = now.iter().map(Candidate::identity);
+                forwarded(now).eq(forwarded(before.iter().copied()))
+            }
+        };
         if !same && !std::mem::replace(&mut entry.fib_queued, true) {
             self.fib.push_back(id);
         }
@@ -387,6 +417,23 @@ impl Entry {
             }
         };
         self.selected = selected.try_into().unwrap_or(u16::MAX);
+    }
+
+    /// Whether there is no other path than this one.
+    fn is_alone(&self, path: PathKey) -> bool {
+        match &self.candidates {
+            Candidates::None => true,
+            Candidates::One(one) => one.is_at(path),
+            Candidates::Many(_) => false,
+        }
+    }
+
+    /// Puts in, replaces or removes the only path there is.
+    fn put_alone(&mut self, new: Option<Candidate>) -> Delta {
+        let delta = Delta::of(self.candidates.as_slice().first(), new.as_ref());
+        self.selected = new.as_ref().is_some_and(|new| new.used.is_some()).into();
+        self.candidates = new.map_or(Candidates::None, Candidates::One);
+        delta
     }
 
     /// Puts in, replaces or removes a path.

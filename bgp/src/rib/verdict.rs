@@ -74,6 +74,8 @@ pub enum Verdict {
 pub(crate) struct Verdicts {
     known: Vec<Verdict>,
     ids: HashMap<Verdict, VerdictId, FixedState>,
+    /// The last one that was asked for: mostly it is the next one, too.
+    last: usize,
 }
 
 /// An index into [`Verdicts`].
@@ -94,7 +96,13 @@ impl Verdict {
 
 impl Verdicts {
     pub(crate) fn id(&mut self, verdict: &Verdict) -> VerdictId {
+        if self.known.get(self.last) == Some(verdict)
+            && let Ok(last) = u16::try_from(self.last)
+        {
+            return VerdictId(last);
+        }
         if let Some(id) = self.ids.get(verdict) {
+            self.last = usize::from(id.0);
             return *id;
         }
         // Rules are bounded by configuration; were there ever too many, the last number is shared

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 
 use bytes::BufMut;
 
@@ -84,6 +85,7 @@ impl PathAttributes {
     }
 
     /// A builder that begins with these attributes.
+    #[inline]
     pub fn edit(&self) -> AttributesBuilder<'_> {
         AttributesBuilder::new(self.tlvs())
     }
@@ -215,6 +217,37 @@ impl PathAttributes {
     /// Flags, type code and value of each attribute.
     pub(super) fn tlvs(&self) -> Tlvs<'_> {
         Tlvs(Reader(&self.bytes))
+    }
+}
+
+/// The octets of [`PathAttributes`] and nothing beside them: what a message needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AttributeOctets<'a>(&'a [u8]);
+
+impl<'a> AttributeOctets<'a> {
+    /// Octets in canonical form.
+    pub(super) const fn new(octets: &'a [u8]) -> AttributeOctets<'a> {
+        AttributeOctets(octets)
+    }
+
+    pub(super) const fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    pub(super) const fn tlvs(self) -> Tlvs<'a> {
+        Tlvs(Reader(self.0))
+    }
+}
+
+impl<'a> From<&'a PathAttributes> for AttributeOctets<'a> {
+    fn from(attributes: &'a PathAttributes) -> AttributeOctets<'a> {
+        AttributeOctets(&attributes.bytes)
+    }
+}
+
+impl<'a> From<&'a Arc<PathAttributes>> for AttributeOctets<'a> {
+    fn from(attributes: &'a Arc<PathAttributes>) -> AttributeOctets<'a> {
+        AttributeOctets(&attributes.bytes)
     }
 }
 

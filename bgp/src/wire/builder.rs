@@ -1,11 +1,12 @@
 //! Deriving path attributes from others.
 
-use std::borrow::Cow;
 use std::net::Ipv4Addr;
 
+use smallvec::{SmallVec, smallvec};
+
 use super::attributes::{
-    AsPath, Community, LargeCommunity, Origin, PathAttributes, Tlvs, attribute_type, flag,
-    put_attribute, segment_type,
+    AsPath, AttributeOctets, Community, LargeCommunity, Origin, PathAttributes, Tlvs,
+    attribute_type, flag, put_attribute, segment_type,
 };
 
 /// Path attributes under change; what is not changed is borrowed.
@@ -15,15 +16,25 @@ use super::attributes::{
 #[derive(Clone, Debug)]
 pub struct AttributesBuilder<'a> {
     /// Sorted by type code, each at most once.
-    attributes: Vec<Attribute<'a>>,
+    attributes: SmallVec<[Attribute<'a>; 10]>,
 }
 
 #[derive(Clone, Debug)]
 struct Attribute<'a> {
     flags: u8,
     code: u8,
-    value: Cow<'a, [u8]>,
+    value: Value<'a>,
 }
+
+/// The octets of an attribute, borrowed or new.
+#[derive(Clone, Debug)]
+enum Value<'a> {
+    Borrowed(&'a [u8]),
+    New(Octets),
+}
+
+/// An AS_PATH of six numbers takes no allocation: this is done for each attribute set that goes out.
+type Octets = SmallVec<[u8; 32]>;
 
 /// A value of an optional transitive attribute that is a list of values of one size.
 pub trait CommunityValue: Copy + PartialEq {
@@ -39,23 +50,24 @@ pub trait CommunityValue: Copy + PartialEq {
 impl Default for AttributesBuilder<'_> {
     /// ORIGIN IGP and an empty AS_PATH.
     fn default() -> Self {
-        let mut builder = AttributesBuilder { attributes: Vec::with_capacity(4) };
+        let mut builder = AttributesBuilder { attributes: SmallVec::new() };
         builder.origin(Origin::Igp);
-        builder.set(flag::TRANSITIVE, attribute_type::AS_PATH, Vec::new());
+        builder.set(flag::TRANSITIVE, attribute_type::AS_PATH, Octets::new());
         builder
     }
 }
 
 impl<'a> AttributesBuilder<'a> {
+    #[inline]
     pub(super) fn new(tlvs: Tlvs<'a>) -> AttributesBuilder<'a> {
         let attribute =
-            |(flags, code, value)| Attribute { flags, code, value: Cow::Borrowed(value) };
+            |(flags, code, value)| Attribute { flags, code, value: Value::Borrowed(value) };
         AttributesBuilder { attributes: tlvs.map(attribute).collect() }
     }
 
     /// Sets ORIGIN.
     pub fn origin(&mut self, origin: Origin) -> &mut Self {
-        self.set(flag::TRANSITIVE, attribute_type::ORIGIN, vec![origin.code()])
+        self.set(flag::TRANSITIVE, attribute_type::ORIGIN, smallvec![origin.code()])
     }
 
     /// Puts `asn` in front of AS_PATH, `times` times (RFC 4271 section 5.1.2).
@@ -72,12 +84,12 @@ impl<'a> AttributesBuilder<'a> {
             },
             _ => (times, old),
         };
-        let mut path = Vec::with_capacity(2 + usize::from(times) * 4 + rest.len());
+        let mut path = Octets::with_capacity(2 + usize::from(times) * 4 + rest.len());
         path.extend([segment_type::AS_SEQUENCE, count]);
         for _ in 0..times {
-            path.extend(asn.to_be_bytes());
+            path.extend_from_slice(&asn.to_be_bytes());
         }
-        path.extend(rest);
+        path.extend_from_slice(rest);
         if path.len() > VALUE_OCTETS_MAX {
             return self;
         }
@@ -125,7 +137,7 @@ impl<'a> AttributesBuilder<'a> {
         if all.len() == old.len() {
             return self;
         }
-        self.set(OPTIONAL_TRANSITIVE, T::ATTRIBUTE, all)
+        self.set(OPTIONAL_TRANSITIVE, T::ATTRIBUTE, all.into())
     }
 
     /// Removes communities of any kind.
@@ -138,7 +150,7 @@ impl<'a> AttributesBuilder<'a> {
             return self;
         }
         let left = members.by_ref().filter(|member| !goes(member)).collect::<Vec<_>>().concat();
-        self.set_or_remove(OPTIONAL_TRANSITIVE, T::ATTRIBUTE, left)
+        self.set_or_remove(OPTIONAL_TRANSITIVE, T::ATTRIBUTE, left.into())
     }
 
     /// Puts communities of any kind in the place of those that are there.
@@ -163,7 +175,7 @@ impl<'a> AttributesBuilder<'a> {
         if path.len() == old.len() {
             return self;
         }
-        self.set(flag::TRANSITIVE, attribute_type::AS_PATH, path)
+        self.set(flag::TRANSITIVE, attribute_type::AS_PATH, path.into())
     }
 
     /// Sets or removes ORIGINATOR_ID (RFC 4456).
@@ -174,8 +186,8 @@ impl<'a> AttributesBuilder<'a> {
 
     /// Puts `cluster_id` in front of CLUSTER_LIST (RFC 4456).
     pub fn prepend_cluster(&mut self, cluster_id: Ipv4Addr) -> &mut Self {
-        let mut list = cluster_id.octets().to_vec();
-        list.extend(self.value(attribute_type::CLUSTER_LIST));
+        let mut list = Octets::from_slice(&cluster_id.octets());
+        list.extend_from_slice(self.value(attribute_type::CLUSTER_LIST));
         if list.len() > VALUE_OCTETS_MAX {
             return self;
         }
@@ -193,22 +205,30 @@ impl<'a> AttributesBuilder<'a> {
 
     /// The new attributes.
     pub fn build(&self) -> PathAttributes {
-        let octets = self.attributes.iter().map(|attribute| 4 + attribute.value.len()).sum();
-        let mut bytes = Vec::with_capacity(octets);
-        for attribute in &self.attributes {
-            put_attribute(&mut bytes, attribute.flags, attribute.code, &attribute.value);
-        }
+        let octets = self.attributes.iter().map(|attribute| 4 + attribute.value.octets().len());
+        let mut bytes = Vec::with_capacity(octets.sum());
+        self.write(&mut bytes);
         PathAttributes::from_canonical(bytes)
+    }
+
+    /// The octets of the new attributes, for those who only send them, in the place of what was in
+    /// `buffer`.
+    pub(crate) fn write<'b>(&self, buffer: &'b mut Vec<u8>) -> AttributeOctets<'b> {
+        buffer.clear();
+        for Attribute { flags, code, value } in &self.attributes {
+            put_attribute(buffer, *flags, *code, value.octets());
+        }
+        AttributeOctets::new(buffer)
     }
 
     fn value(&self, code: u8) -> &[u8] {
         let found = self.attributes.iter().find(|attribute| attribute.code == code);
-        found.map(|attribute| &*attribute.value).unwrap_or_default()
+        found.map(|attribute| attribute.value.octets()).unwrap_or_default()
     }
 
     /// Puts an attribute in the place of its type code. The partial bit of an old one stays: once set
     /// it is never reset (RFC 4271 section 5).
-    pub(super) fn put(&mut self, flags: u8, code: u8, value: Cow<'a, [u8]>) -> &mut Self {
+    fn put(&mut self, flags: u8, code: u8, value: Value<'a>) -> &mut Self {
         let at = self.attributes.partition_point(|attribute| attribute.code < code);
         match self.attributes.get_mut(at) {
             Some(attribute) if attribute.code == code => attribute.value = value,
@@ -217,18 +237,18 @@ impl<'a> AttributesBuilder<'a> {
         self
     }
 
-    fn set(&mut self, flags: u8, code: u8, value: Vec<u8>) -> &mut Self {
-        self.put(flags, code, Cow::Owned(value))
+    fn set(&mut self, flags: u8, code: u8, value: Octets) -> &mut Self {
+        self.put(flags, code, Value::New(value))
     }
 
     fn set_u32(&mut self, flags: u8, code: u8, value: Option<u32>) -> &mut Self {
         match value {
-            Some(value) => self.set(flags, code, value.to_be_bytes().to_vec()),
+            Some(value) => self.set(flags, code, Octets::from_slice(&value.to_be_bytes())),
             None => self.remove(code),
         }
     }
 
-    fn set_or_remove(&mut self, flags: u8, code: u8, value: Vec<u8>) -> &mut Self {
+    fn set_or_remove(&mut self, flags: u8, code: u8, value: Octets) -> &mut Self {
         if value.is_empty() { self.remove(code) } else { self.set(flags, code, value) }
     }
 
@@ -245,7 +265,16 @@ impl<'a> AttributesBuilder<'a> {
         }
         let left = members.iter().filter(|member| !is_internal(member)).copied();
         let left = left.collect::<Vec<_>>().into_flattened();
-        self.set_or_remove(OPTIONAL_TRANSITIVE, code, left)
+        self.set_or_remove(OPTIONAL_TRANSITIVE, code, left.into())
+    }
+}
+
+impl Value<'_> {
+    fn octets(&self) -> &[u8] {
+        match self {
+            Value::Borrowed(octets) => octets,
+            Value::New(octets) => octets,
+        }
     }
 }
 

@@ -1,15 +1,16 @@
 //! Writing messages.
 
-use std::iter::Peekable;
-use std::net::IpAddr;
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::AS_TRANS;
-use super::attributes::{AsPath, PathAttributes, attribute_type, flag, put_attribute};
+use super::attributes::{AsPath, AttributeOctets, Tlvs, attribute_type, flag, put_attribute};
 use super::frame::{HEADER_OCTETS, MessageType};
 use super::nlri::{Nlri, nlri_octets, nlri_octets_max, put_nlri};
+use super::reader::Reader;
 use super::update::NextHop;
 use crate::prefix::Family;
 
@@ -68,8 +69,8 @@ pub enum EncodeError {
 
 /// UPDATEs that announce prefixes, as many as fit into each message.
 #[derive(Debug)]
-pub struct Announcements<I: Iterator<Item: Nlri>> {
-    layout: Layout,
+pub struct Announcements<'a, I: Iterator<Item: Nlri>> {
+    layout: Layout<'a>,
     prefixes: Chunks<I>,
 }
 
@@ -81,24 +82,35 @@ pub struct Withdrawals<I: Iterator<Item: Nlri>> {
 
 /// The octets of an announcement around its prefixes.
 #[derive(Debug)]
-enum Layout {
-    /// Attributes with NEXT_HOP among them, then the prefixes.
-    Nlri { attributes: Vec<u8>, next_hop: Range<usize> },
-    /// MP_REACH_NLRI with the prefixes in it, which comes first (RFC 7606 section 5.1), then the
+struct Layout<'a> {
+    /// Borrowed where the peer takes them as they are, which is nearly always: each message copies them
+    /// once, and nothing is copied before.
+    attributes: Cow<'a, [u8]>,
+    next_hop: NextHopPlace,
+}
+
+/// Where the next hop of an announcement stands.
+#[derive(Debug)]
+enum NextHopPlace {
+    /// In NEXT_HOP, in front of the last `behind` octets of the attributes. The prefixes follow these.
+    Attribute { octets: [u8; 4], behind: usize },
+    /// In MP_REACH_NLRI, with the prefixes behind it. It comes first (RFC 7606 section 5.1), then the
     /// attributes.
-    MpReach { family: Family, next_hop: Vec<u8>, attributes: Vec<u8> },
+    MpReach { family: Family, address: Ipv6Addr, link_local: Option<Ipv6Addr> },
 }
 
 /// Prefixes of one family, in portions that fit into a message.
 #[derive(Debug)]
 struct Chunks<I: Iterator<Item: Nlri>> {
     family: Family,
-    prefixes: Peekable<I>,
+    /// The first one that is still to be written.
+    next: Option<I::Item>,
+    behind: I,
     /// Octets of a message that are left to prefixes.
     octets_max: usize,
 }
 
-impl<I: Iterator<Item: Nlri>> Announcements<I> {
+impl<'a, I: Iterator<Item: Nlri>> Announcements<'a, I> {
     /// Prepares messages about `prefixes`, which have to be of `family`; others are left out.
     ///
     /// IPv4 prefixes with an IPv4 next hop stand in the NLRI field, all others in MP_REACH_NLRI.
@@ -109,41 +121,45 @@ impl<I: Iterator<Item: Nlri>> Announcements<I> {
     pub fn new(
         format: MessageFormat,
         family: Family,
-        attributes: &PathAttributes,
+        attributes: impl Into<AttributeOctets<'a>>,
         next_hop: NextHop,
         prefixes: impl IntoIterator<Item = I::Item, IntoIter = I>,
-    ) -> Result<Announcements<I>, EncodeError> {
-        let layout = match (family, next_hop.address) {
-            (Family::Ipv4Unicast, IpAddr::V4(address)) => {
-                let next_hop =
-                    put_attributes_with_next_hop(attributes, format.as4, address.octets());
-                Layout::Nlri { attributes: next_hop.0, next_hop: next_hop.1 }
-            }
+    ) -> Result<Announcements<'a, I>, EncodeError> {
+        let attributes = attributes.into();
+        let octets = match format.as4 {
+            true => Cow::Borrowed(attributes.as_bytes()),
+            false => Cow::Owned(narrow(attributes)),
+        };
+        let place = match (family, next_hop.address) {
+            (Family::Ipv4Unicast, IpAddr::V4(address)) => NextHopPlace::Attribute {
+                octets: address.octets(),
+                behind: octets_behind(&octets, attribute_type::NEXT_HOP),
+            },
             (Family::Ipv6Unicast, IpAddr::V6(address)) => {
-                Layout::mp_reach(family, address, next_hop, attributes, format)
+                NextHopPlace::MpReach { family, address, link_local: next_hop.link_local }
             }
             (Family::Ipv4Unicast, IpAddr::V6(address)) if format.extended_next_hop => {
-                Layout::mp_reach(family, address, next_hop, attributes, format)
+                NextHopPlace::MpReach { family, address, link_local: next_hop.link_local }
             }
             (family, next_hop) => return Err(EncodeError::NextHopFamily { family, next_hop }),
         };
+        let layout = Layout { attributes: octets, next_hop: place };
         let fixed = UPDATE_OCTETS_MIN + layout.octets();
         let octets_max = format.octets_max.min(usize::from(u16::MAX));
         let octets = fixed + nlri_octets_max::<I::Item>(family);
         if octets > octets_max {
             return Err(EncodeError::TooLarge { octets, octets_max });
         }
-        let prefixes = prefixes.into_iter().peekable();
-        let prefixes = Chunks { family, prefixes, octets_max: octets_max - fixed };
+        let prefixes = Chunks::new(family, prefixes.into_iter(), octets_max - fixed);
         Ok(Announcements { layout, prefixes })
     }
 }
 
-impl<I: Iterator<Item: Nlri>> Iterator for Announcements<I> {
+impl<I: Iterator<Item: Nlri>> Iterator for Announcements<'_, I> {
     type Item = EncodedUpdate;
 
     fn next(&mut self) -> Option<EncodedUpdate> {
-        self.prefixes.skip_others()?;
+        self.prefixes.more()?;
         let octets = UPDATE_OCTETS_MIN + self.layout.octets() + self.prefixes.octets_hint();
         let mut out = BytesMut::with_capacity(octets);
         let AppendedUpdate { next_hop, prefixes } = self.append_to(&mut out)?;
@@ -151,27 +167,35 @@ impl<I: Iterator<Item: Nlri>> Iterator for Announcements<I> {
     }
 }
 
-impl<I: Iterator<Item: Nlri>> Announcements<I> {
+impl<I: Iterator<Item: Nlri>> Announcements<'_, I> {
     /// Writes the next message behind what is in `out`; `None` when there is none.
     pub fn append_to(&mut self, out: &mut BytesMut) -> Option<AppendedUpdate> {
-        self.prefixes.skip_others()?;
+        self.prefixes.more()?;
         let message = out.len();
         append_header(out, MessageType::Update);
         out.put_u16(0);
-        let (next_hop, prefixes) = match &self.layout {
-            Layout::Nlri { attributes, next_hop } => {
-                out.put_u16(attributes.len() as u16);
+        let attributes = &*self.layout.attributes;
+        let (next_hop, prefixes) = match self.layout.next_hop {
+            NextHopPlace::Attribute { octets, behind } => {
+                let at = attributes.len() - behind;
+                let (head, tail) = attributes.split_at_checked(at).unwrap_or((attributes, &[]));
+                out.put_u16((attributes.len() + NEXT_HOP_OCTETS) as u16);
+                out.put_slice(head);
+                out.put_slice(&[flag::TRANSITIVE, attribute_type::NEXT_HOP, 4]);
                 let start = out.len();
-                out.put_slice(attributes);
-                (start + next_hop.start..start + next_hop.end, self.prefixes.put(out))
+                out.put_slice(&octets);
+                let end = out.len();
+                out.put_slice(tail);
+                (start..end, self.prefixes.put(out))
             }
-            Layout::MpReach { family, next_hop, attributes } => {
+            NextHopPlace::MpReach { family, address, link_local } => {
                 let length_at = out.len();
                 out.put_u16(0);
-                let mp_reach = begin_mp(out, attribute_type::MP_REACH_NLRI, *family);
-                out.put_u8(next_hop.len() as u8);
+                let mp_reach = begin_mp(out, attribute_type::MP_REACH_NLRI, family);
+                out.put_u8(if link_local.is_some() { 32 } else { 16 });
                 let start = out.len();
-                out.put_slice(next_hop);
+                out.put_slice(&address.octets());
+                link_local.iter().for_each(|address| out.put_slice(&address.octets()));
                 let end = out.len();
                 out.put_u8(0);
                 let prefixes = self.prefixes.put(out);
@@ -201,8 +225,7 @@ impl<I: Iterator<Item: Nlri>> Withdrawals<I> {
         // Below the smallest limit that exists one prefix per message would still be right.
         let octets_max = format.octets_max.min(usize::from(u16::MAX)).saturating_sub(fixed);
         let octets_max = octets_max.max(nlri_octets_max::<I::Item>(family));
-        let prefixes = prefixes.into_iter().peekable();
-        Withdrawals { prefixes: Chunks { family, prefixes, octets_max } }
+        Withdrawals { prefixes: Chunks::new(family, prefixes.into_iter(), octets_max) }
     }
 }
 
@@ -210,7 +233,7 @@ impl<I: Iterator<Item: Nlri>> Iterator for Withdrawals<I> {
     type Item = Bytes;
 
     fn next(&mut self) -> Option<Bytes> {
-        self.prefixes.skip_others()?;
+        self.prefixes.more()?;
         let fixed = UPDATE_OCTETS_MIN + MP_UNREACH_OCTETS_MIN;
         let mut out = begin(MessageType::Update, fixed + self.prefixes.octets_hint());
         let length_at = out.len();
@@ -234,41 +257,42 @@ impl<I: Iterator<Item: Nlri>> Iterator for Withdrawals<I> {
     }
 }
 
-impl Layout {
-    fn mp_reach(
-        family: Family,
-        address: std::net::Ipv6Addr,
-        next_hop: NextHop,
-        attributes: &PathAttributes,
-        format: MessageFormat,
-    ) -> Layout {
-        let link_local = next_hop.link_local.iter().flat_map(|link_local| link_local.octets());
-        let next_hop = address.octets().into_iter().chain(link_local).collect();
-        Layout::MpReach { family, next_hop, attributes: put_attributes(attributes, format.as4) }
-    }
-
+impl Layout<'_> {
     /// Octets beyond those of an empty UPDATE.
     fn octets(&self) -> usize {
-        match self {
-            Layout::Nlri { attributes, .. } => attributes.len(),
+        let next_hop = match self.next_hop {
+            NextHopPlace::Attribute { .. } => NEXT_HOP_OCTETS,
             // Flags, type, two octets of length, AFI, SAFI, length of the next hop, reserved octet.
-            Layout::MpReach { next_hop, attributes, .. } => 9 + next_hop.len() + attributes.len(),
-        }
+            NextHopPlace::MpReach { link_local: None, .. } => 9 + 16,
+            NextHopPlace::MpReach { link_local: Some(_), .. } => 9 + 32,
+        };
+        next_hop + self.attributes.len()
     }
 }
 
 impl<I: Iterator<Item: Nlri>> Chunks<I> {
+    fn new(family: Family, prefixes: I, octets_max: usize) -> Chunks<I> {
+        let mut chunks = Chunks { family, next: None, behind: prefixes, octets_max };
+        chunks.step();
+        chunks
+    }
+
     /// Goes to the next prefix of the family.
-    fn skip_others(&mut self) -> Option<()> {
+    #[inline]
+    fn step(&mut self) {
         let family = self.family;
-        while self.prefixes.next_if(|nlri| nlri.prefix().family() != family).is_some() {}
-        self.prefixes.peek().map(|_| ())
+        self.next = self.behind.find(|nlri| nlri.prefix().family() == family);
+    }
+
+    /// `None` at the end.
+    fn more(&self) -> Option<()> {
+        self.next.map(|_| ())
     }
 
     /// Octets that the next portion takes at most.
     fn octets_hint(&self) -> usize {
-        let (at_least, at_most) = self.prefixes.size_hint();
-        let prefixes = at_most.unwrap_or(at_least.saturating_mul(2)).max(1);
+        let (at_least, at_most) = self.behind.size_hint();
+        let prefixes = at_most.unwrap_or(at_least.saturating_mul(2)).saturating_add(1);
         prefixes.saturating_mul(nlri_octets_max::<I::Item>(self.family)).min(self.octets_max)
     }
 
@@ -276,73 +300,40 @@ impl<I: Iterator<Item: Nlri>> Chunks<I> {
     fn put(&mut self, out: &mut BytesMut) -> usize {
         let end = out.len() + self.octets_max;
         let mut count = 0;
-        while self.skip_others().is_some() {
-            let fits = |nlri: &I::Item| out.len() + nlri_octets(nlri) <= end;
-            let Some(nlri) = self.prefixes.next_if(fits) else { break };
+        while let Some(nlri) = self.next
+            && out.len() + nlri_octets(&nlri) <= end
+        {
             put_nlri(out, &nlri);
             count += 1;
+            self.step();
         }
         count
     }
 }
 
-/// The attributes in the form for a peer, in ascending order of their types.
-fn put_attributes(attributes: &PathAttributes, as4: bool) -> Vec<u8> {
-    if as4 {
-        return attributes.as_bytes().to_vec();
+/// How many octets of attributes, which are in ascending order, stand behind the place of this type.
+fn octets_behind(octets: &[u8], attribute_type: u8) -> usize {
+    let mut tlvs = Tlvs(Reader(octets));
+    let mut behind = octets.len();
+    while tlvs.next().is_some_and(|(_, code, _)| code < attribute_type) {
+        behind = tlvs.0.0.len();
     }
-    let mut out = Vec::with_capacity(attributes.as_bytes().len());
-    put_narrow(&mut out, attributes, |_| {});
-    out
-}
-
-/// As [`put_attributes`], with NEXT_HOP at its place; also says where its value stands.
-fn put_attributes_with_next_hop(
-    attributes: &PathAttributes,
-    as4: bool,
-    next_hop: [u8; 4],
-) -> (Vec<u8>, Range<usize>) {
-    let mut out = Vec::with_capacity(attributes.as_bytes().len() + 7);
-    let mut at = 0;
-    let mut put_next_hop = |out: &mut Vec<u8>| {
-        put_attribute(out, flag::TRANSITIVE, attribute_type::NEXT_HOP, &next_hop);
-        at = out.len() - next_hop.len();
-    };
-    if as4 {
-        let bytes = attributes.as_bytes();
-        let mut tlvs = attributes.tlvs();
-        let mut head = 0;
-        while tlvs.next().is_some_and(|(_, code, _)| code < attribute_type::NEXT_HOP) {
-            head = bytes.len() - tlvs.0.0.len();
-        }
-        let (head, tail) = bytes.split_at_checked(head).unwrap_or((bytes, &[]));
-        out.extend(head);
-        put_next_hop(&mut out);
-        out.extend(tail);
-    } else {
-        put_narrow(&mut out, attributes, put_next_hop);
-    }
-    (out, at..at + next_hop.len())
+    behind
 }
 
 /// Attributes with 2-octet AS numbers, and AS4_PATH and AS4_AGGREGATOR where these lose something
-/// (RFC 6793 section 4.2.2). `next_hop` is called where NEXT_HOP belongs.
-fn put_narrow(out: &mut Vec<u8>, attributes: &PathAttributes, next_hop: impl FnOnce(&mut Vec<u8>)) {
-    let mut next_hop = Some(next_hop);
+/// (RFC 6793 section 4.2.2).
+fn narrow(attributes: AttributeOctets<'_>) -> Vec<u8> {
+    let mut out = Vec::with_capacity(attributes.as_bytes().len());
     let mut as4 = As4::default();
     for (flags, code, value) in attributes.tlvs() {
-        if code > attribute_type::NEXT_HOP
-            && let Some(next_hop) = next_hop.take()
-        {
-            next_hop(out);
-        }
         if code > attribute_type::AS4_AGGREGATOR {
-            as4.put(out);
+            as4.put(&mut out);
         }
         match code {
             attribute_type::AS_PATH => {
                 let path = AsPath::new(value);
-                put_attribute(out, flags, code, &narrow_path(path));
+                put_attribute(&mut out, flags, code, &narrow_path(path));
                 if path.asns().any(|asn| asn > u32::from(u16::MAX)) {
                     as4.path = Some(value);
                 }
@@ -354,15 +345,13 @@ fn put_narrow(out: &mut Vec<u8>, attributes: &PathAttributes, next_hop: impl FnO
                     as4.aggregator = Some(value);
                     AS_TRANS
                 });
-                put_attribute(out, flags, code, &[&narrow.to_be_bytes(), address].concat());
+                put_attribute(&mut out, flags, code, &[&narrow.to_be_bytes(), address].concat());
             }
-            _ => put_attribute(out, flags, code, value),
+            _ => put_attribute(&mut out, flags, code, value),
         }
     }
-    if let Some(next_hop) = next_hop.take() {
-        next_hop(out);
-    }
-    as4.put(out);
+    as4.put(&mut out);
+    out
 }
 
 #[derive(Default)]
@@ -473,6 +462,8 @@ fn end_length(out: &mut BytesMut, length_at: usize) {
     }
 }
 
+/// Octets of NEXT_HOP.
+const NEXT_HOP_OCTETS: usize = 7;
 /// Octets of an UPDATE that says nothing: header and two lengths.
 const UPDATE_OCTETS_MIN: usize = HEADER_OCTETS + 4;
 /// Octets of MP_UNREACH_NLRI without prefixes.

@@ -38,7 +38,8 @@ mod update;
 mod validate;
 
 pub use attributes::{
-    AsPath, AsSegment, ClusterList, Communities, Community, LargeCommunity, Origin, PathAttributes,
+    AsPath, AsSegment, AttributeOctets, ClusterList, Communities, Community, LargeCommunity,
+    Origin, PathAttributes,
 };
 pub use builder::{AttributesBuilder, CommunityValue};
 pub use codes::{AttributeTypes, attribute_type};

@@ -130,6 +130,7 @@ impl<'a> Prefixes<'a> {
 impl Iterator for PrefixesIter<'_> {
     type Item = Prefix;
 
+    #[inline]
     fn next(&mut self) -> Option<Prefix> {
         self.0.next().map(|path| path.prefix)
     }
@@ -142,6 +143,7 @@ impl Iterator for PrefixesIter<'_> {
 impl Iterator for PathsIter<'_> {
     type Item = PathPrefix;
 
+    #[inline]
     fn next(&mut self) -> Option<PathPrefix> {
         let mut reader = Reader(self.octets);
         let path_id = if self.path_ids { reader.u32()? } else { 0 };
@@ -169,38 +171,59 @@ impl<'a> IntoIterator for Prefixes<'a> {
     }
 }
 
+#[inline]
 fn split_prefix(family: Family, octets: &[u8]) -> Option<(Prefix, &[u8])> {
-    let (&len, rest) = octets.split_first()?;
-    let (significant, rest) = rest.split_at_checked(usize::from(len.div_ceil(8)))?;
+    let (&len, behind) = octets.split_first()?;
+    let (significant, rest) = behind.split_at_checked(usize::from(len.div_ceil(8)))?;
     let prefix = match family {
         Family::Ipv4Unicast => {
-            let mut addr = [0; 4];
-            addr.get_mut(..significant.len())?.copy_from_slice(significant);
+            let addr = address_octets(behind, significant)?;
             Prefix::V4(Ipv4Prefix::new(u32::from_be_bytes(addr), len)?)
         }
         Family::Ipv6Unicast => {
-            let mut addr = [0; 16];
-            addr.get_mut(..significant.len())?.copy_from_slice(significant);
+            let addr = address_octets(behind, significant)?;
             Prefix::V6(Ipv6Prefix::new(u128::from_be_bytes(addr), len)?)
         }
     };
     Some((prefix, rest))
 }
 
-/// Appends a prefix: its length and as many octets as that needs, behind the identifier of its path.
-pub(super) fn put_nlri(out: &mut BytesMut, nlri: &impl Nlri) {
-    nlri.put_path_id(out);
-    let prefix = nlri.prefix();
-    let octets = usize::from(prefix.len().div_ceil(8));
-    out.put_u8(prefix.len());
-    // A length in range is an invariant of both prefix types, so the slices always exist.
-    match prefix {
-        Prefix::V4(p) => out.put_slice(p.addr().to_be_bytes().get(..octets).unwrap_or_default()),
-        Prefix::V6(p) => out.put_slice(p.addr().to_be_bytes().get(..octets).unwrap_or_default()),
+/// The octets of an address that begins with the `significant` ones; what else there is are host bits,
+/// for which those of the next prefix do as well. Taking as many as an address has, where they are there,
+/// spares a copy whose length is only known when it is made.
+#[inline]
+fn address_octets<const N: usize>(behind: &[u8], significant: &[u8]) -> Option<[u8; N]> {
+    if let Some(octets) = behind.first_chunk::<N>() {
+        return Some(*octets);
     }
+    let mut octets = [0; N];
+    octets.get_mut(..significant.len())?.copy_from_slice(significant);
+    Some(octets)
+}
+
+/// Appends a prefix: its length and as many octets as that needs, behind the identifier of its path.
+#[inline]
+pub(super) fn put_nlri(out: &mut BytesMut, nlri: &impl Nlri) {
+    let end = out.len() + nlri_octets(nlri);
+    nlri.put_path_id(out);
+    // The whole address, whose length the compiler knows, and then back to the prefix's end.
+    match nlri.prefix() {
+        Prefix::V4(prefix) => {
+            let [a, b, c, d] = prefix.addr().to_be_bytes();
+            out.extend_from_slice(&[prefix.len(), a, b, c, d]);
+        }
+        Prefix::V6(prefix) => {
+            let mut octets = [prefix.len(); 17];
+            let [_, address @ ..] = &mut octets;
+            *address = prefix.addr().to_be_bytes();
+            out.extend_from_slice(&octets);
+        }
+    }
+    out.truncate(end);
 }
 
 /// Octets that a prefix takes in a message, with the identifier of its path.
+#[inline]
 pub(super) fn nlri_octets<N: Nlri>(nlri: &N) -> usize {
     N::PATH_ID_OCTETS + 1 + usize::from(nlri.prefix().len().div_ceil(8))
 }

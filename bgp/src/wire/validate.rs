@@ -8,6 +8,7 @@ use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use smallvec::SmallVec;
 
 use super::AS_TRANS;
 use super::attributes::{
@@ -98,7 +99,7 @@ impl AttributeErrors {
 pub(super) fn check(octets: &[u8], context: &UpdateContext) -> Result<Checked, Notification> {
     let mut errors = AttributeErrors::default();
     let mut seen = AttributeTypes::NONE;
-    let mut kept: Vec<Kept<'_>> = Vec::with_capacity(16);
+    let mut kept = KeptList::new();
     let mut next_hop = None;
     let mut as4_path = None;
     let mut as4_aggregator = None;
@@ -169,13 +170,16 @@ pub(super) fn check(octets: &[u8], context: &UpdateContext) -> Result<Checked, N
     let missing = [code::ORIGIN, code::AS_PATH].map(|c| (!seen.contains(c)).then_some(c));
     let complete = !errors.withdraws() && missing.iter().all(Option::is_none);
     Ok(Checked {
-        attributes: complete.then(|| Arc::new(canonical(kept))),
+        attributes: complete.then(|| Arc::new(canonical(&mut kept))),
         next_hop,
         next_hop_is_wrong: seen.contains(code::NEXT_HOP) && next_hop.is_none(),
         missing,
         errors,
     })
 }
+
+/// What goes with the route. More are rare, and then they are in an allocation.
+type KeptList<'a> = SmallVec<[Kept<'a>; 12]>;
 
 /// An attribute that goes with the route.
 struct Kept<'a> {
@@ -184,15 +188,15 @@ struct Kept<'a> {
     value: Cow<'a, [u8]>,
 }
 
-fn canonical(mut kept: Vec<Kept<'_>>) -> PathAttributes {
+fn canonical(kept: &mut [Kept<'_>]) -> PathAttributes {
     if !kept.is_sorted_by_key(|kept| kept.attribute_type) {
         kept.sort_unstable_by_key(|kept| kept.attribute_type);
     }
     let octets = kept.iter().map(|kept| 3 + usize::from(kept.value.len() > 255) + kept.value.len());
     let mut bytes = Vec::with_capacity(octets.sum());
-    for Kept { flags, attribute_type, value } in &kept {
+    for Kept { flags, attribute_type, value } in kept {
         // RFC 4271 section 4.3: the partial bit means something on optional transitive ones only.
-        let flags = match flags & OPTIONAL_TRANSITIVE {
+        let flags = match *flags & OPTIONAL_TRANSITIVE {
             OPTIONAL_TRANSITIVE => *flags,
             other => other,
         };
@@ -386,7 +390,7 @@ fn holds_only_sequences(value: &[u8]) -> bool {
 /// Brings AS_PATH and AGGREGATOR of a peer with 2-octet AS numbers into the 4-octet form (RFC 6793
 /// section 4.2.3).
 fn widen(
-    kept: &mut Vec<Kept<'_>>,
+    kept: &mut KeptList<'_>,
     as4_path: Option<&[u8]>,
     as4_aggregator: Option<&[u8]>,
     errors: &mut AttributeErrors,

@@ -241,7 +241,8 @@ proptest! {
 fn a_route_too_large_for_the_peer_is_an_error() {
     let mut builder = PathAttributes::originated(Origin::Igp);
     for asn in 1..=3 {
-        builder = builder.edit().prepend(asn, 255).build();
+        let longer = builder.edit().prepend(asn, 255).build();
+        builder = longer;
     }
     let builder = builder.edit().prepend(4, 240).build();
     let next_hop = NextHop::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1)));
