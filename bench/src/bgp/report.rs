@@ -82,7 +82,7 @@ struct Row {
 #[derive(Debug, Serialize)]
 struct Verdict {
     cell: &'static str,
-    /// Whose median is the smallest of the other routers'.
+    /// Whose median is the smallest of the other routers'; nobody's when those that may have been faster were cut off.
     fastest: Option<&'static str>,
     seconds_ratio: Option<f64>,
     cpu_ratio: Option<f64>,
@@ -202,13 +202,14 @@ impl Report {
             let ratios = sorted(pairs);
             (!ratios.is_empty()).then(|| median(&ratios))
         };
-        // One that was cut off would have taken longer still, so that the ratio is at most what is shown.
+        // One that was cut off would have taken longer still, then and in later runs, so that the ratio is at most what is
+        // shown.
+        let peers = Daemon::ALL.into_iter().filter(|other| other.is_peer() && *other != daemon);
+        let peers: Vec<Daemon> = peers.collect();
         let to_fastest = self.runs(cell, daemon).filter_map(|(run, measured)| {
-            let peers = Daemon::ALL.into_iter().filter(|other| other.is_peer() && *other != daemon);
-            let peers = peers.flat_map(|other| self.runs(cell, other));
-            let of_the_same = peers.filter(|(other, _)| *other == run);
-            let fastest =
-                of_the_same.map(|(_, m)| seconds_of_announcement(m)).min_by(f64::total_cmp);
+            let times = peers.iter().flat_map(|other| self.runs(cell, *other));
+            let times = times.filter(|(other, m)| *other == run || m.announce.is_err());
+            let fastest = times.map(|(_, m)| seconds_of_announcement(m)).min_by(f64::total_cmp);
             Some(seconds_of_announcement(measured) / fastest?)
         });
         let to_fastest = sorted(to_fastest.filter(|ratio| ratio.is_finite()));
@@ -290,13 +291,14 @@ fn verdicts(rows: &[Row]) -> Vec<Verdict> {
         let fastest = others.min_by(|one, other| one.seconds.total_cmp(&other.seconds));
         Verdict {
             cell: ours.cell,
-            fastest: fastest.map(|row| row.daemon),
+            fastest: fastest.filter(|row| !row.cut_off).map(|row| row.daemon),
             seconds_ratio: ours.fastest_ratio,
             cpu_ratio: ours.cpu_ratio,
             megabytes_ratio: ours.megabytes_ratio,
         }
     };
-    ours.map(verdict).collect()
+    // Without others there is nothing to judge by.
+    ours.filter(|row| row.fastest_ratio.is_some()).map(verdict).collect()
 }
 
 fn print_verdicts(verdicts: &[Verdict]) {
@@ -309,7 +311,7 @@ fn print_verdicts(verdicts: &[Verdict]) {
     lines.extend(verdicts.iter().map(|verdict| {
         [
             verdict.cell.into(),
-            verdict.fastest.unwrap_or("-").into(),
+            verdict.fastest.unwrap_or("cut off").into(),
             judged(verdict.seconds_ratio, SECONDS_RATIO_MAX),
             judged(verdict.cpu_ratio, 1.0),
             judged(verdict.megabytes_ratio, 1.0),
