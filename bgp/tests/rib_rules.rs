@@ -68,6 +68,24 @@ fn a_cluster_id_takes_the_place_of_the_identifier() {
     assert!(!told.contains_key("10.1.0.0/16"));
 }
 
+/// RFC 4456 section 8: ORIGINATOR_ID is the client's identifier, also when that changes while those who are
+/// to be told cannot hear that its routes had gone.
+#[test]
+fn a_client_that_comes_back_under_another_identifier_is_told_so() {
+    let mut bench = Bench::new();
+    let client = bench.peer_with(65000, |config| config.route_reflector_client = true);
+    let other = bench.peer(65000);
+    let path = Path::of(&[64999]);
+    bench.announce(client, "10.1.0.0/16", &path);
+    let before = bench.told(other)["10.1.0.0/16"].originator;
+    assert!(before.is_some());
+    bench.down(client);
+    let identifier = "192.0.2.200".parse().unwrap();
+    bench.up_again(client, |session| session.router_id = identifier);
+    bench.announce(client, "10.1.0.0/16", &path);
+    assert_eq!(bench.told(other)["10.1.0.0/16"].originator, Some(identifier));
+}
+
 /// Before a peer is let go it can be asked what only it leads to.
 #[test]
 fn what_would_be_lost_without_some_peers() {

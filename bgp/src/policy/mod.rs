@@ -88,7 +88,7 @@ pub struct RuleRef {
 }
 
 impl Policy {
-    /// Whether what it decides depends on more of a route than the attributes.
+    /// Whether what it decides depends on the prefix, besides that default routes have to be named.
     pub(crate) fn looks_at_prefixes(&self) -> bool {
         self.rules.iter().any(|rule| rule.matches.prefixes.is_some())
     }

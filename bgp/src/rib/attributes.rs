@@ -1,14 +1,15 @@
 //! What a route carries besides its prefix, shared among all the routes that carry the same.
 
 use std::collections::BTreeSet;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use crate::wire::{Community, NextHop, Origin, PathAttributes};
+
+use super::secrets::Secrets;
 
 /// The next hop and path attributes of a route. Values are interned: inside one RIB, equal attributes
 /// are one allocation.
@@ -154,17 +155,23 @@ pub(crate) struct Interner {
     sweep_at: usize,
     /// The most prefixes that there were since the last sweep.
     prefixes_peak: usize,
-    hasher: FixedState,
+    secrets: Secrets,
 }
 
 impl Interner {
-    pub(crate) fn new(hasher: FixedState) -> Interner {
-        Interner { known: HashTable::new(), sweep_at: INTERNED_MIN, prefixes_peak: 0, hasher }
+    pub(crate) fn new(secrets: Secrets) -> Interner {
+        Interner { known: HashTable::new(), sweep_at: INTERNED_MIN, prefixes_peak: 0, secrets }
+    }
+
+    /// Takes everything out, to be put back: for who borrows the rest of the RIB.
+    pub(crate) fn take(&mut self) -> Interner {
+        let empty = Interner::new(self.secrets.clone());
+        std::mem::replace(self, empty)
     }
 
     /// The one shared value that equals `attributes`.
     pub(crate) fn intern(&mut self, attributes: Arc<RouteAttributes>) -> Arc<RouteAttributes> {
-        let hash = (self.hasher.hash_one(&*attributes) >> 32) as u32;
+        let hash = self.secrets.hash(&*attributes);
         let is_same = |known: &Interned| known.hash == hash && *known.attributes == *attributes;
         if let Some(known) = self.known.find(spread(hash), is_same) {
             return Arc::clone(&known.attributes);

@@ -11,12 +11,11 @@
 //! memory; only finding the id costs a cache miss. A prefix without routes keeps its id until nobody
 //! has to hear of it any more, then another one may get it.
 
-use std::hash::BuildHasher;
-
 use foldhash::fast::FixedState;
 
 use super::family::AddressFamily;
 use super::index::Index;
+use super::secrets::Secrets;
 use super::table::Entry;
 
 /// The place of a prefix in a [`Entries`] and in everything beside it.
@@ -38,6 +37,7 @@ pub(crate) struct Entries<A: AddressFamily> {
     /// How many of these there are of each length.
     by_length: [u32; LENGTHS],
     hasher: FixedState,
+    secrets: Secrets,
 }
 
 #[derive(Debug)]
@@ -72,7 +72,7 @@ impl RouteId {
 }
 
 impl<A: AddressFamily> Entries<A> {
-    pub(crate) fn new(hasher: FixedState) -> Entries<A> {
+    pub(crate) fn new(hasher: FixedState, secrets: Secrets) -> Entries<A> {
         Entries {
             index: Index::default(),
             slots: Vec::new(),
@@ -82,6 +82,7 @@ impl<A: AddressFamily> Entries<A> {
             used: 0,
             by_length: [0; LENGTHS],
             hasher,
+            secrets,
         }
     }
 
@@ -123,7 +124,7 @@ impl<A: AddressFamily> Entries<A> {
     /// Reads from memory what a look-up of these prefixes is going to need. They are independent of each
     /// other, and so the processor waits for many of them at once; look-ups, with all that is done in
     /// between, wait for one after the other.
-    pub(crate) fn touch(&self, keys: impl Iterator<Item = A::Key> + Clone) {
+    pub(crate) fn touch(&self, keys: impl Iterator<Item = A::Key>) {
         let ids = keys.map(|key| self.index.touch(self.hash(&key)));
         let mut found = [None; TOUCHED_MAX];
         let mut last = 0;
@@ -232,7 +233,7 @@ impl<A: AddressFamily> Entries<A> {
             for some in freed.chunks(TOUCHED_MAX) {
                 for (hash, id) in hashes.iter_mut().zip(some) {
                     let Some(slot) = self.slots.get(id.index()) else { continue };
-                    *hash = (self.hasher.hash_one(slot.key) >> 32) as u32;
+                    *hash = self.secrets.hash(&slot.key);
                     std::hint::black_box(self.index.touch(*hash));
                 }
                 for (hash, id) in hashes.iter().zip(some) {
@@ -285,7 +286,7 @@ impl<A: AddressFamily> Entries<A> {
     }
 
     fn hash(&self, key: &A::Key) -> u32 {
-        (self.hasher.hash_one(key) >> 32) as u32
+        self.secrets.hash(key)
     }
 
     fn is_at(&self, id: RouteId, key: &A::Key) -> bool {
@@ -372,7 +373,7 @@ mod tests {
 
     #[test]
     fn an_id_is_not_used_again_before_nobody_holds_it() {
-        let mut entries = Entries::<Ipv4>::new(FixedState::with_seed(1));
+        let mut entries = Entries::<Ipv4>::new(FixedState::default(), Secrets::new(1));
         let ids: Vec<RouteId> = (0..100).map(|number| entries.id_or_insert(key(number))).collect();
         for id in &ids {
             entries.note_filled(entries.key(*id).expect("its slot"));
@@ -389,7 +390,7 @@ mod tests {
 
     #[test]
     fn closing_gaps_keeps_the_order() {
-        let mut entries = Entries::<Ipv4>::new(FixedState::with_seed(2));
+        let mut entries = Entries::<Ipv4>::new(FixedState::default(), Secrets::new(2));
         for number in 0..1000 {
             let id = entries.id_or_insert(key(number));
             entries.note_filled(key(number));

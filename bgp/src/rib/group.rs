@@ -119,7 +119,8 @@ impl<A: AddressFamily> Group<A> {
     /// Notes that routes of `source` are written differently: its identifier, which stands in
     /// ORIGINATOR_ID, has changed.
     pub(crate) fn repeat(&mut self, source: PeerId) {
-        if self.key.sort == SessionSort::Ebgp {
+        let is_told = self.sent_by_source.get(&source).is_some_and(|count| *count > 0);
+        if self.key.sort == SessionSort::Ebgp || !is_told {
             return;
         }
         for index in 0..self.sent.len() {

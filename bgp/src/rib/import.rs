@@ -5,7 +5,6 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
 use smallvec::SmallVec;
 
 use crate::config::PrefixLimit;
@@ -202,7 +201,7 @@ pub(super) fn again<A: TableOf>(rib: &mut Rib, id: PeerId) -> Delta {
     let surroundings =
         Surroundings { router_id, cluster_id, underlay: underlay.as_deref(), origins: &origins };
     // Taken out for the walk: table, peers and these are borrowed at once.
-    let mut interner = std::mem::replace(&mut rib.interner, Interner::new(FixedState::default()));
+    let mut interner = rib.interner.take();
     let mut verdicts = std::mem::take(&mut rib.verdicts);
     let (table, peers, multipath) = A::table(rib);
     let mut delta = Delta::default();
@@ -243,6 +242,7 @@ struct Judge<'a> {
     as_path_text: AsPathText,
     /// What the rules that decided so far said. Mostly it is one.
     said: SmallVec<[Said<'a>; 1]>,
+    looks_at_prefixes: Option<bool>,
     /// What policy says of every prefix, known with the first one where no rule looks at prefixes.
     settled: Option<(VerdictId, Option<Arc<RouteAttributes>>)>,
 }
@@ -270,6 +270,7 @@ impl<'a> Judge<'a> {
             entering,
             as_path_text: AsPathText::default(),
             said: SmallVec::new(),
+            looks_at_prefixes: None,
             settled: None,
         }
     }
@@ -322,7 +323,9 @@ impl<'a> Judge<'a> {
             return settled.clone();
         }
         let said = self.policy_anew(prefix, interner, verdicts);
-        if prefix.len() > 0 && !self.peer.config.import.iter().any(|p| p.looks_at_prefixes()) {
+        let looks_at_prefixes =
+            || self.peer.config.import.iter().any(|policy| policy.looks_at_prefixes());
+        if prefix.len() > 0 && !*self.looks_at_prefixes.get_or_insert_with(looks_at_prefixes) {
             self.settled = Some(said.clone());
         }
         said

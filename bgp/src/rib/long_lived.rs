@@ -2,8 +2,6 @@
 
 use std::sync::Arc;
 
-use foldhash::fast::FixedState;
-
 use crate::wire::Community;
 
 use super::attributes::{Interner, RouteAttributes};
@@ -16,7 +14,7 @@ pub(super) fn mark<A: TableOf>(rib: &mut Rib, id: PeerId) {
     let Some(peer) = rib.peers.peer(id) else { return };
     let (epoch, within) = (peer.family(A::FAMILY).epoch, peer.config.long_lived_within.clone());
     // Taken out for the walk: table, peers and this are borrowed at once.
-    let mut interner = std::mem::replace(&mut rib.interner, Interner::new(FixedState::default()));
+    let mut interner = rib.interner.take();
     let (table, peers, multipath) = A::table(rib);
     let context = RankContext { peers, multipath };
     let mut mark = |attributes: &Arc<RouteAttributes>| marked(attributes, &mut interner);

@@ -39,6 +39,7 @@ mod origin;
 mod outgoing;
 mod peer;
 mod query;
+mod secrets;
 mod sent;
 mod table;
 mod underlay;
@@ -60,6 +61,7 @@ use export::{ExportContext, GroupKey};
 use family::{AddressFamily, Ipv4, Ipv6};
 use group::{Group, Known};
 use peer::{Peer, PeerFamily, Peers};
+use secrets::Secrets;
 use table::{Candidate, Delta, PathKey, RankContext, Table};
 use verdict::Verdicts;
 
@@ -153,15 +155,16 @@ impl Rib {
     /// An empty RIB.
     pub fn new(config: RibConfig) -> Rib {
         let hasher = FixedState::with_seed(config.seed);
+        let secrets = Secrets::new(config.seed);
         Rib {
             router_id: config.router_id,
             cluster_id: config.router_id,
             multipath: config.multipath,
             peers: Peers::default(),
-            interner: Interner::new(hasher.clone()),
+            interner: Interner::new(secrets.clone()),
             verdicts: Verdicts::default(),
-            ipv4: Table::new(hasher.clone()),
-            ipv6: Table::new(hasher),
+            ipv4: Table::new(hasher.clone(), secrets.clone()),
+            ipv6: Table::new(hasher, secrets),
             originated: BTreeMap::new(),
             deferral: Deferral::Waiting {
                 until: config.deferral_until,
@@ -285,9 +288,9 @@ impl Rib {
     /// Notes that a peer's session is established, and prepares to send it everything.
     pub fn peer_up(&mut self, id: PeerId, session: PeerSession) {
         let Some(peer) = self.peers.peer_mut(id) else { return };
-        // Of a peer that has no routes nothing depends on it, and most of those that come up have none.
+        let identity_changed = peer.router_id != session.router_id;
+        // Of a peer that has no routes no rank depends on it, and most of those that come up have none.
         let has_routes = peer.families.iter().any(|family| family.received > 0);
-        let identity_changed = has_routes && peer.router_id != session.router_id;
         peer.session = Some(session);
         peer.router_id = session.router_id;
         // Within an AS a link-local next hop may be of another router's link, passed on by mistake.
@@ -303,9 +306,11 @@ impl Rib {
             (state.over_limit, state.over_paths) = (false, false);
         }
         if identity_changed {
-            let context = RankContext { peers: &self.peers, multipath: self.multipath };
-            self.ipv4.rank_all(context);
-            self.ipv6.rank_all(context);
+            if has_routes {
+                let context = RankContext { peers: &self.peers, multipath: self.multipath };
+                self.ipv4.rank_all(context);
+                self.ipv6.rank_all(context);
+            }
             self.ipv4.groups.iter_mut().for_each(|group| group.repeat(id));
             self.ipv6.groups.iter_mut().for_each(|group| group.repeat(id));
         }

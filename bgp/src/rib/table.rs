@@ -16,6 +16,7 @@ use super::fib::{FibChange, FibPath, FibRoute};
 use super::group::Group;
 use super::limit::PATHS_A_PREFIX_MAX;
 use super::peer::{PeerId, Peers};
+use super::secrets::Secrets;
 use super::verdict::VerdictId;
 
 /// The routes of one family and what has to be told about them.
@@ -139,9 +140,9 @@ impl CandidateView<&Candidate> for RankContext<'_> {
 }
 
 impl<A: AddressFamily> Table<A> {
-    pub(crate) fn new(hasher: FixedState) -> Table<A> {
+    pub(crate) fn new(hasher: FixedState, secrets: Secrets) -> Table<A> {
         Table {
-            entries: Entries::new(hasher),
+            entries: Entries::new(hasher, secrets),
             groups: Vec::new(),
             marks: Marks {
                 fib: VecDeque::new(),

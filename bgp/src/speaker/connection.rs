@@ -236,16 +236,17 @@ async fn read(
             match stream.try_read_buf(&mut buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     unheard.fetch_sub(1, Ordering::Release);
+                    if buffer.is_empty() {
+                        // A thousand peers that are silent hold no buffer each: one is enough for those
+                        // that speak.
+                        buffer = BytesMut::new();
+                    }
                 }
                 result => break result,
             }
         };
         let mut items = Vec::new();
         let mut goes_on = decoder.decode(&mut buffer, &mut items);
-        if buffer.is_empty() {
-            // A thousand peers that are silent hold no buffer each: one is enough for those that speak.
-            buffer = BytesMut::new();
-        }
         match read {
             Ok(0) if goes_on => {
                 items.push(Item::Lost(None));

@@ -9,7 +9,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::AS_TRANS;
 use super::attributes::{AsPath, AttributeOctets, Tlvs, attribute_type, flag, put_attribute};
 use super::frame::{HEADER_OCTETS, MessageType};
-use super::nlri::{Nlri, nlri_octets, nlri_octets_max, put_nlri};
+use super::nlri::{NLRI_OCTETS_BEYOND, Nlri, nlri_octets, nlri_octets_max, put_nlri};
 use super::reader::Reader;
 use super::update::NextHop;
 use crate::prefix::Family;
@@ -161,6 +161,7 @@ impl<I: Iterator<Item: Nlri>> Iterator for Announcements<'_, I> {
     fn next(&mut self) -> Option<EncodedUpdate> {
         self.prefixes.more()?;
         let octets = UPDATE_OCTETS_MIN + self.layout.octets() + self.prefixes.octets_hint();
+        let octets = octets + NLRI_OCTETS_BEYOND;
         let mut out = BytesMut::with_capacity(octets);
         let AppendedUpdate { next_hop, prefixes } = self.append_to(&mut out)?;
         Some(EncodedUpdate { bytes: out.freeze(), next_hop, prefixes })
@@ -235,7 +236,8 @@ impl<I: Iterator<Item: Nlri>> Iterator for Withdrawals<I> {
     fn next(&mut self) -> Option<Bytes> {
         self.prefixes.more()?;
         let fixed = UPDATE_OCTETS_MIN + MP_UNREACH_OCTETS_MIN;
-        let mut out = begin(MessageType::Update, fixed + self.prefixes.octets_hint());
+        let mut out =
+            begin(MessageType::Update, fixed + self.prefixes.octets_hint() + NLRI_OCTETS_BEYOND);
         let length_at = out.len();
         out.put_u16(0);
         match self.prefixes.family {

@@ -233,5 +233,7 @@ pub(super) const fn nlri_octets_max<N: Nlri>(family: Family) -> usize {
     N::PATH_ID_OCTETS + 1 + family.bits() as usize / 8
 }
 
+/// Octets that [`put_nlri`] writes behind the end of a prefix and takes back.
+pub(super) const NLRI_OCTETS_BEYOND: usize = 16;
 /// RFC 7911 section 3.
 const PATH_ID_OCTETS: usize = 4;

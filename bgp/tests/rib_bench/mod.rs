@@ -49,6 +49,7 @@ pub struct Told {
     pub as_path: String,
     pub communities: Vec<Community>,
     pub cluster_list: Vec<Ipv4Addr>,
+    pub originator: Option<Ipv4Addr>,
     pub only_to_customer: Option<u32>,
 }
 
@@ -355,6 +356,7 @@ impl Peer {
                 as_path: path.as_path().to_string(),
                 communities: path.communities().collect(),
                 cluster_list: path.cluster_list().collect(),
+                originator: path.originator_id(),
                 only_to_customer: only_to_customer
                     .map(|octets| u32::from_be_bytes(octets.try_into().unwrap())),
             };
