@@ -64,6 +64,42 @@ impl Cell {
         cells
     }
 
+    /// One of another size than those that have names, such as `1x250000/5-to-1`: senders, routes of each,
+    /// prefixes with equal attributes, receivers.
+    ///
+    /// # Errors
+    /// It is none, or larger than there are addresses.
+    pub fn parse(text: &str) -> std::result::Result<Cell, String> {
+        let numbers = || {
+            let (senders, rest) = text.split_once('x')?;
+            let (prefixes, rest) = rest.split_once('/')?;
+            let (per_set, receivers) = rest.split_once("-to-")?;
+            let number = |text: &str| text.parse::<u32>().ok().filter(|number| *number > 0);
+            Some((number(senders)?, number(prefixes)?, number(per_set)?, number(receivers)?))
+        };
+        let (senders, prefixes, per_set, receivers) = numbers().ok_or(
+            "--cell takes SENDERSxROUTES/PER_SET-to-RECEIVERS, such as 1x250000/5-to-1".to_owned(),
+        )?;
+        let routes = senders.checked_mul(prefixes).filter(|routes| *routes <= feed::PREFIXES_MAX);
+        if routes.is_none() || receivers > PEERS_MAX || senders > PEERS_MAX {
+            let routes_max = feed::PREFIXES_MAX;
+            return Err(format!(
+                "--cell {text}: there are addresses for {routes_max} routes in all, and for {PEERS_MAX} \
+                 senders and receivers each"
+            ));
+        }
+        Ok(Cell {
+            // As long as the program, like those of the others.
+            name: String::leak(text.to_owned()),
+            senders,
+            receivers,
+            prefixes,
+            prefixes_per_set: per_set as usize,
+            shared: false,
+            own_subnets: false,
+        })
+    }
+
     /// All peers; the senders come first.
     pub fn peers(&self) -> u32 {
         self.senders + self.receivers
@@ -167,6 +203,8 @@ pub const DAEMON_ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 /// Its port.
 pub const DAEMON_PORT: u16 = 1790;
 
+/// Of each sort; their addresses are one after the other.
+const PEERS_MAX: u32 = 1000;
 /// The cells that are measured.
 const CELLS: [Cell; 7] = [
     Cell {

@@ -188,12 +188,14 @@ impl Options {
         mut arguments: impl Iterator<Item = String>,
     ) -> std::result::Result<Option<Options>, String> {
         let (mut extent, mut runs, mut format) = (Extent::Full, None, Format::Table);
-        let (mut cells, mut daemons, mut cairn, mut newer) = (Vec::new(), Vec::new(), None, None);
+        let (mut cells, mut own) = (Vec::new(), Vec::new());
+        let (mut daemons, mut cairn, mut newer) = (Vec::new(), None, None);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or(format!("{argument} takes a value"));
             match argument.as_str() {
                 "--quick" => extent = Extent::Quick,
                 "--only" => cells.push(value()?),
+                "--cell" => own.push(Cell::parse(&value()?)?),
                 "--daemon" => {
                     let name = value()?;
                     let daemon = Daemon::ALL.into_iter().find(|daemon| daemon.name() == name);
@@ -214,12 +216,13 @@ impl Options {
         let known = |name: &String| all.iter().find(|cell| cell.name == name).copied();
         let names_of_all = all.iter().map(|cell| cell.name).chain([idle::NAME]);
         let names_of_all = names_of_all.collect::<Vec<_>>().join(", ");
-        let idle = cells.is_empty() || cells.iter().any(|name| name == idle::NAME);
-        let mut chosen = Vec::new();
+        let everything = cells.is_empty() && own.is_empty();
+        let idle = everything || cells.iter().any(|name| name == idle::NAME);
+        let mut chosen = own;
         for name in cells.iter().filter(|name| *name != idle::NAME) {
             chosen.push(known(name).ok_or_else(|| format!("--only takes {names_of_all}"))?);
         }
-        if cells.is_empty() {
+        if everything {
             chosen = all;
         }
         let named = !daemons.is_empty();
@@ -252,5 +255,6 @@ const TIMES_SLOWER_MAX: u32 = 10;
 /// Whose sessions without routes are measured.
 const IDLE: [Daemon; 2] = [Daemon::Bird, Daemon::Cairn];
 
-const USAGE: &str = "usage: cairn-bench bgp [--quick] [--only CELL]... [--daemon NAME]... [--runs N] \
+const USAGE: &str = "usage: cairn-bench bgp [--quick] [--only CELL]... \
+                     [--cell SENDERSxROUTES/PER_SET-to-RECEIVERS]... [--daemon NAME]... [--runs N] \
                      [--cairn PATH] [--newer DIRECTORY] [-o json]";
