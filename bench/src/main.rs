@@ -31,7 +31,8 @@
 //! **wire**: the codec alone. *decode* goes from a stream of messages to every prefix read once, with
 //! all checks of RFC 7606; *encode* from attributes and prefixes to messages, each allocated and
 //! freed. With 5 prefixes an attribute set the attributes dominate, with 1,000 the prefixes. The
-//! reference is one memory copy of the same octets. Not in it: sockets, and interning.
+//! references are one memory copy of the same octets, and other codecs of Rust, each of which decodes the
+//! same messages into its own values and encodes these. Not in it: sockets, and interning.
 //!
 //! **rib**: the RIB with three eBGP peers whose policies accept everything, all in one update group.
 //! One announces the whole table, 5 prefixes an attribute set, in batches as the speaker makes them;
@@ -42,6 +43,14 @@
 //! attributes, without the allocator's own loss. The reference is one insertion, change, look-up or
 //! removal for each prefix in a bare hash map with a cheap hash. Not in it: decoding, sockets, more
 //! groups, many paths a prefix.
+//!
+//! Then, of a million routes: *dead peer* is the loss of a session whose peer gave a tenth of them, when nobody
+//! else has these and when another peer has them all, with the octets that one receiver is told; the
+//! references are the withdrawal and the announcement of the same routes. *late joiner* is a peer that comes while
+//! all routes are announced anew: the time until its first route leaves the RIB, and what is told to all until then,
+//! beside one batch. *memory after cycles* is what is left allocated when everything was announced and withdrawn,
+//! beside a full table. Last, *import* is what a policy adds to [`cairn_bgp::rib::Rib::update`], whose own time is
+//! the reference: a list of 1,000 prefixes, and 20 rules whose conditions do not hold before one that accepts.
 //!
 //! **kernel** (root): routes through 7 gateways into a network namespace of its own, blocks as nodes
 //! have them, /26 and /122, in their order. *install* is
@@ -62,8 +71,10 @@
 
 mod agent;
 mod bgp;
+mod churn;
 mod cluster;
 mod cni;
+mod codecs;
 mod cpu_time;
 mod feed;
 mod fib;
@@ -71,6 +82,7 @@ mod ipam;
 mod kernel;
 mod latency;
 mod memory;
+mod policy;
 mod process;
 mod rib;
 mod table;
@@ -172,7 +184,12 @@ fn measure(options: &Options) -> Result<Vec<Row>> {
         eprintln!("measuring {} ...", group.name());
         rows.extend(match group {
             Group::Wire => wire::measure(options.extent)?,
-            Group::Rib => rib::measure(options.extent)?,
+            Group::Rib => {
+                let mut rows = rib::measure(options.extent)?;
+                rows.extend(churn::measure(options.extent)?);
+                rows.extend(policy::measure(options.extent)?);
+                rows
+            }
             Group::Kernel => kernel::measure(options.extent)?,
             Group::Ipam => ipam::measure(options.extent)?,
         });

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::hint::black_box;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -35,22 +36,23 @@ struct Case {
 }
 
 /// A RIB with its three peers.
-struct Speaker {
-    rib: Rib,
-    feeder: PeerId,
+pub struct Speaker {
+    pub rib: Rib,
+    pub feeder: PeerId,
     /// Announces shorter paths.
-    challenger: PeerId,
-    receiver: PeerId,
-    output: Vec<Output>,
+    pub challenger: PeerId,
+    pub receiver: PeerId,
+    /// What the last flush brought.
+    pub output: Vec<Output>,
 }
 
 /// What one pass of batches cost.
 #[derive(Default)]
-struct Times {
+pub struct Times {
     /// Batches in, messages out.
-    rib: Duration,
+    pub rib: Duration,
     /// Reading what the kernel should hold.
-    fib: Duration,
+    pub fib: Duration,
 }
 
 /// What the map's four passes cost, in nanoseconds a prefix.
@@ -148,20 +150,11 @@ impl Case {
 
     /// The table in batches as the speaker makes them.
     fn announcements(&self, path_asns: &[u32]) -> Vec<UpdateBatch> {
-        let mut batches = vec![UpdateBatch::default()];
-        for set in feed::table(self.family, self.prefixes, PREFIXES_PER_SET, path_asns) {
-            let attributes = RouteAttributes::new(feed::next_hop(self.family), set.path);
-            not_full(&mut batches).push_announcements(Arc::new(attributes), set.prefixes);
-        }
-        batches
+        announcements(self.family, 0..self.prefixes, path_asns)
     }
 
     fn withdrawals(&self) -> Vec<UpdateBatch> {
-        let mut batches = vec![UpdateBatch::default()];
-        for set in feed::table(self.family, self.prefixes, PREFIXES_PER_WITHDRAWAL, &[]) {
-            not_full(&mut batches).push_withdrawals(set.prefixes);
-        }
-        batches
+        withdrawals(self.family, 0..self.prefixes)
     }
 
     fn keys(&self) -> impl Iterator<Item = Prefix> + use<> {
@@ -181,6 +174,25 @@ impl Case {
     }
 }
 
+/// Prefixes with these numbers in batches as the speaker makes them, five an attribute set.
+pub fn announcements(family: Family, numbers: Range<u32>, path_asns: &[u32]) -> Vec<UpdateBatch> {
+    let mut batches = vec![UpdateBatch::default()];
+    for set in feed::table_of(family, numbers, PREFIXES_PER_SET, path_asns) {
+        let attributes = RouteAttributes::new(feed::next_hop(family), set.path);
+        not_full(&mut batches).push_announcements(Arc::new(attributes), set.prefixes);
+    }
+    batches
+}
+
+/// Their withdrawals.
+pub fn withdrawals(family: Family, numbers: Range<u32>) -> Vec<UpdateBatch> {
+    let mut batches = vec![UpdateBatch::default()];
+    for set in feed::table_of(family, numbers, PREFIXES_PER_WITHDRAWAL, &[]) {
+        not_full(&mut batches).push_withdrawals(set.prefixes);
+    }
+    batches
+}
+
 /// Nanoseconds that `act` takes for each of `keys`.
 fn each<T>(keys: &[Prefix], mut act: impl FnMut(Prefix) -> T) -> f64 {
     let (time, ()) = cpu_time(|| {
@@ -192,7 +204,8 @@ fn each<T>(keys: &[Prefix], mut act: impl FnMut(Prefix) -> T) -> f64 {
 }
 
 impl Speaker {
-    fn new() -> Speaker {
+    /// Its peers take and announce everything.
+    pub fn new() -> Speaker {
         let mut rib = Rib::new(RibConfig {
             router_id: OWN,
             multipath: Multipath { paths_max: 1, same_as_path: false },
@@ -200,39 +213,43 @@ impl Speaker {
             deferral_until: Instant::now(),
             restarting: false,
         });
-        let mut add = |host: u8| {
-            let id = rib.add_peer(peer(host));
-            rib.peer_up(id, session(host));
-            id
-        };
+        let mut add = |host: u8| join(&mut rib, peer(host), host);
         let (feeder, challenger, receiver) = (add(2), add(3), add(4));
         Speaker { rib, feeder, challenger, receiver, output: Vec::new() }
     }
 
     /// Takes in what `source` sends, and drops what goes out.
-    fn take(&mut self, source: PeerId, batches: Vec<UpdateBatch>) -> Result<Times> {
+    pub fn take(&mut self, source: PeerId, batches: Vec<UpdateBatch>) -> Result<Times> {
         let mut times = Times::default();
         for batch in batches {
             let (time, taken) = cpu_time(|| {
                 let taken = self.rib.update(source, batch);
-                for peer in [self.feeder, self.challenger, self.receiver] {
-                    self.rib.set_room(peer, ROOM_OCTETS);
-                }
-                self.rib.flush(&mut self.output);
+                self.flush();
                 black_box(&self.output);
                 self.output.clear();
                 taken
             });
             taken?;
             times.rib += time;
-            let (time, ()) = cpu_time(|| {
-                while self.rib.fib_pending() {
-                    black_box(self.rib.take_fib(FIB_BATCH_CHANGES));
-                }
-            });
+            let (time, ()) = cpu_time(|| self.drain_fib());
             times.fib += time;
         }
         Ok(times)
+    }
+
+    /// Appends to the output what everybody has to be told.
+    pub fn flush(&mut self) {
+        for peer in [self.feeder, self.challenger, self.receiver] {
+            self.rib.set_room(peer, ROOM_OCTETS);
+        }
+        self.rib.flush(&mut self.output);
+    }
+
+    /// Reads everything that the kernel should hold.
+    pub fn drain_fib(&mut self) {
+        while self.rib.fib_pending() {
+            black_box(self.rib.take_fib(FIB_BATCH_CHANGES));
+        }
     }
 
     fn expect(&self, family: Family, advertised: usize) -> Result<()> {
@@ -252,8 +269,15 @@ fn not_full(batches: &mut Vec<UpdateBatch>) -> &mut UpdateBatch {
     &mut batches[last]
 }
 
+/// Adds a peer whose session is up. `host` tells it from all others.
+pub fn join(rib: &mut Rib, config: RibPeerConfig, host: u8) -> PeerId {
+    let id = rib.add_peer(config);
+    rib.peer_up(id, session(host));
+    id
+}
+
 /// An eBGP peer whose policies accept everything.
-fn peer(host: u8) -> RibPeerConfig {
+pub fn peer(host: u8) -> RibPeerConfig {
     let accept =
         Rule { matches: Match::default(), action: Action::Accept, set: Changes::default() };
     let policies = vec![Arc::new(Policy { name: "accept".into(), rules: vec![accept] })];
@@ -342,8 +366,10 @@ impl Hasher for Multiplier {
 }
 
 const OWN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
-const FEEDER_PATH: [u32; 2] = [64501, 64502];
-const CHALLENGER_PATH: [u32; 1] = [64503];
+/// AS numbers of the feeder's paths.
+pub const FEEDER_PATH: [u32; 2] = [64501, 64502];
+/// Those of the challenger's.
+pub const CHALLENGER_PATH: [u32; 1] = [64503];
 const PREFIXES_PER_SET: usize = 5;
 /// About as many as one message holds.
 const PREFIXES_PER_WITHDRAWAL: usize = 1000;

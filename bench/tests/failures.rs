@@ -26,6 +26,14 @@ fn paths_die_and_an_overloaded_machine_loses_none() {
     }
     let overload = &report["overload"];
     assert_eq!((&overload["session_ends"], &overload["bfd_downs"]), (&0.into(), &0.into()));
+    for row in overload["intervals"].as_array().expect("rows") {
+        assert!(row["max_milliseconds"].as_f64().is_some_and(|figure| figure > 0.0), "{row}");
+    }
+    for memory in overload["megabytes"].as_array().expect("rows") {
+        for field in ["before", "full", "after"] {
+            assert!(memory[field].as_f64().is_some_and(|figure| figure > 0.0), "{field}: {memory}");
+        }
+    }
     assert!(overload["moved"].as_u64() > overload["routes"].as_u64(), "{overload}");
 }
 

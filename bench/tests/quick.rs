@@ -57,8 +57,10 @@ fn expected() -> Vec<String> {
     let mut rows = Vec::new();
     for family in ["IPv4", "IPv6"] {
         for per_set in [5, 1000] {
-            for action in ["decode", "encode"] {
-                rows.push(format!("wire: {action} {family}, {per_set} prefixes a set"));
+            for _reference in ["memory copy", "zettabgp", "netgauze-bgp-pkt", "rustbgpd-wire"] {
+                for action in ["decode", "encode"] {
+                    rows.push(format!("wire: {action} {family}, {per_set} prefixes a set"));
+                }
             }
         }
     }
@@ -69,6 +71,7 @@ fn expected() -> Vec<String> {
             rows.push(format!("rib: {action} {table}"));
         }
     }
+    rows.extend(CHURN_AND_POLICY.map(|row| format!("rib: {row}")));
     for family in ["IPv4", "IPv6"] {
         for action in ["install", "resync", "delete"] {
             rows.push(format!("kernel: {action} 2k {family}"));
@@ -83,3 +86,18 @@ fn expected() -> Vec<String> {
     }
     rows
 }
+
+const CHURN_AND_POLICY: [&str; 12] = [
+    "dead peer, 1k of 10k: withdraw",
+    "dead peer, 1k of 10k: withdraw",
+    "dead peer, 1k of 10k: others' paths",
+    "dead peer, 1k of 10k: others' paths",
+    "late joiner, 10k routes moving: first route",
+    "late joiner, 10k routes moving: octets until then",
+    "memory after 3 cycles of 10k",
+    "import, a list of 1000 prefixes",
+    "import, 20 rules on a prefix",
+    "import, 20 rules on a community",
+    "import, 20 rules on the origin AS",
+    "import, 20 rules on AS_PATH as text",
+];

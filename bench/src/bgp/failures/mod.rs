@@ -19,13 +19,17 @@
 //! **Overload**: two routers, `cairn speaker` and `cairn bfd` each, between them BGP with a hold time of 3 s and BFD of
 //! 50 ms, three times. A peer of the first announces and withdraws the moving routes without pause, which the first
 //! passes to the second; beside all that one busy loop a core runs at normal priority. Counted are the ends of
-//! sessions, at both ends of each, and in the end the second router must have every route.
+//! sessions, at both ends of each, and in the end the second router must have every route. Measured are the times between
+//! KEEPALIVEs, and between messages of any sort, as the feeding peer reads them, and between BFD packets, as the kernel of the second router gets them; how
+//! long a peer that comes and goes meanwhile waits for the first route of each session; and the speakers' memory before
+//! the first route, with all, and two seconds after the withdrawal of all.
 //!
 //! This process has its share in all of it, on the same cores.
 
 mod bed;
 mod dead_paths;
 mod overload;
+mod witness;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -36,7 +40,7 @@ use serde_json::json;
 use crate::table::{Format, figure, print_aligned};
 use crate::{Extent, Result};
 use dead_paths::Times;
-use overload::Outcome;
+use overload::{Memory, Outcome};
 
 #[derive(Debug)]
 struct Options {
@@ -88,8 +92,8 @@ fn measure(options: &Options) -> Result<()> {
         outcome = Some(on_own_thread(options, overload::measure)?);
     }
     match options.format {
-        Format::Json => print_json(options, times.as_ref(), outcome),
-        Format::Table => print_tables(options, times.as_ref(), outcome),
+        Format::Json => print_json(options, times.as_ref(), outcome.as_ref()),
+        Format::Table => print_tables(options, times.as_ref(), outcome.as_ref()),
     }
     match outcome {
         Some(outcome) if outcome.session_ends + outcome.bfd_downs > 0 => {
@@ -110,30 +114,33 @@ fn on_own_thread<T: Send + 'static>(
     Ok(measuring.join().map_err(|_| "the measuring thread panicked")??)
 }
 
-fn print_json(options: &Options, times: Option<&Times>, outcome: Option<Outcome>) {
-    let dead_paths = times.map(|times| {
-        let rows = times.rows().map(|(name, times)| {
-            let [p50, p99, max] = ranks(times).map(milliseconds);
-            json!({
-                "name": name, "count": times.len(), "p50_milliseconds": p50,
-                "p99_milliseconds": p99, "max_milliseconds": max,
-            })
-        });
-        rows.to_vec()
-    });
+fn print_json(options: &Options, times: Option<&Times>, outcome: Option<&Outcome>) {
+    let row = |(name, times): (&str, &[Duration])| {
+        let [p50, p99, max] = ranks(times).map(milliseconds);
+        json!({
+            "name": name, "count": times.len(), "p50_milliseconds": p50,
+            "p99_milliseconds": p99, "max_milliseconds": max,
+        })
+    };
+    let dead_paths = times.map(|times| times.rows().map(row).to_vec());
     let overload = outcome.map(|outcome| {
         json!({
             "busy_loops": outcome.busy_loops, "seconds": outcome.lasted.as_secs_f64(),
             "routes": options.size.moving, "moved": outcome.moved,
             "speakers_cpu_seconds": outcome.speakers_cpu.as_secs_f64(),
             "session_ends": outcome.session_ends, "bfd_downs": outcome.bfd_downs,
+            "intervals": outcome.rows().map(row),
+            "megabytes": outcome.memory.map(|memory| {
+                let [before, full, after] = memory.megabytes();
+                json!({ "before": before, "full": full, "after": after })
+            }),
         })
     });
     let quick = options.extent == Extent::Quick;
     println!("{:#}", json!({ "quick": quick, "dead_paths": dead_paths, "overload": overload }));
 }
 
-fn print_tables(options: &Options, times: Option<&Times>, outcome: Option<Outcome>) {
+fn print_tables(options: &Options, times: Option<&Times>, outcome: Option<&Outcome>) {
     if options.extent == Extent::Quick {
         println!("A quick run: these figures say only that everything works.");
     }
@@ -142,13 +149,7 @@ fn print_tables(options: &Options, times: Option<&Times>, outcome: Option<Outcom
         println!(
             "{supervised} paths with BFD of {BFD_MULTIPLIER} x {BFD_INTERVAL_MS} ms, {routes} routes elsewhere"
         );
-        let heading = ["dead paths", "count", "p50 ms", "p99 ms", "max ms"].map(String::from);
-        let mut lines = vec![heading];
-        lines.extend(times.rows().map(|(name, times)| {
-            let [p50, p99, max] = ranks(times).map(|time| figure(milliseconds(time)));
-            [name.into(), times.len().to_string(), p50, p99, max]
-        }));
-        print_aligned(&lines, &[0]);
+        print_times("dead paths", &times.rows());
     }
     if let Some(outcome) = outcome {
         println!(
@@ -162,7 +163,24 @@ fn print_tables(options: &Options, times: Option<&Times>, outcome: Option<Outcom
             outcome.session_ends,
             outcome.bfd_downs,
         );
+        print_times("overload", &outcome.rows());
+        for (speaker, memory) in ["first", "second"].into_iter().zip(outcome.memory) {
+            let [before, full, after] = memory.megabytes().map(figure);
+            println!(
+                "the {speaker} speaker's memory: {before} MB before, {full} MB with all routes, \
+                 {after} MB when they have been withdrawn"
+            );
+        }
     }
+}
+
+fn print_times(what: &str, rows: &[(&str, &[Duration])]) {
+    let mut lines = vec![[what, "count", "p50 ms", "p99 ms", "max ms"].map(String::from)];
+    lines.extend(rows.iter().map(|(name, times)| {
+        let [p50, p99, max] = ranks(times).map(|time| figure(milliseconds(time)));
+        [(*name).into(), times.len().to_string(), p50, p99, max]
+    }));
+    print_aligned(&lines, &[0]);
 }
 
 /// BFD in the specification of a peer.
@@ -177,6 +195,23 @@ impl Times {
             ("cut to Down", &self.cut_to_down),
             ("cut to withdraw", &self.cut_to_withdraw),
         ]
+    }
+}
+
+impl Outcome {
+    fn rows(&self) -> [(&'static str, &[Duration]); 4] {
+        [
+            ("between KEEPALIVEs", &self.keepalive_intervals),
+            ("between any two messages", &self.silences),
+            ("between BFD packets", &self.bfd_intervals),
+            ("first route of a late joiner", &self.first_route),
+        ]
+    }
+}
+
+impl Memory {
+    fn megabytes(self) -> [f64; 3] {
+        [self.before, self.full, self.after].map(|octets| octets as f64 / 1e6)
     }
 }
 
