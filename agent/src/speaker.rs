@@ -116,6 +116,8 @@ pub async fn run(options: Options) -> anyhow::Result<ExitCode> {
         };
         tokio::spawn(control::serve(listener, Arc::new(service)));
     }
+    // On another thread than sessions and routes: a full table that has gone leaves much behind.
+    tokio::spawn(crate::memory::give_back());
     let mut changes = speaker.changes();
     let (mut log, mut log_due) = (ProblemLog::default(), None);
     loop {

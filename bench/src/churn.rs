@@ -111,6 +111,8 @@ impl Rows {
                         speaker.take(feeder, withdrawals(FAMILY, 0..routes))?;
                     }
                 }
+                // As the speaker does when there is nothing more to tell: then memory is given back.
+                speaker.rib.flush(&mut speaker.output);
                 speaker.output = Vec::new();
                 Ok::<_, Box<dyn std::error::Error>>(speaker)
             });
