@@ -80,7 +80,7 @@ pub fn split(stream: &[u8]) -> Result<Vec<Bytes>> {
     Ok(messages)
 }
 
-/// <https://crates.io/crates/zettabgp>
+/// The crate `zettabgp`.
 pub struct Zettabgp(BgpSessionParams);
 
 impl Codec for Zettabgp {
@@ -129,7 +129,7 @@ fn zettabgp_len(prefixes: &BgpAddrs) -> usize {
     }
 }
 
-/// <https://crates.io/crates/netgauze-bgp-pkt>
+/// The crate `netgauze-bgp-pkt`.
 pub struct Netgauze(BgpParsingContext);
 
 impl Codec for Netgauze {
@@ -161,7 +161,7 @@ impl Codec for Netgauze {
     }
 }
 
-/// <https://crates.io/crates/rustbgpd-wire>
+/// The crate `rustbgpd-wire`.
 pub struct Rustbgpd;
 
 impl Codec for Rustbgpd {
