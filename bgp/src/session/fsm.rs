@@ -464,6 +464,7 @@ impl Session {
     }
 
     fn tick(&mut self, now: Instant, actions: &mut Vec<Action>) {
+        let mut looked_at = None;
         match &mut self.state {
             State::Idle { rest } => {
                 if rest.and_then(Rest::ends_at).is_some_and(|at| at <= now) {
@@ -485,7 +486,7 @@ impl Session {
                 if let State::Established(up) = &mut self.state
                     && up.send_hold.is_due(now)
                 {
-                    actions.push(Action::LookAtSending(connection));
+                    looked_at = Some(connection);
                 }
                 self.tick_handshakes(now, actions);
             }
@@ -495,13 +496,17 @@ impl Session {
                 self.connect_if_due(now, actions);
             }
         }
-        // Last: a session that has just been lost to a peer without a restart time waits for nothing.
+        // Behind these: a session that has just been lost to a peer without a restart time waits for nothing.
         let Due { gone, long_lived } = self.stale.tick(now);
         if !gone.is_empty() {
             actions.push(Action::FlushStale(gone));
         }
         if !long_lived.is_empty() {
             actions.push(Action::LongLivedStale(long_lived));
+        }
+        // Last: the answer may end the session at once, and what is kept of it then is not what was stale before.
+        if let Some(connection) = looked_at.filter(|connection| self.is_established(*connection)) {
+            actions.push(Action::LookAtSending(connection));
         }
     }
 
