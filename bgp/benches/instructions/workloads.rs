@@ -148,11 +148,7 @@ struct Speaker {
 
 /// Decoded batches to the messages for all others.
 fn announce() -> Run {
-    let (mut speaker, mut batches) = (Speaker::new(), announcements(&FEEDER_PATH));
-    Box::new(move || {
-        speaker.take(speaker.feeder, &mut batches);
-        speaker.advertised()
-    })
+    Speaker::new().advertising(|speaker| speaker.feeder, announcements(&FEEDER_PATH))
 }
 
 /// What changed, as it goes to whom writes it into the kernel.
@@ -164,20 +160,12 @@ fn read_for_kernel() -> Run {
 
 /// A second peer announces shorter paths to everything.
 fn better_path() -> Run {
-    let (mut speaker, mut batches) = (Speaker::loaded(), announcements(&CHALLENGER_PATH));
-    Box::new(move || {
-        speaker.take(speaker.challenger, &mut batches);
-        speaker.advertised()
-    })
+    Speaker::loaded().advertising(|speaker| speaker.challenger, announcements(&CHALLENGER_PATH))
 }
 
 /// It withdraws them.
 fn fall_back() -> Run {
-    let (mut speaker, mut batches) = (Speaker::challenged(), withdrawals());
-    Box::new(move || {
-        speaker.take(speaker.challenger, &mut batches);
-        speaker.advertised()
-    })
+    Speaker::challenged().advertising(|speaker| speaker.challenger, withdrawals())
 }
 
 /// Nothing else is left for any prefix.
@@ -301,6 +289,15 @@ impl Speaker {
         speaker.take(speaker.challenger, &mut announcements(&CHALLENGER_PATH));
         speaker.drain_fib();
         speaker
+    }
+
+    /// What `source` sends is taken in; says how many routes the receiver has then been told.
+    fn advertising(mut self, source: fn(&Speaker) -> PeerId, mut batches: Vec<UpdateBatch>) -> Run {
+        let source = source(&self);
+        Box::new(move || {
+            self.take(source, &mut batches);
+            self.advertised()
+        })
     }
 
     /// Takes in batches and flushes behind each, as the speaker does.

@@ -87,11 +87,9 @@ pub struct RuleRef {
     pub rule: usize,
 }
 
-impl Policy {
-    /// Whether what it decides depends on the prefix, besides that default routes have to be named.
-    pub(crate) fn looks_at_prefixes(&self) -> bool {
-        self.rules.iter().any(|rule| rule.matches.prefixes.is_some())
-    }
+/// Whether what they decide depends on the prefix, besides that default routes have to be named.
+pub(crate) fn look_at_prefixes(policies: &[Arc<Policy>]) -> bool {
+    policies.iter().flat_map(|policy| &policy.rules).any(|rule| rule.matches.prefixes.is_some())
 }
 
 /// Asks `policies` one after the other until a rule decides; `default` when none does.

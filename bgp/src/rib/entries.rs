@@ -127,12 +127,8 @@ impl<A: AddressFamily> Entries<A> {
     pub(crate) fn touch(&self, keys: impl Iterator<Item = A::Key>) {
         let ids = keys.map(|key| self.index.touch(self.hash(&key)));
         let mut found = [None; TOUCHED_MAX];
-        let mut last = 0;
-        for (place, id) in found.iter_mut().zip(ids) {
-            *place = id;
-            last += 1;
-        }
-        for id in found.iter().take(last).flatten() {
+        found.iter_mut().zip(ids).for_each(|(place, id)| *place = id);
+        for id in found.iter().flatten() {
             std::hint::black_box(self.by_id(*id).is_some_and(Entry::is_empty));
         }
     }
@@ -233,7 +229,7 @@ impl<A: AddressFamily> Entries<A> {
             for some in freed.chunks(TOUCHED_MAX) {
                 for (hash, id) in hashes.iter_mut().zip(some) {
                     let Some(slot) = self.slots.get(id.index()) else { continue };
-                    *hash = self.secrets.hash(&slot.key);
+                    *hash = self.hash(&slot.key);
                     std::hint::black_box(self.index.touch(*hash));
                 }
                 for (hash, id) in hashes.iter().zip(some) {

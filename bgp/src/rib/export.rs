@@ -442,7 +442,7 @@ impl PrivateAs {
 
 impl Memo {
     pub(crate) fn new(group: &GroupKey) -> Memo {
-        Memo { settles: !group.export.iter().any(|p| p.looks_at_prefixes()), last: None }
+        Memo { settles: !policy::look_at_prefixes(&group.export), last: None }
     }
 
     fn entry(

@@ -106,14 +106,11 @@ fn apply(
     let drops_from = peer.config.prefix_limit.and_then(PrefixLimit::drops_from);
     let (mut dropped, mut renewed, mut crowded) = ([0_u32; 2], [0_u32; 2], [0_u32; 2]);
     let receives_paths = peer.session.map(|s| s.add_path.receive).unwrap_or_default();
-    // The usual prefix is one of the only path that a peer may have, and needs no look at what is there.
-    let counts = drops_from.is_some() || peer.families.iter().any(|family| family.stale > 0);
-    let crowds = received.is_some() && receives_paths != Families::NONE;
     for _ in 0..count {
         let Some(prefix) = ahead.next(&ipv4.entries, &ipv6.entries) else { break };
         let state = peer.family(prefix.family());
         let epoch = state.epoch;
-        if crowds && receives_paths.contains(prefix.family()) {
+        if received.is_some() && receives_paths.contains(prefix.family()) {
             let (crowded, is_crowded) = match prefix {
                 Prefix::V4(key) => (&mut crowded[0], ipv4.is_crowded(key, path, epoch)),
                 Prefix::V6(key) => (&mut crowded[1], ipv6.is_crowded(key, path, epoch)),
@@ -123,7 +120,7 @@ fn apply(
                 continue;
             }
         }
-        if counts && (drops_from.is_some() || state.stale > 0) {
+        if drops_from.is_some() || state.stale > 0 {
             let ([dropped4, dropped6], [renewed4, renewed6]) = (&mut dropped, &mut renewed);
             let (delta, dropped, renewed, known) = match prefix {
                 Prefix::V4(key) => (&*delta4, dropped4, renewed4, ipv4.epoch_of(key, path)),
@@ -323,9 +320,8 @@ impl<'a> Judge<'a> {
             return settled.clone();
         }
         let said = self.policy_anew(prefix, interner, verdicts);
-        let looks_at_prefixes =
-            || self.peer.config.import.iter().any(|policy| policy.looks_at_prefixes());
-        if prefix.len() > 0 && !*self.looks_at_prefixes.get_or_insert_with(looks_at_prefixes) {
+        let look = || policy::look_at_prefixes(&self.peer.config.import);
+        if prefix.len() > 0 && !*self.looks_at_prefixes.get_or_insert_with(look) {
             self.settled = Some(said.clone());
         }
         said

@@ -93,18 +93,18 @@ impl Index {
 
     /// Takes out all ids but those that `keeps`.
     pub(super) fn retain(&mut self, keeps: impl Fn(RouteId) -> bool) {
-        self.rewrite(self.homes, |id| keeps(id).then_some(id));
+        self.rewrite(|id| keeps(id).then_some(id));
     }
 
     /// Gives each id its new one, which has to be in the order of the old ones, and gives memory back.
     pub(super) fn renumber(&mut self, new_id: impl Fn(RouteId) -> RouteId) {
-        self.rewrite(self.homes, |id| Some(new_id(id)));
+        self.rewrite(|id| Some(new_id(id)));
         self.resize(homes_for(self.len));
         self.words.shrink_to_fit();
     }
 
     /// Writes all words anew from the front to the back: none goes further back than it was.
-    fn rewrite(&mut self, homes: usize, new_id: impl Fn(RouteId) -> Option<RouteId>) {
+    fn rewrite(&mut self, new_id: impl Fn(RouteId) -> Option<RouteId>) {
         let (mut end, mut len) = (0, 0);
         for at in 0..self.words.len() {
             let Some(place) = self.words.get_mut(at) else { break };
@@ -113,7 +113,7 @@ impl Index {
                 continue;
             }
             let Some(id) = new_id(id_of(old)) else { continue };
-            let to = home(hash_of(old), homes).max(end);
+            let to = self.home(hash_of(old)).max(end);
             if let Some(place) = self.words.get_mut(to) {
                 *place = word(hash_of(old), id);
             }
@@ -129,7 +129,7 @@ impl Index {
         self.homes = homes;
         let mut end = 0;
         for word in old.into_iter().filter(|word| *word != GAP) {
-            let to = home(hash_of(word), homes).max(end);
+            let to = self.home(hash_of(word)).max(end);
             if to >= self.words.len() {
                 self.words.reserve_exact(TAIL);
                 self.words.resize(to + 1, GAP);
@@ -143,13 +143,8 @@ impl Index {
 
     #[inline]
     fn home(&self, hash: u32) -> usize {
-        home(hash, self.homes)
+        ((u64::from(hash) * self.homes as u64) >> 32) as usize
     }
-}
-
-#[inline]
-fn home(hash: u32, homes: usize) -> usize {
-    ((u64::from(hash) * homes as u64) >> 32) as usize
 }
 
 #[inline]

@@ -135,6 +135,8 @@ impl<A: AddressFamily> Batch<A> {
         // they came, so that a run can be repeated whatever the addresses of allocations are.
         order.sort_by_key(|bucket| self.buckets.get(*bucket).map(|sent| sent.source));
         let mut writing: Option<(PeerId, Writing)> = None;
+        // Those of the set that is being written, in one allocation for all sets.
+        let mut attributes = Vec::new();
         for bucket in order {
             let (Some(sent), Some(place)) = (self.buckets.get(bucket), places.get(bucket)) else {
                 continue;
@@ -144,7 +146,8 @@ impl<A: AddressFamily> Batch<A> {
                 encoded.end_announcements(writing.take());
             }
             let (_, chunk) = writing.get_or_insert_with(|| (sent.source, Writing::default()));
-            if let Err(error) = announce::<A>(group, context, sent, routes, chunk) {
+            let written = announce::<A>(group, context, sent, routes, chunk, &mut attributes);
+            if let Err(error) = written {
                 // RFC 8654 section 4: such a route is withdrawn from these peers.
                 self.withdraw.extend(routes.iter().map(|(_, _, key, path_id)| (*key, *path_id)));
                 let unsayable = |(_, id, key, path_id): &(_, RouteId, A::Key, u8)| {
@@ -199,8 +202,6 @@ struct Writing {
     octets: BytesMut,
     /// End of each message, and where its next hop is if it is to be patched.
     messages: Vec<(usize, Option<Range<usize>>)>,
-    /// Those of the set that is being written, to save the allocation.
-    attributes: Vec<u8>,
 }
 
 impl Writing {
@@ -230,10 +231,10 @@ fn announce<A: AddressFamily>(
     sent: &Sent,
     routes: &[(usize, RouteId, A::Key, u8)],
     writing: &mut Writing,
+    buffer: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
     let new = group.path(context.peers, context.cluster_id, &sent.attributes, sent.source);
-    let mut buffer = std::mem::take(&mut writing.attributes);
-    let attributes = new.write(&mut buffer);
+    let attributes = new.write(buffer);
     let own = sent.own_next_hop;
     let next_hop = match (own, A::FAMILY) {
         (false, _) => sent.attributes.next_hop.beyond_its_link(),
@@ -251,7 +252,6 @@ fn announce<A: AddressFamily>(
         let updates = Announcements::new(group.format, A::FAMILY, attributes, next_hop, paths)?;
         writing.append(updates, own);
     }
-    writing.attributes = buffer;
     Ok(())
 }
 

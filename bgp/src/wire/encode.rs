@@ -135,10 +135,9 @@ impl<'a, I: Iterator<Item: Nlri>> Announcements<'a, I> {
                 octets: address.octets(),
                 behind: octets_behind(&octets, attribute_type::NEXT_HOP),
             },
-            (Family::Ipv6Unicast, IpAddr::V6(address)) => {
-                NextHopPlace::MpReach { family, address, link_local: next_hop.link_local }
-            }
-            (Family::Ipv4Unicast, IpAddr::V6(address)) if format.extended_next_hop => {
+            (_, IpAddr::V6(address))
+                if family == Family::Ipv6Unicast || format.extended_next_hop =>
+            {
                 NextHopPlace::MpReach { family, address, link_local: next_hop.link_local }
             }
             (family, next_hop) => return Err(EncodeError::NextHopFamily { family, next_hop }),
