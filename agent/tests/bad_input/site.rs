@@ -29,7 +29,8 @@ impl Site {
             "these tests make network namespaces: run them as root"
         );
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("bad-{}-{number}", std::process::id());
+        // Of one length: no name begins with another one, and by its beginning all of a site goes.
+        let name = format!("bad-{}-{number:03}", std::process::id());
         let dir = std::env::temp_dir().join(&name);
         fs::create_dir_all(&dir).expect("a directory");
         // A process without rights reads its file in here.

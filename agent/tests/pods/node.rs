@@ -37,7 +37,8 @@ impl Node {
             "the tests of the pod network make network namespaces: run them as root"
         );
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("cni-agent-{}-{number}", std::process::id());
+        // Of one length: no name begins with another one, and by its beginning all of a node goes.
+        let name = format!("cni-agent-{}-{number:03}", std::process::id());
         let netns = NetNs::create(&name).unwrap();
         let run_dir = std::env::temp_dir().join(&name);
         let node = Node { name, netns, run_dir, pods: AtomicU32::new(0) };

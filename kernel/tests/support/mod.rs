@@ -28,7 +28,8 @@ impl TestNetNs {
         static SWEPT: Once = Once::new();
         SWEPT.call_once(remove_left_behind);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("kernel-{}-{number}", std::process::id());
+        // Of one length: no name begins with another one.
+        let name = format!("kernel-{}-{number:03}", std::process::id());
         let netns = NetNs::create(&name).unwrap();
         TestNetNs { name, netns }
     }
