@@ -139,7 +139,7 @@ impl<K: PodKernel> PodNetwork<K> {
             .map(|(id, _)| id.clone())
             .collect();
         for id in &vanished {
-            self.forget(id);
+            self.forget(id, "its interface has gone without a DEL");
         }
         if generation == self.generation && self.options.rules.hold(Rule::KernelIsRecord) {
             let known: HashSet<&str> =

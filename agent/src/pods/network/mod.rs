@@ -467,7 +467,7 @@ impl<K: PodKernel> PodNetwork<K> {
             };
             self.attachments.insert(id.clone(), attachment);
         } else {
-            self.forget(&id);
+            self.forget(&id, "could not be completed");
         }
         self.publish();
         let response = match outcome {
@@ -489,13 +489,13 @@ impl<K: PodKernel> PodNetwork<K> {
         }
     }
 
-    /// Frees what an interface held that is no longer in the kernel.
-    fn forget(&mut self, id: &AttachmentId) {
+    /// Frees what an interface held that is no longer in the kernel, for this reason.
+    fn forget(&mut self, id: &AttachmentId, reason: &str) {
         let addresses = self.book.release(id, self.now());
         if let Some(attachment) = self.attachments.remove(id) {
             self.names.remove(&attachment.host_ifname);
             let pod = attachment.pod;
-            tracing::info!(%pod, container = id.container_id, ?addresses, "pod detached");
+            tracing::info!(%pod, container = id.container_id, ?addresses, reason, "pod detached");
         }
     }
 

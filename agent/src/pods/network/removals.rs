@@ -39,7 +39,7 @@ impl<K: PodKernel> PodNetwork<K> {
     pub(super) fn del(&mut self, id: AttachmentId, reply: Reply) {
         tracing::debug!(container = id.container_id, "DEL");
         if !self.options.rules.hold(Rule::FreeAfterInterface) {
-            self.forget(&id);
+            self.forget(&id, "DEL");
             self.publish();
         }
         self.removals.next.push(Removal { id, reply });
@@ -75,9 +75,10 @@ impl<K: PodKernel> PodNetwork<K> {
     fn finish_removal(&mut self, id: &AttachmentId, outcome: Result<(), Error>) -> Response {
         match outcome {
             Ok(()) => {
-                self.forget(id);
+                self.forget(id, "DEL");
                 // Held under this name since a start that found no readable alias.
-                self.forget(&unrecorded(&pod::host_interface_name(&id.container_id, &id.ifname)));
+                let nameless = unrecorded(&pod::host_interface_name(&id.container_id, &id.ifname));
+                self.forget(&nameless, "DEL");
                 Response::Done
             }
             Err(error) => {
