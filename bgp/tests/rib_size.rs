@@ -104,8 +104,10 @@ impl Reflector {
         self.rib.update(self.peers[peer].0, batch).expect("no limit");
     }
 
-    /// Gives everybody but `slow` room, and reads what they are told.
-    fn flush(&mut self, slow: Option<usize>) {
+    /// Gives everybody but `slow` room, and reads what they are told; says how many messages each was sent, and
+    /// how many prefixes were withdrawn by them.
+    fn flush(&mut self, slow: Option<usize>) -> Vec<(usize, usize)> {
+        let mut read = vec![(0, 0); self.peers.len()];
         for (index, (id, _)) in self.peers.iter().enumerate() {
             self.rib.set_room(*id, if slow == Some(index) { 0 } else { usize::MAX });
         }
@@ -121,12 +123,15 @@ impl Reflector {
             path_ids: Families::NONE,
         };
         for Output { peer, chunk } in output {
-            let (_, told) = self.peers.iter_mut().find(|(id, _)| *id == peer).expect("a peer");
+            let index = self.peers.iter().position(|(id, _)| *id == peer).expect("a peer");
+            let (told, read) = (&mut self.peers[index].1, &mut read[index]);
+            read.0 += chunk.messages.len();
             for message in &chunk.messages {
                 let body = UpdateBody::split(&message.bytes[HEADER_OCTETS..]).expect("an UPDATE");
                 let update = body.decode(&context).expect("well-formed");
                 for prefix in update.withdrawn() {
                     told.remove(&prefix);
+                    read.1 += 1;
                 }
                 let med = update.attributes.as_ref().and_then(|attributes| attributes.med());
                 let announced = update.announcements().flat_map(|a| a.prefixes.iter());
@@ -138,6 +143,7 @@ impl Reflector {
         }
         // With nothing left to tell, memory is given back.
         self.rib.flush(&mut Vec::new());
+        read
     }
 }
 
@@ -179,6 +185,34 @@ fn ids_are_used_again_and_gaps_closed_under_a_member_that_lags() {
     world.flush(None);
     assert!(world.peers.iter().all(|(_, told)| told.is_empty()));
     assert_eq!(world.rib.sizes().0, 0);
+}
+
+#[test]
+fn nobody_is_told_that_its_own_routes_go_unless_those_of_many_do() {
+    const PEERS: usize = 40;
+    let mut world = Reflector::new(&[MESSAGE_OCTETS_MAX; PEERS]);
+    let own = |peer: usize| 3 * peer as u32..3 * peer as u32 + 3;
+    for goes in [1, 8, 9, PEERS] {
+        for peer in 0..PEERS {
+            world.announce(peer, own(peer), 7, 0);
+        }
+        world.flush(None);
+        for peer in 0..goes {
+            world.withdraw(peer, own(peer));
+        }
+        let read = world.flush(None);
+        let stay = |other: usize| move |peer: &usize| *peer >= goes && *peer != other;
+        for (peer, (messages, withdrawn)) in read.into_iter().enumerate() {
+            let others = goes - usize::from(peer < goes);
+            let apart = goes.min(8);
+            assert!(messages <= apart + 1, "{goes}: {messages} messages");
+            let may_be = if peer < apart { 3 * others } else { 3 * goes };
+            assert!((3 * others..=may_be).contains(&withdrawn), "{goes}: {withdrawn} of {peer}");
+            let left = (0..PEERS).filter(stay(peer)).flat_map(own);
+            let left = left.map(|number| (prefix(number), Some(7)));
+            assert_eq!(world.peers[peer].1, left.collect(), "{goes}: {peer}");
+        }
+    }
 }
 
 #[test]

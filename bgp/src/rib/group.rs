@@ -380,8 +380,10 @@ impl<A: AddressFamily> Group<A> {
         }
         for member in &mut self.members {
             if member.pending.is_none() && member.has_room(context) {
-                if let Some(withdrawals) = &encoded.withdrawals {
-                    context.hand_out(member.peer, withdrawals, output);
+                for (source, chunk) in &encoded.withdrawals {
+                    if *source != Some(member.peer) {
+                        context.hand_out(member.peer, chunk, output);
+                    }
                 }
                 for (source, chunk) in &encoded.announcements {
                     if *source != member.peer {
@@ -420,9 +422,10 @@ impl<A: AddressFamily> Group<A> {
         }
         let old = std::mem::replace(sent, new).map(|old| old.source);
         let new = sent.as_ref().map(|new| new.source);
-        match sent {
-            Some(sent) => batch.announce(sent, id, key),
-            None => batch.withdraw(key, 0),
+        match (sent, old) {
+            (Some(sent), _) => batch.announce(sent, id, key),
+            (None, Some(old)) => batch.withdraw(key, 0, old),
+            (None, None) => {}
         }
         if let (Some(old), Some(new)) = (old, new)
             && old != new
@@ -454,10 +457,12 @@ impl<A: AddressFamily> Group<A> {
             batch.announce(&path.sent, id, key);
             differs = true;
         }
-        let path_ids =
-            |paths: &[SentPath]| paths.iter().map(|path| path.sent.path_id).collect::<PathIds>();
-        let gone = path_ids(&old).without(path_ids(&new));
-        gone.iter().for_each(|path_id| batch.withdraw(key, path_id));
+        let is_sent = |path_id| new.iter().any(|path| path.sent.path_id == path_id);
+        let gone = old.iter().map(|path| &path.sent).filter(|sent| !is_sent(sent.path_id));
+        let gone: PathIds = gone
+            .inspect(|sent| batch.withdraw(key, sent.path_id, sent.source))
+            .map(|sent| sent.path_id)
+            .collect();
         if !gone.is_empty() {
             left.push((id, gone));
         }
@@ -539,12 +544,14 @@ impl<A: AddressFamily> Group<A> {
                     batch.announce(sent, id, key);
                     withdrawn.remove(sent.path_id);
                 }
-                withdrawn.iter().for_each(|path_id| batch.withdraw(key, path_id));
+                // This batch is for one member alone.
+                withdrawn.iter().for_each(|path_id| batch.withdraw(key, path_id, peer));
             }
             // What the stream holds could be said; it can be said again.
             let encoded = batch.encode(&self.key, context);
             let announcements = encoded.announcements.iter().map(|(_, chunk)| chunk);
-            for chunk in encoded.withdrawals.iter().chain(announcements) {
+            let withdrawals = encoded.withdrawals.iter().map(|(_, chunk)| chunk);
+            for chunk in withdrawals.chain(announcements) {
                 context.hand_out(peer, chunk, output);
             }
         }

@@ -1,5 +1,6 @@
 //! From changes of one update group to messages: routes with equal attributes and one source share
-//! messages, and all of a source's messages are one [`Chunk`], which its members do not get.
+//! messages, and all of a source's messages are one [`Chunk`], which its members do not get. The same goes for
+//! withdrawals of a few sources; those of many sources share messages, that they stay few.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
@@ -70,16 +71,19 @@ pub(super) struct Batch<A: AddressFamily> {
     known: HashMap<(usize, PeerId, bool), usize, FixedState>,
     /// The bucket of each route, and the identifier of the path where there are several.
     announce: Vec<(usize, RouteId, A::Key, u8)>,
-    withdraw: Vec<(A::Key, u8)>,
+    withdraw: Vec<Withdrawn<A>>,
     /// Withdrawals for the new source alone, of what it had from another one.
     withdraw_from: HashMap<PeerId, Vec<A::Key>, FixedState>,
 }
 
+/// A path that is not to be used any more: its prefix, its identifier, and who has given it.
+type Withdrawn<A> = (<A as AddressFamily>::Key, u8, PeerId);
+
 /// A batch as messages.
 #[derive(Debug, Default)]
 pub(super) struct Encoded {
-    /// For all.
-    pub(super) withdrawals: Option<Arc<Chunk>>,
+    /// For all, or for all but the source of each.
+    pub(super) withdrawals: Vec<(Option<PeerId>, Arc<Chunk>)>,
     /// For all but the source of each.
     pub(super) announcements: Vec<(PeerId, Arc<Chunk>)>,
     /// For one peer each.
@@ -119,8 +123,9 @@ impl<A: AddressFamily> Batch<A> {
         self.announce.push((bucket, id, key, route.path_id));
     }
 
-    pub(super) fn withdraw(&mut self, key: A::Key, path_id: u8) {
-        self.withdraw.push((key, path_id));
+    /// Withdraws what `source` has given.
+    pub(super) fn withdraw(&mut self, key: A::Key, path_id: u8, source: PeerId) {
+        self.withdraw.push((key, path_id, source));
     }
 
     pub(super) fn withdraw_from(&mut self, peer: PeerId, key: A::Key) {
@@ -149,7 +154,8 @@ impl<A: AddressFamily> Batch<A> {
             let written = announce::<A>(group, context, sent, routes, chunk, &mut attributes);
             if let Err(error) = written {
                 // RFC 8654 section 4: such a route is withdrawn from these peers.
-                self.withdraw.extend(routes.iter().map(|(_, _, key, path_id)| (*key, *path_id)));
+                let withdrawn = routes.iter().map(|(_, _, key, id)| (*key, *id, sent.source));
+                self.withdraw.extend(withdrawn);
                 let unsayable = |(_, id, key, path_id): &(_, RouteId, A::Key, u8)| {
                     (*id, *path_id, A::prefix(*key), error)
                 };
@@ -158,14 +164,14 @@ impl<A: AddressFamily> Batch<A> {
         }
         encoded.end_announcements(writing);
         for (peer, keys) in self.withdraw_from {
-            let keys = keys.into_iter().map(|key| (key, 0)).collect();
-            encoded.withdrawals_from.push((peer, Arc::new(withdrawals::<A>(group, keys))));
+            let keys: Vec<_> = keys.into_iter().map(|key| (key, 0, peer)).collect();
+            encoded.withdrawals_from.push((peer, Arc::new(withdrawals::<A>(group, &keys))));
         }
         // By peer, as the map's order is none.
         encoded.withdrawals_from.sort_unstable_by_key(|(peer, _)| *peer);
-        if !self.withdraw.is_empty() {
-            encoded.withdrawals = Some(Arc::new(withdrawals::<A>(group, self.withdraw)));
-        }
+        encoded.withdrawals = by_source::<A>(self.withdraw)
+            .map(|(source, paths)| (source, Arc::new(withdrawals::<A>(group, &paths))))
+            .collect();
         encoded
     }
 
@@ -259,22 +265,47 @@ fn path<A: AddressFamily>(key: A::Key, path_id: u8) -> PathPrefix {
     PathPrefix { prefix: A::prefix(key), path_id: path_id.into() }
 }
 
-fn withdrawals<A: AddressFamily>(group: &GroupKey, keys: Vec<(A::Key, u8)>) -> Chunk {
+/// The withdrawals that share messages: those of one source, or of all but the first sources.
+fn by_source<A: AddressFamily>(
+    mut withdrawn: Vec<Withdrawn<A>>,
+) -> impl Iterator<Item = (Option<PeerId>, Vec<Withdrawn<A>>)> {
+    // Each in the order in which they came.
+    if !withdrawn.is_sorted_by_key(|(.., source)| *source) {
+        withdrawn.sort_by_key(|(.., source)| *source);
+    }
+    let mut apart = 0;
+    std::iter::from_fn(move || {
+        let (.., source) = *withdrawn.first()?;
+        let end = withdrawn.partition_point(|(.., other)| *other == source);
+        if end < withdrawn.len() && apart == APART_MAX {
+            return Some((None, std::mem::take(&mut withdrawn)));
+        }
+        apart += 1;
+        let behind = withdrawn.split_off(end);
+        Some((Some(source), std::mem::replace(&mut withdrawn, behind)))
+    })
+}
+
+fn withdrawals<A: AddressFamily>(group: &GroupKey, paths: &[Withdrawn<A>]) -> Chunk {
     let mut chunk = Chunk::default();
     let mut push = |bytes: Bytes| {
         chunk.octets += bytes.len();
         chunk.messages.push(WireMessage { bytes, next_hop: None });
     };
-    let keys = keys.into_iter();
+    let paths = paths.iter();
     if group.paths_max == 0 {
-        let prefixes = keys.map(|(key, _)| A::prefix(key));
+        let prefixes = paths.map(|(key, ..)| A::prefix(*key));
         Withdrawals::new(group.format, A::FAMILY, prefixes).for_each(&mut push);
     } else {
-        let paths = keys.map(|(key, path_id)| path::<A>(key, path_id));
+        let paths = paths.map(|(key, path_id, _)| path::<A>(*key, *path_id));
         Withdrawals::new(group.format, A::FAMILY, paths).for_each(&mut push);
     }
     chunk
 }
+
+/// Sources in a batch whose withdrawals have messages of their own: with a thousand peers that go at once,
+/// each would cost the others a thousand messages.
+const APART_MAX: usize = 8;
 
 impl Chunk {
     /// A chunk of one message that goes out as it is.
