@@ -1,6 +1,7 @@
 //! A link loses its carrier: the sessions with peers next to it end at once.
 
-use std::collections::BTreeMap;
+use std::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::sync::Arc;
@@ -10,6 +11,9 @@ use cairn_agent::carrier;
 use cairn_bgp::config::{GracefulRestart, Multipath, Origination, PeerConfig, SpeakerConfig};
 use cairn_bgp::session::{ErrorKind, SessionState};
 use cairn_bgp::speaker::{FibFeed, Speaker, SpeakerHandle, SpeakerOptions};
+use cairn_kernel::monitor::Monitor;
+use cairn_kernel::{Netlink, link};
+use tokio::sync::mpsc;
 
 const OURS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const THEIRS: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -98,4 +102,33 @@ async fn a_lost_carrier_ends_the_session_in_spite_of_graceful_restart() {
     let errors = ours.errors("peer".into()).await.expect("a peer");
     let lost: Vec<_> = errors.iter().filter(|e| e.kind == ErrorKind::CarrierLost).collect();
     assert_eq!(lost.iter().map(|e| e.count).sum::<u64>(), 1, "for this link only: {errors:?}");
+}
+
+/// Notifications fail when the kernel never stands still while links are read, or gives no socket.
+#[tokio::test]
+async fn what_went_while_links_were_not_watched_is_said_afterwards() {
+    two_links();
+    ip("link set d1 down");
+    let failed = Cell::new(false);
+    let open = || match failed.replace(true) {
+        false => Err(cairn_kernel::Error::Interrupted(3)),
+        true => Monitor::open_links(),
+    };
+    let (lost, mut links) = mpsc::channel(8);
+    let listen = async {
+        let mut two = async || BTreeSet::from([links.recv().await, links.recv().await]);
+        assert_eq!(two().await, indices(["d1", "p1"]), "both ends are without carrier");
+        ip("link set p2 down");
+        assert_eq!(two().await, indices(["d2", "p2"]), "it is watched again");
+    };
+    tokio::select! {
+        () = carrier::follow(open, lost) => {}
+        heard = tokio::time::timeout(Duration::from_secs(20), listen) => heard.expect("all is said"),
+    }
+}
+
+fn indices(names: [&str; 2]) -> BTreeSet<Option<u32>> {
+    let mut netlink = Netlink::open().expect("a socket");
+    let mut index = |name| link::find(&mut netlink, name).expect("links").map(|link| link.index);
+    names.map(&mut index).into()
 }
