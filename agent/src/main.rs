@@ -8,7 +8,7 @@ use cairn_agent::control::protocol::Ask;
 use cairn_agent::report::Report;
 use cairn_agent::{
     DEFAULT_RUN_DIR, agent, bfd, bgp, cleanup, control, drain_command, ipam_command,
-    kernel_command, logging, speaker,
+    kernel_command, logging, memory, speaker,
 };
 use clap::{Parser, Subcommand};
 
@@ -60,6 +60,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    memory::keep_little();
     let cli = Cli::parse();
     let done = run(cli);
     logging::flush();

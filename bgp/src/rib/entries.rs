@@ -273,6 +273,7 @@ impl<A: AddressFamily> Entries<A> {
         }
         self.slots.shrink_to_fit();
         self.free.shrink_to_fit();
+        self.gone.shrink_to_fit();
         renumbering
     }
 

@@ -22,7 +22,7 @@
 //! sessions, at both ends of each, and in the end the second router must have every route. Measured are the times between
 //! KEEPALIVEs, and between messages of any sort, as the feeding peer reads them, and between BFD packets, as the kernel of the second router gets them; how
 //! long a peer that comes and goes meanwhile waits for the first route of each session; and the speakers' memory before
-//! the first route, with all, and two seconds after the withdrawal of all.
+//! the first route, with all, and a minute after the withdrawal of all.
 //!
 //! This process has its share in all of it, on the same cores.
 
@@ -168,7 +168,7 @@ fn print_tables(options: &Options, times: Option<&Times>, outcome: Option<&Outco
             let [before, full, after] = memory.megabytes().map(figure);
             println!(
                 "the {speaker} speaker's memory: {before} MB before, {full} MB with all routes, \
-                 {after} MB when they have been withdrawn"
+                 {after} MB a minute after they were withdrawn"
             );
         }
     }

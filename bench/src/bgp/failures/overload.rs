@@ -58,7 +58,7 @@ pub struct Memory {
     pub before: u64,
     /// With all routes in the end.
     pub full: u64,
-    /// When they have been withdrawn.
+    /// A minute after they have been withdrawn.
     pub after: u64,
 }
 
@@ -362,8 +362,8 @@ const END: u8 = 3;
 /// Types of messages that show that the other side is alive (RFC 4271 section 8.2.2).
 const UPDATE_TYPE: u8 = 2;
 const KEEPALIVE_TYPE: u8 = 4;
-/// Time for a speaker to give memory back.
-const MEMORY_WAIT: Duration = Duration::from_secs(2);
+/// Time for a speaker to give memory back, which it does each minute.
+const MEMORY_WAIT: Duration = Duration::from_secs(70);
 /// It comes and goes.
 const JOINER: u32 = 1;
 const JOINER_NAME: &str = "joiner";
