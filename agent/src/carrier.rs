@@ -5,12 +5,13 @@
 use std::time::Duration;
 
 use cairn_bgp::speaker::SpeakerHandle;
+use cairn_kernel::Error;
 use cairn_kernel::monitor::{KernelEvent, LinkState, Monitor};
-use cairn_kernel::{Error, Netlink, link};
 use tokio::sync::mpsc;
 
-/// Watches the links of the calling thread's network namespace until the speaker ends. Without it
-/// sessions go on as before, so a kernel that refuses is only told about, and asked again.
+/// Watches the links of the calling thread's network namespace until the speaker ends; its runtime is that
+/// thread's alone. Without it sessions go on as before, so a kernel that refuses is only told about, and asked
+/// again.
 pub fn watch(speaker: SpeakerHandle) {
     tokio::spawn(async move {
         let mut changes = speaker.changes();
@@ -31,13 +32,49 @@ pub fn watch(speaker: SpeakerHandle) {
 }
 
 /// Tells `lost` which links cannot carry packets any more, by their indices, for as long as it is polled.
-/// Notifications that fail are opened again; what went meanwhile is then told, too.
+/// Notifications that fail are opened again; of what they were silent about the outcome is told then.
 pub async fn follow(open: impl Fn() -> Result<Monitor, Error>, lost: mpsc::Sender<u32>) {
-    let mut failed = false;
+    let mut failing = Failing(false);
+    let mut monitor = loop {
+        match open() {
+            Ok(monitor) => break monitor,
+            Err(error) => failing.wait(&error).await,
+        }
+    };
+    failing.is_over();
+    let mut broken = false;
     loop {
-        let Err(error) = follow_once(&open, &mut failed, &lost).await;
-        // Once, as it may last.
-        if !std::mem::replace(&mut failed, true) {
+        let events = match broken {
+            true => monitor.reopen(),
+            false => monitor.next().await,
+        };
+        match events {
+            Ok(events) => {
+                (broken, _) = (false, failing.is_over());
+                for event in events {
+                    // After lost notifications the links have been read again: what changed is here, too.
+                    let KernelEvent::Link { index, name, state } = event else { continue };
+                    if state != LinkState::Running {
+                        tracing::debug!(%name, ?state, "link without carrier");
+                        // Who does not listen any more ends this, too.
+                        let _ = lost.send(index).await;
+                    }
+                }
+            }
+            Err(error) => {
+                broken = true;
+                failing.wait(&error).await;
+            }
+        }
+    }
+}
+
+/// Whether links are not watched, which is said once: it may last.
+struct Failing(bool);
+
+impl Failing {
+    async fn wait(&mut self, error: &Error) {
+        if !std::mem::replace(&mut self.0, true) {
             tracing::warn!(
                 %error,
                 "links are not watched, which is tried again: until then a lost carrier is noticed by the hold \
@@ -46,37 +83,12 @@ pub async fn follow(open: impl Fn() -> Result<Monitor, Error>, lost: mpsc::Sende
         }
         tokio::time::sleep(RETRY).await;
     }
-}
 
-async fn follow_once(
-    open: &impl Fn() -> Result<Monitor, Error>,
-    failed: &mut bool,
-    lost: &mpsc::Sender<u32>,
-) -> Result<std::convert::Infallible, Error> {
-    let mut monitor = open()?;
-    if std::mem::take(failed) {
-        for link in link::list(&mut Netlink::open()?)? {
-            if !link.is_running() {
-                tell(lost, link.index).await;
-            }
-        }
-        tracing::info!("links are watched again");
-    }
-    loop {
-        for event in monitor.next().await? {
-            // After lost notifications the links have been read again: what changed is here, too.
-            let KernelEvent::Link { index, name, state } = event else { continue };
-            if state != LinkState::Running {
-                tracing::debug!(%name, ?state, "link without carrier");
-                tell(lost, index).await;
-            }
+    fn is_over(&mut self) {
+        if std::mem::take(&mut self.0) {
+            tracing::info!("links are watched again");
         }
     }
-}
-
-async fn tell(lost: &mpsc::Sender<u32>, index: u32) {
-    // Who does not listen any more ends this, too.
-    let _ = lost.send(index).await;
 }
 
 /// After notifications that have failed: what made them fail may last.

@@ -104,6 +104,7 @@ pub(crate) fn on_own_thread<F: Future<Output = ()>>(
     let run = move || match runtime.build() {
         Ok(runtime) => {
             let _ = made.send(Ok(()));
+            runtime.spawn(memory::give_back_own());
             runtime.block_on(task());
         }
         Err(error) => drop(made.send(Err(error))),

@@ -60,7 +60,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    memory::keep_little();
+    // SAFETY: there is no other thread.
+    unsafe { memory::keep_little() };
     let cli = Cli::parse();
     let done = run(cli);
     logging::flush();

@@ -11,7 +11,7 @@ use cairn_agent::carrier;
 use cairn_bgp::config::{GracefulRestart, Multipath, Origination, PeerConfig, SpeakerConfig};
 use cairn_bgp::session::{ErrorKind, SessionState};
 use cairn_bgp::speaker::{FibFeed, Speaker, SpeakerHandle, SpeakerOptions};
-use cairn_kernel::monitor::Monitor;
+use cairn_kernel::monitor::{KernelEvent, LinkState, Monitor};
 use cairn_kernel::{Netlink, link};
 use tokio::sync::mpsc;
 
@@ -106,29 +106,58 @@ async fn a_lost_carrier_ends_the_session_in_spite_of_graceful_restart() {
 
 /// Notifications fail when the kernel never stands still while links are read, or gives no socket.
 #[tokio::test]
-async fn what_went_while_links_were_not_watched_is_said_afterwards() {
+async fn links_are_watched_although_that_failed_at_first() {
     two_links();
-    ip("link set d1 down");
-    let failed = Cell::new(false);
-    let open = || match failed.replace(true) {
-        false => Err(cairn_kernel::Error::Interrupted(3)),
-        true => Monitor::open_links(),
+    let attempts = Cell::new(0);
+    let open = || match attempts.replace(attempts.get() + 1) {
+        0 => Err(cairn_kernel::Error::Interrupted(3)),
+        _ => Monitor::open_links(),
     };
     let (lost, mut links) = mpsc::channel(8);
     let listen = async {
-        let mut two = async || BTreeSet::from([links.recv().await, links.recv().await]);
-        assert_eq!(two().await, indices(["d1", "p1"]), "both ends are without carrier");
+        until("the second attempt", async || attempts.get() == 2).await;
         ip("link set p2 down");
-        assert_eq!(two().await, indices(["d2", "p2"]), "it is watched again");
+        let mut awaited = indices(["d2", "p2"]);
+        while !awaited.is_empty() {
+            let index = links.recv().await.expect("it goes on");
+            awaited.remove(&index);
+        }
     };
     tokio::select! {
         () = carrier::follow(open, lost) => {}
-        heard = tokio::time::timeout(Duration::from_secs(20), listen) => heard.expect("all is said"),
+        heard = tokio::time::timeout(Duration::from_secs(20), listen) => heard.expect("it is told"),
     }
 }
 
-fn indices(names: [&str; 2]) -> BTreeSet<Option<u32>> {
+#[tokio::test]
+async fn what_a_monitor_has_missed_is_told_when_it_is_opened_again() {
+    two_links();
+    ip("link add d3 type veth peer name p3");
+    let mut monitor = Monitor::open_links().expect("a monitor");
+    let gone = indices(["d1", "p1"]);
+    ip("link del d1");
+    ip("link set p2 down");
+    let mut events = monitor.reopen().expect("the same again");
+    assert_eq!(events.remove(0), KernelEvent::Overrun);
+    let link = |event: KernelEvent| match event {
+        KernelEvent::Link { index, state, .. } => Some((index, state)),
+        KernelEvent::RoutesLost { .. } => None,
+        other => panic!("{other:?}"),
+    };
+    let changed: BTreeMap<u32, LinkState> = events.into_iter().filter_map(link).collect();
+    let removed = gone.into_iter().map(|index| (index, LinkState::Removed));
+    let [d2, p2] = ["d2", "p2"].map(|name| indices([name]).pop_first().expect("a link"));
+    let others = [(d2, LinkState::NoCarrier), (p2, LinkState::Down)];
+    // d3 and p3 are down as they were.
+    assert_eq!(changed, removed.chain(others).collect());
+    ip("link set p2 up");
+    let events = tokio::time::timeout(Duration::from_secs(20), monitor.next()).await;
+    let mut events = events.expect("it is told").expect("it works").into_iter().filter_map(link);
+    assert!(events.any(|(index, state)| index == p2 && state == LinkState::Running));
+}
+
+fn indices<const N: usize>(names: [&str; N]) -> BTreeSet<u32> {
     let mut netlink = Netlink::open().expect("a socket");
-    let mut index = |name| link::find(&mut netlink, name).expect("links").map(|link| link.index);
+    let mut index = |name| link::find(&mut netlink, name).expect("links").expect("there is").index;
     names.map(&mut index).into()
 }

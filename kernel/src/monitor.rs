@@ -114,6 +114,7 @@ struct Known {
 /// A subscription to the notifications of one network namespace.
 pub struct Monitor {
     fd: AsyncFd<OwnedFd>,
+    groups: u32,
     netlink: Netlink,
     own_ports: Vec<u32>,
     links: HashMap<u32, Known>,
@@ -144,7 +145,7 @@ impl Monitor {
     /// # Errors
     /// [`Error::System`] when the kernel gives no socket, and those of [`link::list`].
     pub fn open() -> Result<Monitor, Error> {
-        Monitor::new(subscribe(GROUPS)?, Netlink::open()?)
+        Monitor::new(subscribe(GROUPS)?, GROUPS, Netlink::open()?)
     }
 
     /// As [`Monitor::open`], for [`KernelEvent::Link`] only, with what follows from it.
@@ -152,7 +153,7 @@ impl Monitor {
     /// # Errors
     /// As [`Monitor::open`].
     pub fn open_links() -> Result<Monitor, Error> {
-        Monitor::new(subscribe(GROUP_LINKS)?, Netlink::open()?)
+        Monitor::new(subscribe(GROUP_LINKS)?, GROUP_LINKS, Netlink::open()?)
     }
 
     /// As [`Monitor::open_links`], with [`KernelEvent::AddressesChanged`] of IPv6 addresses.
@@ -160,7 +161,8 @@ impl Monitor {
     /// # Errors
     /// As [`Monitor::open`].
     pub fn open_link_addresses() -> Result<Monitor, Error> {
-        Monitor::new(subscribe(GROUP_LINKS | GROUP_IPV6_ADDRESSES)?, Netlink::open()?)
+        let groups = GROUP_LINKS | GROUP_IPV6_ADDRESSES;
+        Monitor::new(subscribe(groups)?, groups, Netlink::open()?)
     }
 
     /// Subscribes in `netns`, else as [`Monitor::open`].
@@ -168,16 +170,13 @@ impl Monitor {
     /// # Errors
     /// As [`Monitor::open`], and those of [`NetNs::run`].
     pub fn open_in(netns: &NetNs) -> Result<Monitor, Error> {
-        Monitor::new(netns.run(|| subscribe(GROUPS))??, Netlink::open_in(netns)?)
+        Monitor::new(netns.run(|| subscribe(GROUPS))??, GROUPS, Netlink::open_in(netns)?)
     }
 
-    fn new(fd: OwnedFd, netlink: Netlink) -> Result<Monitor, Error> {
-        // SAFETY: an `OwnedFd` always gives the same descriptor, and it stays open until the
-        // `AsyncFd`, which owns it, has deregistered it.
-        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
-            .map_err(|error| Error::io("watch a netlink socket", &error.into()))?;
+    fn new(fd: OwnedFd, groups: u32, netlink: Netlink) -> Result<Monitor, Error> {
         let mut monitor = Monitor {
-            fd,
+            fd: watched(fd)?,
+            groups,
             netlink,
             own_ports: Vec::new(),
             links: HashMap::new(),
@@ -191,10 +190,31 @@ impl Monitor {
         Ok(monitor)
     }
 
+    /// Subscribes anew in the network namespace of the calling thread, which has to be the same, after
+    /// [`Monitor::next`] has failed. Returns [`KernelEvent::Overrun`], and how links differ from what was
+    /// known of them.
+    ///
+    /// # Errors
+    /// As [`Monitor::open`]; it can be tried again, and nothing is forgotten.
+    pub fn reopen(&mut self) -> Result<Vec<KernelEvent>, Error> {
+        self.fd = watched(subscribe(self.groups)?)?;
+        self.netlink = Netlink::open()?;
+        self.leave_out_own();
+        self.overrun()?;
+        Ok(self.take())
+    }
+
     /// Leaves out routes and next-hop objects that the socket with `port` writes
     /// ([`route::RouteSocket::port`]).
     pub fn ignore_port(&mut self, port: u32) {
         self.own_ports.push(port);
+        self.leave_out_own();
+    }
+
+    fn leave_out_own(&self) {
+        if self.own_ports.is_empty() {
+            return;
+        }
         // Without it they are sorted out here, after those of a full table have not fit the buffer.
         if let Err(error) = filter::leave_out(self.fd.get_ref(), &OWN_KINDS, &self.own_ports) {
             tracing::debug!(%error, "the kernel tells of our own writes, too");
@@ -475,6 +495,13 @@ fn subject(event: &KernelEvent) -> Subject {
         KernelEvent::ReversePath => Subject::ReversePath,
         KernelEvent::Overrun => Subject::Overrun,
     }
+}
+
+fn watched(fd: OwnedFd) -> Result<AsyncFd<OwnedFd>, Error> {
+    // SAFETY: an `OwnedFd` always gives the same descriptor, and it stays open until the
+    // `AsyncFd`, which owns it, has deregistered it.
+    unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }
+        .map_err(|error| Error::io("watch a netlink socket", &error.into()))
 }
 
 fn subscribe(groups: u32) -> Result<OwnedFd, Error> {

@@ -544,8 +544,9 @@ impl<A: AddressFamily> Group<A> {
                     batch.announce(sent, id, key);
                     withdrawn.remove(sent.path_id);
                 }
-                // This batch is for one member alone.
-                withdrawn.iter().for_each(|path_id| batch.withdraw(key, path_id, peer));
+                // They are this member's alone, whoever has given the routes.
+                let withdrawn = withdrawn.iter();
+                withdrawn.for_each(|path_id| batch.withdraw(key, path_id, PeerId::LOCAL));
             }
             // What the stream holds could be said; it can be said again.
             let encoded = batch.encode(&self.key, context);

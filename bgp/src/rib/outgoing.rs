@@ -164,13 +164,16 @@ impl<A: AddressFamily> Batch<A> {
         }
         encoded.end_announcements(writing);
         for (peer, keys) in self.withdraw_from {
-            let keys: Vec<_> = keys.into_iter().map(|key| (key, 0, peer)).collect();
-            encoded.withdrawals_from.push((peer, Arc::new(withdrawals::<A>(group, &keys))));
+            let paths = keys.into_iter().map(|key| (key, 0));
+            encoded.withdrawals_from.push((peer, Arc::new(withdrawals::<A>(group, paths))));
         }
         // By peer, as the map's order is none.
         encoded.withdrawals_from.sort_unstable_by_key(|(peer, _)| *peer);
         encoded.withdrawals = by_source::<A>(self.withdraw)
-            .map(|(source, paths)| (source, Arc::new(withdrawals::<A>(group, &paths))))
+            .map(|(source, paths)| {
+                let paths = paths.into_iter().map(|(key, path_id, _)| (key, path_id));
+                (source, Arc::new(withdrawals::<A>(group, paths)))
+            })
             .collect();
         encoded
     }
@@ -286,25 +289,27 @@ fn by_source<A: AddressFamily>(
     })
 }
 
-fn withdrawals<A: AddressFamily>(group: &GroupKey, paths: &[Withdrawn<A>]) -> Chunk {
+fn withdrawals<A: AddressFamily>(
+    group: &GroupKey,
+    paths: impl Iterator<Item = (A::Key, u8)>,
+) -> Chunk {
     let mut chunk = Chunk::default();
     let mut push = |bytes: Bytes| {
         chunk.octets += bytes.len();
         chunk.messages.push(WireMessage { bytes, next_hop: None });
     };
-    let paths = paths.iter();
     if group.paths_max == 0 {
-        let prefixes = paths.map(|(key, ..)| A::prefix(*key));
+        let prefixes = paths.map(|(key, _)| A::prefix(key));
         Withdrawals::new(group.format, A::FAMILY, prefixes).for_each(&mut push);
     } else {
-        let paths = paths.map(|(key, path_id, _)| path::<A>(*key, *path_id));
+        let paths = paths.map(|(key, path_id)| path::<A>(key, path_id));
         Withdrawals::new(group.format, A::FAMILY, paths).for_each(&mut push);
     }
     chunk
 }
 
-/// Sources in a batch whose withdrawals have messages of their own: with a thousand peers that go at once,
-/// each would cost the others a thousand messages.
+/// Sources in a batch whose withdrawals have messages of their own when there are more than one further source:
+/// of a thousand peers that go at once, each would cost the others a message.
 const APART_MAX: usize = 8;
 
 impl Chunk {
