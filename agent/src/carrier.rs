@@ -50,7 +50,8 @@ pub async fn follow(open: impl Fn() -> Result<Monitor, Error>, lost: mpsc::Sende
         };
         match events {
             Ok(events) => {
-                (broken, _) = (false, failing.is_over());
+                broken = false;
+                failing.is_over();
                 for event in events {
                     // After lost notifications the links have been read again: what changed is here, too.
                     let KernelEvent::Link { index, name, state } = event else { continue };
