@@ -42,15 +42,13 @@ pub async fn follow(open: impl Fn() -> Result<Monitor, Error>, lost: mpsc::Sende
         }
     };
     failing.is_over();
-    let mut broken = false;
     loop {
-        let events = match broken {
+        let events = match failing.0 {
             true => monitor.reopen(),
             false => monitor.next().await,
         };
         match events {
             Ok(events) => {
-                broken = false;
                 failing.is_over();
                 for event in events {
                     // After lost notifications the links have been read again: what changed is here, too.
@@ -62,10 +60,7 @@ pub async fn follow(open: impl Fn() -> Result<Monitor, Error>, lost: mpsc::Sende
                     }
                 }
             }
-            Err(error) => {
-                broken = true;
-                failing.wait(&error).await;
-            }
+            Err(error) => failing.wait(&error).await,
         }
     }
 }

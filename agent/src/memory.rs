@@ -35,12 +35,8 @@ pub async fn give_back() {
 pub async fn give_back_own() {
     loop {
         tokio::time::sleep(INTERVAL).await;
-        free_a_piece();
+        drop(std::hint::black_box(Vec::<u8>::with_capacity(PIECE_OCTETS)));
     }
-}
-
-fn free_a_piece() {
-    drop(std::hint::black_box(Vec::<u8>::with_capacity(PIECE_OCTETS)));
 }
 
 fn trim() {

@@ -457,12 +457,12 @@ impl<A: AddressFamily> Group<A> {
             batch.announce(&path.sent, id, key);
             differs = true;
         }
-        let is_sent = |path_id| new.iter().any(|path| path.sent.path_id == path_id);
-        let gone = old.iter().map(|path| &path.sent).filter(|sent| !is_sent(sent.path_id));
-        let gone: PathIds = gone
-            .inspect(|sent| batch.withdraw(key, sent.path_id, sent.source))
-            .map(|sent| sent.path_id)
-            .collect();
+        let stay: PathIds = new.iter().map(|path| path.sent.path_id).collect();
+        let mut gone = PathIds::default();
+        for SentPath { sent, .. } in old.iter().filter(|path| !stay.contains(path.sent.path_id)) {
+            batch.withdraw(key, sent.path_id, sent.source);
+            gone.insert(sent.path_id);
+        }
         if !gone.is_empty() {
             left.push((id, gone));
         }
